@@ -1,1 +1,259 @@
-//! placeholder
+//! What a disk image format is to the rest of the program.
+//!
+//! A format driver is pure: over metadata that somebody else caches it answers where sectors lie
+//! ([`Image::map`]) and where a change goes and in which order its metadata follows
+//! ([`Image::plan`], [`Image::landed`]). It never does I/O, never waits and never allocates once it
+//! is open. The same driver therefore runs under the daemon's engine, under the simulator and under
+//! the small blocking executor of the offline tools.
+//!
+//! ```text
+//!   map(span)  ──► Run { At byte | Zero | Below }          or Stop { Load, Wait, Grow, Fail }
+//!   plan(span) ──► Plan ─► phase 1: data + `along` ─► landed(1) ─► phase 2 … ─► free ─► finish
+//! ```
+#![forbid(unsafe_code)]
+
+mod storage;
+
+pub use storage::{MemStorage, Storage};
+
+/// Bytes of a guest sector. Everything a guest addresses is counted in these, also on devices with
+/// larger sectors.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Guest sectors: a start and a count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Span {
+    /// First sector of 512 bytes.
+    pub start: u64,
+    /// Number of sectors.
+    pub count: u32,
+}
+
+impl Span {
+    /// The sector after the last one.
+    pub fn end(self) -> u64 {
+        self.start + u64::from(self.count)
+    }
+
+    /// What is left after the first `done` sectors.
+    pub fn skip(self, done: u32) -> Span {
+        assert!(done <= self.count, "skipping past the end of a span");
+        Span { start: self.start + u64::from(done), count: self.count - done }
+    }
+
+    /// The first sectors, at most `count` of them.
+    pub fn first(self, count: u32) -> Span {
+        Span { start: self.start, count: self.count.min(count) }
+    }
+}
+
+/// A piece of an image's own file that holds metadata: the unit of caching and of metadata writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct MetaRef {
+    /// Byte offset in the file.
+    pub at: u64,
+    /// Length in bytes, at most the cache's unit.
+    pub bytes: u16,
+}
+
+/// At most four pieces of metadata.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MetaList {
+    items: [Option<MetaRef>; 4],
+}
+
+impl MetaList {
+    /// No metadata.
+    pub const EMPTY: MetaList = MetaList { items: [None; 4] };
+
+    /// A list of one.
+    pub fn one(r: MetaRef) -> MetaList {
+        MetaList { items: [Some(r), None, None, None] }
+    }
+
+    /// A list of two.
+    pub fn two(a: MetaRef, b: MetaRef) -> MetaList {
+        MetaList { items: [Some(a), Some(b), None, None] }
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.items.iter().all(Option::is_none)
+    }
+
+    /// What is in it.
+    pub fn iter(&self) -> impl Iterator<Item = MetaRef> + '_ {
+        self.items.iter().flatten().copied()
+    }
+}
+
+/// Where the first `count` sectors of a span are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The place of all of them.
+    pub place: Place,
+    /// How many sectors of the asked span share that place; at least one.
+    pub count: u32,
+}
+
+/// The place of a run of sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In this image's file, from this byte on.
+    At {
+        /// Byte offset in the file.
+        byte: u64,
+    },
+    /// Nowhere: they read as zeros, whatever lies below.
+    Zero,
+    /// Not in this image: ask the parent; zeros if there is none.
+    Below,
+}
+
+/// Not an error: what has to happen before the driver can answer. The caller asks again then.
+/// A driver that stops has changed nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Bring this piece of metadata into the cache.
+    Load(MetaRef),
+    /// Another plan on the same block, or a busy cache, has to finish first.
+    Wait,
+    /// The file must reach to this byte, with space behind it.
+    Grow {
+        /// Bytes the file must have.
+        end: u64,
+    },
+    /// The request fails with this errno.
+    Fail {
+        /// Positive errno.
+        errno: i32,
+        /// What is wrong, for the log.
+        why: &'static str,
+    },
+}
+
+/// What a request wants done to the sectors of a span.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// New data.
+    Write,
+    /// They shall read as zeros.
+    Zero {
+        /// The layers below read as zeros (or there are none).
+        below_zero: bool,
+        /// Keep the space (NBD's NO_HOLE).
+        keep: bool,
+    },
+    /// Their contents do not matter any more.
+    Discard {
+        /// The layers below read as zeros (or there are none).
+        below_zero: bool,
+    },
+}
+
+/// What happens to the file range of a plan in phase 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The request's data is written there.
+    Write,
+    /// The range is made to read as zeros; its space may be given back if `punch`.
+    Zero {
+        /// Give the space back.
+        punch: bool,
+    },
+    /// The range is given back to the device; it may read as anything afterwards.
+    Discard,
+    /// Nothing; only metadata changes, if anything does.
+    Nothing,
+}
+
+/// Where a change goes, and in which order metadata follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// What phase 1 does to the file range.
+    pub action: Action,
+    /// Byte offset of the range in the file.
+    pub byte: u64,
+    /// How many of the asked sectors this plan covers; at least one. With `Action::Write` and
+    /// `Action::Zero` this is also the length of the range.
+    pub count: u32,
+    /// Metadata that nothing points at yet; written together with the data.
+    pub along: MetaList,
+    /// Blocks that must stay cached until `finish`.
+    pub pins: MetaList,
+    /// File range (byte, bytes) that is given back after the last phase.
+    pub free: Option<(u64, u32)>,
+    /// A barrier (a flush of the lower disk) belongs between phase 1 and 2 if that disk has a
+    /// volatile cache and the policy asks for it.
+    pub barrier: bool,
+    /// The driver's own marks; the engine only hands them back.
+    pub token: [u64; 2],
+}
+
+/// The metadata cache and the file, as one layer sees them.
+pub trait Meta {
+    /// A cached piece.
+    ///
+    /// # Errors
+    /// [`Stop::Load`] if it is not there, [`Stop::Wait`] if it is on its way out.
+    fn get(&self, r: MetaRef) -> Result<&[u8], Stop>;
+    /// A cached and pinned piece, to change. Nothing is written until a driver returns it from
+    /// [`Image::landed`] or lists it in [`Plan::along`].
+    fn edit(&mut self, r: MetaRef) -> &mut [u8];
+    /// A piece that is not on the disk yet, all zeros.
+    ///
+    /// # Errors
+    /// [`Stop::Wait`] if the cache has no room just now.
+    fn create(&mut self, r: MetaRef) -> Result<&mut [u8], Stop>;
+    /// Whether the piece is cached and ready.
+    fn has(&self, r: MetaRef) -> bool {
+        self.get(r).is_ok()
+    }
+    /// Bytes of the file that exist, with space behind them.
+    fn grown(&self) -> u64;
+    /// A number that grows with every request started.
+    fn now(&self) -> u64;
+    /// The `now` of the oldest request still at work: what was freed before it, nobody reads.
+    fn oldest(&self) -> u64;
+}
+
+/// An open image of some format.
+pub trait Image: Send {
+    /// Size in sectors of 512 bytes.
+    fn sectors(&self) -> u64;
+
+    /// Where the first sectors of `span` are. `span` lies inside the image.
+    ///
+    /// # Errors
+    /// What must happen first.
+    fn map(&self, meta: &dyn Meta, span: Span) -> Result<Run, Stop>;
+
+    /// Where the first sectors of `span` go. Loads and checks everything, then changes.
+    ///
+    /// # Errors
+    /// What must happen first; nothing was changed then.
+    fn plan(&mut self, meta: &mut dyn Meta, span: Span, want: Want) -> Result<Plan, Stop>;
+
+    /// Phase `phase` (from 1) is on the disk. Edits what may point at it now; the result is what
+    /// the next phase writes. An empty list ends the plan.
+    fn landed(&mut self, meta: &mut dyn Meta, plan: &Plan, phase: u8) -> MetaList;
+
+    /// The plan is over. With `ok` false some operation of it failed and what is on the disk is not
+    /// known; the driver takes back what it edited.
+    fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool);
+
+    /// What has to be written when the image is closed after use, as (offset, bytes) in order, and
+    /// the length the file is cut to after the first of them (if it is a regular file). May allocate.
+    fn closing(&mut self) -> Closing {
+        Closing::default()
+    }
+}
+
+/// The last writes of an image.
+#[derive(Debug, Default)]
+pub struct Closing {
+    /// Writes in order.
+    pub writes: Vec<(u64, Vec<u8>)>,
+    /// New length of a regular file, applied after the first write.
+    pub truncate: Option<u64>,
+}

@@ -1,0 +1,147 @@
+//! Blocking access to the bytes of an image, for opening, closing and the offline tools.
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// A file, a block device, or memory.
+pub trait Storage {
+    /// Reads at an offset; fewer bytes than asked only at the end.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+    /// Writes all of `buf` at an offset.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()>;
+    /// Size in bytes.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn len(&self) -> io::Result<u64>;
+    /// Whether it has no bytes.
+    ///
+    /// # Errors
+    /// Those of [`Storage::len`].
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+    /// Cuts or extends a regular file; nothing on a device.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Waits until everything is on the disk.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn sync(&self) -> io::Result<()>;
+    /// Whether this is a block device: its size is fixed, a footer lies in its last sector.
+    fn is_device(&self) -> bool;
+
+    /// Reads exactly; a short read is `UnexpectedEof`.
+    ///
+    /// # Errors
+    /// Those of the device, or `UnexpectedEof`.
+    fn read_exact_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        if self.read_at(offset, buf)? < buf.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+}
+
+impl Storage for File {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buf.len() {
+            match FileExt::read_at(self, &mut buf[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        self.write_all_at(buf, offset)
+    }
+    fn len(&self) -> io::Result<u64> {
+        if !self.is_device() {
+            return Ok(self.metadata()?.len());
+        }
+        // Only the position moves, and nothing here uses the position.
+        use std::io::{Seek, SeekFrom};
+        let mut other: &File = self;
+        other.seek(SeekFrom::End(0))
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if self.is_device() { Ok(()) } else { File::set_len(self, len) }
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.sync_all()
+    }
+    fn is_device(&self) -> bool {
+        use std::os::unix::fs::FileTypeExt;
+        self.metadata().is_ok_and(|m| m.file_type().is_block_device())
+    }
+}
+
+/// An image in memory, for tests and the simulator.
+#[derive(Debug, Default)]
+pub struct MemStorage {
+    bytes: std::cell::RefCell<Vec<u8>>,
+    device: bool,
+}
+
+impl MemStorage {
+    /// Takes `bytes` as the contents of a file, or of a device of that size.
+    pub fn new(bytes: Vec<u8>, device: bool) -> MemStorage {
+        MemStorage { bytes: bytes.into(), device }
+    }
+
+    /// Gives the bytes back.
+    pub fn into_inner(self) -> Vec<u8> {
+        self.bytes.into_inner()
+    }
+}
+
+impl Storage for MemStorage {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.bytes.borrow();
+        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+        let n = buf.len().min(bytes.len() - from);
+        buf[..n].copy_from_slice(&bytes[from..from + n]);
+        Ok(n)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        let mut bytes = self.bytes.borrow_mut();
+        let from = usize::try_from(offset).map_err(io::Error::other)?;
+        let end = from.checked_add(buf.len()).ok_or(io::ErrorKind::InvalidInput)?;
+        if end > bytes.len() {
+            if self.device {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            bytes.resize(end, 0);
+        }
+        bytes[from..end].copy_from_slice(buf);
+        Ok(())
+    }
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.bytes.borrow().len() as u64)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        if !self.device {
+            self.bytes.borrow_mut().resize(usize::try_from(len).map_err(io::Error::other)?, 0);
+        }
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn is_device(&self) -> bool {
+        self.device
+    }
+}
