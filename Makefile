@@ -1,0 +1,112 @@
+# tapdisk-rs: build, try, test, measure, install.
+#
+#   make            the programs, in target/release
+#   make demo       a VHD made, served, written, snapshotted and checked, before your eyes
+#   make check      style, lints and the fast tests (minutes)
+#   make test       everything
+#   make bench      tapdisk beside qemu-nbd, nbdkit and fio on the raw file (BENCH_ARGS="--help" lists options)
+#   make install    PREFIX=/usr/local DESTDIR=
+#   make deps       the Debian packages that demo, test and bench call, through apt, where missing
+#
+# Works as root and as an ordinary user; only `deps` (to install something) and `install` (to a system
+# directory) need more.
+
+PREFIX     ?= /usr/local
+DESTDIR    ?=
+SBINDIR    ?= $(PREFIX)/sbin
+BINDIR     ?= $(PREFIX)/bin
+LIBEXECDIR ?= $(PREFIX)/libexec
+DATADIR    ?= $(PREFIX)/share
+MANDIR     ?= $(DATADIR)/man
+DOCDIR     ?= $(DATADIR)/doc/tapdisk-rs
+# Where systemd and logrotate look does not move with PREFIX, except below /usr.
+ifeq ($(PREFIX),/usr)
+TMPFILESDIR  ?= /usr/lib/tmpfiles.d
+LOGROTATEDIR ?= /etc/logrotate.d
+else
+TMPFILESDIR  ?= $(PREFIX)/lib/tmpfiles.d
+LOGROTATEDIR ?= $(PREFIX)/etc/logrotate.d
+endif
+
+# rustup puts cargo where a non-login shell does not look.
+CARGO  ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
+export CARGO
+TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),$(CURDIR)/target)
+BIN    := $(TARGET)/release
+PROGRAMS := $(BIN)/tap-ctl $(BIN)/tapdisk $(BIN)/vhd-util
+
+BENCH_ARGS ?=
+
+all: build
+
+build: linker
+	$(CARGO) build --release --workspace --bins
+
+# A Rust tool chain alone cannot link: it calls cc.
+linker:
+	@tests/deps.sh build
+
+deps:
+	@tests/deps.sh build demo test bench
+
+demo: build
+	@tests/deps.sh demo
+	@tests/demo.sh "$(BIN)"
+
+# Tests read TAPDISK_TESTS: `fast` leaves out what takes minutes, `all` leaves out nothing.
+check: linker
+	@tests/deps.sh demo test
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) build --workspace --bins
+	TAPDISK_TESTS=fast $(CARGO) test --workspace
+
+test: build
+	@tests/deps.sh demo test
+	$(CARGO) build --workspace --bins
+	TAPDISK_TESTS=all $(CARGO) test --workspace
+	tests/demo.sh "$(BIN)"
+	tests/ordinary-user.sh "$(BIN)"
+	MAKE="$(MAKE)" tests/install.sh
+
+bench: build
+	@tests/deps.sh demo bench
+	tests/bench/bench.py --bin "$(BIN)" $(BENCH_ARGS)
+
+# No dependency on `build`, so that `sudo make install` after `make` runs no compiler as root.
+$(PROGRAMS):
+	$(MAKE) build
+
+install: $(PROGRAMS)
+	install -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBEXECDIR)" \
+	    "$(DESTDIR)$(MANDIR)/man8" "$(DESTDIR)$(DOCDIR)" \
+	    "$(DESTDIR)$(DATADIR)/bash-completion/completions" \
+	    "$(DESTDIR)$(DATADIR)/zsh/site-functions" \
+	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d" \
+	    "$(DESTDIR)$(TMPFILESDIR)" "$(DESTDIR)$(LOGROTATEDIR)"
+	install -m 0755 "$(BIN)/tap-ctl" "$(DESTDIR)$(SBINDIR)/tap-ctl"
+	install -m 0755 "$(BIN)/vhd-util" "$(DESTDIR)$(BINDIR)/vhd-util"
+	install -m 0755 "$(BIN)/tapdisk" "$(DESTDIR)$(LIBEXECDIR)/tapdisk"
+	packaging/generate.sh "$(BIN)/tap-ctl" man "$(DESTDIR)$(MANDIR)/man8/tap-ctl.8"
+	install -m 0644 packaging/tapdisk.8 "$(DESTDIR)$(MANDIR)/man8/tapdisk.8"
+	packaging/generate.sh "$(BIN)/tap-ctl" bash "$(DESTDIR)$(DATADIR)/bash-completion/completions/tap-ctl"
+	packaging/generate.sh "$(BIN)/tap-ctl" zsh "$(DESTDIR)$(DATADIR)/zsh/site-functions/_tap-ctl"
+	packaging/generate.sh "$(BIN)/tap-ctl" fish "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/tap-ctl.fish"
+	install -m 0644 packaging/tmpfiles.conf "$(DESTDIR)$(TMPFILESDIR)/tapdisk-rs.conf"
+	install -m 0644 packaging/logrotate "$(DESTDIR)$(LOGROTATEDIR)/tapdisk-rs"
+	install -m 0644 LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
+
+uninstall:
+	rm -f "$(DESTDIR)$(SBINDIR)/tap-ctl" "$(DESTDIR)$(BINDIR)/vhd-util" \
+	    "$(DESTDIR)$(LIBEXECDIR)/tapdisk" \
+	    "$(DESTDIR)$(MANDIR)/man8/tap-ctl.8" "$(DESTDIR)$(MANDIR)/man8/tapdisk.8" \
+	    "$(DESTDIR)$(DATADIR)/bash-completion/completions/tap-ctl" \
+	    "$(DESTDIR)$(DATADIR)/zsh/site-functions/_tap-ctl" \
+	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/tap-ctl.fish" \
+	    "$(DESTDIR)$(TMPFILESDIR)/tapdisk-rs.conf" "$(DESTDIR)$(LOGROTATEDIR)/tapdisk-rs"
+	rm -rf "$(DESTDIR)$(DOCDIR)"
+
+clean:
+	$(CARGO) clean
+
+.PHONY: all build linker deps demo check test bench install uninstall clean

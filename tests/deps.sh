@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Makes sure that the programs which a step of the Makefile calls are there, and installs the missing ones
+# from Debian through apt: as root, or through sudo. Says what it installs and why. Without either, it says
+# what a person has to install, and fails.
+#
+#   deps.sh build|demo|test|bench ...
+set -euo pipefail
+
+# group  program or file  Debian package  why
+needs() {
+    cat <<'TABLE'
+build cc gcc the linker that cargo calls
+build /usr/include/stdio.h libc6-dev the C library that programs are linked with
+demo qemu-img qemu-utils checks our images from outside; qemu-io is the demo's NBD client
+demo qemu-io qemu-utils reads and writes a served disk over NBD
+demo nbdinfo libnbd-bin shows what the NBD server offers
+test qemu-nbd qemu-utils the second party of the image and NBD tests
+test nbdcopy libnbd-bin an NBD client with many connections
+test python3 python3 runs the tests that are scripts
+bench python3 python3 runs the benchmark
+bench fio fio makes the load (its nbd engine) and measures the raw file
+bench qemu-nbd qemu-utils the server to compare with
+bench nbdkit nbdkit another server to compare with
+TABLE
+}
+
+if [ -n "${CARGO:-}" ] && ! command -v "$CARGO" >/dev/null 2>&1; then
+    echo "deps: cargo is neither in PATH nor at ~/.cargo/bin/cargo: install Rust (Debian: rustup; or https://rustup.rs)" >&2
+    exit 1
+fi
+
+missing=()
+for group in "$@"; do
+    while read -r of what package why; do
+        [ "$of" = "$group" ] || continue
+        case $what in
+            /*) [ ! -e "$what" ] || continue ;;
+            *) ! command -v "$what" >/dev/null 2>&1 || continue ;;
+        esac
+        case " ${missing[*]-} " in *" $package "*) continue ;; esac
+        echo "deps: $what is missing ($why): needs the Debian package $package" >&2
+        missing+=("$package")
+    done < <(needs)
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+by_hand() {
+    echo "deps: $1" >&2
+    echo "deps: please run, as root:  apt-get install ${missing[*]}" >&2
+    exit 1
+}
+
+command -v apt-get >/dev/null 2>&1 || by_hand "this is no Debian: apt-get is not there (the names below are Debian's)"
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null 2>&1 || by_hand "not root and no sudo here, so nothing can be installed"
+    # A terminal can be asked for a password; a script cannot.
+    if [ -t 0 ]; then as_root=(sudo); else as_root=(sudo -n); fi
+    "${as_root[@]}" true 2>/dev/null || by_hand "not root, and sudo does not let this user through"
+fi
+
+echo "deps: installing through apt: ${missing[*]}" >&2
+install() {
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y --no-install-recommends "${missing[@]}" >&2
+}
+# A fresh machine has no package lists, or old ones.
+install || { "${as_root[@]}" apt-get update >&2 && install; } || by_hand "apt could not install them"
