@@ -1,1 +1,6 @@
-//! placeholder
+//! tapdisk: one process that serves one virtual disk (the control protocol allows more).
+#![deny(unsafe_code)]
+
+pub mod disk;
+pub mod pool;
+pub mod transport;

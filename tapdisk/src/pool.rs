@@ -1,0 +1,130 @@
+//! The arena: one mapping that holds every byte a request may touch.
+//!
+//! It is mapped, populated and locked at open, page-aligned (fit for O_DIRECT and for io_uring's
+//! registered buffers), and never grows. Pieces of it are named by [`Buf`], an offset and a length,
+//! never by pointer: the kernel may be writing into a piece while the rest is in use, so a slice is
+//! only made of a piece that is not in flight. Who owns which piece is decided by the engine: a slot
+//! owns its buffer for life, a metadata block its unit.
+#![allow(unsafe_code)]
+use std::io;
+use std::ptr::NonNull;
+
+/// A piece of the arena.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Buf {
+    /// Offset in the arena.
+    pub offset: u32,
+    /// Length in bytes.
+    pub bytes: u32,
+}
+
+impl Buf {
+    /// No memory: for operations without data.
+    pub const NONE: Buf = Buf { offset: 0, bytes: 0 };
+
+    /// The piece that starts `skip` bytes in and has `bytes` bytes.
+    pub fn part(self, skip: u32, bytes: u32) -> Buf {
+        assert!(
+            skip.checked_add(bytes).is_some_and(|end| end <= self.bytes),
+            "a piece of a buffer lies inside it"
+        );
+        Buf { offset: self.offset + skip, bytes }
+    }
+}
+
+/// How the arena's memory is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Locked {
+    /// In memory until unmapped.
+    Yes,
+    /// The kernel refused, with this errno; pages may be reclaimed.
+    Refused(i32),
+}
+
+/// One locked mapping.
+#[derive(Debug)]
+pub struct Arena {
+    base: NonNull<u8>,
+    bytes: usize,
+    locked: Locked,
+}
+
+// SAFETY: the mapping is owned by this value alone and has no thread affinity.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    /// Maps, populates and tries to lock `bytes` (rounded up to pages) of zeros.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn new(bytes: usize) -> io::Result<Arena> {
+        let bytes = bytes.next_multiple_of(4096);
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice.
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+        };
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(at.cast::<u8>()).expect("mmap gave an address");
+        // SAFETY: the range was mapped just above.
+        let locked = match unsafe { libc::mlock(at, bytes) } {
+            0 => Locked::Yes,
+            _ => Locked::Refused(io::Error::last_os_error().raw_os_error().unwrap_or(libc::ENOMEM)),
+        };
+        Ok(Arena { base, bytes, locked })
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether the memory is locked.
+    pub fn locked(&self) -> Locked {
+        self.locked
+    }
+
+    /// Address of the first byte, for registering with the kernel.
+    pub fn base(&self) -> *mut u8 {
+        self.base.as_ptr()
+    }
+
+    /// Address of a piece, for an operation of the kernel's. Checked to lie inside.
+    pub fn address(&self, buf: Buf) -> *mut u8 {
+        let (offset, bytes) = (buf.offset as usize, buf.bytes as usize);
+        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a buffer lies inside the arena");
+        // SAFETY: the offset was checked against the mapping's length just above.
+        unsafe { self.base.as_ptr().add(offset) }
+    }
+
+    /// A piece that nothing is in flight on, to read.
+    pub fn slice(&self, buf: Buf) -> &[u8] {
+        // SAFETY: `address` checked the range; the engine hands out a `Buf` to one owner at a time
+        // and gives it to the kernel only while that owner waits (the module's rule), and `&self`
+        // keeps `slice_mut` away.
+        unsafe { std::slice::from_raw_parts(self.address(buf), buf.bytes as usize) }
+    }
+
+    /// A piece that nothing is in flight on, to change.
+    pub fn slice_mut(&mut self, buf: Buf) -> &mut [u8] {
+        // SAFETY: as for `slice`; `&mut self` keeps every other slice away.
+        unsafe { std::slice::from_raw_parts_mut(self.address(buf), buf.bytes as usize) }
+    }
+
+    /// Copies one piece to another; they may overlap. Neither is in flight.
+    pub fn copy(&mut self, from: Buf, to: Buf) {
+        assert!(from.bytes == to.bytes, "a copy keeps its length");
+        let (src, dst) = (self.address(from), self.address(to));
+        // SAFETY: both ranges were checked by `address`; `copy` allows overlap.
+        unsafe { std::ptr::copy(src, dst, from.bytes as usize) }
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `new`, unmapped once; nothing is in flight when an engine is dropped.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}

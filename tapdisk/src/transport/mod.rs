@@ -1,0 +1,116 @@
+//! Where requests come from, and the pool of slots they are put in.
+//!
+//! ```text
+//!   reserve ─► Filling (the transport writes the data) ─► start ─► … engine … ─► Done ─► release
+//!                                   ▲ slot and buffer are the transport's        ▲ again
+//! ```
+//! A slot owns its buffer for life. A transport that finds no free slot leaves the request where it
+//! is (in the ring, in the socket): that is the back-pressure.
+use image::Span;
+
+/// A slot, by position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SlotId(pub u16);
+
+/// What a request asks for. Spans are checked against the disk's size by [`Slots::start`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Data into the slot's buffer.
+    Read,
+    /// Data from the slot's buffer. With `fua` it is on the disk before the answer.
+    Write {
+        /// Force unit access.
+        fua: bool,
+    },
+    /// Everything answered so far is on the disk before the answer.
+    Flush,
+    /// The span reads as zeros afterwards.
+    Zero {
+        /// Keep the space allocated (NBD NO_HOLE).
+        keep: bool,
+        /// Fail with ENOTSUP rather than write zeros slowly (NBD FAST_ZERO).
+        fast: bool,
+        /// Force unit access.
+        fua: bool,
+    },
+    /// The span's contents do not matter any more.
+    Discard {
+        /// Force unit access.
+        fua: bool,
+    },
+    /// Which parts of the span hold data: extents are left in the slot's buffer, as many as fit, as
+    /// pairs of native u32: sectors, then 0 = data, 1 = hole that reads as zeros. May end before the
+    /// span does; at least one is given.
+    Status,
+}
+
+/// A request on its way through the engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// What.
+    pub verb: Verb,
+    /// Which sectors; count 0 only for Flush. Read and Write fit the slot's buffer; Zero, Discard
+    /// and Status may be of any length.
+    pub span: Span,
+    /// The transport's own mark, handed back.
+    pub mark: u64,
+}
+
+/// The outcome of a request: a positive errno on failure. `Ok` of Status is the number of extents.
+pub type Outcome = Result<u32, i32>;
+
+/// The engine as transports see it.
+pub trait Slots {
+    /// A free slot whose buffer has at least `bytes` bytes, now the caller's to fill; `None` if there is
+    /// none just now. `bytes` is at most [`Slots::slot_bytes_max`]. Small requests are given small
+    /// slots first.
+    fn reserve(&mut self, bytes: u32) -> Option<SlotId>;
+    /// Size of the largest slot buffer (64 KiB): longer requests are cut into pieces by the transport.
+    fn slot_bytes_max(&self) -> u32;
+    /// The buffer of a slot that is the caller's (reserved or done).
+    fn buffer(&self, slot: SlotId) -> &[u8];
+    /// The same, to change.
+    fn buffer_mut(&mut self, slot: SlotId) -> &mut [u8];
+    /// Moves a request into its reserved slot and sets it going. A request that is wrong (outside the
+    /// disk, write to a read-only disk) is done at once with its errno.
+    fn start(&mut self, slot: SlotId, request: Request);
+    /// Gives back a slot that is the caller's (reserved or done).
+    fn release(&mut self, slot: SlotId);
+    /// Slots in all and free ones, as (small, large) pairs: for quotas.
+    fn slots(&self) -> SlotCounts;
+    /// Size of the disk in sectors of 512 bytes.
+    fn sectors(&self) -> u64;
+    /// Logical sector size in bytes (512 or 4096): requests are multiples of it.
+    fn sector_size(&self) -> u32;
+    /// Whether writes are refused.
+    fn read_only(&self) -> bool;
+}
+
+/// How many slots there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct SlotCounts {
+    /// Slots with a buffer of 4 KiB.
+    pub small: u16,
+    /// Slots with a buffer of 64 KiB.
+    pub large: u16,
+    /// Free ones of the first kind.
+    pub small_free: u16,
+    /// Free ones of the second kind.
+    pub large_free: u16,
+}
+
+/// A source of requests. One turn of the server calls `take`, then the engine works, then `complete` is
+/// called for every finished slot of this transport, then `kick` once. None of them blocks or allocates
+/// in the steady state.
+pub trait Transport {
+    /// Moves what has arrived into slots and starts it, as far as slots allow. True if more is waiting
+    /// that did not fit.
+    fn take(&mut self, slots: &mut dyn Slots) -> bool;
+    /// A request of this transport is done. Its slot is the transport's until it releases it (NBD: when
+    /// the bytes are sent).
+    fn complete(&mut self, slots: &mut dyn Slots, slot: SlotId, request: &Request, outcome: Outcome);
+    /// Sends what was completed; one call a turn.
+    fn kick(&mut self, slots: &mut dyn Slots);
+    /// No request of this transport is in the engine.
+    fn idle(&self) -> bool;
+}
