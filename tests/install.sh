@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# make install into an empty directory: everything is in its place, the installed tap-ctl starts the tapdisk
+# of its own installation, and make uninstall takes all of it away again.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")/.." && pwd)
+dest=$(mktemp -d "${TMPDIR:-/tmp}/tapdisk-install.XXXXXX")
+export TAPDISK_RUN_DIR=$dest/run
+read -ra make <<<"${MAKE:-make}"
+pid='' minor=''
+
+finish() {
+    status=$?
+    trap - EXIT
+    if [ -n "$pid" ]; then
+        "$dest/usr/sbin/tap-ctl" destroy -p "$pid" -m "$minor" || kill "$pid" || true
+    fi
+    rm -rf "$dest"
+    exit "$status"
+}
+trap finish EXIT
+
+fail() {
+    echo "install: FAILED: $*" >&2
+    exit 1
+}
+
+"${make[@]}" --no-print-directory -C "$here" install DESTDIR="$dest" PREFIX=/usr >/dev/null
+
+for file in usr/sbin/tap-ctl usr/libexec/tapdisk usr/bin/vhd-util; do
+    [ -x "$dest/$file" ] || fail "$file is missing or not executable"
+done
+for file in usr/share/man/man8/tap-ctl.8 usr/share/man/man8/tapdisk.8 \
+    usr/share/bash-completion/completions/tap-ctl usr/share/zsh/site-functions/_tap-ctl \
+    usr/share/fish/vendor_completions.d/tap-ctl.fish usr/lib/tmpfiles.d/tapdisk-rs.conf \
+    etc/logrotate.d/tapdisk-rs usr/share/doc/tapdisk-rs/LICENSE-MIT; do
+    [ -s "$dest/$file" ] || fail "$file is missing or empty"
+done
+bash -n "$dest/usr/share/bash-completion/completions/tap-ctl" || fail "the bash completions do not parse"
+
+truncate -s 16M "$dest/disk.raw"
+device=$("$dest/usr/sbin/tap-ctl" create -a "aio:$dest/disk.raw")
+minor=${device##*-}
+pid=$("$dest/usr/sbin/tap-ctl" list -m "$minor" | sed -n 's/^pid=\([0-9]*\) .*/\1/p')
+[ -n "$pid" ] || fail "the installed tap-ctl does not list the disk it has made"
+exe=$(readlink "/proc/$pid/exe")
+[ "$exe" = "$dest/usr/libexec/tapdisk" ] || fail "the installed tap-ctl started $exe"
+"$dest/usr/sbin/tap-ctl" destroy -p "$pid" -m "$minor"
+pid=''
+
+"${make[@]}" --no-print-directory -C "$here" uninstall DESTDIR="$dest" PREFIX=/usr >/dev/null
+left=$(find "$dest/usr" "$dest/etc" ! -type d)
+[ -z "$left" ] || fail "make uninstall left $left"
+
+echo "install: everything in its place, and gone after uninstall"
