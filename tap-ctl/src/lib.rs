@@ -1,1 +1,14 @@
-//! placeholder
+//! What tapdisk and its callers have in common: the 544-byte control messages, the names in the
+//! run-time directory, and a client that speaks to a running tapdisk.
+//!
+//! ```text
+//!  tap-ctl (main.rs, command/)          tapdisk (another crate)
+//!      │ client · registry · spawn          │
+//!      └──────── paths · messages ──────────┘
+//! ```
+//!
+//! The library knows the messages and never the daemon: nothing here opens an image.
+//! The daemon uses [`messages`] and the paths; the rest is for clients.
+#![deny(unsafe_code)]
+
+pub mod messages;
