@@ -3,6 +3,9 @@
 //! An engine queues operations, hands them to the kernel once a turn, and reaps results. It knows
 //! nothing of formats or requests. Nothing here allocates after `open`; there is always room for one
 //! more operation, because the engine above never has more in flight than `depth` promised at open.
+pub mod lane;
+pub mod uring;
+
 use std::io;
 use std::os::fd::RawFd;
 

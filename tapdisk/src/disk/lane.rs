@@ -1,0 +1,268 @@
+//! One thread for what the kernel cannot do asynchronously.
+//!
+//! ```text
+//!   engine ── push ─► todo ─► thread: fallocate, discard, fdatasync ─► done ── pop ─► engine
+//!                                          └── eventfd: one count for each result
+//! ```
+//! Both queues have room for the engine's depth from the start, so nothing is allocated later and a
+//! push cannot fail. The thread waits only for the disk; it holds the lock only to move one job. It
+//! touches no memory of the arena. It takes no signals, and its stack is small and touched at start.
+#![allow(unsafe_code)]
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+use super::Tag;
+
+/// Stack of the thread in bytes: system calls and a lock need a few hundred.
+const STACK_BYTES: usize = 64 * 1024;
+/// How much of the stack is touched at start.
+const TOUCH_BYTES: usize = 16 * 1024;
+/// linux/prctl.h, since Linux 5.6.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+/// `_IO(0x12, 119)`, linux/fs.h.
+const BLKDISCARD: libc::c_ulong = 0x1277;
+
+/// An eventfd that never blocks.
+#[derive(Debug)]
+pub struct EventFd(OwnedFd);
+
+impl EventFd {
+    /// A new one, at zero.
+    ///
+    /// # Errors
+    /// When the process has no descriptor left.
+    pub fn new() -> io::Result<EventFd> {
+        // SAFETY: no memory is passed.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was made just above and has no other owner.
+        Ok(EventFd(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Adds one. At the largest count it is readable anyway, so a refusal does not matter.
+    pub fn signal(&self) {
+        let one = 1_u64.to_ne_bytes();
+        // SAFETY: the eight bytes outlive the call.
+        unsafe { libc::write(self.raw(), one.as_ptr().cast(), one.len()) };
+    }
+
+    /// Takes the count and leaves zero.
+    pub fn drain(&self) -> u64 {
+        let mut count = [0_u8; 8];
+        // SAFETY: the eight bytes outlive the call. A refusal (EAGAIN) leaves the zero.
+        unsafe { libc::read(self.raw(), count.as_mut_ptr().cast(), count.len()) };
+        u64::from_ne_bytes(count)
+    }
+
+    /// The descriptor, to poll.
+    pub fn raw(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// What a job does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// fallocate with this mode.
+    Fallocate(i32),
+    /// BLKDISCARD, on a block device.
+    Discard,
+    /// fdatasync.
+    Sync,
+}
+
+/// One job.
+#[derive(Clone, Copy, Debug)]
+pub struct Job {
+    /// Comes back with the result.
+    pub tag: Tag,
+    /// On which file; it stays open until the result is there.
+    pub fd: RawFd,
+    /// What.
+    pub call: Call,
+    /// Byte offset.
+    pub at: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+/// A finished job, as [`super::Disk::reap`] gives it.
+pub type Done = (Tag, Result<u32, i32>);
+
+#[derive(Debug)]
+struct Queues {
+    todo: VecDeque<Job>,
+    done: VecDeque<Done>,
+    stop: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queues: Mutex<Queues>,
+    work: Condvar,
+    wake: Arc<EventFd>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().expect("nothing panics under the lock: the program aborts on a panic")
+    }
+}
+
+/// The thread and its queues.
+#[derive(Debug)]
+pub struct Lane {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    depth: usize,
+    in_flight: usize,
+}
+
+impl Lane {
+    /// Starts the thread, with room for `depth` jobs. It adds one to `wake` for each result.
+    ///
+    /// # Errors
+    /// When no thread can be made.
+    pub fn start(depth: usize, wake: Arc<EventFd>) -> io::Result<Lane> {
+        let queues = Queues {
+            todo: VecDeque::with_capacity(depth),
+            done: VecDeque::with_capacity(depth),
+            stop: false,
+        };
+        let shared = Arc::new(Shared { queues: Mutex::new(queues), work: Condvar::new(), wake });
+        let theirs = Arc::clone(&shared);
+        let thread = without_signals(|| {
+            let builder = std::thread::Builder::new().name("disk-lane".into());
+            builder.stack_size(STACK_BYTES).spawn(move || run(&theirs))
+        })?;
+        Ok(Lane { shared, thread: Some(thread), depth, in_flight: 0 })
+    }
+
+    /// Queues a job. The engine keeps no more than `depth` in flight.
+    pub fn push(&mut self, job: Job) {
+        assert!(self.in_flight < self.depth, "the lane has room for every operation in flight");
+        self.in_flight += 1;
+        self.shared.lock().todo.push_back(job);
+        self.shared.work.notify_one();
+    }
+
+    /// The next result.
+    pub fn pop(&mut self) -> Option<Done> {
+        if self.in_flight == 0 {
+            return None;
+        }
+        let done = self.shared.lock().done.pop_front()?;
+        self.in_flight -= 1;
+        Some(done)
+    }
+
+    /// Results that are there and were not popped.
+    pub fn ready(&self) -> usize {
+        if self.in_flight == 0 { 0 } else { self.shared.lock().done.len() }
+    }
+
+    /// Jobs pushed and not popped.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+}
+
+impl Drop for Lane {
+    /// Waits for the job that runs; those behind it are forgotten.
+    fn drop(&mut self) {
+        self.shared.lock().stop = true;
+        self.shared.work.notify_one();
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has already said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The thread: one job after the other.
+fn run(shared: &Shared) {
+    touch_stack();
+    be_flusher();
+    while let Some(job) = next(shared) {
+        let result = perform(&job);
+        shared.lock().done.push_back((job.tag, result));
+        shared.wake.signal();
+    }
+}
+
+/// Sleeps until there is a job; `None` at the end.
+fn next(shared: &Shared) -> Option<Job> {
+    let mut queues = shared.lock();
+    loop {
+        if queues.stop {
+            return None;
+        }
+        if let Some(job) = queues.todo.pop_front() {
+            return Some(job);
+        }
+        queues = shared.work.wait(queues).expect("nothing panics under the lock");
+    }
+}
+
+/// One system call, again after a signal.
+fn perform(job: &Job) -> Result<u32, i32> {
+    let (Ok(at), Ok(bytes)) = (i64::try_from(job.at), i64::try_from(job.bytes)) else {
+        return Err(libc::EFBIG);
+    };
+    loop {
+        let outcome = match job.call {
+            // SAFETY: no memory is passed.
+            Call::Fallocate(mode) => unsafe { libc::fallocate(job.fd, mode, at, bytes) },
+            Call::Discard => discard(job),
+            // SAFETY: no memory is passed.
+            Call::Sync => unsafe { libc::fdatasync(job.fd) },
+        };
+        if outcome == 0 {
+            return Ok(0);
+        }
+        match io::Error::last_os_error().raw_os_error() {
+            Some(libc::EINTR) => {}
+            errno => return Err(errno.unwrap_or(libc::EIO)),
+        }
+    }
+}
+
+fn discard(job: &Job) -> libc::c_int {
+    let range = [job.at, job.bytes];
+    // SAFETY: BLKDISCARD reads two u64, start and length in bytes, which outlive the call.
+    unsafe { libc::ioctl(job.fd, BLKDISCARD as _, range.as_ptr()) }
+}
+
+/// Puts the pages of the stack in memory, so that no fault comes later.
+#[inline(never)]
+fn touch_stack() {
+    let mut pages = [0_u8; TOUCH_BYTES];
+    std::hint::black_box(&mut pages);
+}
+
+/// Reclaim inside this thread's calls must not wait on this process (DESIGN, rule 5). The flag is
+/// inherited, but the caller may set its own later; a refusal is reported by the caller's check.
+fn be_flusher() {
+    // SAFETY: sets a flag of this thread; no memory is passed.
+    unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };
+}
+
+/// Runs `start` with all signals blocked, so that the thread it makes never takes one.
+fn without_signals<T>(start: impl FnOnce() -> T) -> T {
+    let mut all = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: both sets outlive the calls; sigfillset fills the first, pthread_sigmask the second.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
+    }
+    let made = start();
+    // SAFETY: `before` was filled by the call above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, before.as_ptr(), std::ptr::null_mut()) };
+    made
+}
