@@ -8,7 +8,13 @@
 //! ```
 //!
 //! The library knows the messages and never the daemon: nothing here opens an image.
-//! The daemon uses [`messages`] and the paths; the rest is for clients.
+//! The daemon uses [`messages`], [`paths`] and [`error`]; the rest is for clients.
 #![deny(unsafe_code)]
 
+pub mod client;
+pub mod error;
 pub mod messages;
+pub mod paths;
+pub mod registry;
+pub mod spawn;
+pub mod sys;

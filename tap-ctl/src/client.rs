@@ -1,0 +1,226 @@
+//! A client of running tapdisks: one connection and one request a call.
+//!
+//! Time limits are those of the original (`control-socket.md` §4): LIST 10 s for the whole
+//! exchange, STATS 10 s to send, CLOSE and PAUSE what the caller says, everything else none,
+//! because a pause lasts as long as storage hangs. PID, which had none, is limited like LIST,
+//! so that one stuck tapdisk cannot hang `tap-ctl list` for ever.
+//!
+//! A reply may come in pieces. SIGPIPE must be ignored, as Rust programs do by default.
+
+mod exchange;
+
+use crate::error::Error;
+use crate::messages::{
+    COOKIE_ALL, ImageInfo, KEY_BYTES_MAX, ListEntry, Params, Request, StatInfo, TapdiskPid, Text,
+    flag,
+};
+use crate::paths::RunDir;
+use exchange::Exchange;
+use std::time::Duration;
+
+/// Limit for a whole LIST exchange, for PID, and for sending STATS.
+pub const LIST_LIMIT: Duration = Duration::from_secs(10);
+/// Longest statistics text that is accepted, in bytes. Real ones have a few kilobytes a VBD.
+pub const STATS_BYTES_MAX: u64 = 64 << 20;
+/// Most replies that are accepted to one LIST: there are no more minors than cookies.
+const LIST_ENTRIES_MAX: usize = COOKIE_ALL as usize + 1;
+
+/// Speaks to the tapdisks of one run-time directory.
+#[derive(Clone, Debug)]
+pub struct Client {
+    run: RunDir,
+    trace: fn(&str),
+}
+
+/// What follows the message of OPEN and RESUME.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Payload<'a> {
+    /// Path of the changed-block log; sets [`flag::ADD_LOG`].
+    pub log_path: Option<&'a Text>,
+    /// Encryption key of 1…128 bytes; sets [`flag::OPEN_ENCRYPTED`]. OPEN only.
+    pub key: Option<&'a [u8]>,
+}
+
+impl Client {
+    /// A client of the tapdisks in `run`.
+    pub fn new(run: RunDir) -> Client {
+        Client { run, trace: |_| {} }
+    }
+
+    /// Call `trace` with a line for every message sent and received (`--debug`).
+    pub fn with_trace(self, trace: fn(&str)) -> Client {
+        Client { trace, ..self }
+    }
+
+    /// The run-time directory.
+    pub fn run_dir(&self) -> &RunDir {
+        &self.run
+    }
+
+    /// The pid that the tapdisk at `ctl<pid>` says it has.
+    ///
+    /// # Errors
+    /// As all calls: [`Error::Connect`], [`Error::Send`], [`Error::NoReply`], [`Error::TimedOut`],
+    /// [`Error::Refused`] with the tapdisk's errno, or a reply that makes no sense.
+    pub fn pid(&self, pid: i32) -> Result<i32, Error> {
+        let mut exchange = self.begin(pid, &Request::Pid, Some(LIST_LIMIT))?;
+        Ok(exchange.reply::<TapdiskPid>()?.pid)
+    }
+
+    /// The VBDs of a tapdisk, in order of attachment, within `limit` (usually [`LIST_LIMIT`]).
+    ///
+    /// # Errors
+    /// See [`Client::pid`].
+    pub fn list(&self, pid: i32, limit: Duration) -> Result<Vec<ListEntry>, Error> {
+        let mut exchange = self.begin(pid, &Request::List, Some(limit))?;
+        let mut entries = Vec::new();
+        while entries.len() < LIST_ENTRIES_MAX {
+            let entry = exchange.reply::<ListEntry>()?;
+            if entry.count <= 0 {
+                return Ok(entries);
+            }
+            entries.push(entry);
+        }
+        Err(Error::BadReply { pid, reason: format!("a list of more than {LIST_ENTRIES_MAX} VBDs") })
+    }
+
+    /// Add a VBD to a tapdisk. Its minor must have been allocated.
+    ///
+    /// # Errors
+    /// See [`Client::pid`]. EEXIST: attached already; EPERM: no marker.
+    pub fn attach(&self, pid: i32, minor: u16) -> Result<(), Error> {
+        self.simple(pid, &Request::Attach { minor }, None)
+    }
+
+    /// Remove a VBD from a tapdisk, which exits when it was the last.
+    ///
+    /// # Errors
+    /// See [`Client::pid`]. ENODEV: unknown minor; EBUSY: still open.
+    pub fn detach(&self, pid: i32, minor: u16) -> Result<(), Error> {
+        self.simple(pid, &Request::Detach { minor }, None)
+    }
+
+    /// Open the images of a VBD.
+    ///
+    /// # Errors
+    /// See [`Client::pid`]. EINVAL also for a minor that is not attached; EALREADY: open.
+    pub fn open(
+        &self,
+        pid: i32,
+        minor: u16,
+        params: &Params,
+        payload: Payload<'_>,
+    ) -> Result<ImageInfo, Error> {
+        let key = payload.key.map(key_block).transpose()?;
+        let mut params = Params { devnum: minor.into(), ..*params };
+        params.flags |= log_flag(&payload);
+        params.flags |= if key.is_some() { flag::OPEN_ENCRYPTED } else { 0 };
+        let mut exchange = self.begin(pid, &Request::Open { minor, params }, None)?;
+        exchange.send_blocks(&[log_block(&payload), key.as_deref()]);
+        exchange.reply()
+    }
+
+    /// Close the images of a VBD; with `force` without waiting for guest rings. `limit` is one
+    /// budget for sending and receiving; after it ran out the tapdisk goes on closing.
+    ///
+    /// # Errors
+    /// See [`Client::pid`]. ENODEV: unknown minor.
+    pub fn close(
+        &self,
+        pid: i32,
+        minor: u16,
+        force: bool,
+        limit: Option<Duration>,
+    ) -> Result<(), Error> {
+        let request =
+            if force { Request::ForceShutdown { minor } } else { Request::Close { minor } };
+        self.simple(pid, &request, limit)
+    }
+
+    /// Wait for the requests in flight and close the images until [`Client::unpause`].
+    ///
+    /// # Errors
+    /// See [`Client::pid`]. ENODEV: unknown minor.
+    pub fn pause(&self, pid: i32, minor: u16, limit: Option<Duration>) -> Result<(), Error> {
+        self.simple(pid, &Request::Pause { minor }, limit)
+    }
+
+    /// Open the images of a paused VBD again. In `params` the path (empty: the former one), the
+    /// secondary and [`flag::SECONDARY`] count.
+    ///
+    /// # Errors
+    /// See [`Client::pid`]. EINVAL: not paused; EMEDIUMTYPE: size or sector size changed.
+    pub fn unpause(
+        &self,
+        pid: i32,
+        minor: u16,
+        params: &Params,
+        log_path: Option<&Text>,
+    ) -> Result<(), Error> {
+        let payload = Payload { log_path, key: None };
+        let mut params = Params { devnum: minor.into(), ..*params };
+        params.flags |= log_flag(&payload);
+        let mut exchange = self.begin(pid, &Request::Resume { minor, params }, None)?;
+        exchange.send_blocks(&[log_block(&payload)]);
+        exchange.done()
+    }
+
+    /// The statistics of a VBD, or of all with [`COOKIE_ALL`]: the text as it was sent.
+    ///
+    /// # Errors
+    /// See [`Client::pid`]. ENODEV: unknown minor.
+    pub fn stats(&self, pid: i32, minor: u16) -> Result<Vec<u8>, Error> {
+        let mut exchange = self.begin(pid, &Request::Stats { minor }, Some(LIST_LIMIT))?;
+        exchange.unlimited();
+        let StatInfo { length } = exchange.reply()?;
+        match usize::try_from(length) {
+            Ok(bytes) if length <= STATS_BYTES_MAX => exchange.receive_bytes(bytes),
+            _ => Err(Error::BadReply { pid, reason: format!("statistics of {length} bytes") }),
+        }
+    }
+
+    /// Size and sector size of a VBD as stored when it was opened.
+    ///
+    /// # Errors
+    /// See [`Client::pid`]. ENODEV: unknown minor.
+    pub fn disk_info(&self, pid: i32, minor: u16) -> Result<ImageInfo, Error> {
+        self.begin(pid, &Request::DiskInfo { minor }, None)?.reply()
+    }
+
+    fn begin(
+        &self,
+        pid: i32,
+        request: &Request,
+        limit: Option<Duration>,
+    ) -> Result<Exchange, Error> {
+        Exchange::begin(&self.run.ctl(pid), pid, request, limit, self.trace)
+    }
+
+    fn simple(&self, pid: i32, request: &Request, limit: Option<Duration>) -> Result<(), Error> {
+        self.begin(pid, request, limit)?.done()
+    }
+}
+
+fn log_flag(payload: &Payload<'_>) -> u32 {
+    if payload.log_path.is_some() { flag::ADD_LOG } else { 0 }
+}
+
+/// The full 256-byte field, whatever the length of the path (§5.3).
+fn log_block<'a>(payload: &Payload<'a>) -> Option<&'a [u8]> {
+    payload.log_path.map(|path| path.field().as_slice())
+}
+
+/// One byte for the length, then the key (§5.3), to be sent with a single write.
+fn key_block(key: &[u8]) -> Result<Vec<u8>, Error> {
+    let refuse = || Error::Argument {
+        errno: libc::EINVAL,
+        reason: format!("the key has {} bytes and must have 1 to {KEY_BYTES_MAX}", key.len()),
+    };
+    match u8::try_from(key.len()) {
+        Ok(len) if len > 0 && key.len() <= KEY_BYTES_MAX => Ok([&[len], key].concat()),
+        _ => Err(refuse()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,118 @@
+//! The system calls that std does not offer. The only module of the crate with unsafe code.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// Effective user id of this process.
+pub fn euid() -> u32 {
+    // SAFETY: geteuid takes no arguments, touches no memory of ours and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// How to take a lock with [`flock`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// Exclusive; wait until it is free.
+    Wait,
+    /// Exclusive; fail with EWOULDBLOCK (11) if it is held.
+    Try,
+}
+
+/// `flock(2)`: lock an open file exclusively, until it is closed.
+///
+/// # Errors
+/// The errno of the call; EINTR is retried.
+pub fn flock(file: &File, lock: Lock) -> io::Result<()> {
+    let operation = match lock {
+        Lock::Wait => libc::LOCK_EX,
+        Lock::Try => libc::LOCK_EX | libc::LOCK_NB,
+    };
+    loop {
+        // SAFETY: the descriptor is open, because `file` is borrowed for the call.
+        if unsafe { libc::flock(file.as_raw_fd(), operation) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// Ask a process to end, with SIGTERM. Only for a process that the caller has started.
+///
+/// # Errors
+/// EINVAL for a number that is no single process, else the errno of `kill(2)`.
+pub fn terminate(pid: i32) -> io::Result<()> {
+    if pid <= 1 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: kill takes numbers only; pid > 1, so it names one process and no group.
+    match unsafe { libc::kill(pid, libc::SIGTERM) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A pipe, (read end, write end), closed on exec.
+///
+/// # Errors
+/// The errno of `pipe2(2)`, such as EMFILE.
+pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [-1; 2];
+    // SAFETY: `ends` is an array of two ints, which is what pipe2 writes.
+    if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: pipe2 succeeded, so both numbers are open descriptors that nobody else owns.
+    Ok(unsafe { (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
+}
+
+/// Is there something to read, or end-of-file, within `limit`?
+pub fn readable(fd: BorrowedFd<'_>, limit: Duration) -> bool {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let millis = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: `poll` is one pollfd and lives through the call; the descriptor is borrowed.
+    unsafe { libc::poll(&mut poll, 1, millis) == 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_second_lock_would_block() {
+        let path = std::env::temp_dir().join(format!("tap-ctl-flock-{}", std::process::id()));
+        let first = File::create(&path).expect("create");
+        let second = File::open(&path).expect("open");
+        flock(&first, Lock::Wait).expect("free");
+        let error = flock(&second, Lock::Try).expect_err("held");
+        assert_eq!(error.raw_os_error(), Some(11));
+        drop(first);
+        flock(&second, Lock::Try).expect("free again");
+        std::fs::remove_file(&path).expect("remove");
+    }
+
+    #[test]
+    fn terminate_never_names_a_group() {
+        for pid in [-5, -1, 0, 1] {
+            assert_eq!(terminate(pid).expect_err("refused").raw_os_error(), Some(22));
+        }
+    }
+
+    #[test]
+    fn a_pipe_is_readable_with_text_and_at_its_end() {
+        let (read, write) = pipe().expect("pipe");
+        assert!(!readable(read.as_fd(), Duration::ZERO));
+        let mut write = File::from(write);
+        write.write_all(b"x").expect("write");
+        assert!(readable(read.as_fd(), Duration::ZERO));
+        drop(write);
+        assert!(readable(read.as_fd(), Duration::ZERO));
+    }
+}
