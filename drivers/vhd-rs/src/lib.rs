@@ -1,1 +1,32 @@
-//! placeholder
+//! VHD images as XenServer reads and writes them: the bytes, opening, closing, making, checking.
+//!
+//! Section signs (§) refer to the project's description of the format. Nothing here panics on the
+//! bytes of an image, and nothing allocates more than the image has bytes.
+//!
+//! ```text
+//!   locate (footer, header) ─► open (bat, batmap, parent) ─► Opened ─► closing
+//!   create ─► the same structures written      check ─► the strict list
+//! ```
+#![forbid(unsafe_code)]
+
+mod bytes;
+
+pub mod bat;
+pub mod batmap;
+pub mod closing;
+pub mod driver;
+pub mod error;
+pub mod footer;
+pub mod geometry;
+pub mod header;
+pub mod locate;
+pub mod locator;
+pub mod open;
+pub mod path;
+
+pub use closing::closing;
+pub use error::VhdError;
+pub use footer::{DiskType, Footer};
+pub use header::Header;
+pub use locate::FooterAt;
+pub use open::{BatmapState, OpenOptions, Opened, Parent, open, resolve_parent};

@@ -1,0 +1,198 @@
+//! Finding the footer and the header of an image (§2.3).
+use crate::error::{VhdError, errno::EINVAL};
+use crate::footer::{DiskType, FOOTER_BYTES, Footer, FooterFault};
+use crate::header::{HEADER_BYTES, Header, HeaderFault};
+use crate::{bat, open};
+use image::Storage;
+use std::path::Path;
+use std::time::Duration;
+
+/// Where a footer was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FooterAt {
+    /// In the last 512 bytes.
+    Trailing,
+    /// In the last 511 bytes: made before Virtual PC 2004.
+    Trailing511,
+    /// Only at offset 0.
+    Copy,
+}
+
+/// Footer and header, before anything else is believed.
+#[derive(Clone, Debug)]
+pub struct Headers {
+    /// The footer.
+    pub footer: Footer,
+    /// Where it was found.
+    pub found: FooterAt,
+    /// Its byte offset.
+    pub footer_at: u64,
+    /// The header of a dynamic or differencing disk.
+    pub header: Option<Header>,
+    /// Whether there is a good footer at offset 0.
+    pub copy_valid: bool,
+    /// Size of the file or device.
+    pub file_bytes: u64,
+    /// A block device.
+    pub device: bool,
+}
+
+/// Footer and header, from the best place that has them.
+///
+/// # Errors
+/// EPIPE for an empty file, EIO for one shorter than a footer, EINVAL for what is no VHD.
+pub fn headers(storage: &dyn Storage, name: &Path, retries: u32) -> Result<Headers, VhdError> {
+    let file_bytes = length(storage, name)?;
+    let copy = footer_in(storage, name, 0, FOOTER_BYTES)?.ok();
+    let (footer, found, footer_at) = match trailing(storage, name, file_bytes)? {
+        Some(t) if !forged(storage, name, &t, copy.as_ref()) => t,
+        _ => match &copy {
+            Some(copy) => (copy.clone(), FooterAt::Copy, 0),
+            None => return Err(no_footer(name, file_bytes)),
+        },
+    };
+    assemble(storage, name, retries, footer, found, footer_at, copy, file_bytes)
+}
+
+/// The same from the copy at offset 0 only (`-b` of several commands).
+///
+/// # Errors
+/// As for [`headers`].
+pub fn headers_of_copy(
+    storage: &dyn Storage,
+    name: &Path,
+    retries: u32,
+) -> Result<Headers, VhdError> {
+    let file_bytes = length(storage, name)?;
+    let copy = footer_in(storage, name, 0, FOOTER_BYTES)?.map_err(|_| no_footer(name, 512))?;
+    assemble(storage, name, retries, copy.clone(), FooterAt::Copy, 0, Some(copy), file_bytes)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn assemble(
+    storage: &dyn Storage,
+    name: &Path,
+    retries: u32,
+    mut footer: Footer,
+    found: FooterAt,
+    footer_at: u64,
+    copy: Option<Footer>,
+    file_bytes: u64,
+) -> Result<Headers, VhdError> {
+    if footer.by_tap() && footer.creator_version == 1 {
+        let why = "made by version 0.1 of XenServer's tools, whose bitmaps nobody reads any more";
+        return Err(VhdError::request(name, EINVAL, why));
+    }
+    if let (true, Some(copy)) = (footer.early_tap(), &copy) {
+        footer.hidden = copy.hidden;
+    }
+    let header = match footer.kind {
+        DiskType::Dynamic | DiskType::Differencing => {
+            Some(header(storage, name, footer.data_offset, retries)?)
+        }
+        DiskType::Fixed | DiskType::None | DiskType::Other(_) => None,
+    };
+    let copy_valid = copy.is_some();
+    let device = storage.is_device();
+    Ok(Headers { footer, found, footer_at, header, copy_valid, file_bytes, device })
+}
+
+fn length(storage: &dyn Storage, name: &Path) -> Result<u64, VhdError> {
+    match storage.len().map_err(|e| VhdError::io(name, "learn the size", 0, &e))? {
+        0 => Err(VhdError::Empty { name: name.into() }),
+        bytes if bytes < 511 => Err(VhdError::Short { name: name.into(), bytes }),
+        bytes => Ok(bytes),
+    }
+}
+
+fn no_footer(name: &Path, file_bytes: u64) -> VhdError {
+    VhdError::Field {
+        name: name.into(),
+        field: "footer",
+        offset: file_bytes.saturating_sub(512),
+        why: "is missing or damaged, and so is the copy at byte 0".into(),
+        remedy: "this is not a VHD image, or it must be restored from a backup",
+    }
+}
+
+fn footer_in(
+    storage: &dyn Storage,
+    name: &Path,
+    at: u64,
+    bytes: usize,
+) -> Result<Result<Footer, FooterFault>, VhdError> {
+    let mut buf = [0; FOOTER_BYTES];
+    let part = buf.get_mut(..bytes).unwrap_or_default();
+    storage.read_at(at, part).map_err(|e| VhdError::io(name, "read the footer", at, &e))?;
+    Ok(Footer::parse(&buf))
+}
+
+type Found = (Footer, FooterAt, u64);
+
+fn trailing(
+    storage: &dyn Storage,
+    name: &Path,
+    file_bytes: u64,
+) -> Result<Option<Found>, VhdError> {
+    if let Some(at) = file_bytes.checked_sub(512) {
+        if let Ok(footer) = footer_in(storage, name, at, 512)? {
+            return Ok(Some((footer, FooterAt::Trailing, at)));
+        }
+    }
+    match file_bytes.checked_sub(511) {
+        Some(at) if at % 512 == 0 => {
+            Ok(footer_in(storage, name, at, 511)?.ok().map(|f| (f, FooterAt::Trailing511, at)))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// After a crash the file ends with the last block, so its last sector is the guest's to write. A
+/// "footer" there that contradicts the copy at 0 and lies within a block of the copy's table would
+/// let a guest choose its own header and parent.
+fn forged(storage: &dyn Storage, name: &Path, found: &Found, copy: Option<&Footer>) -> bool {
+    let (footer, _, at) = found;
+    let Some(copy) = copy.filter(|c| *c != footer && c.kind.is_dynamic()) else { return false };
+    let Ok(header) = header(storage, name, copy.data_offset, 0) else { return false };
+    let Ok(bat) = bat::read(storage, name, &header, copy.data_offset, copy.current_bytes) else {
+        return false;
+    };
+    open::overlapped(&header, bat.used.into_iter(), (*at, at.saturating_add(512)))
+}
+
+/// Reads a header, several times if asked to.
+fn header(storage: &dyn Storage, name: &Path, at: u64, retries: u32) -> Result<Header, VhdError> {
+    let mut left = retries;
+    loop {
+        match header_once(storage, name, at)? {
+            Ok(header) => return Ok(header),
+            Err(_) if left > 0 => std::thread::sleep(Duration::from_secs(1)),
+            Err(fault) => {
+                let (field, offset) = fault.field();
+                return Err(VhdError::Field {
+                    name: name.into(),
+                    field,
+                    offset: at.saturating_add(offset),
+                    why: "is not what a VHD header has".into(),
+                    remedy: "restore the image from a backup",
+                });
+            }
+        }
+        left -= 1;
+    }
+}
+
+fn header_once(
+    storage: &dyn Storage,
+    name: &Path,
+    at: u64,
+) -> Result<Result<Header, HeaderFault>, VhdError> {
+    let mut bytes = [0; HEADER_BYTES];
+    // Absurd offsets read as nothing instead of failing in the kernel with a puzzling number.
+    if i64::try_from(at).is_ok() {
+        storage
+            .read_at(at, &mut bytes)
+            .map_err(|e| VhdError::io(name, "read the header", at, &e))?;
+    }
+    Ok(Header::parse(&bytes))
+}

@@ -1,0 +1,419 @@
+//! Opening an image: footer, header, table and batmap become one checked value.
+//!
+//! Nothing here writes, except that a strict open for writing invalidates the trailing footer of a
+//! regular file (§10.3), so that a crash can be told from a clean close.
+use crate::bat::{self, Bat};
+use crate::batmap::{self, BatmapFault, BatmapHeader, KeyHash};
+use crate::error::{VhdError, errno::EINVAL};
+use crate::footer::{DISK_BYTES_MAX, DiskType, FOOTER_BYTES, Footer};
+use crate::header::{HEADER_BYTES, Header};
+use crate::locate::{FooterAt, Headers, headers};
+pub use crate::closing::closing;
+use image::Storage;
+use std::path::{Path, PathBuf};
+
+/// How to open.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OpenOptions {
+    /// Nothing will be written.
+    pub read_only: bool,
+    /// Kill the trailing footer of a regular file until close (a reopen after a pause).
+    pub strict: bool,
+    /// Refuse what the I/O driver must refuse.
+    pub for_io: bool,
+    /// How often a failing header is read again, 1 s apart: shared storage may show a half-written
+    /// state. The original retries 10 times.
+    pub header_retries: u32,
+}
+
+/// Whether there is a batmap, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BatmapState {
+    /// The image has no place for one.
+    Absent,
+    /// It can be trusted.
+    Valid {
+        /// Byte offset of its header.
+        header_at: u64,
+        /// The header.
+        header: BatmapHeader,
+    },
+    /// It belongs there but cannot be trusted; it is rewritten at close.
+    Damaged {
+        /// Byte offset of its header.
+        header_at: u64,
+        /// The header, if that much is readable.
+        header: Option<BatmapHeader>,
+        /// What is wrong.
+        why: BatmapFault,
+    },
+}
+
+/// Where the parent may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// Its unique id; `None` for a raw parent.
+    pub uuid: Option<[u8; 16]>,
+    /// The decoded locator paths in slot order.
+    pub candidates: Vec<PathBuf>,
+}
+
+/// An image whose metadata has been read and checked.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The footer that was found.
+    pub footer: Footer,
+    /// The header; `None` for fixed disks.
+    pub header: Option<Header>,
+    /// Size of the disk in sectors of 512 bytes.
+    pub sectors: u64,
+    /// Fixed, dynamic or differencing.
+    pub kind: DiskType,
+    /// Table entries the disk uses, one a block, in native order.
+    pub bat: Vec<u32>,
+    /// Table entries beyond; kept as they are.
+    pub bat_tail: Vec<u32>,
+    /// Batmap bits, most significant first, one a block; zeros without a valid batmap.
+    pub full: Vec<u8>,
+    /// State of the batmap.
+    pub batmap: BatmapState,
+    /// First byte that blocks may use.
+    pub end_of_headers: u64,
+    /// Byte after the last block (§2.4), bad ones included; of a fixed disk where its footer is.
+    pub end_of_data: u64,
+    /// Size of the file or device.
+    pub file_bytes: u64,
+    /// A block device: its footer lies in its last sector.
+    pub device: bool,
+    /// Where the footer was found.
+    pub footer_found: FooterAt,
+    /// The parent of a differencing disk.
+    pub parent: Option<Parent>,
+    /// Set if the image is encrypted; the caller must have the key or refuse.
+    pub key_hash: Option<KeyHash>,
+    /// Blocks to answer with EIO, sorted. While there are any, no block may be allocated: a new one
+    /// could lie where a dangling entry points.
+    pub bad_blocks: Vec<u32>,
+}
+
+impl Opened {
+    /// Bytes of a block's data; 0 for fixed disks.
+    pub fn block_bytes(&self) -> u64 {
+        self.header.as_ref().map_or(0, |h| u64::from(h.block_bytes))
+    }
+
+    /// Bytes of a block's bitmap; 0 for fixed disks.
+    pub fn bitmap_bytes(&self) -> u64 {
+        self.header.as_ref().map_or(0, Header::bitmap_bytes)
+    }
+}
+
+/// Opens an image.
+///
+/// # Errors
+/// See [`VhdError`]: EPIPE for an empty file, EINVAL for one that is no VHD or is damaged.
+pub fn open(storage: &dyn Storage, name: &Path, o: &OpenOptions) -> Result<Opened, VhdError> {
+    let found = headers(storage, name, o.header_retries)?;
+    if o.for_io {
+        fit_for_io(name, &found)?;
+    }
+    let opened = match (&found.header, found.footer.kind) {
+        (Some(header), _) => dynamic(storage, name, o, &found, header)?,
+        (None, DiskType::Fixed) => fixed(name, o, &found)?,
+        (None, kind) => {
+            let why = format!("is {}, none of fixed, dynamic and differencing", kind.code());
+            return Err(field(name, "disk type", found.footer_at + 60, why));
+        }
+    };
+    if o.strict && !o.read_only {
+        kill_trailing(storage, name, &opened, &found)?;
+    }
+    Ok(opened)
+}
+
+/// The path of the parent (§5.2, §5.3).
+///
+/// # Errors
+/// ENOENT or what the last candidate gave; EINVAL if no locator decodes.
+pub fn resolve_parent(child: &Path, parent: &Parent) -> Result<PathBuf, VhdError> {
+    crate::path::resolve(child, &parent.candidates)
+}
+
+fn field(name: &Path, field: &'static str, offset: u64, why: String) -> VhdError {
+    let remedy = "restore the image from a backup or run vhd-util check";
+    VhdError::Field { name: name.into(), field, offset, why, remedy }
+}
+
+/// What the I/O driver refuses beyond what makes a footer acceptable (§2.1, §2.2, §8.1).
+fn fit_for_io(name: &Path, found: &Headers) -> Result<(), VhdError> {
+    let footer = &found.footer;
+    let at = found.footer_at;
+    if footer.poisoned() {
+        let why = "the image is in the middle of a resize; run vhd-util revert with its journal";
+        return Err(VhdError::request(name, EINVAL, why));
+    }
+    if footer.by_tap() && footer.creator_version > crate::footer::TAP_VERSION {
+        let why = format!("is {:#010x}, newer than this program knows", footer.creator_version);
+        return Err(field(name, "tap creator version", at + 32, why));
+    }
+    if footer.current_bytes > DISK_BYTES_MAX {
+        return Err(VhdError::TooLarge { name: name.into(), bytes: footer.current_bytes });
+    }
+    if footer.current_bytes < 512 {
+        let why = format!("is {} bytes, a disk without sectors", footer.current_bytes);
+        return Err(field(name, "current size", at + 48, why));
+    }
+    let Some(header) = &found.header else { return Ok(()) };
+    table_place(name, header, footer.data_offset)
+}
+
+/// The table must not lie upon the footer copy or the header, and begin at a sector: it is updated
+/// by whole sectors.
+fn table_place(name: &Path, header: &Header, header_at: u64) -> Result<(), VhdError> {
+    let (start, end) =
+        (header.table_offset, header.table_offset.saturating_add(header.table_bytes()));
+    let on_header = start < header_at.saturating_add(HEADER_BYTES as u64) && end > header_at;
+    let why = if start < FOOTER_BYTES as u64 {
+        "lies upon the footer copy"
+    } else if on_header {
+        "lies upon the header"
+    } else if start % 512 != 0 {
+        "is not a multiple of 512"
+    } else {
+        return Ok(());
+    };
+    let at = header_at.saturating_add(16);
+    Err(field(name, "header table offset", at, format!("({start}) {why}")))
+}
+
+fn fixed(name: &Path, o: &OpenOptions, found: &Headers) -> Result<Opened, VhdError> {
+    let bytes = found.footer.current_bytes;
+    let end_of_data = match found.found {
+        FooterAt::Trailing | FooterAt::Trailing511 => found.footer_at,
+        // No fixed image has a copy at 0: this is the first sector of somebody's disk.
+        FooterAt::Copy => 0,
+    };
+    if o.for_io && bytes > end_of_data {
+        let why = format!("is {bytes}, but only {end_of_data} bytes lie before the footer");
+        return Err(field(name, "current size", found.footer_at + 48, why));
+    }
+    Ok(Opened { end_of_headers: 0, end_of_data, ..bare(found) })
+}
+
+/// An `Opened` with what every kind of disk has.
+fn bare(found: &Headers) -> Opened {
+    Opened {
+        footer: found.footer.clone(),
+        header: found.header.clone(),
+        sectors: found.footer.current_bytes / 512,
+        kind: found.footer.kind,
+        bat: Vec::new(),
+        bat_tail: Vec::new(),
+        full: Vec::new(),
+        batmap: BatmapState::Absent,
+        end_of_headers: 0,
+        end_of_data: 0,
+        file_bytes: found.file_bytes,
+        device: found.device,
+        footer_found: found.found,
+        parent: None,
+        key_hash: None,
+        bad_blocks: Vec::new(),
+    }
+}
+
+fn dynamic(
+    storage: &dyn Storage,
+    name: &Path,
+    o: &OpenOptions,
+    found: &Headers,
+    header: &Header,
+) -> Result<Opened, VhdError> {
+    let footer = &found.footer;
+    let Bat { used, tail } =
+        bat::read(storage, name, header, footer.data_offset, footer.current_bytes)?;
+    let (batmap, full) = batmap_of(storage, name, found, header, &used)?;
+    let end_of_headers = end_of_headers(found, header, &batmap, &used);
+    let damage = bat::damage(header, &used, end_of_headers, found.file_bytes);
+    if let (Some((block, sector, why)), true, false) = (damage.harm, o.for_io, o.read_only) {
+        return Err(VhdError::Block { name: name.into(), block, sector, why });
+    }
+    let end_of_data = end_of_headers.max(bat::blocks_end(header, used.iter().copied()));
+    let parent = match footer.kind {
+        DiskType::Differencing => Some(parent_of(storage, header)),
+        _ => None,
+    };
+    let key_hash = batmap_header(&batmap).and_then(BatmapHeader::key_hash);
+    Ok(Opened {
+        bat: used,
+        bat_tail: tail,
+        full,
+        batmap,
+        end_of_headers,
+        end_of_data,
+        parent,
+        key_hash,
+        bad_blocks: damage.bad,
+        ..bare(found)
+    })
+}
+
+/// The batmap header, as far as it can be read.
+pub fn batmap_header(state: &BatmapState) -> Option<&BatmapHeader> {
+    match state {
+        BatmapState::Absent => None,
+        BatmapState::Valid { header, .. } => Some(header),
+        BatmapState::Damaged { header, .. } => header.as_ref(),
+    }
+}
+
+/// End of headers (§2.4). Locators outside the file protect nothing and do not count. The place of a
+/// damaged batmap counts unless a block already lies there: it is written again at close.
+fn end_of_headers(found: &Headers, header: &Header, batmap: &BatmapState, used: &[u32]) -> u64 {
+    let table = header.table_offset.saturating_add(header.table_bytes());
+    let fixed = found.footer.data_offset.saturating_add(HEADER_BYTES as u64).max(table);
+    let locators = header.locators.iter().map(crate::locator::Locator::end);
+    let without = locators.filter(|end| *end <= found.file_bytes).fold(fixed, u64::max);
+    let place = batmap_place(header, batmap);
+    let counts = match batmap {
+        BatmapState::Absent => false,
+        BatmapState::Valid { .. } => true,
+        BatmapState::Damaged { .. } => !overlapped(header, used.iter().copied(), place),
+    };
+    crate::bytes::sector_up(if counts { without.max(place.1) } else { without })
+}
+
+/// First and last byte + 1 of batmap header and map.
+pub(crate) fn batmap_place(header: &Header, batmap: &BatmapState) -> (u64, u64) {
+    match batmap {
+        BatmapState::Absent => (0, 0),
+        BatmapState::Valid { header_at, header } => (*header_at, header.map_end()),
+        BatmapState::Damaged { header_at, .. } => {
+            (*header_at, BatmapHeader::new(*header_at, header.max_entries).map_end())
+        }
+    }
+}
+
+/// Whether any block lies upon the range.
+pub(crate) fn overlapped(
+    header: &Header,
+    mut used: impl Iterator<Item = u32>,
+    (from, to): (u64, u64),
+) -> bool {
+    used.any(|entry| {
+        let (start, end) = bat::extent(header, entry);
+        entry != bat::UNUSED && start < to && end > from
+    })
+}
+
+/// Reads the batmap, and the bits of it that the disk uses (§7.1).
+fn batmap_of(
+    storage: &dyn Storage,
+    name: &Path,
+    found: &Headers,
+    header: &Header,
+    used: &[u32],
+) -> Result<(BatmapState, Vec<u8>), VhdError> {
+    let footer = &found.footer;
+    let none = vec![0; used.len().div_ceil(8)];
+    let Some(header_at) = header.batmap_at().filter(|_| has_batmap(footer)) else {
+        return Ok((BatmapState::Absent, none));
+    };
+    match read_batmap(storage, found.file_bytes, header_at) {
+        Err(e) => Err(VhdError::io(name, "read the batmap", header_at, &e)),
+        Ok(Err(BatmapFault::Cookie)) if footer.creator_version < 0x0001_0002 => {
+            Ok((BatmapState::Absent, none))
+        }
+        Ok(Err(why)) => Ok((BatmapState::Damaged { header_at, header: None, why }, none)),
+        Ok(Ok((map_header, map))) => {
+            let why = map_fault(&map_header, &map, header_at, header, footer.current_bytes);
+            let map_header = match why {
+                Some(why) => {
+                    let header = Some(map_header);
+                    return Ok((BatmapState::Damaged { header_at, header, why }, none));
+                }
+                None => map_header,
+            };
+            let full = (0..).zip(used).fold(none, |mut full, (block, entry)| {
+                if *entry != bat::UNUSED && batmap::is_full(&map, block) {
+                    batmap::set_full(&mut full, block);
+                }
+                full
+            });
+            Ok((BatmapState::Valid { header_at, header: map_header }, full))
+        }
+    }
+}
+
+/// Whether an image of this creator has a batmap.
+fn has_batmap(footer: &Footer) -> bool {
+    footer.kind.is_dynamic() && footer.by_tap() && footer.creator_version > 1
+}
+
+/// Header and as much of the map as the file has.
+type MapRead = Result<(BatmapHeader, Vec<u8>), BatmapFault>;
+
+fn read_batmap(storage: &dyn Storage, file_bytes: u64, at: u64) -> std::io::Result<MapRead> {
+    let mut bytes = [0; batmap::BATMAP_HEADER_BYTES];
+    storage.read_at(at, &mut bytes)?;
+    let header = match BatmapHeader::parse(&bytes) {
+        Ok(header) => header,
+        Err(fault) => return Ok(Err(fault)),
+    };
+    let wanted = header.map_end().min(file_bytes).saturating_sub(header.map_offset);
+    let mut map = vec![0; usize::try_from(wanted).unwrap_or(0)];
+    let got = storage.read_at(header.map_offset, &mut map)?;
+    map.truncate(got);
+    Ok(Ok((header, map)))
+}
+
+/// Why a map cannot be trusted. The original sometimes leaves the last sector unwritten, so a map
+/// that is short only at its end is accepted and zero there.
+fn map_fault(
+    map_header: &BatmapHeader,
+    map: &[u8],
+    header_at: u64,
+    header: &Header,
+    disk_bytes: u64,
+) -> Option<BatmapFault> {
+    let enough = batmap::summed_bytes(disk_bytes, header.block_bytes)
+        .min(512 * map_header.map_sectors as usize);
+    if map_header.map_offset < header_at + batmap::BATMAP_HEADER_BYTES as u64 || map.len() < enough
+    {
+        Some(BatmapFault::Place)
+    } else if !map_header.matches(map, disk_bytes, header.block_bytes) {
+        Some(BatmapFault::Checksum)
+    } else {
+        None
+    }
+}
+
+/// Uuid and candidate paths; a locator that cannot be read or decoded is passed over.
+pub(crate) fn parent_of(storage: &dyn Storage, header: &Header) -> Parent {
+    let uuid = Some(header.parent_uuid).filter(|uuid| uuid != &[0; 16]);
+    let candidates = header.locators.iter().filter_map(|l| locator_path(storage, l)).collect();
+    Parent { uuid, candidates }
+}
+
+/// The path in one locator.
+pub fn locator_path(storage: &dyn Storage, locator: &crate::locator::Locator) -> Option<PathBuf> {
+    let mut text = vec![0; locator.text_bytes().ok()?];
+    storage.read_exact_at(locator.offset, &mut text).ok()?;
+    locator.path(&text).ok()
+}
+
+/// Overwrites the trailing footer with 0xC7 (§10.3), if the copy at 0 can stand in for it.
+fn kill_trailing(
+    storage: &dyn Storage,
+    name: &Path,
+    opened: &Opened,
+    found: &Headers,
+) -> Result<(), VhdError> {
+    let replaceable = !opened.device && opened.kind.is_dynamic() && found.copy_valid;
+    match found.found {
+        FooterAt::Trailing if replaceable && found.footer_at >= opened.end_of_data => storage
+            .write_at(found.footer_at, &[0xC7; FOOTER_BYTES])
+            .map_err(|e| VhdError::io(name, "mark the image as in use", found.footer_at, &e)),
+        _ => Ok(()),
+    }
+}
