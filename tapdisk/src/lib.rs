@@ -2,5 +2,6 @@
 #![deny(unsafe_code)]
 
 pub mod disk;
+pub mod engine;
 pub mod pool;
 pub mod transport;

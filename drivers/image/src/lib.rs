@@ -205,10 +205,9 @@ pub trait Meta {
     /// # Errors
     /// [`Stop::Wait`] if the cache has no room just now.
     fn create(&mut self, r: MetaRef) -> Result<&mut [u8], Stop>;
-    /// Whether the piece is cached and ready.
-    fn has(&self, r: MetaRef) -> bool {
-        self.get(r).is_ok()
-    }
+    /// Whether the cached piece is what the disk holds: no write of it is queued or in flight. A bit
+    /// found set in a piece that is not clean may not be on the disk yet.
+    fn clean(&self, r: MetaRef) -> bool;
     /// Bytes of the file that exist, with space behind them.
     fn grown(&self) -> u64;
     /// A number that grows with every request started.

@@ -1,0 +1,648 @@
+//! The I/O driver of VHD: pure, over the BAT in memory and bitmaps in somebody's cache.
+//!
+//! A block of the disk is either not in the file (its BAT entry is unused) or is a bitmap sector followed
+//! by its data. The crash order of every change (spec/vhd.md §10), as plans:
+//! ```text
+//!   overwrite, bits set     data
+//!   new sectors of a block  data                       ─► bitmap sector
+//!   new block               data ∥ bitmap with bits    ─► BAT sector
+//!   give a block back       BAT sector                 ─► hole
+//! ```
+//! Nothing on the disk points at a new block before its bitmap and data are there, so it needs no
+//! zeroing: a sector counts only where its bit is set. A request that finds a bit set which is not on
+//! the disk yet joins the write of that bitmap, so its answer cannot come before it.
+//!
+//! A block that was given back may be used again only when every request that could still be reading it
+//! is over: it is stamped with the number of the newest request.
+use std::cell::Cell;
+
+use image::{Action, Closing, Image, Meta, MetaList, MetaRef, Place, Plan, Run, Span, Stop, Want};
+
+use crate::open::Opened;
+
+/// BAT entry of a block that is not in the file.
+pub const UNUSED: u32 = u32::MAX;
+
+/// Bytes of a bitmap, and of a BAT sector.
+const SECTOR: u64 = 512;
+/// BAT entries in a sector.
+const PER_SECTOR: u64 = 128;
+/// Blocks looked at in one answer for a long span.
+const BLOCKS_MAX: u32 = 1024;
+/// Requests that can have plans at work at once, twice over.
+const USERS_MAX: usize = 1024;
+/// Blocks given back that are remembered; further ones are found again at the next open.
+const FREED_MAX: usize = 1024;
+
+/// An open VHD.
+pub struct Vhd {
+    opened: Opened,
+    sectors: u64,
+    block_sectors: u32,
+    table_at: u64,
+    /// One entry a block; what is on the disk.
+    bat: Vec<u32>,
+    /// Blocks all of whose sectors are there, on the disk: the bitmap need not be read.
+    full: Vec<Cell<u8>>,
+    /// Blocks with plans at work.
+    users: Vec<User>,
+    /// Blocks given back, with the number of the newest request then.
+    freed: Vec<(u32, u64)>,
+    next_lba: u64,
+    /// The byte a block must end at or before, on a device.
+    limit: Option<u64>,
+    fixed: bool,
+    dirty: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct User {
+    block: u32,
+    /// Plans at work; `EXCLUSIVE` while the block appears or goes.
+    count: u32,
+}
+
+const EXCLUSIVE: u32 = u32::MAX;
+
+/// What a plan does, in its token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Only data.
+    Plain,
+    /// Data, then these bits.
+    Bits { first: u32, count: u32 },
+    /// A new block at this LBA.
+    Appear { lba: u32 },
+    /// The block goes.
+    Vanish,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    block: u32,
+    first: u32,
+    count: u32,
+    /// From its first sector to its last one, or to the end of the disk.
+    whole: bool,
+}
+
+impl Vhd {
+    /// A driver over an image that was opened. On a block device, where space is scarce and stale bytes
+    /// under clear bits do no harm, the space between blocks is used again.
+    pub fn new(mut opened: Opened) -> Vhd {
+        let bat = std::mem::take(&mut opened.bat);
+        let full = std::mem::take(&mut opened.full).into_iter().map(Cell::new).collect();
+        let (block_bytes, table_at) =
+            opened.header.as_ref().map_or((2 << 20, 0), |h| (h.block_bytes, h.table_offset));
+        let mut vhd = Vhd {
+            sectors: opened.sectors,
+            block_sectors: block_bytes / 512,
+            table_at,
+            bat,
+            full,
+            users: Vec::with_capacity(USERS_MAX),
+            freed: Vec::with_capacity(FREED_MAX),
+            next_lba: opened.end_of_data.div_ceil(SECTOR),
+            limit: opened.device.then(|| opened.file_bytes - SECTOR),
+            fixed: opened.header.is_none(),
+            dirty: false,
+            opened,
+        };
+        if vhd.limit.is_some() {
+            vhd.find_gaps();
+        }
+        vhd
+    }
+
+    /// Asks for the closing writes even if nothing was written: the trailing footer was made invalid at
+    /// open, or was found damaged.
+    pub fn set_dirty(&mut self) {
+        self.dirty = true;
+    }
+
+    /// What was found at open.
+    pub fn opened(&self) -> &Opened {
+        &self.opened
+    }
+
+    fn stride(&self) -> u64 {
+        u64::from(self.block_sectors) + 1
+    }
+
+    /// Whole blocks' room between used blocks, from an earlier session's blocks that were given back.
+    fn find_gaps(&mut self) {
+        let mut used: Vec<u64> =
+            self.bat.iter().filter(|e| **e != UNUSED).map(|e| u64::from(*e)).collect();
+        used.sort_unstable();
+        for pair in used.windows(2) {
+            let mut lba = aligned(pair[0] + self.stride());
+            while lba + self.stride() <= pair[1] && self.freed.len() < FREED_MAX {
+                self.freed.push((lba as u32, 0));
+                lba = aligned(lba + self.stride());
+            }
+        }
+    }
+
+    fn part(&self, span: Span) -> Part {
+        let size = u64::from(self.block_sectors);
+        let (block, first) = ((span.start / size) as u32, (span.start % size) as u32);
+        let count = span.count.min(self.block_sectors - first);
+        let end = span.start + u64::from(count);
+        let whole = first == 0 && (count == self.block_sectors || end == self.sectors);
+        Part { block, first, count, whole }
+    }
+
+    fn entry(&self, block: u32) -> Result<u32, Stop> {
+        if self.opened.bad_blocks.binary_search(&block).is_ok() {
+            return Err(Stop::Fail { errno: 5, why: "the BAT entry points outside the file" });
+        }
+        Ok(self.bat[block as usize])
+    }
+
+    fn bitmap(lba: u32) -> MetaRef {
+        MetaRef { at: u64::from(lba) * SECTOR, bytes: SECTOR as u16 }
+    }
+
+    fn bat_sector(&self, block: u32) -> MetaRef {
+        let at = self.table_at + u64::from(block) / PER_SECTOR * SECTOR;
+        MetaRef { at, bytes: SECTOR as u16 }
+    }
+
+    fn data_at(lba: u32, first: u32) -> u64 {
+        (u64::from(lba) + 1 + u64::from(first)) * SECTOR
+    }
+
+    fn is_full(&self, block: u32) -> bool {
+        self.full[block as usize / 8].get() & (0x80 >> (block % 8)) != 0
+    }
+
+    fn set_full(&self, block: u32, on: bool) {
+        let (byte, bit) = (&self.full[block as usize / 8], 0x80 >> (block % 8));
+        byte.set(if on { byte.get() | bit } else { byte.get() & !bit });
+    }
+
+    /// Remembers that a block is full, if every bit of it is on the disk.
+    fn learn_full(&self, meta: &dyn Meta, block: u32, lba: u32) {
+        let r = Self::bitmap(lba);
+        if meta.clean(r) && meta.get(r).is_ok_and(|bits| all_set(bits, 0, self.sectors_of(block))) {
+            self.set_full(block, true);
+        }
+    }
+
+    fn sectors_of(&self, block: u32) -> u32 {
+        let start = u64::from(block) * u64::from(self.block_sectors);
+        (self.sectors - start).min(u64::from(self.block_sectors)) as u32
+    }
+
+    /// How many sectors from `span`'s start on lie in blocks that are not in the file.
+    fn unused_run(&self, span: Span) -> u32 {
+        let mut count = 0;
+        for _ in 0..BLOCKS_MAX {
+            let part = self.part(span.skip(count));
+            if self.bat[part.block as usize] != UNUSED || self.user(part.block) == EXCLUSIVE {
+                break;
+            }
+            count += part.count;
+            if count == span.count {
+                break;
+            }
+        }
+        count
+    }
+
+    // ---- who is at work on a block -----------------------------------------------------------------
+
+    fn user(&self, block: u32) -> u32 {
+        self.users.iter().find(|u| u.block == block).map_or(0, |u| u.count)
+    }
+
+    fn enter(&mut self, block: u32, count: u32) {
+        match self.users.iter_mut().find(|u| u.block == block) {
+            Some(user) => user.count += count,
+            None => {
+                assert!(self.users.len() < USERS_MAX, "fewer plans than users");
+                self.users.push(User { block, count });
+            }
+        }
+    }
+
+    fn leave(&mut self, block: u32) {
+        let i = self.users.iter().position(|u| u.block == block).expect("a plan entered its block");
+        let user = &mut self.users[i];
+        if user.count != EXCLUSIVE && user.count > 1 {
+            user.count -= 1;
+        } else {
+            self.users.swap_remove(i);
+        }
+    }
+
+    // ---- plans -------------------------------------------------------------------------------------
+
+    /// The BAT sector of a block in the cache, made from the table in memory if it is not there.
+    fn hold_bat(&self, meta: &mut dyn Meta, block: u32) -> Result<MetaRef, Stop> {
+        let r = self.bat_sector(block);
+        match meta.get(r) {
+            Ok(_) => return Ok(r),
+            Err(Stop::Load(_)) => {}
+            Err(stop) => return Err(stop),
+        }
+        let first = u64::from(block) / PER_SECTOR * PER_SECTOR;
+        let entries = self.bat.iter().chain(&self.opened.bat_tail).skip(first as usize);
+        let bytes = meta.create(r)?;
+        for (to, entry) in bytes.chunks_exact_mut(4).zip(entries) {
+            to.copy_from_slice(&entry.to_be_bytes());
+        }
+        Ok(r)
+    }
+
+    /// Where a new block goes; checks, but changes nothing.
+    fn room(&self, meta: &dyn Meta) -> Result<(u32, Option<usize>), Stop> {
+        if !self.opened.bad_blocks.is_empty() {
+            // A new block could end up where such an entry points.
+            let why = "no block is added while a BAT entry points outside the file";
+            return Err(Stop::Fail { errno: 5, why });
+        }
+        let again = self.freed.iter().position(|(_, stamp)| *stamp < meta.oldest());
+        if let Some(i) = again {
+            return Ok((self.freed[i].0, Some(i)));
+        }
+        let lba = aligned(self.next_lba);
+        let end = (lba + self.stride()) * SECTOR;
+        let full = Stop::Fail { errno: 28, why: "no room for another block in the image" };
+        if lba + self.stride() > u64::from(UNUSED) || self.limit.is_some_and(|limit| end > limit) {
+            return Err(full);
+        }
+        if self.limit.is_none() && end > meta.grown() {
+            return Err(Stop::Grow { end });
+        }
+        Ok((lba as u32, None))
+    }
+
+    fn appear(&mut self, meta: &mut dyn Meta, part: Part, action: Action) -> Result<Plan, Stop> {
+        let bat = self.hold_bat(meta, part.block)?;
+        let (lba, again) = self.room(meta)?;
+        let r = Self::bitmap(lba);
+        set_bits(meta.create(r)?, part.first, part.count);
+        // Nothing below can stop.
+        match again {
+            Some(i) => drop(self.freed.swap_remove(i)),
+            None => self.next_lba = u64::from(lba) + self.stride(),
+        }
+        self.enter(part.block, EXCLUSIVE);
+        self.dirty = true;
+        Ok(Plan {
+            action,
+            byte: Self::data_at(lba, part.first),
+            count: part.count,
+            along: MetaList::one(r),
+            pins: MetaList::two(r, bat),
+            free: None,
+            barrier: true,
+            token: token(part.block, Step::Appear { lba }),
+        })
+    }
+
+    /// A change of data in a block that is there; `mark` if bits must be set for it to count.
+    fn change(
+        &mut self,
+        meta: &dyn Meta,
+        part: Part,
+        lba: u32,
+        action: Action,
+        mark: bool,
+    ) -> Result<Plan, Stop> {
+        let r = Self::bitmap(lba);
+        let marked = !mark
+            || self.is_full(part.block)
+            || (all_set(meta.get(r)?, part.first, part.count) && meta.clean(r));
+        let bits = Step::Bits { first: part.first, count: part.count };
+        self.enter(part.block, 1);
+        self.dirty = true;
+        Ok(Plan {
+            action,
+            byte: Self::data_at(lba, part.first),
+            count: part.count,
+            along: MetaList::EMPTY,
+            pins: if marked { MetaList::EMPTY } else { MetaList::one(r) },
+            free: None,
+            barrier: !marked,
+            token: token(part.block, if marked { Step::Plain } else { bits }),
+        })
+    }
+
+    fn vanish(&mut self, meta: &mut dyn Meta, part: Part, lba: u32) -> Result<Plan, Stop> {
+        if self.user(part.block) != 0 {
+            return Err(Stop::Wait);
+        }
+        let bat = self.hold_bat(meta, part.block)?;
+        self.enter(part.block, EXCLUSIVE);
+        self.dirty = true;
+        Ok(Plan {
+            action: Action::Nothing,
+            byte: 0,
+            count: part.count,
+            along: MetaList::EMPTY,
+            pins: MetaList::one(bat),
+            free: Some((u64::from(lba) * SECTOR, (self.stride() * SECTOR) as u32)),
+            barrier: false,
+            token: token(part.block, Step::Vanish),
+        })
+    }
+
+    fn nothing(&mut self, part: Part, count: u32) -> Plan {
+        self.enter(part.block, 1);
+        Plan {
+            action: Action::Nothing,
+            byte: 0,
+            count,
+            along: MetaList::EMPTY,
+            pins: MetaList::EMPTY,
+            free: None,
+            barrier: false,
+            token: token(part.block, Step::Plain),
+        }
+    }
+
+    fn plan_fixed(&self, span: Span, want: Want) -> Plan {
+        let action = match want {
+            Want::Write => Action::Write,
+            Want::Zero { keep, .. } => Action::Zero { punch: !keep },
+            Want::Discard { .. } if self.limit.is_some() => Action::Discard,
+            Want::Discard { .. } => Action::Zero { punch: true },
+        };
+        Plan {
+            action,
+            byte: span.start * SECTOR,
+            // A Zero plan's length in bytes fits 32 bits.
+            count: span.count.min(1 << 22),
+            along: MetaList::EMPTY,
+            pins: MetaList::EMPTY,
+            free: None,
+            barrier: false,
+            token: token(0, Step::Plain),
+        }
+    }
+
+    fn plan_zero(
+        &mut self,
+        meta: &mut dyn Meta,
+        span: Span,
+        below_zero: bool,
+        keep: bool,
+    ) -> Result<Plan, Stop> {
+        let part = self.part(span);
+        let lba = self.entry(part.block)?;
+        let action = Action::Zero { punch: !keep };
+        match lba {
+            UNUSED if below_zero && !keep => Ok(self.nothing(part, self.unused_run(span))),
+            UNUSED => self.appear(meta, part, action),
+            _ if part.whole && below_zero && !keep => self.vanish(meta, part, lba),
+            _ => self.change(meta, part, lba, action, !below_zero),
+        }
+    }
+
+    fn plan_discard(
+        &mut self,
+        meta: &mut dyn Meta,
+        span: Span,
+        below_zero: bool,
+    ) -> Result<Plan, Stop> {
+        let part = self.part(span);
+        let lba = self.entry(part.block)?;
+        match lba {
+            UNUSED => Ok(self.nothing(part, self.unused_run(span))),
+            _ if part.whole && below_zero => self.vanish(meta, part, lba),
+            // Less than a page gives nothing back.
+            _ if part.count < 16 => Ok(self.nothing(part, part.count)),
+            _ if self.limit.is_some() => self.change(meta, part, lba, Action::Discard, false),
+            _ => self.change(meta, part, lba, Action::Zero { punch: true }, false),
+        }
+    }
+}
+
+impl Image for Vhd {
+    fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    fn map(&self, meta: &dyn Meta, span: Span) -> Result<Run, Stop> {
+        if self.fixed {
+            return Ok(Run { place: Place::At { byte: span.start * SECTOR }, count: span.count });
+        }
+        let part = self.part(span);
+        let lba = self.entry(part.block)?;
+        if lba == UNUSED {
+            let count = self.unused_run(span).max(part.count);
+            return Ok(Run { place: Place::Below, count });
+        }
+        let at = Place::At { byte: Self::data_at(lba, part.first) };
+        if self.is_full(part.block) {
+            return Ok(Run { place: at, count: part.count });
+        }
+        let (set, count) = run(meta.get(Self::bitmap(lba))?, part.first, part.count);
+        if set && count == part.count {
+            self.learn_full(meta, part.block, lba);
+        }
+        Ok(Run { place: if set { at } else { Place::Below }, count })
+    }
+
+    fn plan(&mut self, meta: &mut dyn Meta, span: Span, want: Want) -> Result<Plan, Stop> {
+        if self.fixed {
+            self.dirty = true;
+            return Ok(self.plan_fixed(span, want));
+        }
+        let part = self.part(span);
+        if self.user(part.block) == EXCLUSIVE || self.users.len() == USERS_MAX {
+            return Err(Stop::Wait);
+        }
+        match want {
+            Want::Zero { below_zero, keep } => self.plan_zero(meta, span, below_zero, keep),
+            Want::Discard { below_zero } => self.plan_discard(meta, span, below_zero),
+            Want::Write => match self.entry(part.block)? {
+                UNUSED => self.appear(meta, part, Action::Write),
+                lba => self.change(meta, part, lba, Action::Write, true),
+            },
+        }
+    }
+
+    fn landed(&mut self, meta: &mut dyn Meta, plan: &Plan, phase: u8) -> MetaList {
+        if phase > 1 {
+            return MetaList::EMPTY;
+        }
+        let (block, step) = parse(plan.token);
+        match step {
+            Step::Plain => MetaList::EMPTY,
+            Step::Bits { first, count } => {
+                let r = Self::bitmap(self.bat[block as usize]);
+                set_bits(meta.edit(r), first, count);
+                MetaList::one(r)
+            }
+            Step::Appear { lba } => self.point(meta, block, lba),
+            Step::Vanish => self.point(meta, block, UNUSED),
+        }
+    }
+
+    fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool) {
+        if self.fixed {
+            return;
+        }
+        let (block, step) = parse(plan.token);
+        let old = self.bat[block as usize];
+        match step {
+            Step::Plain => {}
+            Step::Bits { .. } if ok => self.learn_full(meta, block, old),
+            Step::Bits { .. } => {}
+            // What the disk says is not known: the memory's view is written with the next change.
+            Step::Appear { .. } | Step::Vanish if !ok => drop(self.point(meta, block, old)),
+            Step::Appear { lba } => {
+                self.bat[block as usize] = lba;
+                self.learn_full(meta, block, lba);
+            }
+            Step::Vanish => {
+                self.bat[block as usize] = UNUSED;
+                self.set_full(block, false);
+                if self.freed.len() < FREED_MAX {
+                    self.freed.push((old, meta.now()));
+                }
+            }
+        }
+        self.leave(block);
+    }
+
+    fn closing(&mut self) -> Closing {
+        if !self.dirty {
+            return Closing::default();
+        }
+        self.dirty = false;
+        if self.fixed {
+            return crate::closing(&self.opened, &[], &[]);
+        }
+        let last = (self.bat.len() - 1) as u32;
+        if self.sectors_of(last) < self.block_sectors {
+            // Not all bits of it are set: after a resize the mark would be a lie.
+            self.set_full(last, false);
+        }
+        let full: Vec<u8> = self.full.iter().map(Cell::get).collect();
+        crate::closing(&self.opened, &self.bat, &full)
+    }
+}
+
+impl Vhd {
+    /// Edits a block's entry in the cached BAT sector.
+    fn point(&self, meta: &mut dyn Meta, block: u32, lba: u32) -> MetaList {
+        let r = self.bat_sector(block);
+        let at = (u64::from(block) % PER_SECTOR) as usize * 4;
+        meta.edit(r)[at..at + 4].copy_from_slice(&lba.to_be_bytes());
+        MetaList::one(r)
+    }
+}
+
+/// The next LBA whose data begins on a 4 KiB boundary (spec/vhd.md §6).
+fn aligned(lba: u64) -> u64 {
+    (lba + 1).next_multiple_of(8) - 1
+}
+
+fn token(block: u32, step: Step) -> [u64; 2] {
+    let (kind, a, b) = match step {
+        Step::Plain => (0u64, 0, 0),
+        Step::Bits { first, count } => (1, first, count),
+        Step::Appear { lba } => (2, lba, 0),
+        Step::Vanish => (3, 0, 0),
+    };
+    [kind << 32 | u64::from(block), u64::from(a) << 32 | u64::from(b)]
+}
+
+fn parse(token: [u64; 2]) -> (u32, Step) {
+    let (a, b) = ((token[1] >> 32) as u32, token[1] as u32);
+    let step = match token[0] >> 32 {
+        0 => Step::Plain,
+        1 => Step::Bits { first: a, count: b },
+        2 => Step::Appear { lba: a },
+        3 => Step::Vanish,
+        _ => unreachable!("tokens are made by `token`"),
+    };
+    (token[0] as u32, step)
+}
+
+/// The bit of a sector and the length of the run of equal bits it begins, at most `count`.
+fn run(bits: &[u8], first: u32, count: u32) -> (bool, u32) {
+    let word = |i: u32| {
+        let at = i as usize * 8;
+        u64::from_be_bytes(bits[at..at + 8].try_into().expect("eight bytes"))
+    };
+    let set = word(first / 64) << (first % 64) >> 63 == 1;
+    let mut length = 0;
+    while length < count {
+        let at = first + length;
+        let shifted = if set { !word(at / 64) } else { word(at / 64) } << (at % 64);
+        let room = 64 - at % 64;
+        let same = shifted.leading_zeros().min(room);
+        length += same;
+        if same < room {
+            break;
+        }
+    }
+    (set, length.min(count))
+}
+
+fn all_set(bits: &[u8], first: u32, count: u32) -> bool {
+    run(bits, first, count) == (true, count)
+}
+
+fn set_bits(bits: &mut [u8], first: u32, count: u32) {
+    let mut at = first;
+    let end = first + count;
+    while at < end {
+        let n = (8 - at % 8).min(end - at);
+        bits[at as usize / 8] |= (0xffu8 << (8 - n)) >> (at % 8);
+        at += n;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_placed_so_that_data_begins_on_a_page() {
+        for lba in 0..64 {
+            let at = aligned(lba);
+            assert!(at >= lba && at < lba + 8 && at % 8 == 7, "{lba} -> {at}");
+        }
+    }
+
+    #[test]
+    fn runs_agree_with_a_bit_by_bit_count() {
+        let mut seed = 1u64;
+        for _ in 0..2000 {
+            let mut next = |n: u64| {
+                seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (seed >> 33) % n
+            };
+            let mut bits = [0u8; 512];
+            for _ in 0..next(6) {
+                let first = next(4096) as u32;
+                let count = next(u64::from(4096 - first)) as u32;
+                set_bits(&mut bits, first, count);
+                assert!(count == 0 || all_set(&bits, first, count));
+            }
+            let first = next(4096) as u32;
+            let count = 1 + next(u64::from(4096 - first)) as u32;
+            let bit = |s: u32| bits[s as usize / 8] & (0x80 >> (s % 8)) != 0;
+            let slow = (first..first + count).take_while(|s| bit(*s) == bit(first)).count() as u32;
+            assert_eq!(run(&bits, first, count), (bit(first), slow));
+        }
+    }
+
+    #[test]
+    fn tokens_keep_what_they_are_given() {
+        for step in [
+            Step::Plain,
+            Step::Bits { first: 4095, count: 4096 },
+            Step::Appear { lba: UNUSED - 1 },
+            Step::Vanish,
+        ] {
+            assert_eq!(parse(token(1_044_479, step)), (1_044_479, step));
+        }
+    }
+}

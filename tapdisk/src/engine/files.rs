@@ -1,0 +1,144 @@
+//! What the engine knows of the chain's files: growth of the leaf, the flush in flight.
+use image::Meta;
+
+use crate::disk::FileId;
+use crate::engine::chain;
+use crate::engine::meta::{MetaCache, View};
+use crate::engine::sets::SlotSet;
+use crate::pool::Arena;
+use crate::transport::SlotId;
+
+/// Space taken ahead when a file grows: fewer, larger steps; cut off again at close.
+const AHEAD_BYTES: u64 = 32 << 20;
+
+/// A file as it was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct FileInfo {
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// A block device: its size is fixed.
+    pub device: bool,
+}
+
+/// A file in use.
+#[derive(Debug)]
+pub struct FileState {
+    /// Bytes that exist, with space behind them.
+    pub grown: u64,
+    /// A block device.
+    pub device: bool,
+    growing: bool,
+    /// The largest end asked for, and the end being grown to.
+    need: u64,
+    target: u64,
+    waiters: SlotSet,
+}
+
+/// Answer to a wish for growth.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Growth {
+    /// It reaches that far already.
+    There,
+    /// A device cannot grow.
+    NoSpace,
+    /// The slot was added to those that wait.
+    Waiting,
+    /// The same, and this range has to be grown now.
+    Start {
+        /// Offset.
+        at: u64,
+        /// Length.
+        bytes: u64,
+    },
+}
+
+impl FileState {
+    /// The state at open.
+    pub fn new(info: &FileInfo) -> FileState {
+        FileState {
+            grown: info.bytes,
+            device: info.device,
+            growing: false,
+            need: 0,
+            target: 0,
+            waiters: SlotSet::EMPTY,
+        }
+    }
+
+    /// A slot needs the file to reach to `end`.
+    pub fn want(&mut self, end: u64, slot: SlotId) -> Growth {
+        if end <= self.grown {
+            return Growth::There;
+        }
+        if self.device {
+            return Growth::NoSpace;
+        }
+        self.need = self.need.max(end);
+        self.waiters.insert(slot);
+        if self.growing {
+            return Growth::Waiting;
+        }
+        self.growing = true;
+        self.target = self.need + AHEAD_BYTES;
+        Growth::Start { at: self.grown, bytes: self.target - self.grown }
+    }
+
+    /// A growth is over: the slots to wake and with what, or the range to try next.
+    ///
+    /// # Errors
+    /// The (offset, length) of another try, without taking space ahead.
+    #[allow(clippy::type_complexity)]
+    pub fn grew(
+        &mut self,
+        outcome: Result<(), i32>,
+    ) -> Result<(SlotSet, Result<(), i32>), (u64, u64)> {
+        let outcome = match outcome {
+            Ok(()) | Err(libc::EOPNOTSUPP | libc::ENOSYS) => {
+                // Without fallocate (NFS before 4.2) writes beyond the end extend the file themselves.
+                self.grown = self.target;
+                Ok(())
+            }
+            Err(libc::ENOSPC | libc::EFBIG | libc::EDQUOT) if self.target > self.need => {
+                self.target = self.need;
+                return Err((self.grown, self.target - self.grown));
+            }
+            Err(errno) => Err(errno),
+        };
+        self.growing = false;
+        self.need = 0;
+        Ok((self.waiters.take(), outcome))
+    }
+}
+
+/// The flush of the leaf.
+#[derive(Debug, Default)]
+pub struct Flushing {
+    /// One is in flight.
+    pub busy: bool,
+    /// Slots that wait for it.
+    pub joined: SlotSet,
+    /// Slots that wait for the next one.
+    pub queued: SlotSet,
+}
+
+/// The views of all layers.
+pub struct Views<'a> {
+    /// The cache.
+    pub meta: &'a mut MetaCache,
+    /// Its memory.
+    pub arena: &'a mut Arena,
+    /// The files.
+    pub files: &'a [FileState],
+    /// Requests started so far.
+    pub seq: u64,
+    /// The oldest one at work.
+    pub oldest: u64,
+}
+
+impl chain::Views for Views<'_> {
+    fn with<R>(&mut self, layer: FileId, f: impl FnOnce(&mut dyn Meta) -> R) -> R {
+        let grown = self.files[usize::from(layer.0)].grown;
+        let (now, oldest) = (self.seq, self.oldest);
+        f(&mut View { cache: self.meta, arena: self.arena, file: layer, grown, now, oldest })
+    }
+}

@@ -1,0 +1,57 @@
+//! Counters of one disk: plain numbers, read by the control path between turns.
+
+/// Buckets of a latency histogram; bucket i counts from floor(2^(i/2)) µs on.
+pub const BUCKETS: usize = 64;
+
+/// What a disk has done since it was attached.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// Requests finished: read, write, flush, discard, zero.
+    pub ops: [u64; 5],
+    /// Bytes of reads and writes.
+    pub bytes: [u64; 2],
+    /// Sectors asked for since attach: read, write (the `secs` of `tap-ctl stats`).
+    pub secs: [u64; 2],
+    /// Requests that failed.
+    pub errors: u64,
+    /// Latency histograms of reads and writes.
+    pub latency: [[u64; BUCKETS]; 2],
+    /// Turns in which the engine had something to do.
+    pub turns: u64,
+}
+
+impl Default for Stats {
+    fn default() -> Stats {
+        Stats {
+            ops: [0; 5],
+            bytes: [0; 2],
+            secs: [0; 2],
+            errors: 0,
+            latency: [[0; BUCKETS]; 2],
+            turns: 0,
+        }
+    }
+}
+
+/// The bucket of a latency in µs: the largest i with floor(2^(i/2)) ≤ µs.
+pub fn bucket(us: u64) -> usize {
+    let us = us.clamp(1, u64::from(u32::MAX));
+    let lg = us.ilog2();
+    // Half a step up when us² ≥ 2^(2·lg + 1).
+    let half = usize::from(us * us >= 1 << (2 * lg + 1));
+    (2 * lg as usize + half).min(BUCKETS - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_start_at_powers_of_the_square_root_of_two() {
+        for (us, want) in
+            [(0, 0), (1, 0), (2, 2), (3, 3), (4, 4), (5, 4), (6, 5), (8, 6), (1 << 20, 40)]
+        {
+            assert_eq!(bucket(us), want, "{us} µs");
+        }
+    }
+}
