@@ -13,9 +13,12 @@ mod bytes;
 
 pub mod bat;
 pub mod batmap;
+pub mod chain;
 pub mod closing;
+pub mod create;
 pub mod driver;
 pub mod error;
+pub mod files;
 pub mod footer;
 pub mod geometry;
 pub mod header;

@@ -4,11 +4,11 @@
 //! regular file (§10.3), so that a crash can be told from a clean close.
 use crate::bat::{self, Bat};
 use crate::batmap::{self, BatmapFault, BatmapHeader, KeyHash};
+pub use crate::closing::closing;
 use crate::error::{VhdError, errno::EINVAL};
 use crate::footer::{DISK_BYTES_MAX, DiskType, FOOTER_BYTES, Footer};
 use crate::header::{HEADER_BYTES, Header};
 use crate::locate::{FooterAt, Headers, headers};
-pub use crate::closing::closing;
 use image::Storage;
 use std::path::{Path, PathBuf};
 

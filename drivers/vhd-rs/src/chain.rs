@@ -1,0 +1,259 @@
+//! An image with its parents on the file system, and reading through them (§9).
+use crate::error::{
+    VhdError,
+    errno::{EIO, ERANGE},
+};
+use crate::open::{self, OpenOptions, Opened, Parent};
+use crate::{bat, batmap, locate, path};
+use image::Storage;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// One image of a chain.
+#[derive(Debug)]
+pub struct Layer {
+    /// Its path; the leaf's as given, the others canonical.
+    pub path: PathBuf,
+    /// The file.
+    pub file: File,
+    /// Its metadata; `None` for a raw image.
+    pub opened: Option<Opened>,
+}
+
+/// A chain, leaf first.
+#[derive(Debug)]
+pub struct Chain {
+    /// Leaf, its parent, and so on.
+    pub layers: Vec<Layer>,
+}
+
+/// What makes two paths the same file or device.
+pub type Identity = (bool, u64, u64);
+
+/// The identity of an open file.
+///
+/// # Errors
+/// Those of the file system.
+pub fn identity(file: &File) -> io::Result<Identity> {
+    let m = file.metadata()?;
+    let device = m.file_type().is_block_device();
+    Ok(if device { (true, m.rdev(), 0) } else { (false, m.dev(), m.ino()) })
+}
+
+/// Opens a file for reading. A directory is EISDIR, as callers of the original see it.
+///
+/// # Errors
+/// Those of the file system.
+pub fn open_file(path: &Path, write: bool) -> Result<File, VhdError> {
+    let failed = |e: &io::Error| VhdError::io(path, "open the file", 0, e);
+    let file = File::options().read(true).write(write).open(path).map_err(|e| failed(&e))?;
+    if file.metadata().is_ok_and(|m| m.is_dir()) {
+        return Err(failed(&io::Error::from_raw_os_error(21)));
+    }
+    Ok(file)
+}
+
+/// A step from an image to the one below: its path and whether it is raw.
+pub fn below(path: &Path, parent: &Parent) -> Result<(PathBuf, bool), VhdError> {
+    Ok((open::resolve_parent(path, parent)?, parent.uuid.is_none()))
+}
+
+/// Visits an image and all its parents, leaf first, until `visit` has no parent to go on with.
+///
+/// # Errors
+/// ELOOP if the chain comes back to itself, and whatever stands in the way.
+pub fn walk(
+    leaf: &Path,
+    raw: bool,
+    mut visit: impl FnMut(PathBuf, File, bool) -> Result<Option<(PathBuf, bool)>, VhdError>,
+) -> Result<(), VhdError> {
+    let mut seen: Vec<Identity> = Vec::new();
+    let mut next = Some((leaf.to_path_buf(), raw));
+    while let Some((path, raw)) = next {
+        let file = open_file(&path, false)?;
+        let id = identity(&file).map_err(|e| VhdError::io(&path, "look at the file", 0, &e))?;
+        if seen.contains(&id) {
+            return Err(VhdError::Cycle { name: path });
+        }
+        seen.push(id);
+        next = visit(path, file, raw)?;
+    }
+    Ok(())
+}
+
+/// Number of images in a chain; a raw parent counts (§5.4).
+///
+/// # Errors
+/// As for [`walk`].
+pub fn depth(leaf: &Path, raw: bool) -> Result<u32, VhdError> {
+    let mut count = 0;
+    walk(leaf, raw, |path, file, raw| {
+        count += 1;
+        if raw {
+            return Ok(None);
+        }
+        parent_of(&file, &path)?.map(|p| below(&path, &p)).transpose()
+    })?;
+    Ok(count)
+}
+
+/// The parent of an image, from its headers alone.
+///
+/// # Errors
+/// As for opening.
+pub fn parent_of(storage: &dyn Storage, path: &Path) -> Result<Option<Parent>, VhdError> {
+    let found = locate::headers(storage, path, 0)?;
+    let header = found.header.filter(|_| found.footer.kind == crate::DiskType::Differencing);
+    Ok(header.map(|h| open::parent_of(storage, &h)))
+}
+
+impl Chain {
+    /// Opens an image and its parents for reading.
+    ///
+    /// # Errors
+    /// As for [`walk`].
+    pub fn open(leaf: &Path, o: &OpenOptions) -> Result<Chain, VhdError> {
+        let mut layers = Vec::new();
+        walk(leaf, false, |path, file, raw| {
+            let opened = if raw { None } else { Some(open::open(&file, &path, o)?) };
+            let parent = opened.as_ref().and_then(|o| o.parent.clone());
+            let next = parent.map(|p| below(&path, &p)).transpose()?;
+            layers.push(Layer { path, file, opened });
+            Ok(next)
+        })?;
+        Ok(Chain { layers })
+    }
+
+    /// Size of the disk in sectors.
+    pub fn sectors(&self) -> u64 {
+        self.layers.first().and_then(|l| l.opened.as_ref()).map_or(0, |o| o.sectors)
+    }
+
+    /// Reads whole sectors of the disk.
+    ///
+    /// # Errors
+    /// ERANGE beyond the end, EIO for a bad block or bytes that the file does not have.
+    pub fn read(&self, sector: u64, buf: &mut [u8]) -> Result<(), VhdError> {
+        let count = (buf.len() / 512) as u64;
+        if sector.checked_add(count).is_none_or(|end| end > self.sectors()) {
+            let name = self.layers.first().map(|l| l.path.as_path()).unwrap_or(Path::new(""));
+            let why = format!("sector {sector} and {count} more reach past the end of the disk");
+            return Err(VhdError::request(name, ERANGE, why));
+        }
+        let mut at = sector;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let run = self.run(at, (rest.len() / 512) as u64)?;
+            let (now, later) = rest.split_at_mut(rest.len().min(512 * run.count as usize));
+            match run.place {
+                Some((layer, byte)) => layer.fill(byte, now)?,
+                None => now.fill(0),
+            }
+            at += run.count;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// The topmost place of the first of `count` sectors, and how many share it.
+    fn run(&self, sector: u64, count: u64) -> Result<Run<'_>, VhdError> {
+        let mut count = count;
+        for layer in &self.layers {
+            let (here, n) = layer.place(sector, count)?;
+            count = n;
+            match here {
+                Here::At(byte) => return Ok(Run { place: Some((layer, byte)), count }),
+                Here::Zero => return Ok(Run { place: None, count }),
+                Here::Below => {}
+            }
+        }
+        Ok(Run { place: None, count })
+    }
+}
+
+struct Run<'a> {
+    place: Option<(&'a Layer, u64)>,
+    count: u64,
+}
+
+enum Here {
+    At(u64),
+    Zero,
+    Below,
+}
+
+impl Layer {
+    /// Where sectors are in this layer. §9: past the end of a layer everything is zero.
+    fn place(&self, sector: u64, count: u64) -> Result<(Here, u64), VhdError> {
+        let Some(o) = &self.opened else { return self.place_raw(sector, count) };
+        let count = match o.sectors.checked_sub(sector) {
+            None | Some(0) => return Ok((Here::Zero, count)),
+            Some(left) => count.min(left),
+        };
+        let Some(header) = &o.header else { return Ok((Here::At(sector * 512), count)) };
+        let per_block = u64::from(header.block_bytes) / 512;
+        let (block, within) = (sector / per_block, sector % per_block);
+        let count = count.min(per_block - within);
+        let index = usize::try_from(block).unwrap_or(usize::MAX);
+        let number = u32::try_from(block).unwrap_or(u32::MAX);
+        let entry = o.bat.get(index).copied().unwrap_or(bat::UNUSED);
+        if o.bad_blocks.binary_search(&number).is_ok() {
+            return Err(VhdError::Io {
+                name: self.path.clone(),
+                doing: "use a damaged table entry",
+                offset: u64::from(entry) * 512,
+                errno: EIO,
+            });
+        }
+        if entry == bat::UNUSED {
+            return Ok((Here::Below, count));
+        }
+        let start = u64::from(entry) * 512;
+        let data = start + header.bitmap_bytes() + within * 512;
+        if batmap::is_full(&o.full, number) {
+            return Ok((Here::At(data), count));
+        }
+        let mut bitmap = vec![0; usize::try_from(header.bitmap_bytes()).unwrap_or(512)];
+        self.fill(start, &mut bitmap)?;
+        let bit = |s: u64| batmap::is_full(&bitmap, u32::try_from(s).unwrap_or(u32::MAX));
+        let set = bit(within);
+        let same = (0..count).take_while(|n| bit(within + n) == set).count() as u64;
+        Ok((if set { Here::At(data) } else { Here::Below }, same))
+    }
+
+    fn place_raw(&self, sector: u64, count: u64) -> Result<(Here, u64), VhdError> {
+        let bytes = Storage::len(&self.file)
+            .map_err(|e| VhdError::io(&self.path, "learn the size", 0, &e))?;
+        Ok(match bytes.div_ceil(512).checked_sub(sector) {
+            None | Some(0) => (Here::Zero, count),
+            Some(left) => (Here::At(sector * 512), count.min(left)),
+        })
+    }
+
+    /// Reads bytes of the file; a raw image may end within a sector, a VHD must have them all.
+    fn fill(&self, at: u64, buf: &mut [u8]) -> Result<(), VhdError> {
+        let failed = |e: &io::Error| VhdError::io(&self.path, "read", at, e);
+        let got = Storage::read_at(&self.file, at, buf).map_err(|e| failed(&e))?;
+        if got < buf.len() && self.opened.is_some() {
+            return Err(failed(&io::ErrorKind::UnexpectedEof.into()));
+        }
+        buf.iter_mut().skip(got).for_each(|b| *b = 0);
+        Ok(())
+    }
+}
+
+/// The canonical path of an image that may not exist yet.
+///
+/// # Errors
+/// Those of the directory.
+pub fn canonical_new(name: &Path) -> Result<PathBuf, VhdError> {
+    let failed = |e: io::Error| VhdError::io(name, "resolve the path", 0, &e);
+    if name.exists() {
+        return path::canonical(name).map_err(failed);
+    }
+    let dir = name.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let base = name.file_name().ok_or_else(|| failed(io::Error::from_raw_os_error(2)))?;
+    Ok(path::canonical(dir).map_err(failed)?.join(base))
+}

@@ -1,0 +1,203 @@
+//! New images on the file system: create and snapshot as the tools do them.
+use crate::chain::{self, Identity};
+use crate::create::{self, NewImage, ParentRef};
+use crate::error::{
+    VhdError,
+    errno::{EINVAL, ENOSPC},
+};
+use crate::footer::EPOCH_2000;
+use crate::header::BLOCK_BYTES;
+use crate::open::{self, OpenOptions};
+use crate::{bat, path};
+use image::Storage;
+use std::fs::{File, OpenOptions as FileOptions};
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// How to take a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotOptions {
+    /// The parent is a raw image.
+    pub raw: bool,
+    /// Link to exactly this parent, even if it is an empty differencing image.
+    pub exact: bool,
+    /// Refuse if the parent's chain has this many images already.
+    pub depth_max: Option<u32>,
+    /// Disk size up to which the metadata shall have room.
+    pub room_bytes: Option<u64>,
+}
+
+/// Makes a dynamic or a fixed image; an existing file is overwritten, as by the original. The size
+/// is rounded up to 2 MiB.
+///
+/// # Errors
+/// Those of the file system; a file that could not be completed is removed.
+pub fn create(
+    name: &Path,
+    bytes: u64,
+    room_bytes: Option<u64>,
+    fixed: bool,
+) -> Result<(), VhdError> {
+    let bytes = rounded(name, bytes)?;
+    let room_bytes = rounded(name, room_bytes.unwrap_or(bytes))?;
+    let new = NewImage { bytes, room_bytes, uuid: new_uuid(name)?, timestamp: now() };
+    if room_bytes < bytes {
+        return Err(VhdError::request(name, EINVAL, "less room for metadata than the disk needs"));
+    }
+    if bytes > crate::footer::DISK_BYTES_MAX {
+        let why = format!("a disk of {bytes} bytes is larger than the 2040 GiB a VHD can hold");
+        return Err(VhdError::request(name, EINVAL, why));
+    }
+    in_new_file(name, |file| match fixed {
+        true => create::fixed(file, name, &new),
+        false => create::dynamic(file, name, &new, None),
+    })
+}
+
+/// Makes a differencing image over a parent.
+///
+/// # Errors
+/// EINVAL if the name is the parent or one of its ancestors; ENOSPC beyond the depth; those of
+/// the file system.
+pub fn snapshot(name: &Path, parent: &Path, o: &SnapshotOptions) -> Result<(), VhdError> {
+    not_an_ancestor(name, parent, o.raw)?;
+    let target = target_of(parent, o)?;
+    if let Some(limit) = o.depth_max {
+        let depth = chain::depth(&target.path, target.raw)?;
+        if depth >= limit {
+            let why = format!("snapshot depth exceeded: current depth: {depth}, limit: {limit}");
+            return Err(VhdError::request(name, ENOSPC, why));
+        }
+    }
+    let bytes = if target.raw { target.bytes } else { rounded(name, target.bytes)? };
+    let room_bytes = rounded(name, o.room_bytes.unwrap_or(bytes))?;
+    let home = chain::canonical_new(name)?;
+    let to = path::canonical(&target.path)
+        .map_err(|e| VhdError::io(&target.path, "resolve the path", 0, &e))?;
+    let parent = ParentRef {
+        uuid: target.uuid,
+        timestamp: modified(&target.path)?,
+        relative: path::relative(&home, &to),
+        key_hash: target.key_hash,
+    };
+    let new = NewImage { bytes, room_bytes, uuid: new_uuid(name)?, timestamp: now() };
+    if room_bytes < bytes {
+        let why = "less room for metadata than the parent's size needs";
+        return Err(VhdError::request(name, EINVAL, why));
+    }
+    in_new_file(name, |file| create::dynamic(file, name, &new, Some(&parent)))
+}
+
+/// The image a snapshot is linked to.
+struct Target {
+    path: PathBuf,
+    raw: bool,
+    /// Size of the disk that the caller named.
+    bytes: u64,
+    uuid: Option<[u8; 16]>,
+    key_hash: Option<crate::batmap::KeyHash>,
+}
+
+/// The named parent, or below it the first that is not an empty differencing image (§8.3).
+fn target_of(parent: &Path, o: &SnapshotOptions) -> Result<Target, VhdError> {
+    let mut target: Option<Target> = None;
+    let mut key = None;
+    chain::walk(parent, o.raw, |path, file, raw| {
+        let named = target.as_ref().map(|t| t.bytes);
+        if raw {
+            let failed = |e| VhdError::io(&path, "learn the size", 0, &e);
+            let bytes = Storage::len(&file).map_err(failed)?.next_multiple_of(512);
+            let bytes = named.unwrap_or(bytes);
+            target = Some(Target { path, raw, bytes, uuid: None, key_hash: key });
+            return Ok(None);
+        }
+        let opened = open::open(&file, &path, &OpenOptions { read_only: true, ..<_>::default() })?;
+        if opened.footer.poisoned() {
+            return Err(VhdError::request(&path, EINVAL, "the image is in the middle of a resize"));
+        }
+        key = key.or(opened.key_hash);
+        let next = match &opened.parent {
+            Some(p) if !o.exact && opened.bat.iter().all(|e| *e == bat::UNUSED) => {
+                Some(chain::below(&path, p)?)
+            }
+            _ => None,
+        };
+        let bytes = named.unwrap_or(opened.footer.current_bytes);
+        let uuid = Some(opened.footer.uuid);
+        target = Some(Target { path, raw, bytes, uuid, key_hash: key });
+        Ok(next)
+    })?;
+    target.ok_or_else(|| VhdError::request(parent, EINVAL, "the chain has no image"))
+}
+
+/// F14: a snapshot onto its own parent, or onto anything below, would destroy it.
+fn not_an_ancestor(name: &Path, parent: &Path, raw: bool) -> Result<(), VhdError> {
+    let new: Option<Identity> = File::open(name).ok().and_then(|f| chain::identity(&f).ok());
+    let Some(new) = new else { return Ok(()) };
+    chain::walk(parent, raw, |path, file, raw| {
+        if chain::identity(&file).is_ok_and(|id| id == new) {
+            let why = "the new image would overwrite its own parent; choose another name";
+            return Err(VhdError::request(name, EINVAL, why));
+        }
+        if raw {
+            return Ok(None);
+        }
+        chain::parent_of(&file, &path)?.map(|p| chain::below(&path, &p)).transpose()
+    })
+}
+
+/// Runs `fill` on a new or emptied file; removes it if that fails.
+fn in_new_file(
+    name: &Path,
+    fill: impl FnOnce(&File) -> Result<(), VhdError>,
+) -> Result<(), VhdError> {
+    let mut options = FileOptions::new();
+    options.read(true).write(true).create(true).truncate(true).mode(0o644);
+    let file = options.open(name).map_err(|e| VhdError::io(name, "create the file", 0, &e))?;
+    let done = fill(&file);
+    let device = file.metadata().is_ok_and(|m| m.file_type().is_block_device());
+    if done.is_err() && !device {
+        // The first error is the one to report; a leftover is only untidy.
+        let _ = std::fs::remove_file(name);
+    }
+    done
+}
+
+fn rounded(name: &Path, bytes: u64) -> Result<u64, VhdError> {
+    let up = bytes.checked_next_multiple_of(u64::from(BLOCK_BYTES));
+    up.ok_or_else(|| VhdError::request(name, EINVAL, "the size is beyond all numbers"))
+}
+
+/// Seconds since 2000.
+pub fn now() -> u32 {
+    since_2000(SystemTime::now())
+}
+
+fn since_2000(time: SystemTime) -> u32 {
+    let unix = time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    u32::try_from(unix.saturating_sub(EPOCH_2000)).unwrap_or(u32::MAX)
+}
+
+/// Modification time of a file, seconds since 2000.
+///
+/// # Errors
+/// Those of the file system.
+pub fn modified(name: &Path) -> Result<u32, VhdError> {
+    let time = std::fs::metadata(name).and_then(|m| m.modified());
+    time.map(since_2000).map_err(|e| VhdError::io(name, "look at the file", 0, &e))
+}
+
+/// A random unique id (version 4).
+///
+/// # Errors
+/// Without `/dev/urandom`.
+pub fn new_uuid(name: &Path) -> Result<[u8; 16], VhdError> {
+    let mut id = [0; 16];
+    let failed = |e| VhdError::io(name, "draw a unique id", 0, &e);
+    File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut id)).map_err(failed)?;
+    id[6] = (id[6] & 0x0f) | 0x40;
+    id[8] = (id[8] & 0x3f) | 0x80;
+    Ok(id)
+}
