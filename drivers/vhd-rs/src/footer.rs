@@ -214,7 +214,8 @@ impl Footer {
         self.by_tap() && matches!(self.creator_version, 0x0000_0001 | 0x0001_0001)
     }
 
-    fn raw(&self) -> [u8; FOOTER_BYTES] {
+    /// The bytes, with the checksum as it stands.
+    pub(crate) fn raw(&self) -> [u8; FOOTER_BYTES] {
         let mut out = [0; FOOTER_BYTES];
         put(&mut out, 0, &self.cookie);
         put(&mut out, 8, &self.features.to_be_bytes());

@@ -13,7 +13,11 @@ mod bytes;
 
 pub mod bat;
 pub mod batmap;
+mod batmap_read;
 pub mod chain;
+pub mod check;
+mod check_bat;
+mod check_parent;
 pub mod closing;
 pub mod create;
 pub mod driver;
@@ -27,6 +31,7 @@ pub mod locator;
 pub mod open;
 pub mod path;
 
+pub use check::{CheckOptions, Parents, Report, check};
 pub use closing::closing;
 pub use error::VhdError;
 pub use footer::{DiskType, Footer};

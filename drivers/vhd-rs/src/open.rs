@@ -3,7 +3,8 @@
 //! Nothing here writes, except that a strict open for writing invalidates the trailing footer of a
 //! regular file (§10.3), so that a crash can be told from a clean close.
 use crate::bat::{self, Bat};
-use crate::batmap::{self, BatmapFault, BatmapHeader, KeyHash};
+use crate::batmap::{BatmapFault, BatmapHeader, KeyHash};
+use crate::batmap_read::{batmap_bytes, full_bits};
 pub use crate::closing::closing;
 use crate::error::{VhdError, errno::EINVAL};
 use crate::footer::{DISK_BYTES_MAX, DiskType, FOOTER_BYTES, Footer};
@@ -232,8 +233,10 @@ fn dynamic(
     let footer = &found.footer;
     let Bat { used, tail } =
         bat::read(storage, name, header, footer.data_offset, footer.current_bytes)?;
-    let (batmap, full) = batmap_of(storage, name, found, header, &used)?;
-    let end_of_headers = end_of_headers(found, header, &batmap, &used);
+    let map = batmap_bytes(storage, name, footer, header, found.file_bytes)?;
+    let batmap = map.state(header, footer.current_bytes);
+    let full = full_bits(&batmap, map.map(), &used);
+    let end_of_headers = end_of_headers(footer, header, &batmap, &used, found.file_bytes);
     let damage = bat::damage(header, &used, end_of_headers, found.file_bytes);
     if let (Some((block, sector, why)), true, false) = (damage.harm, o.for_io, o.read_only) {
         return Err(VhdError::Block { name: name.into(), block, sector, why });
@@ -269,11 +272,17 @@ pub fn batmap_header(state: &BatmapState) -> Option<&BatmapHeader> {
 
 /// End of headers (§2.4). Locators outside the file protect nothing and do not count. The place of a
 /// damaged batmap counts unless a block already lies there: it is written again at close.
-fn end_of_headers(found: &Headers, header: &Header, batmap: &BatmapState, used: &[u32]) -> u64 {
+pub(crate) fn end_of_headers(
+    footer: &Footer,
+    header: &Header,
+    batmap: &BatmapState,
+    used: &[u32],
+    file_bytes: u64,
+) -> u64 {
     let table = header.table_offset.saturating_add(header.table_bytes());
-    let fixed = found.footer.data_offset.saturating_add(HEADER_BYTES as u64).max(table);
+    let fixed = footer.data_offset.saturating_add(HEADER_BYTES as u64).max(table);
     let locators = header.locators.iter().map(crate::locator::Locator::end);
-    let without = locators.filter(|end| *end <= found.file_bytes).fold(fixed, u64::max);
+    let without = locators.filter(|end| *end <= file_bytes).fold(fixed, u64::max);
     let place = batmap_place(header, batmap);
     let counts = match batmap {
         BatmapState::Absent => false,
@@ -304,88 +313,6 @@ pub(crate) fn overlapped(
         let (start, end) = bat::extent(header, entry);
         entry != bat::UNUSED && start < to && end > from
     })
-}
-
-/// Reads the batmap, and the bits of it that the disk uses (§7.1).
-fn batmap_of(
-    storage: &dyn Storage,
-    name: &Path,
-    found: &Headers,
-    header: &Header,
-    used: &[u32],
-) -> Result<(BatmapState, Vec<u8>), VhdError> {
-    let footer = &found.footer;
-    let none = vec![0; used.len().div_ceil(8)];
-    let Some(header_at) = header.batmap_at().filter(|_| has_batmap(footer)) else {
-        return Ok((BatmapState::Absent, none));
-    };
-    match read_batmap(storage, found.file_bytes, header_at) {
-        Err(e) => Err(VhdError::io(name, "read the batmap", header_at, &e)),
-        Ok(Err(BatmapFault::Cookie)) if footer.creator_version < 0x0001_0002 => {
-            Ok((BatmapState::Absent, none))
-        }
-        Ok(Err(why)) => Ok((BatmapState::Damaged { header_at, header: None, why }, none)),
-        Ok(Ok((map_header, map))) => {
-            let why = map_fault(&map_header, &map, header_at, header, footer.current_bytes);
-            let map_header = match why {
-                Some(why) => {
-                    let header = Some(map_header);
-                    return Ok((BatmapState::Damaged { header_at, header, why }, none));
-                }
-                None => map_header,
-            };
-            let full = (0..).zip(used).fold(none, |mut full, (block, entry)| {
-                if *entry != bat::UNUSED && batmap::is_full(&map, block) {
-                    batmap::set_full(&mut full, block);
-                }
-                full
-            });
-            Ok((BatmapState::Valid { header_at, header: map_header }, full))
-        }
-    }
-}
-
-/// Whether an image of this creator has a batmap.
-fn has_batmap(footer: &Footer) -> bool {
-    footer.kind.is_dynamic() && footer.by_tap() && footer.creator_version > 1
-}
-
-/// Header and as much of the map as the file has.
-type MapRead = Result<(BatmapHeader, Vec<u8>), BatmapFault>;
-
-fn read_batmap(storage: &dyn Storage, file_bytes: u64, at: u64) -> std::io::Result<MapRead> {
-    let mut bytes = [0; batmap::BATMAP_HEADER_BYTES];
-    storage.read_at(at, &mut bytes)?;
-    let header = match BatmapHeader::parse(&bytes) {
-        Ok(header) => header,
-        Err(fault) => return Ok(Err(fault)),
-    };
-    let wanted = header.map_end().min(file_bytes).saturating_sub(header.map_offset);
-    let mut map = vec![0; usize::try_from(wanted).unwrap_or(0)];
-    let got = storage.read_at(header.map_offset, &mut map)?;
-    map.truncate(got);
-    Ok(Ok((header, map)))
-}
-
-/// Why a map cannot be trusted. The original sometimes leaves the last sector unwritten, so a map
-/// that is short only at its end is accepted and zero there.
-fn map_fault(
-    map_header: &BatmapHeader,
-    map: &[u8],
-    header_at: u64,
-    header: &Header,
-    disk_bytes: u64,
-) -> Option<BatmapFault> {
-    let enough = batmap::summed_bytes(disk_bytes, header.block_bytes)
-        .min(512 * map_header.map_sectors as usize);
-    if map_header.map_offset < header_at + batmap::BATMAP_HEADER_BYTES as u64 || map.len() < enough
-    {
-        Some(BatmapFault::Place)
-    } else if !map_header.matches(map, disk_bytes, header.block_bytes) {
-        Some(BatmapFault::Checksum)
-    } else {
-        None
-    }
 }
 
 /// Uuid and candidate paths; a locator that cannot be read or decoded is passed over.
