@@ -33,9 +33,14 @@ step() {
 
 # Shows a command as a person would type it, then runs it.
 show() {
-    local shown="$*"
-    shown=${shown//"$bin/"/}
-    printf '   $ %s\n' "${shown//"$work/"/}"
+    local shown='' word
+    for word in "$@"; do
+        word=${word#"$bin/"}
+        word=${word//"$work/"/}
+        case $word in *[\ \?\&]*) word="'$word'" ;; esac
+        shown+=" $word"
+    done
+    printf '   $%s\n' "$shown"
     "$@" | sed 's/^/     /'
 }
 
@@ -108,7 +113,7 @@ else
     show "$bin/tap-ctl" stats -p "$pid" -m "$minor"
 fi
 
-step "Take a snapshot: pause, put a new layer on top, go on with that. The client's connection stays."
+step "Take a snapshot: pause, put a new layer on top, go on with that."
 show "$bin/tap-ctl" pause -p "$pid" -m "$minor"
 show "$bin/vhd-util" snapshot -n "$work/leaf.vhd" -p "$work/base.vhd"
 sum=$(cksum <"$work/base.vhd")

@@ -211,7 +211,9 @@ class Bench:
 
         def measure(server):
             with server.serve(image) as export:
-                return export.memory_kib("VmRSS") / 1024
+                memory = export.memory_kib("VmRSS") / 1024
+                nbd.first_bytes(export.socket)  # it was up, and not still on its way
+                return memory
 
         self.single("idle resident memory", "MiB", measure, min(self.options.reps, 5))
 

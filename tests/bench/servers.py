@@ -89,12 +89,18 @@ class Background:
             self._wait_for_socket(process)
             yield _export(self.socket, process.pid)
         finally:
+            self._stop(process)
+
+    @staticmethod
+    def _stop(process):
+        # qemu-nbd forgets a signal that comes before its main loop runs, so it is told more than once.
+        for _ in range(30):
             process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1)
+                return
+        process.kill()
+        process.wait()
 
     def _wait_for_socket(self, process):
         deadline = time.monotonic() + 10
