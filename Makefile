@@ -67,7 +67,7 @@ test: build
 	TAPDISK_TESTS=all $(CARGO) test --workspace
 	tests/demo.sh "$(BIN)"
 	tests/ordinary-user.sh "$(BIN)"
-	MAKE="$(MAKE)" tests/install.sh
+	tests/install.sh
 
 bench: build
 	@tests/deps.sh demo bench

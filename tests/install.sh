@@ -6,7 +6,6 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 dest=$(mktemp -d "${TMPDIR:-/tmp}/tapdisk-install.XXXXXX")
 export TAPDISK_RUN_DIR=$dest/run
-read -ra make <<<"${MAKE:-make}"
 pid='' minor=''
 
 finish() {
@@ -25,7 +24,7 @@ fail() {
     exit 1
 }
 
-"${make[@]}" --no-print-directory -C "$here" install DESTDIR="$dest" PREFIX=/usr >/dev/null
+make --no-print-directory -C "$here" install DESTDIR="$dest" PREFIX=/usr >/dev/null
 
 for file in usr/sbin/tap-ctl usr/libexec/tapdisk usr/bin/vhd-util; do
     [ -x "$dest/$file" ] || fail "$file is missing or not executable"
@@ -48,7 +47,7 @@ exe=$(readlink "/proc/$pid/exe")
 "$dest/usr/sbin/tap-ctl" destroy -p "$pid" -m "$minor"
 pid=''
 
-"${make[@]}" --no-print-directory -C "$here" uninstall DESTDIR="$dest" PREFIX=/usr >/dev/null
+make --no-print-directory -C "$here" uninstall DESTDIR="$dest" PREFIX=/usr >/dev/null
 left=$(find "$dest/usr" "$dest/etc" ! -type d)
 [ -z "$left" ] || fail "make uninstall left $left"
 
