@@ -1,2 +1,112 @@
-//! placeholder
-fn main() {}
+//! `tap-ctl COMMAND [OPTIONS]`: control running tapdisks. Facts: `tap-ctl.md`.
+//!
+//! ```text
+//!  argv ─► main ─► command::find ─► cli::getopt ─► command/<name>.rs ─► tap_ctl (library)
+//!                        └── one table of commands and options ──► help, completions, man page
+//! ```
+//!
+//! What the original prints and returns is kept to the byte, with one exception: on a terminal
+//! a failure explains itself with one more line on stderr.
+#![deny(unsafe_code)]
+
+mod cli;
+mod command;
+mod failure;
+mod syslog;
+
+use cli::getopt::{self, Parsed};
+use cli::{Command, Context, help, print};
+use failure::Failure;
+use std::ffi::{OsStr, OsString};
+use std::process::ExitCode;
+use tap_ctl::error::strerror;
+
+fn main() -> ExitCode {
+    let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let Some((word, rest)) = argv.split_first() else {
+        return overview();
+    };
+    match word.to_str() {
+        Some("--help") => return show(&help::long_overview()),
+        Some("--version") => return show(&help::version()),
+        _ => {}
+    }
+    match command::find(word, command::kernel_module_present()) {
+        Some(command) => run(command, rest),
+        None => unknown(word),
+    }
+}
+
+fn show(text: &str) -> ExitCode {
+    print(text);
+    ExitCode::SUCCESS
+}
+
+/// The original's help; exit 0, also for a command that does not exist.
+fn overview() -> ExitCode {
+    show(&help::overview(command::kernel_module_present()))
+}
+
+fn unknown(word: &OsStr) -> ExitCode {
+    syslog::error(&format!("tap-err:main: unknown command '{}'", word.to_string_lossy()));
+    overview()
+}
+
+fn run(command: &'static Command, args: &[OsString]) -> ExitCode {
+    let mut args = args.to_vec();
+    let debug = cli::take_debug(&mut args);
+    let verbose = debug || std::env::var_os("TAP_CTL_VERBOSE").is_some_and(|value| value == "1");
+    let result = match getopt::parse(command.options, &args) {
+        Ok(Parsed::Args(args)) => (command.run)(&Context { debug }, &args),
+        Ok(Parsed::Usage) => return usage(command),
+        Ok(Parsed::Help) => return show(&help::long(command)),
+        Ok(Parsed::Version) => return show(&help::version()),
+        Err(complaint) => {
+            eprintln!("{}: {complaint}", command.name);
+            Err(Failure::Usage)
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => fail(command, failure, verbose),
+    }
+}
+
+/// `-h`: on stdout, except for attach.
+fn usage(command: &Command) -> ExitCode {
+    if command.usage_on_stderr {
+        eprintln!("{}", command.usage);
+    } else {
+        print(&format!("{}\n", command.usage));
+    }
+    ExitCode::SUCCESS
+}
+
+/// Report a failure: what the original prints last is the text of the errno, and this is the exit
+/// status. The log has the whole sentence; people get it too, callers that compare stderr do not.
+fn fail(command: &Command, failure: Failure, verbose: bool) -> ExitCode {
+    let errno = match failure {
+        Failure::Usage => {
+            eprintln!("{}", command.usage);
+            libc::EINVAL
+        }
+        Failure::Line { exit, line } => {
+            eprintln!("{line}");
+            return ExitCode::from(exit);
+        }
+        Failure::Absent { line } => {
+            print(&format!("{line}\n"));
+            return ExitCode::from(failure::MODULE_ABSENT_EXIT);
+        }
+        Failure::Error { errno, sentence, said } => {
+            syslog::error(&format!("tap-err:{}: {sentence}", command.name));
+            eprint!("{said}");
+            if verbose || std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+                eprintln!("tap-ctl {}: {sentence}", command.name);
+            }
+            errno
+        }
+    };
+    eprintln!("{}", strerror(errno));
+    ExitCode::from((errno & 0xff) as u8)
+}

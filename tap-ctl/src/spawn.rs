@@ -192,8 +192,12 @@ mod tests {
 
     #[test]
     fn a_daemon_that_keeps_the_pipe_open_is_not_waited_for() {
-        let spawned = started("(echo /r/ctl5; exec cat /dev/tty1x) 2>&1 & exit 0").expect("starts");
-        assert_eq!(spawned.pid, 5);
+        // The daemon holds the pipe until the fifo is opened, which is after spawn returned.
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let fifo = dir.path().join("fifo");
+        let script = format!("mkfifo {0}; (echo /r/ctl5; exec cat {0}) & exit 0", fifo.display());
+        assert_eq!(started(&script).expect("starts").pid, 5);
+        File::options().write(true).open(&fifo).expect("the daemon is there");
     }
 
     #[test]

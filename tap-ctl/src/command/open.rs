@@ -1,0 +1,102 @@
+//! `tap-ctl open`, and the options that `create` has too.
+
+use super::PLAIN;
+use crate::cli::args::Args;
+use crate::cli::{Command, Context, MINOR, Opt, PID, flag, value};
+use crate::failure::{Failure, Outcome};
+use std::io::Read;
+use tap_ctl::client::Payload;
+use tap_ctl::messages::{NO_PARENT, Params, Text, flag as bit};
+
+pub static COMMAND: Command = Command {
+    name: "open",
+    usage: "usage: open <-p pid> <-m minor> <-a type:/path/to/file> [-R readonly] [-e <minor> stack on existing tapdisk for the parent chain] [-r turn on read caching into leaf node] [-2 <path> use secondary image (in mirror mode if no -s)] [-s fail over to the secondary image on ENOSPC] [-t request timeout in seconds] [-D no O_DIRECT] [-C </path/to/logfile> insert log layer to track changed blocks] [-E read encryption key from stdin]",
+    about: "open an image on an attached disk",
+    options: &OPTIONS,
+    examples: &[
+        ("open -p 4711 -m 0 -a vhd:/images/disk.vhd", "open a VHD and its parents"),
+        ("open -p 4711 -m 0 -a aio:/dev/vg/lv -R", "open a block device read-only"),
+        ("open -p 4711 -m 0 -a vhd:/images/secret.vhd -E <key.bin", "open an encrypted VHD"),
+    ],
+    run,
+    ..PLAIN
+};
+
+pub const IMAGE: Opt = value('a', "TYPE:PATH", "the image, such as vhd:/path or aio:/path");
+pub const READ_ONLY: Opt = flag('R', "open read-only");
+pub const PARENT: Opt =
+    value('e', "MINOR", "open this image only, above the disk MINOR of another tapdisk");
+pub const LEAF_CACHE: Opt = flag('r', "store what is read from the parents in the leaf");
+pub const SECONDARY: Opt = value('2', "TYPE:PATH", "mirror writes to this image; null means none");
+pub const STANDBY: Opt =
+    flag('s', "with -2: do not mirror, but fail over to it when space runs out");
+pub const REQUEST_TIMEOUT: Opt =
+    value('t', "SECONDS", "time after which a request counts as stuck (default 120)");
+pub const BUFFERED: Opt = flag('D', "read parents through the page cache");
+pub const LOG: Opt = value('C', "PATH", "track changed blocks in this log");
+
+static OPTIONS: [Opt; 12] = [
+    PID.required(),
+    MINOR.required(),
+    IMAGE.required(),
+    READ_ONLY,
+    PARENT,
+    LEAF_CACHE,
+    SECONDARY,
+    STANDBY,
+    REQUEST_TIMEOUT,
+    BUFFERED,
+    LOG,
+    flag('E', "read the key, 32 or 64 raw bytes, from stdin to its end"),
+];
+
+/// The original reads at most this much; only the two lengths below are keys.
+const KEY_READ_MAX: u64 = 1024;
+
+fn run(context: &Context, args: &Args) -> Outcome {
+    let key = key(args.count("E"))?;
+    let (pid, minor) = (args.pid()?, args.minor()?);
+    let (params, log) = params(args)?;
+    let payload = Payload { log_path: log.as_ref(), key: key.as_deref() };
+    context.client()?.open(pid, minor, &params, payload)?;
+    Ok(())
+}
+
+/// The options that `open` and `create` share, and the path of the log.
+pub fn params(args: &Args) -> Result<(Params, Option<Text>), Failure> {
+    let path = args.text("a")?.ok_or(Failure::Usage)?;
+    let secondary = args.text("2")?;
+    let parent = args.number("e");
+    let flags = [
+        (args.has("R"), bit::RDONLY),
+        (parent.is_some(), bit::REUSE_PRT),
+        (args.has("r"), bit::ADD_LCACHE),
+        (secondary.is_some(), bit::SECONDARY),
+        (args.has("s"), bit::STANDBY),
+        (args.has("D"), bit::NO_O_DIRECT),
+    ];
+    let params = Params {
+        flags: flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, bit)| flags | bit),
+        path,
+        prt_devnum: parent.map_or(NO_PARENT, |minor| minor as u32),
+        req_timeout: args.number("t").unwrap_or(0).clamp(0, u16::MAX.into()) as u16,
+        secondary: secondary.unwrap_or(Text::EMPTY),
+        ..Params::default()
+    };
+    Ok((params, args.text("C")?))
+}
+
+/// Read the key to the end of stdin, so that it may come in pieces.
+fn key(times: usize) -> Result<Option<Vec<u8>>, Failure> {
+    if times == 0 {
+        return Ok(None);
+    }
+    let wrong =
+        Failure::Line { exit: 1, line: "Unsupported keysize, use either 256 bit or 512 bit key" };
+    let mut key = Vec::new();
+    let read = std::io::stdin().lock().take(KEY_READ_MAX + 1).read_to_end(&mut key);
+    match (times, read, key.len()) {
+        (1, Ok(_), 32 | 64) => Ok(Some(key)),
+        _ => Err(wrong),
+    }
+}
