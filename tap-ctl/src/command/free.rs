@@ -12,7 +12,7 @@ pub static COMMAND: Command = Command {
     about: "give a minor back",
     details: "Fails while a tapdisk has the minor attached.",
     options: &OPTIONS,
-    examples: &[("free -m 3", "after tap-ctl detach -m 3")],
+    examples: &[("free -m 3", "after its disk was closed and detached")],
     run,
     ..PLAIN
 };
