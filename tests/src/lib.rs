@@ -1,1 +1,2 @@
-//! placeholder
+//! What the tests of the whole project share: the simulator.
+pub mod sim;

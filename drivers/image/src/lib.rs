@@ -12,6 +12,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod blocking;
 mod storage;
 
 pub use storage::{MemStorage, Storage};
@@ -84,6 +85,12 @@ impl MetaList {
     /// What is in it.
     pub fn iter(&self) -> impl Iterator<Item = MetaRef> + '_ {
         self.items.iter().flatten().copied()
+    }
+}
+
+impl From<[Option<MetaRef>; 4]> for MetaList {
+    fn from(items: [Option<MetaRef>; 4]) -> MetaList {
+        MetaList { items }
     }
 }
 
@@ -241,8 +248,7 @@ pub trait Image: Send {
     /// known; the driver takes back what it edited.
     fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool);
 
-    /// What has to be written when the image is closed after use, as (offset, bytes) in order, and
-    /// the length the file is cut to after the first of them (if it is a regular file). May allocate.
+    /// What has to be written when the image is closed after use. May allocate.
     fn closing(&mut self) -> Closing {
         Closing::default()
     }
@@ -251,8 +257,32 @@ pub trait Image: Send {
 /// The last writes of an image.
 #[derive(Debug, Default)]
 pub struct Closing {
+    /// Metadata of which the disk may hold an older state, after a write that failed; written first.
+    pub repairs: Vec<(u64, Vec<u8>)>,
     /// Writes in order.
     pub writes: Vec<(u64, Vec<u8>)>,
-    /// New length of a regular file, applied after the first write.
+    /// New length of a regular file, applied after the first of `writes`.
     pub truncate: Option<u64>,
+}
+
+impl Closing {
+    /// Does all of it, and waits until it is on the disk.
+    ///
+    /// # Errors
+    /// The first one of the file; nothing is done after it.
+    pub fn apply(&self, storage: &dyn Storage) -> std::io::Result<()> {
+        if self.repairs.is_empty() && self.writes.is_empty() {
+            return Ok(());
+        }
+        for (at, bytes) in &self.repairs {
+            storage.write_at(*at, bytes)?;
+        }
+        for (i, (at, bytes)) in self.writes.iter().enumerate() {
+            storage.write_at(*at, bytes)?;
+            if let Some(len) = self.truncate.filter(|_| i == 0) {
+                storage.set_len(len)?;
+            }
+        }
+        storage.sync()
+    }
 }

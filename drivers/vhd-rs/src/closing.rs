@@ -23,7 +23,10 @@ pub fn closing(o: &Opened, bat: &[u32], full: &[u8]) -> Closing {
 fn fixed(o: &Opened) -> Closing {
     match o.footer_found {
         FooterAt::Trailing511 => {
-            Closing { writes: vec![(o.end_of_data, o.footer.encode().to_vec())], truncate: None }
+            Closing {
+                writes: vec![(o.end_of_data, o.footer.encode().to_vec())],
+                ..Closing::default()
+            }
         }
         FooterAt::Trailing | FooterAt::Copy => Closing::default(),
     }
@@ -50,7 +53,7 @@ fn dynamic(o: &Opened, header: &Header, bat: &[u32], full: &[u8]) -> Closing {
             writes.push((header_at, map_header));
         }
     }
-    Closing { writes, truncate }
+    Closing { writes, truncate, ..Closing::default() }
 }
 
 /// Entries of the blocks that exist: a dangling entry must not make the file reach to it, or it

@@ -46,6 +46,10 @@ pub struct Vhd {
     full: Vec<Cell<u8>>,
     /// Blocks with plans at work.
     users: Vec<User>,
+    /// For each BAT sector the number of the last write of it that failed, 0 if none did: the disk may
+    /// hold something else than memory. Settled by writing it with the next change that relies on it.
+    doubts: Vec<u32>,
+    failures: u32,
     /// Blocks given back, with the number of the newest request then.
     freed: Vec<(u32, u64)>,
     next_lba: u64,
@@ -63,6 +67,9 @@ struct User {
 }
 
 const EXCLUSIVE: u32 = u32::MAX;
+
+/// Doubts are numbered up to here; from then on they stay until the image is closed.
+const DOUBT_MAX: u32 = (1 << 24) - 1;
 
 /// What a plan does, in its token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +105,8 @@ impl Vhd {
             sectors: opened.sectors,
             block_sectors: block_bytes / 512,
             table_at,
+            doubts: vec![0; bat.len().div_ceil(PER_SECTOR as usize)],
+            failures: 0,
             bat,
             full,
             users: Vec::with_capacity(USERS_MAX),
@@ -246,13 +255,24 @@ impl Vhd {
             Err(Stop::Load(_)) => {}
             Err(stop) => return Err(stop),
         }
-        let first = u64::from(block) / PER_SECTOR * PER_SECTOR;
-        let entries = self.bat.iter().chain(&self.opened.bat_tail).skip(first as usize);
-        let bytes = meta.create(r)?;
+        self.fill_bat(meta.create(r)?, u64::from(block) / PER_SECTOR);
+        Ok(r)
+    }
+
+    fn fill_bat(&self, bytes: &mut [u8], sector: u64) {
+        let entries = self.bat.iter().chain(&self.opened.bat_tail).skip((sector * PER_SECTOR) as usize);
         for (to, entry) in bytes.chunks_exact_mut(4).zip(entries) {
             to.copy_from_slice(&entry.to_be_bytes());
         }
-        Ok(r)
+    }
+
+    fn doubt(&self, block: u32) -> u32 {
+        self.doubts[block as usize / PER_SECTOR as usize]
+    }
+
+    fn set_doubt(&mut self, block: u32) {
+        self.failures = (self.failures + 1).min(DOUBT_MAX);
+        self.doubts[block as usize / PER_SECTOR as usize] = self.failures;
     }
 
     /// Where a new block goes; checks, but changes nothing.
@@ -298,20 +318,22 @@ impl Vhd {
             pins: MetaList::two(r, bat),
             free: None,
             barrier: true,
-            token: token(part.block, Step::Appear { lba }),
+            token: token(part.block, Step::Appear { lba }, 0),
         })
     }
 
     /// A change of data in a block that is there; `mark` if bits must be set for it to count.
     fn change(
         &mut self,
-        meta: &dyn Meta,
+        meta: &mut dyn Meta,
         part: Part,
         lba: u32,
         action: Action,
         mark: bool,
     ) -> Result<Plan, Stop> {
         let r = Self::bitmap(lba);
+        let doubt = self.doubt(part.block);
+        let bat = if doubt == 0 { None } else { Some(self.hold_bat(meta, part.block)?) };
         let marked = !mark
             || self.is_full(part.block)
             || (all_set(meta.get(r)?, part.first, part.count) && meta.clean(r));
@@ -322,11 +344,11 @@ impl Vhd {
             action,
             byte: Self::data_at(lba, part.first),
             count: part.count,
-            along: MetaList::EMPTY,
-            pins: if marked { MetaList::EMPTY } else { MetaList::one(r) },
+            along: bat.map_or(MetaList::EMPTY, MetaList::one),
+            pins: MetaList::from([bat, (!marked).then_some(r), None, None]),
             free: None,
             barrier: !marked,
-            token: token(part.block, if marked { Step::Plain } else { bits }),
+            token: token(part.block, if marked { Step::Plain } else { bits }, doubt),
         })
     }
 
@@ -345,7 +367,7 @@ impl Vhd {
             pins: MetaList::one(bat),
             free: Some((u64::from(lba) * SECTOR, (self.stride() * SECTOR) as u32)),
             barrier: false,
-            token: token(part.block, Step::Vanish),
+            token: token(part.block, Step::Vanish, 0),
         })
     }
 
@@ -359,7 +381,7 @@ impl Vhd {
             pins: MetaList::EMPTY,
             free: None,
             barrier: false,
-            token: token(part.block, Step::Plain),
+            token: token(part.block, Step::Plain, 0),
         }
     }
 
@@ -379,7 +401,7 @@ impl Vhd {
             pins: MetaList::EMPTY,
             free: None,
             barrier: false,
-            token: token(0, Step::Plain),
+            token: token(0, Step::Plain, 0),
         }
     }
 
@@ -469,7 +491,7 @@ impl Image for Vhd {
         if phase > 1 {
             return MetaList::EMPTY;
         }
-        let (block, step) = parse(plan.token);
+        let (block, step, _) = parse(plan.token);
         match step {
             Step::Plain => MetaList::EMPTY,
             Step::Bits { first, count } => {
@@ -486,14 +508,20 @@ impl Image for Vhd {
         if self.fixed {
             return;
         }
-        let (block, step) = parse(plan.token);
+        let (block, step, doubt) = parse(plan.token);
+        if ok && doubt != 0 && doubt == self.doubt(block) && doubt < DOUBT_MAX {
+            self.doubts[block as usize / PER_SECTOR as usize] = 0;
+        }
         let old = self.bat[block as usize];
         match step {
             Step::Plain => {}
             Step::Bits { .. } if ok => self.learn_full(meta, block, old),
             Step::Bits { .. } => {}
-            // What the disk says is not known: the memory's view is written with the next change.
-            Step::Appear { .. } | Step::Vanish if !ok => drop(self.point(meta, block, old)),
+            // What the disk says is not known: memory's view is written with the next change here.
+            Step::Appear { .. } | Step::Vanish if !ok => {
+                self.point(meta, block, old);
+                self.set_doubt(block);
+            }
             Step::Appear { lba } => {
                 self.bat[block as usize] = lba;
                 self.learn_full(meta, block, lba);
@@ -523,7 +551,13 @@ impl Image for Vhd {
             self.set_full(last, false);
         }
         let full: Vec<u8> = self.full.iter().map(Cell::get).collect();
-        crate::closing(&self.opened, &self.bat, &full)
+        let mut closing = crate::closing(&self.opened, &self.bat, &full);
+        for sector in (0..self.doubts.len()).filter(|s| self.doubts[*s] != 0) {
+            let mut bytes = vec![0; SECTOR as usize];
+            self.fill_bat(&mut bytes, sector as u64);
+            closing.repairs.push((self.table_at + sector as u64 * SECTOR, bytes));
+        }
+        closing
     }
 }
 
@@ -542,26 +576,28 @@ fn aligned(lba: u64) -> u64 {
     (lba + 1).next_multiple_of(8) - 1
 }
 
-fn token(block: u32, step: Step) -> [u64; 2] {
+fn token(block: u32, step: Step, doubt: u32) -> [u64; 2] {
     let (kind, a, b) = match step {
         Step::Plain => (0u64, 0, 0),
         Step::Bits { first, count } => (1, first, count),
         Step::Appear { lba } => (2, lba, 0),
         Step::Vanish => (3, 0, 0),
     };
-    [kind << 32 | u64::from(block), u64::from(a) << 32 | u64::from(b)]
+    let head = kind << 56 | u64::from(doubt) << 32 | u64::from(block);
+    [head, u64::from(a) << 32 | u64::from(b)]
 }
 
-fn parse(token: [u64; 2]) -> (u32, Step) {
+/// Block, step and the doubt that the plan settles.
+fn parse(token: [u64; 2]) -> (u32, Step, u32) {
     let (a, b) = ((token[1] >> 32) as u32, token[1] as u32);
-    let step = match token[0] >> 32 {
+    let step = match token[0] >> 56 {
         0 => Step::Plain,
         1 => Step::Bits { first: a, count: b },
         2 => Step::Appear { lba: a },
         3 => Step::Vanish,
         _ => unreachable!("tokens are made by `token`"),
     };
-    (token[0] as u32, step)
+    (token[0] as u32, step, (token[0] >> 32) as u32 & DOUBT_MAX)
 }
 
 /// The bit of a sector and the length of the run of equal bits it begins, at most `count`.
@@ -642,7 +678,7 @@ mod tests {
             Step::Appear { lba: UNUSED - 1 },
             Step::Vanish,
         ] {
-            assert_eq!(parse(token(1_044_479, step)), (1_044_479, step));
+            assert_eq!(parse(token(1_044_479, step, 77)), (1_044_479, step, 77));
         }
     }
 }

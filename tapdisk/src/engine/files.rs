@@ -8,9 +8,6 @@ use crate::engine::sets::SlotSet;
 use crate::pool::Arena;
 use crate::transport::SlotId;
 
-/// Space taken ahead when a file grows: fewer, larger steps; cut off again at close.
-const AHEAD_BYTES: u64 = 32 << 20;
-
 /// A file as it was opened.
 #[derive(Clone, Copy, Debug)]
 pub struct FileInfo {
@@ -28,6 +25,7 @@ pub struct FileState {
     /// A block device.
     pub device: bool,
     growing: bool,
+    ahead: u64,
     /// The largest end asked for, and the end being grown to.
     need: u64,
     target: u64,
@@ -54,11 +52,12 @@ pub enum Growth {
 
 impl FileState {
     /// The state at open.
-    pub fn new(info: &FileInfo) -> FileState {
+    pub fn new(info: &FileInfo, ahead: u32) -> FileState {
         FileState {
             grown: info.bytes,
             device: info.device,
             growing: false,
+            ahead: u64::from(ahead),
             need: 0,
             target: 0,
             waiters: SlotSet::EMPTY,
@@ -79,7 +78,7 @@ impl FileState {
             return Growth::Waiting;
         }
         self.growing = true;
-        self.target = self.need + AHEAD_BYTES;
+        self.target = self.need + self.ahead;
         Growth::Start { at: self.grown, bytes: self.target - self.grown }
     }
 
@@ -139,6 +138,7 @@ impl chain::Views for Views<'_> {
     fn with<R>(&mut self, layer: FileId, f: impl FnOnce(&mut dyn Meta) -> R) -> R {
         let grown = self.files[usize::from(layer.0)].grown;
         let (now, oldest) = (self.seq, self.oldest);
+        self.meta.begin_call();
         f(&mut View { cache: self.meta, arena: self.arena, file: layer, grown, now, oldest })
     }
 }

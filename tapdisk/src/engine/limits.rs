@@ -42,16 +42,18 @@ pub struct Limits {
     pub meta_bytes: u16,
     /// Stable copies of metadata blocks, for writes in flight.
     pub stables: u16,
+    /// Bytes of space taken ahead when a file grows: fewer, larger steps; cut off again at close.
+    pub ahead: u32,
 }
 
 impl Limits {
     /// What a disk gets normally: 3.5 MiB of arena.
     pub const NORMAL: Limits =
-        Limits { small: 96, large: 32, meta_blocks: 1536, meta_bytes: 512, stables: 64 };
+        Limits { small: 96, large: 32, meta_blocks: 1536, meta_bytes: 512, stables: 64, ahead: 32 << 20 };
 
     /// The least that still makes progress, for tests and for tight memory limits.
     pub const MINIMUM: Limits =
-        Limits { small: 1, large: 1, meta_blocks: 10, meta_bytes: 512, stables: 1 };
+        Limits { small: 1, large: 1, meta_blocks: 10, meta_bytes: 512, stables: 1, ahead: 0 };
 
     /// Slots of both kinds.
     pub fn slots(&self) -> u16 {

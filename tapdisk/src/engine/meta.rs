@@ -39,6 +39,8 @@ pub struct Block {
     writing: bool,
     wants_stable: bool,
     recent: Cell<bool>,
+    /// The call of a driver that last used it.
+    call: Cell<u64>,
     /// Slots that wait for the load.
     pub loaders: SlotSet,
     /// Slots whose edit is in the write in flight.
@@ -57,6 +59,7 @@ impl Block {
         writing: false,
         wants_stable: false,
         recent: Cell::new(false),
+        call: Cell::new(0),
         loaders: SlotSet::EMPTY,
         joined: SlotSet::EMPTY,
         queued: SlotSet::EMPTY,
@@ -98,6 +101,8 @@ pub struct MetaCache {
     /// Open-addressed table of block numbers + 1, keyed by file and offset.
     table: Box<[u16]>,
     hand: u16,
+    /// Counts calls of drivers: what one call looked at is not evicted by the same call.
+    call: u64,
     stables_free: Vec<u16>,
     stable_of: Box<[u16]>,
     stable_waiters: u16,
@@ -116,6 +121,7 @@ impl MetaCache {
             blocks: (0..n).map(|_| Block::EMPTY).collect(),
             table: vec![0; (n * 2).next_power_of_two()].into(),
             hand: 0,
+            call: 0,
             stables_free: (0..limits.stables).collect(),
             stable_of: vec![NONE; n].into(),
             stable_waiters: 0,
@@ -148,6 +154,11 @@ impl MetaCache {
     fn home(&self, file: FileId, at: u64) -> usize {
         let key = (at / 512) ^ (u64::from(file.0) << 56);
         (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize & (self.table.len() - 1)
+    }
+
+    /// A driver is called.
+    pub fn begin_call(&mut self) {
+        self.call += 1;
     }
 
     /// The block that holds this piece.
@@ -210,7 +221,7 @@ impl MetaCache {
             if b.fill == Fill::Empty {
                 return Some(id);
             }
-            if b.idle() && !b.recent.replace(false) {
+            if b.idle() && b.call.get() != self.call && !b.recent.replace(false) {
                 self.forget(id);
                 return Some(id);
             }
@@ -226,6 +237,7 @@ impl MetaCache {
         let id = self.victim()?;
         *self.block_mut(id) =
             Block { file, at: r.at, bytes: r.bytes, fill, recent: Cell::new(true), ..Block::EMPTY };
+        self.block(id).call.set(self.call);
         self.enter(id);
         Some(id)
     }
@@ -347,6 +359,7 @@ impl Meta for View<'_> {
             Fill::Empty => unreachable!("an empty block is in no table"),
             Fill::Ready => {
                 b.recent.set(true);
+                b.call.set(self.cache.call);
                 Ok(&self.arena.slice(self.cache.limits.meta_buf(id))[..usize::from(r.bytes)])
             }
         }
@@ -363,6 +376,7 @@ impl Meta for View<'_> {
             Some(id) if !self.cache.block(id).idle() => return Err(Stop::Wait),
             Some(id) => {
                 self.cache.block_mut(id).fill = Fill::Ready;
+                self.cache.block(id).call.set(self.cache.call);
                 id
             }
             None => self.cache.take(self.file, r, Fill::Ready).ok_or(Stop::Wait)?,

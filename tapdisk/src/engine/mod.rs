@@ -129,7 +129,7 @@ impl<D: Disk> Engine<D> {
         assert!(self.chain.is_none() && self.idle(), "a chain is attached to an idle engine");
         assert!(chain.layers.len() == files.len(), "each layer has a file");
         self.meta.clear();
-        self.files = files.iter().map(FileState::new).collect();
+        self.files = files.iter().map(|f| FileState::new(f, self.limits.ahead)).collect();
         self.sectors = chain.sectors();
         self.policy = policy;
         self.ops.timeout_us = u64::from(policy.timeout_s) * 1_000_000;
@@ -622,10 +622,9 @@ impl<D: Disk> Engine<D> {
         self.slots[usize::from(id.0)].state = State::Freeing;
         for i in 0..limits::PLANS_MAX {
             let Some((at, bytes)) = self.slot(id).plans[i].and_then(|p| p.free) else { continue };
-            let bytes = u64::from(bytes);
-            let device = self.files[0].device;
-            let kind =
-                if device { Kind::Discard { bytes } } else { Kind::Zero { bytes, punch: true } };
+            // Zeros rather than a discard, on devices too: a read that began before may still look there,
+            // and may find old data or zeros but nothing else.
+            let kind = Kind::Zero { bytes: u64::from(bytes), punch: true };
             let op = Op { file: FileId(0), kind, at, buf: Buf::NONE };
             self.data_op(id, Owner::Free(id), op);
         }

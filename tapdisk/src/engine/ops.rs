@@ -34,6 +34,8 @@ struct Entry {
     retry_at: u64,
     /// Zeros are written, because the file cannot be told to be zero.
     by_hand: bool,
+    /// Transfers in a row that did not get a whole sector further.
+    stalls: u8,
 }
 
 /// The table.
@@ -47,6 +49,8 @@ pub struct Ops {
 }
 
 const MICROS: u64 = 1_000_000;
+/// Transfers of less than a sector that are tried again; at the end of a file they never get further.
+const STALLS_MAX: u8 = 8;
 
 impl Ops {
     /// An empty table for as many as the limits allow.
@@ -70,7 +74,7 @@ impl Ops {
     pub fn push(&mut self, disk: &mut impl Disk, owner: Owner, op: Op, now: u64) {
         let tag = self.free.pop().expect("the limits leave room for every operation");
         self.entries[tag as usize] =
-            Some(Entry { owner, op, done: 0, since: now, retry_at: 0, by_hand: false });
+            Some(Entry { owner, op, done: 0, since: now, retry_at: 0, by_hand: false, stalls: 0 });
         disk.push(tag, op);
     }
 
@@ -176,8 +180,9 @@ fn advance(e: &mut Entry, n: u32) -> Progress {
         return Progress::Done;
     }
     e.done -= e.done % 512;
+    e.stalls = if e.done > before { 0 } else { e.stalls + 1 };
     // No progress: a read at the end of the file, or a device that takes nothing.
-    if e.done <= before { Progress::Stuck } else { Progress::More }
+    if n == 0 || e.stalls > STALLS_MAX { Progress::Stuck } else { Progress::More }
 }
 
 fn by_hand_helps(e: &Entry) -> bool {

@@ -1,0 +1,103 @@
+//! The small blocking executor: runs a driver's answers with plain reads. For the offline tools, and
+//! as the second opinion on what the daemon's engine wrote. It allocates and waits as it likes.
+use std::collections::HashMap;
+use std::io;
+
+use crate::{Image, Meta, MetaRef, Place, Span, Stop, Storage};
+
+/// One image and its bytes.
+pub struct Layer<'a> {
+    /// The driver.
+    pub image: &'a dyn Image,
+    /// Its file.
+    pub storage: &'a dyn Storage,
+}
+
+/// Reads sectors through a chain, leaf first. `buf` has 512 bytes for each sector of `span`.
+///
+/// # Errors
+/// Those of the files; EIO where a driver says that the image is corrupt.
+pub fn read(chain: &[Layer<'_>], mut span: Span, mut buf: &mut [u8]) -> io::Result<()> {
+    let mut caches: Vec<Cache> = chain.iter().map(|_| Cache::default()).collect();
+    while span.count > 0 {
+        let (place, count) = find(chain, &mut caches, span)?;
+        let (now, later) = buf.split_at_mut(count as usize * 512);
+        match place {
+            Some((layer, byte)) => chain[layer].storage.read_exact_at(byte, now)?,
+            None => now.fill(0),
+        }
+        buf = later;
+        span = span.skip(count);
+    }
+    Ok(())
+}
+
+/// The first run: the layer and byte it lies at, or nowhere.
+fn find(
+    chain: &[Layer<'_>],
+    caches: &mut [Cache],
+    mut span: Span,
+) -> io::Result<(Option<(usize, u64)>, u32)> {
+    for (i, layer) in chain.iter().enumerate() {
+        let sectors = layer.image.sectors();
+        if span.start >= sectors {
+            break;
+        }
+        span = span.first(u32::try_from(sectors - span.start).unwrap_or(u32::MAX));
+        let run = loop {
+            match layer.image.map(&caches[i], span) {
+                Ok(run) => break run,
+                Err(Stop::Load(r)) => caches[i].load(layer.storage, r)?,
+                Err(Stop::Fail { errno, .. }) => return Err(io::Error::from_raw_os_error(errno)),
+                Err(stop @ (Stop::Wait | Stop::Grow { .. })) => {
+                    unreachable!("{stop:?} while nobody else is at work")
+                }
+            }
+        };
+        match run.place {
+            Place::At { byte } => return Ok((Some((i, byte)), run.count)),
+            Place::Zero => return Ok((None, run.count)),
+            Place::Below => span.count = run.count,
+        }
+    }
+    Ok((None, span.count))
+}
+
+#[derive(Default)]
+struct Cache {
+    pieces: HashMap<u64, Box<[u8]>>,
+}
+
+impl Cache {
+    fn load(&mut self, storage: &dyn Storage, r: MetaRef) -> io::Result<()> {
+        let mut bytes = vec![0; usize::from(r.bytes)];
+        storage.read_exact_at(r.at, &mut bytes)?;
+        self.pieces.insert(r.at, bytes.into());
+        Ok(())
+    }
+}
+
+impl Meta for Cache {
+    fn get(&self, r: MetaRef) -> Result<&[u8], Stop> {
+        self.pieces.get(&r.at).map(|b| &b[..]).ok_or(Stop::Load(r))
+    }
+    fn edit(&mut self, r: MetaRef) -> &mut [u8] {
+        self.pieces.get_mut(&r.at).expect("a driver edits what it has pinned")
+    }
+    fn create(&mut self, r: MetaRef) -> Result<&mut [u8], Stop> {
+        let bytes = vec![0; usize::from(r.bytes)].into();
+        Ok(self.pieces.entry(r.at).insert_entry(bytes).into_mut())
+    }
+    fn clean(&self, _: MetaRef) -> bool {
+        true
+    }
+    fn grown(&self) -> u64 {
+        0
+    }
+    fn now(&self) -> u64 {
+        0
+    }
+    fn oldest(&self) -> u64 {
+        1
+    }
+}

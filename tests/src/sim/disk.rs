@@ -1,0 +1,264 @@
+//! A disk in memory under the engine: completes what is queued in seeded random order, cuts transfers
+//! short, fails, runs out of space, and can lose power.
+use std::io;
+use std::os::fd::RawFd;
+
+use tapdisk::disk::{Disk, Kind, Op, Tag};
+use tapdisk::pool::Arena;
+
+use super::rng::Rng;
+
+/// What goes wrong, each once in so many times (0: never).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// EIO.
+    pub eio: u64,
+    /// Transfers cut short.
+    pub short: u64,
+    /// EAGAIN.
+    pub again: u64,
+    /// ENOSPC of a growth.
+    pub nospace: u64,
+    /// The file system cannot punch or zero ranges.
+    pub no_zero: bool,
+    /// Flushes that lie (a planted bug of the disk).
+    pub lazy_flush: bool,
+}
+
+/// The bytes of one file: as the operations that completed left them, and what of that is not on the
+/// medium yet.
+#[derive(Clone, Debug)]
+pub struct SimFile {
+    /// As seen by reads.
+    pub bytes: Vec<u8>,
+    /// On the medium for certain.
+    medium: Vec<u8>,
+    /// Sectors written since the last flush, in order.
+    unflushed: Vec<(usize, [u8; 512])>,
+    /// A block device.
+    pub device: bool,
+}
+
+impl SimFile {
+    /// A file or device with these bytes on the medium.
+    pub fn new(bytes: Vec<u8>, device: bool) -> SimFile {
+        SimFile { medium: bytes.clone(), bytes, unflushed: Vec::new(), device }
+    }
+
+    fn extend(&mut self, len: usize) {
+        if len > self.bytes.len() {
+            self.bytes.resize(len, 0);
+            self.medium.resize(len, 0);
+        }
+    }
+
+    fn write(&mut self, at: usize, data: &[u8], volatile: bool) {
+        self.extend(at + data.len());
+        self.bytes[at..at + data.len()].copy_from_slice(data);
+        if !volatile {
+            self.medium[at..at + data.len()].copy_from_slice(data);
+            return;
+        }
+        for (i, sector) in data.chunks_exact(512).enumerate() {
+            self.unflushed.push((at + i * 512, sector.try_into().expect("a sector")));
+        }
+    }
+
+    fn flush(&mut self, upto: usize) {
+        for (at, sector) in self.unflushed.drain(..upto) {
+            self.medium[at..at + 512].copy_from_slice(&sector);
+        }
+    }
+
+    fn power_cut(&mut self, rng: &mut Rng) {
+        for (at, sector) in std::mem::take(&mut self.unflushed) {
+            if rng.one_in(2) {
+                self.medium[at..at + 512].copy_from_slice(&sector);
+            }
+        }
+        self.bytes = self.medium.clone();
+    }
+}
+
+/// The disk.
+pub struct SimDisk {
+    arena: Arena,
+    /// The files of the chain; leaf first.
+    pub files: Vec<SimFile>,
+    queue: Vec<(Tag, Op, usize)>,
+    ready: Vec<(Tag, Result<u32, i32>)>,
+    /// Chance.
+    pub rng: Rng,
+    /// What goes wrong.
+    pub faults: Faults,
+    /// Writes sit in a cache that a power cut empties.
+    pub volatile: bool,
+    depth: usize,
+    /// Operations completed.
+    pub completed: u64,
+}
+
+impl SimDisk {
+    /// A disk with these files; `depth` operations fit.
+    pub fn new(arena_bytes: usize, files: Vec<SimFile>, depth: usize, rng: Rng) -> SimDisk {
+        SimDisk {
+            arena: Arena::new(arena_bytes).expect("memory for an arena"),
+            files,
+            queue: Vec::new(),
+            ready: Vec::new(),
+            rng,
+            faults: Faults::default(),
+            volatile: false,
+            depth,
+            completed: 0,
+        }
+    }
+
+    /// Whether something is queued that can complete.
+    pub fn busy(&self) -> bool {
+        !self.queue.is_empty() || !self.ready.is_empty()
+    }
+
+    /// Completes one queued operation, chosen by chance.
+    pub fn complete_one(&mut self) {
+        if self.queue.is_empty() {
+            return;
+        }
+        let i = self.rng.below(self.queue.len() as u64) as usize;
+        let (tag, op, mark) = self.queue.swap_remove(i);
+        let result = self.perform(&op, mark);
+        self.completed += 1;
+        self.ready.push((tag, result));
+    }
+
+    fn perform(&mut self, op: &Op, mark: usize) -> Result<u32, i32> {
+        let faults = self.faults;
+        if self.rng.one_in(faults.again) {
+            return Err(libc::EAGAIN);
+        }
+        if self.rng.one_in(faults.eio) {
+            self.partly(op);
+            return Err(libc::EIO);
+        }
+        let at = op.at as usize;
+        let file = &mut self.files[usize::from(op.file.0)];
+        match op.kind {
+            Kind::Read => {
+                let there = file.bytes.len().saturating_sub(at).min(op.buf.bytes as usize);
+                let n = cut_short(&mut self.rng, faults.short, there);
+                let buf = op.buf.part(0, n as u32);
+                self.arena.slice_mut(buf).copy_from_slice(&file.bytes[at..at + n]);
+                Ok(n as u32)
+            }
+            Kind::Write => {
+                let all = op.buf.bytes as usize;
+                if file.device && at + all > file.bytes.len() {
+                    return Err(libc::ENOSPC);
+                }
+                // A sector is written whole or not.
+                let n = cut_short(&mut self.rng, faults.short, all).next_multiple_of(512).min(all);
+                file.write(at, self.arena.slice(op.buf.part(0, n as u32)), self.volatile);
+                Ok(n as u32)
+            }
+            Kind::Sync => {
+                if !faults.lazy_flush {
+                    file.flush(mark.min(file.unflushed.len()));
+                }
+                Ok(0)
+            }
+            Kind::Grow { .. } if self.rng.one_in(faults.nospace) => Err(libc::ENOSPC),
+            Kind::Grow { bytes } => {
+                file.extend(at + bytes as usize);
+                Ok(0)
+            }
+            Kind::Zero { .. } if faults.no_zero => Err(libc::EOPNOTSUPP),
+            Kind::Zero { bytes, .. } => {
+                file.write(at, &vec![0; bytes as usize], self.volatile);
+                Ok(0)
+            }
+            Kind::Discard { .. } if faults.no_zero => Err(libc::EOPNOTSUPP),
+            Kind::Discard { bytes } => {
+                // A device may give anything back.
+                let junk = if self.rng.one_in(2) { 0xdd } else { 0 };
+                file.write(at, &vec![junk; bytes as usize], self.volatile);
+                Ok(0)
+            }
+        }
+    }
+
+    /// What an operation that fails or is cut by a power loss leaves: some of its sectors.
+    fn partly(&mut self, op: &Op) {
+        let file = &mut self.files[usize::from(op.file.0)];
+        let (zeros, all) = match op.kind {
+            Kind::Write => (false, op.buf.bytes as usize),
+            Kind::Zero { bytes, .. } | Kind::Discard { bytes } => (true, bytes as usize),
+            Kind::Grow { bytes } => {
+                if self.rng.one_in(2) {
+                    file.extend(op.at as usize + bytes as usize);
+                }
+                return;
+            }
+            Kind::Read | Kind::Sync => return,
+        };
+        let whole = self.rng.one_in(3);
+        for skip in (0..all).step_by(512) {
+            let at = op.at as usize + skip;
+            if (file.device && at + 512 > file.bytes.len()) || !(whole || self.rng.one_in(2)) {
+                continue;
+            }
+            let sector = op.buf;
+            let data: [u8; 512] = if zeros {
+                [0; 512]
+            } else {
+                self.arena.slice(sector.part(skip as u32, 512)).try_into().expect("a sector")
+            };
+            file.write(at, &data, self.volatile);
+        }
+    }
+
+    /// Power goes: what is in flight lands whole, by sectors or not; what was not flushed may be lost.
+    pub fn power_cut(mut self) -> (Vec<SimFile>, Rng) {
+        for (_, op, _) in std::mem::take(&mut self.queue) {
+            if self.rng.one_in(2) {
+                self.partly(&op);
+            }
+        }
+        for file in &mut self.files {
+            file.power_cut(&mut self.rng);
+        }
+        (self.files, self.rng)
+    }
+}
+
+fn cut_short(rng: &mut Rng, chance: u64, bytes: usize) -> usize {
+    if bytes > 512 && rng.one_in(chance) { 1 + rng.below(bytes as u64 - 1) as usize } else { bytes }
+}
+
+impl Disk for SimDisk {
+    fn push(&mut self, tag: Tag, op: Op) {
+        assert!(self.queue.len() + self.ready.len() < self.depth, "no more operations than promised");
+        let mark = self.files[usize::from(op.file.0)].unflushed.len();
+        self.queue.push((tag, op, mark));
+    }
+    fn submit(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+    fn reap(&mut self) -> Option<(Tag, Result<u32, i32>)> {
+        self.ready.pop()
+    }
+    fn arena(&mut self) -> &mut Arena {
+        &mut self.arena
+    }
+    fn arena_ref(&self) -> &Arena {
+        &self.arena
+    }
+    fn set_files(&mut self, _: &[RawFd]) -> io::Result<()> {
+        Ok(())
+    }
+    fn wake_fd(&self) -> RawFd {
+        -1
+    }
+    fn name(&self) -> &'static str {
+        "sim"
+    }
+}

@@ -1,0 +1,14 @@
+//! The simulator: the daemon's engine, cache and drivers over a disk in memory that fails by seed.
+//!
+//! ```text
+//!   World ── requests ──► Engine (the daemon's) ──► SimDisk: random completion order, short transfers,
+//!     │                                              EIO, ENOSPC, EAGAIN, volatile cache, power cuts
+//!     └── Model: which values each sector may hold ◄── compared with every read and, after a power cut,
+//!                                                      with the blocking executor's view of the files
+//! ```
+pub mod disk;
+pub mod model;
+pub mod rng;
+pub mod world;
+
+pub use world::{Setup, run};

@@ -1,0 +1,128 @@
+//! What each sector may hold: the values that some order of the requests allows.
+//!
+//! Every write has a value of its own. A value stays possible until a write that began after it was over
+//! has succeeded; so requests that overlap in time may land in any order, and a failed one may have
+//! landed or not.
+
+/// The value of sectors that read as zeros.
+pub const ZERO: u64 = 0;
+/// A value that stands for anything (discarded on a device).
+pub const ANY: u64 = u64::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct Value {
+    value: u64,
+    start: u64,
+    /// When the write was over; `u64::MAX` while it is at work.
+    end: u64,
+    /// When a later write replaced it.
+    gone: u64,
+    /// The later write is on the medium: this one does not come back.
+    sunk: bool,
+}
+
+const NEVER: u64 = u64::MAX;
+
+/// The model of a disk.
+pub struct Model {
+    sectors: Vec<Vec<Value>>,
+    /// The clock: each event has its own time.
+    pub time: u64,
+    flushed: u64,
+}
+
+impl Model {
+    /// A disk whose sectors hold these values.
+    pub fn new(values: &[u64]) -> Model {
+        let known = |v: &u64| vec![Value { value: *v, start: 0, end: 0, gone: NEVER, sunk: false }];
+        Model { sectors: values.iter().map(known).collect(), time: 1, flushed: 0 }
+    }
+
+    /// A time of its own.
+    pub fn tick(&mut self) -> u64 {
+        self.time += 1;
+        self.time
+    }
+
+    /// A write (or zero) of a range begins now.
+    pub fn begin(&mut self, range: std::ops::Range<u64>, value: u64) {
+        let start = self.tick();
+        for s in range {
+            self.sectors[s as usize].push(Value { value, start, end: NEVER, gone: NEVER, sunk: false });
+        }
+    }
+
+    /// The write that began at `start` is over.
+    pub fn end(&mut self, range: std::ops::Range<u64>, start: u64, how: Ended) {
+        let now = self.tick();
+        for s in range {
+            let values = &mut self.sectors[s as usize];
+            for v in values.iter_mut().filter(|v| v.start == start) {
+                v.end = now;
+            }
+            match how {
+                Ended::Failed | Ended::Advice => {}
+                Ended::Done | Ended::Durable => {
+                    for old in values.iter_mut().filter(|v| v.end < start) {
+                        old.gone = old.gone.min(now);
+                        old.sunk |= how == Ended::Durable;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A flush that began at `start` succeeded.
+    pub fn flush(&mut self, start: u64) {
+        self.flushed = self.flushed.max(start);
+    }
+
+    /// Whether a read that began at `start` may have found `value`.
+    pub fn may_read(&self, sector: u64, start: u64, value: u64) -> bool {
+        self.sectors[sector as usize]
+            .iter()
+            .any(|v| v.gone > start && (v.value == value || v.value == ANY))
+    }
+
+    /// Whether `value` may be there after a power cut now.
+    pub fn may_survive(&self, sector: u64, value: u64, volatile: bool) -> bool {
+        self.sectors[sector as usize].iter().any(|v| {
+            let there = v.gone == NEVER || (volatile && v.gone > self.flushed && !v.sunk);
+            there && (v.value == value || v.value == ANY)
+        })
+    }
+
+    /// For a failure's report.
+    pub fn explain(&self, sector: u64) -> String {
+        format!("flushed {} of {}: {:?}", self.flushed, self.time, self.sectors[sector as usize])
+    }
+}
+
+/// How a write ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// With an error: it may have landed or not.
+    Failed,
+    /// A discard: it may have landed or not.
+    Advice,
+    /// With success.
+    Done,
+    /// With success, and on the medium (FUA).
+    Durable,
+}
+
+/// Fills a sector with a value that says where it belongs.
+pub fn fill(buf: &mut [u8], sector: u64, value: u64) {
+    for pair in buf.chunks_exact_mut(16) {
+        pair[..8].copy_from_slice(&value.to_le_bytes());
+        pair[8..].copy_from_slice(&if value == ZERO { 0 } else { sector + 1 }.to_le_bytes());
+    }
+}
+
+/// The value of a sector; `ANY` if it is none of ours or belongs elsewhere.
+pub fn parse(buf: &[u8], sector: u64) -> u64 {
+    let value = u64::from_le_bytes(buf[..8].try_into().expect("eight bytes"));
+    let mut want = [0; 512];
+    fill(&mut want, sector, value);
+    if want == *buf { value } else { ANY }
+}

@@ -1,0 +1,456 @@
+//! One simulated life of a disk: requests, faults, pauses with snapshots, power cuts.
+use std::collections::HashMap;
+use std::path::Path;
+
+use image::blocking;
+use image::{Image, MemStorage, Span};
+use tapdisk::engine::chain::{Chain, Layer};
+use tapdisk::engine::limits::Limits;
+use tapdisk::engine::{Engine, FileInfo, Policy};
+use tapdisk::transport::{Outcome, Request, SlotId, Slots, Verb};
+use vhd_rs::driver::Vhd;
+use vhd_rs::{DiskType, Footer, Header, OpenOptions};
+
+use super::disk::{Faults, SimDisk, SimFile};
+use super::model::{ANY, Ended, Model, ZERO, fill, parse};
+use super::rng::Rng;
+
+/// Wraps the leaf's driver; the canary plants its bugs here.
+pub type Wrap = fn(Box<dyn Image>) -> Box<dyn Image>;
+
+/// What a seed is run with.
+#[derive(Clone, Copy)]
+pub struct Setup {
+    /// The seed.
+    pub seed: u64,
+    /// Requests between power cuts.
+    pub requests: u32,
+    /// Power cuts.
+    pub cuts: u32,
+    /// Wraps every leaf driver.
+    pub wrap: Wrap,
+    /// Overrides the disk's faults.
+    pub lazy_flush: bool,
+}
+
+impl Setup {
+    /// The normal run of a seed.
+    pub fn new(seed: u64) -> Setup {
+        Setup { seed, requests: 400, cuts: 3, wrap: |image| image, lazy_flush: false }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Raw,
+    Fixed,
+    Dynamic,
+}
+
+const BLOCK_BYTES: u32 = 64 << 10;
+
+/// The world.
+pub struct World {
+    setup: Setup,
+    rng: Rng,
+    engine: Engine<SimDisk>,
+    model: Model,
+    formats: Vec<Format>,
+    limits: Limits,
+    volatile: bool,
+    faults: Faults,
+    now: u64,
+    value: u64,
+    sectors: u64,
+    at_work: HashMap<SlotId, (Request, u64, u64)>,
+    /// Requests that ended well and badly.
+    pub ended: [u64; 2],
+}
+
+/// Runs a seed.
+///
+/// # Errors
+/// A sentence about the first broken promise.
+pub fn run(setup: Setup) -> Result<[u64; 2], String> {
+    let mut world = World::new(setup)?;
+    for _ in 0..setup.cuts {
+        world.live(setup.requests)?;
+        world = world.power_cut()?;
+    }
+    world.live(setup.requests)?;
+    world.drain()?;
+    world.verify_all("at the end", false)?;
+    Ok(world.ended)
+}
+
+impl World {
+    fn new(setup: Setup) -> Result<World, String> {
+        let mut rng = Rng::new(setup.seed);
+        let format = [Format::Raw, Format::Fixed, Format::Dynamic, Format::Dynamic, Format::Dynamic]
+            [rng.below(5) as usize];
+        let device = rng.one_in(3);
+        let sectors = 8 * 128 + [0, 0, 1, 40][rng.below(4) as usize];
+        let (bytes, initial) = first_image(format, sectors, device);
+        let limits = match rng.below(3) {
+            0 => Limits::MINIMUM,
+            1 => Limits { small: 3, large: 2, meta_blocks: 24, stables: 2, ahead: 1 << 16, ..Limits::MINIMUM },
+            _ => Limits { small: 8, large: 8, meta_blocks: 70, stables: 8, ahead: 1 << 18, ..Limits::MINIMUM },
+        };
+        let faulty = rng.one_in(2);
+        let faults = Faults {
+            eio: if faulty && rng.one_in(2) { 60 } else { 0 },
+            short: [0, 5][rng.below(2) as usize],
+            again: if faulty { [0, 20][rng.below(2) as usize] } else { 0 },
+            nospace: if faulty { [0, 2][rng.below(2) as usize] } else { 0 },
+            no_zero: rng.one_in(4),
+            lazy_flush: setup.lazy_flush,
+        };
+        let volatile = rng.one_in(2);
+        let files = vec![SimFile::new(bytes, device)];
+        let mut world = World {
+            setup,
+            engine: Engine::new(SimDisk::new(limits.arena_bytes(), Vec::new(), 0, rng.clone()), limits),
+            model: Model::new(&vec![initial; sectors as usize]),
+            formats: vec![format],
+            limits,
+            volatile,
+            faults,
+            now: 1,
+            value: 1 << 32,
+            sectors,
+            at_work: HashMap::new(),
+            ended: [0; 2],
+            rng,
+        };
+        world.open(files)?;
+        Ok(world)
+    }
+
+    // ---- opening and closing ---------------------------------------------------------------------------
+
+    fn open(&mut self, files: Vec<SimFile>) -> Result<(), String> {
+        let chain = self.chain_of(&files)?;
+        let infos: Vec<FileInfo> =
+            files.iter().map(|f| FileInfo { bytes: f.bytes.len() as u64, device: f.device }).collect();
+        let depth = self.limits.ops() as usize;
+        let seed = self.rng.next();
+        let mut disk = SimDisk::new(self.limits.arena_bytes(), files, depth, Rng::new(seed));
+        disk.faults = self.faults;
+        disk.volatile = self.volatile;
+        self.engine = Engine::new(disk, self.limits);
+        let layers = chain.into_iter().enumerate().map(|(i, image)| {
+            Layer::new(if i == 0 { (self.setup.wrap)(image) } else { image })
+        });
+        let policy = Policy { barriers: self.volatile, timeout_s: 600, ..Policy::default() };
+        self.engine.attach(Chain { layers: layers.collect() }, &infos, policy);
+        Ok(())
+    }
+
+    fn chain_of(&self, files: &[SimFile]) -> Result<Vec<Box<dyn Image>>, String> {
+        let open = |(i, (file, format)): (usize, (&SimFile, &Format))| -> Result<Box<dyn Image>, String> {
+            if *format == Format::Raw {
+                return Ok(Box::new(raw::Raw::new(self.sectors, file.device)));
+            }
+            let storage = MemStorage::new(file.bytes.clone(), file.device);
+            let options = OpenOptions { read_only: i > 0, for_io: true, ..OpenOptions::default() };
+            let opened = vhd_rs::open(&storage, Path::new("sim.vhd"), &options)
+                .map_err(|e| format!("layer {i} does not open: {e}"))?;
+            if !opened.bad_blocks.is_empty() {
+                let (len, bat) = (file.bytes.len(), &opened.bat);
+                return Err(format!("layer {i} of {len} bytes has bad blocks {:?}: {bat:?}", opened.bad_blocks));
+            }
+            Ok(Box::new(Vhd::new(opened)))
+        };
+        files.iter().zip(&self.formats).enumerate().map(open).collect()
+    }
+
+    /// Pause, a new leaf on top or the same one again, unpause.
+    fn pause(&mut self) -> Result<(), String> {
+        self.drain()?;
+        let mut chain = self.engine.detach().expect("a chain was attached");
+        let mut files = std::mem::take(&mut self.engine.disk().files);
+        let closing = chain.layers[0].image.closing();
+        let storage = MemStorage::new(std::mem::take(&mut files[0].bytes), files[0].device);
+        closing.apply(&storage).map_err(|e| format!("closing: {e}"))?;
+        // A close ends with a flush.
+        files[0] = SimFile::new(storage.into_inner(), files[0].device);
+        let now = self.model.tick();
+        self.model.flush(now);
+        if self.formats.len() < 5 && self.rng.one_in(2) {
+            let parent = (self.formats[0] != Format::Raw).then(|| uuid_of(&files[0].bytes));
+            let device = self.rng.one_in(3);
+            files.insert(0, SimFile::new(dynamic(self.sectors, Some(parent), device, self.value), device));
+            self.formats.insert(0, Format::Dynamic);
+        }
+        self.open(files)
+    }
+
+    fn power_cut(mut self) -> Result<World, String> {
+        let placeholder = SimDisk::new(self.limits.arena_bytes(), Vec::new(), 0, Rng::new(0));
+        let engine = std::mem::replace(&mut self.engine, Engine::new(placeholder, self.limits));
+        let (files, _) = engine.into_disk().power_cut();
+        self.at_work.clear();
+        self.open(files)?;
+        let values = self.verify_all("after a power cut", true)?;
+        self.model = Model::new(&values);
+        Ok(self)
+    }
+
+    // ---- living ----------------------------------------------------------------------------------------
+
+    fn live(&mut self, requests: u32) -> Result<(), String> {
+        let mut left = requests;
+        while left > 0 {
+            match self.rng.below(6) {
+                0..=2 => left -= u32::from(self.start()),
+                _ => self.engine.disk().complete_one(),
+            }
+            self.turn()?;
+            if self.rng.one_in(150) {
+                self.pause()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self) -> Result<(), String> {
+        self.now += 1 + self.rng.below(200_000);
+        let mut more = true;
+        for _ in 0..100_000 {
+            if !more {
+                break;
+            }
+            more = self.engine.step(self.now);
+        }
+        if more {
+            return Err("the engine never comes to rest".into());
+        }
+        while let Some((slot, request, outcome)) = self.engine.pop_done() {
+            self.done(slot, &request, outcome)?;
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<(), String> {
+        for _ in 0..200_000 {
+            if self.at_work.is_empty() && self.engine.idle() {
+                return Ok(());
+            }
+            self.engine.disk().complete_one();
+            self.turn()?;
+        }
+        Err(format!("requests are stuck: {:?}", self.at_work))
+    }
+
+    fn start(&mut self) -> bool {
+        let verb = self.verb();
+        let count = self.length(verb);
+        let bytes = if matches!(verb, Verb::Read | Verb::Write { .. }) { count * 512 } else { 4096 };
+        let Some(slot) = self.engine.reserve(bytes as u32) else { return false };
+        let span = if verb == Verb::Flush {
+            Span::default()
+        } else {
+            let whole = count == 128 && self.rng.one_in(2);
+            let start = self.rng.below(self.sectors - count + 1);
+            Span { start: if whole { start / 128 * 128 } else { start }, count: count as u32 }
+        };
+        let (range, mut start) = (span.start..span.end(), self.model.tick());
+        self.value += 1;
+        match verb {
+            Verb::Write { .. } => {
+                let buf = self.engine.buffer_mut(slot);
+                for (i, s) in range.clone().enumerate() {
+                    fill(&mut buf[i * 512..][..512], s, self.value);
+                }
+                self.model.begin(range, self.value);
+                start = self.model.time;
+            }
+            Verb::Zero { .. } => {
+                self.model.begin(range, ZERO);
+                start = self.model.time;
+            }
+            Verb::Discard { .. } => {
+                // On a device anything may be there afterwards, on a file the old or zeros.
+                let device = self.engine.disk_ref().files[0].device;
+                self.model.begin(range, if device { ANY } else { ZERO });
+                start = self.model.time;
+            }
+            Verb::Read => self.engine.buffer_mut(slot).fill(0xcc),
+            Verb::Flush | Verb::Status => {}
+        }
+        let request = Request { verb, span, mark: self.value };
+        self.engine.start(slot, request);
+        self.at_work.insert(slot, (request, start, self.value));
+        true
+    }
+
+    fn verb(&mut self) -> Verb {
+        let fua = self.rng.one_in(6);
+        match self.rng.below(20) {
+            0..=8 => Verb::Write { fua },
+            9..=14 => Verb::Read,
+            15 | 16 => Verb::Zero { keep: self.rng.one_in(3), fast: false, fua },
+            17 => Verb::Discard { fua },
+            18 => Verb::Status,
+            _ => Verb::Flush,
+        }
+    }
+
+    fn length(&mut self, verb: Verb) -> u64 {
+        match self.rng.below(4) {
+            0 => 1 + self.rng.below(4),
+            1 => 8,
+            2 => 1 + self.rng.below(128),
+            _ if matches!(verb, Verb::Zero { .. } | Verb::Discard { .. } | Verb::Status) => {
+                1 + self.rng.below(self.sectors)
+            }
+            _ => 128,
+        }
+    }
+
+    fn done(&mut self, slot: SlotId, request: &Request, outcome: Outcome) -> Result<(), String> {
+        let (_, start, value) = self.at_work.remove(&slot).ok_or("an answer nobody asked for")?;
+        if request.mark != value {
+            return Err("the answer to another request".into());
+        }
+        self.ended[usize::from(outcome.is_err())] += 1;
+        let range = request.span.start..request.span.end();
+        let ok = |fua: bool| match (outcome, fua) {
+            (Err(_), _) => Ended::Failed,
+            (Ok(_), true) => Ended::Durable,
+            (Ok(_), false) => Ended::Done,
+        };
+        match request.verb {
+            Verb::Write { fua } | Verb::Zero { fua, .. } => self.model.end(range, start, ok(fua)),
+            Verb::Discard { .. } => self.model.end(range, start, Ended::Advice),
+            Verb::Flush if outcome.is_ok() => self.model.flush(start),
+            Verb::Read if outcome.is_ok() => self.check_read(slot, request, start)?,
+            Verb::Status if outcome.is_ok() => self.check_status(slot, request, outcome, start)?,
+            Verb::Flush | Verb::Read | Verb::Status => {}
+        }
+        if outcome.is_err() && self.faults.eio == 0 && self.faults.nospace == 0 {
+            let full = outcome == Err(libc::ENOSPC) && self.engine.disk_ref().files[0].device;
+            if !full {
+                return Err(format!("{request:?} failed without a fault: {outcome:?}"));
+            }
+        }
+        self.engine.release(slot);
+        Ok(())
+    }
+
+    fn check_read(&self, slot: SlotId, request: &Request, start: u64) -> Result<(), String> {
+        let buf = self.engine.buffer(slot);
+        for (i, s) in (request.span.start..request.span.end()).enumerate() {
+            let value = parse(&buf[i * 512..][..512], s);
+            if !self.model.may_read(s, start, value) {
+                let why = self.model.explain(s);
+                return Err(format!("read {value:#x} from sector {s} at {start}, allowed {why}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_status(
+        &self,
+        slot: SlotId,
+        request: &Request,
+        n: Outcome,
+        start: u64,
+    ) -> Result<(), String> {
+        let buf = self.engine.buffer(slot);
+        let word = |at: usize| u32::from_ne_bytes(buf[at..at + 4].try_into().expect("four bytes"));
+        let mut s = request.span.start;
+        for i in 0..n.unwrap_or(0) as usize {
+            let (count, hole) = (u64::from(word(i * 8)), word(i * 8 + 4) == 1);
+            let bad = (s..s + count).find(|s| hole && !self.model.may_read(*s, start, ZERO));
+            if let Some(bad) = bad {
+                return Err(format!("sector {bad} is called a hole: {}", self.model.explain(bad)));
+            }
+            s += count;
+        }
+        if s <= request.span.start || s > request.span.end() {
+            return Err(format!("block status covers {} to {s} of {request:?}", request.span.start));
+        }
+        Ok(())
+    }
+
+    // ---- checking --------------------------------------------------------------------------------------
+
+    /// Reads the whole disk with the blocking executor, which shares no engine with the daemon.
+    fn verify_all(&mut self, when: &str, cut: bool) -> Result<Vec<u64>, String> {
+        let files = self.engine.disk_ref().files.clone();
+        let images = if cut {
+            self.chain_of(&files)?
+        } else {
+            // The closing writes are not there; the table and bitmaps must do.
+            self.chain_of(&files)?
+        };
+        let stores: Vec<MemStorage> =
+            files.iter().map(|f| MemStorage::new(f.bytes.clone(), f.device)).collect();
+        let layers: Vec<blocking::Layer<'_>> = images
+            .iter()
+            .zip(&stores)
+            .map(|(image, storage)| blocking::Layer { image: &**image, storage })
+            .collect();
+        let mut buf = vec![0; self.sectors as usize * 512];
+        let span = Span { start: 0, count: self.sectors as u32 };
+        blocking::read(&layers, span, &mut buf).map_err(|e| format!("{when}: {e}"))?;
+        let values: Vec<u64> =
+            (0..self.sectors).map(|s| parse(&buf[s as usize * 512..][..512], s)).collect();
+        for (s, value) in (0..).zip(&values) {
+            let fine = if cut {
+                self.model.may_survive(s, *value, self.volatile)
+            } else {
+                self.model.may_survive(s, *value, false)
+            };
+            if !fine {
+                let why = self.model.explain(s);
+                return Err(format!("{when} sector {s} holds {value:#x}, allowed {why}"));
+            }
+        }
+        Ok(values)
+    }
+}
+
+/// The first image and the value its sectors hold.
+fn first_image(format: Format, sectors: u64, device: bool) -> (Vec<u8>, u64) {
+    match format {
+        Format::Raw => (vec![0; sectors as usize * 512], ZERO),
+        Format::Fixed => {
+            let footer = Footer::new(DiskType::Fixed, sectors * 512, [7; 16], 0);
+            let mut bytes = vec![0; sectors as usize * 512];
+            bytes.extend(footer.encode());
+            (bytes, ZERO)
+        }
+        Format::Dynamic => (dynamic(sectors, None, device, 0), ZERO),
+    }
+}
+
+/// An empty dynamic or differencing image; `parent` is Some(None) over a raw one.
+fn dynamic(sectors: u64, parent: Option<Option<[u8; 16]>>, device: bool, salt: u64) -> Vec<u8> {
+    let blocks = (sectors * 512).div_ceil(u64::from(BLOCK_BYTES)) as u32;
+    let kind = if parent.is_some() { DiskType::Differencing } else { DiskType::Dynamic };
+    let mut uuid = [9; 16];
+    uuid[..8].copy_from_slice(&salt.to_le_bytes());
+    let footer = Footer::new(kind, sectors * 512, uuid, 0).encode();
+    let mut header = Header::new(1536, blocks, BLOCK_BYTES);
+    if let Some(Some(uuid)) = parent {
+        header.parent_uuid = uuid;
+    }
+    let mut bytes = footer.to_vec();
+    bytes.extend(header.encode());
+    bytes.extend([0xff; 512]);
+    bytes.extend([0; 1024]); // room for a batmap, not valid yet: a hint that is distrusted
+    if device {
+        // Stale bytes everywhere, and not quite enough room for every block.
+        let room = u64::from(blocks).saturating_sub(salt % 2) * (129 + 8) * 512;
+        bytes.resize(4096 + room as usize, 0xee);
+    }
+    bytes.extend(footer);
+    bytes
+}
+
+fn uuid_of(bytes: &[u8]) -> [u8; 16] {
+    let at = if bytes.starts_with(b"conectix") { 0 } else { bytes.len() - 512 };
+    bytes[at + 68..at + 84].try_into().expect("sixteen bytes")
+}
