@@ -21,6 +21,7 @@ mod check_parent;
 pub mod closing;
 pub mod create;
 pub mod driver;
+pub mod edit;
 pub mod error;
 pub mod files;
 pub mod footer;

@@ -9,7 +9,7 @@ pub use crate::closing::closing;
 use crate::error::{VhdError, errno::EINVAL};
 use crate::footer::{DISK_BYTES_MAX, DiskType, FOOTER_BYTES, Footer};
 use crate::header::{HEADER_BYTES, Header};
-use crate::locate::{FooterAt, Headers, headers};
+use crate::locate::{FooterAt, Headers, headers, headers_of_copy};
 use image::Storage;
 use std::path::{Path, PathBuf};
 
@@ -115,19 +115,37 @@ impl Opened {
 /// See [`VhdError`]: EPIPE for an empty file, EINVAL for one that is no VHD or is damaged.
 pub fn open(storage: &dyn Storage, name: &Path, o: &OpenOptions) -> Result<Opened, VhdError> {
     let found = headers(storage, name, o.header_retries)?;
+    open_found(storage, name, o, &found)
+}
+
+/// Opens an image by its footer at offset 0 only, for the tools' `-b`.
+///
+/// # Errors
+/// As for [`open`].
+pub fn open_copy(storage: &dyn Storage, name: &Path, o: &OpenOptions) -> Result<Opened, VhdError> {
+    let found = headers_of_copy(storage, name, o.header_retries)?;
+    open_found(storage, name, o, &found)
+}
+
+fn open_found(
+    storage: &dyn Storage,
+    name: &Path,
+    o: &OpenOptions,
+    found: &Headers,
+) -> Result<Opened, VhdError> {
     if o.for_io {
-        fit_for_io(name, &found)?;
+        fit_for_io(name, found)?;
     }
     let opened = match (&found.header, found.footer.kind) {
-        (Some(header), _) => dynamic(storage, name, o, &found, header)?,
-        (None, DiskType::Fixed) => fixed(name, o, &found)?,
+        (Some(header), _) => dynamic(storage, name, o, found, header)?,
+        (None, DiskType::Fixed) => fixed(name, o, found)?,
         (None, kind) => {
             let why = format!("is {}, none of fixed, dynamic and differencing", kind.code());
             return Err(field(name, "disk type", found.footer_at + 60, why));
         }
     };
     if o.strict && !o.read_only {
-        kill_trailing(storage, name, &opened, &found)?;
+        kill_trailing(storage, name, &opened, found)?;
     }
     Ok(opened)
 }

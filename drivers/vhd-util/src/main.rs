@@ -1,2 +1,61 @@
-//! placeholder
-fn main() {}
+//! `vhd-util`: offline work on VHD images, with the interface of blktap's tool of that name.
+//!
+//! Standard output and exit codes are what storage managers parse, so they are those of the
+//! original, recorded; an exit code is an errno. Nothing here talks to a running daemon.
+#![forbid(unsafe_code)]
+
+mod check;
+mod create;
+mod dump;
+mod options;
+mod query;
+mod read;
+mod repair;
+mod set;
+mod snapshot;
+
+use options::Term;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// Wrong usage.
+const EINVAL: i32 = 22;
+
+const USAGE: &str = "usage: vhd-util COMMAND [OPTIONS]\n\
+    COMMAND := { create | snapshot | query | read | set | repair | resize | fill | coalesce | \
+    modify | scan | check | revert | key | copy }\n";
+
+/// A subcommand: its options in, its exit code out.
+type Command = fn(&[OsString], &mut Term) -> i32;
+
+/// All subcommands by name.
+const COMMANDS: [(&str, Command); 7] = [
+    ("check", check::run),
+    ("create", create::run),
+    ("query", query::run),
+    ("read", read::run),
+    ("repair", repair::run),
+    ("set", set::run),
+    ("snapshot", snapshot::run),
+];
+
+fn main() -> ExitCode {
+    let mut args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut term = Term::new();
+    let Some(name) = args.first().cloned() else {
+        term.say(USAGE);
+        return ExitCode::SUCCESS;
+    };
+    // `--debug` may stand anywhere after the command; it only ever raised logging.
+    args.remove(0);
+    args.retain(|a| a != "--debug");
+    let command = COMMANDS.iter().find(|(n, _)| name == *n);
+    let Some((_, command)) = command else {
+        term.say(USAGE);
+        term.complain(&format!("invalid COMMAND {}\n", name.to_string_lossy()));
+        return ExitCode::SUCCESS;
+    };
+    let code = command(&args, &mut term);
+    term.flush();
+    ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
+}

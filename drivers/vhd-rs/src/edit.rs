@@ -1,0 +1,114 @@
+//! Small changes to existing images: footers, hidden flag, marker.
+use crate::batmap::BatmapHeader;
+use crate::error::{
+    VhdError,
+    errno::{EINVAL, ENOSPC},
+};
+use crate::footer::{COOKIE, Footer};
+use crate::open::{self, BatmapState, OpenOptions, Opened};
+use crate::{DiskType, FooterAt};
+use image::Storage;
+use std::path::Path;
+
+/// Writes both footers at their places and cuts a file to its end (§2.4). With `copy_only` the copy
+/// at 0 is believed even if the trailing footer is good.
+///
+/// # Errors
+/// As for opening, and those of the device.
+pub fn repair(
+    storage: &dyn Storage,
+    name: &Path,
+    copy_only: bool,
+    new_uuid: [u8; 16],
+) -> Result<(), VhdError> {
+    let mut opened = match copy_only {
+        true => open::open_copy(storage, name, &OpenOptions::default())?,
+        false => open_to_change(storage, name)?,
+    };
+    refuse_poisoned(name, &opened.footer)?;
+    if opened.footer.uuid == [0; 16] {
+        opened.footer.uuid = new_uuid;
+    }
+    write_footers(storage, name, &opened, true)
+}
+
+/// Sets the hidden flag in both footers. On a full device hiding falls back to the copy at 0.
+///
+/// # Errors
+/// As for opening, and those of the device.
+pub fn set_hidden(storage: &dyn Storage, name: &Path, value: u8) -> Result<(), VhdError> {
+    let mut opened = open_to_change(storage, name)?;
+    refuse_poisoned(name, &opened.footer)?;
+    opened.footer.hidden = value;
+    match write_footers(storage, name, &opened, false) {
+        Err(e) if e.errno() == ENOSPC && value != 0 && opened.kind.is_dynamic() => {
+            put(storage, name, 0, &opened.footer.encode())
+        }
+        other => other,
+    }
+}
+
+/// Sets the marker in the batmap header and nothing else (the original also wipes the map, E09).
+///
+/// # Errors
+/// EINVAL without a batmap; as for opening, and those of the device.
+pub fn set_marker(storage: &dyn Storage, name: &Path, value: u8) -> Result<(), VhdError> {
+    let opened = open_to_change(storage, name)?;
+    refuse_poisoned(name, &opened.footer)?;
+    match &opened.batmap {
+        BatmapState::Valid { header_at, header } => {
+            let header = BatmapHeader { marker: value, ..header.clone() };
+            put(storage, name, *header_at, &header.encode())
+        }
+        BatmapState::Absent | BatmapState::Damaged { .. } => {
+            Err(VhdError::request(name, EINVAL, "there is no batmap to hold a marker"))
+        }
+    }
+}
+
+fn open_to_change(storage: &dyn Storage, name: &Path) -> Result<Opened, VhdError> {
+    open::open(storage, name, &OpenOptions::default())
+}
+
+fn refuse_poisoned(name: &Path, footer: &Footer) -> Result<(), VhdError> {
+    if footer.poisoned() {
+        let why = "the image is in the middle of a resize; run vhd-util revert with its journal";
+        return Err(VhdError::request(name, EINVAL, why));
+    }
+    Ok(())
+}
+
+/// Order of §2.4: trailing footer, truncate, copy. `move_it` puts a file's trailing footer right
+/// behind the data; otherwise it stays where it was found, if it was.
+fn write_footers(
+    storage: &dyn Storage,
+    name: &Path,
+    o: &Opened,
+    move_it: bool,
+) -> Result<(), VhdError> {
+    let footer = Footer { cookie: COOKIE, ..o.footer.clone() }.encode();
+    let trailing = match o.footer_found {
+        FooterAt::Trailing => Some(o.file_bytes.saturating_sub(512)),
+        FooterAt::Trailing511 => Some(o.file_bytes.saturating_sub(511)),
+        FooterAt::Copy => None,
+    };
+    let (at, cut) = match (o.kind, o.device, trailing) {
+        (DiskType::Fixed, _, _) => (o.end_of_data, false),
+        (_, true, _) => (o.file_bytes.saturating_sub(512), false),
+        (_, false, Some(at)) if !move_it => (at, false),
+        (_, false, _) => (o.end_of_data, true),
+    };
+    put(storage, name, at, &footer)?;
+    if cut {
+        let end = at.saturating_add(512);
+        storage.set_len(end).map_err(|e| VhdError::io(name, "cut the file", end, &e))?;
+    }
+    if o.kind.is_dynamic() {
+        put(storage, name, 0, &footer)?;
+    }
+    storage.sync().map_err(|e| VhdError::io(name, "flush the image", 0, &e))
+}
+
+fn put(storage: &dyn Storage, name: &Path, at: u64, bytes: &[u8]) -> Result<(), VhdError> {
+    storage.write_at(at, bytes).map_err(|e| VhdError::io(name, "write the image", at, &e))
+}
