@@ -14,7 +14,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
-use super::Tag;
+use super::files::File;
+use super::{Kind, Op, Tag};
 
 /// Stack of the thread in bytes: system calls and a lock need a few hundred.
 const STACK_BYTES: usize = 64 * 1024;
@@ -76,6 +77,24 @@ pub enum Call {
     Sync,
 }
 
+impl Call {
+    /// How everything but data and flush is done, on a block device or a regular file, and on how many
+    /// bytes. fallocate reaches block devices since Linux 4.9; it has no discard for them.
+    pub fn of(kind: Kind, block: bool) -> Option<(Call, u64)> {
+        let keep_size = libc::FALLOC_FL_KEEP_SIZE;
+        let punch = Call::Fallocate(libc::FALLOC_FL_PUNCH_HOLE | keep_size);
+        match kind {
+            Kind::Read | Kind::Write | Kind::Sync => None,
+            Kind::Grow { bytes } => Some((Call::Fallocate(0), bytes)),
+            Kind::Zero { bytes, punch: true } => Some((punch, bytes)),
+            Kind::Zero { bytes, punch: false } => {
+                Some((Call::Fallocate(libc::FALLOC_FL_ZERO_RANGE | keep_size), bytes))
+            }
+            Kind::Discard { bytes } => Some((if block { Call::Discard } else { punch }, bytes)),
+        }
+    }
+}
+
 /// One job.
 #[derive(Clone, Copy, Debug)]
 pub struct Job {
@@ -89,6 +108,14 @@ pub struct Job {
     pub at: u64,
     /// Length in bytes.
     pub bytes: u64,
+}
+
+impl Job {
+    /// What the lane does for an operation; `None` for data and flush.
+    pub(super) fn new(tag: Tag, file: File, op: &Op) -> Option<Job> {
+        let (call, bytes) = Call::of(op.kind, file.block)?;
+        Some(Job { tag, fd: file.fd, call, at: op.at, bytes })
+    }
 }
 
 /// A finished job, as [`super::Disk::reap`] gives it.

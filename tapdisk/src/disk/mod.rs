@@ -3,7 +3,10 @@
 //! An engine queues operations, hands them to the kernel once a turn, and reaps results. It knows
 //! nothing of formats or requests. Nothing here allocates after `open`; there is always room for one
 //! more operation, because the engine above never has more in flight than `depth` promised at open.
+pub mod aio;
+mod files;
 pub mod lane;
+pub mod probe;
 pub mod uring;
 
 use std::io;
@@ -75,6 +78,12 @@ pub trait Disk {
     /// kinds), `Err` a positive errno.
     fn reap(&mut self) -> Option<(Tag, Result<u32, i32>)>;
 
+    /// Whether `reap` would give something. `wake_fd` tells only of what is not visible yet, and an
+    /// operation may finish within `submit`: the caller does not sleep on `wake_fd` while this is true.
+    fn has_finished(&self) -> bool {
+        false
+    }
+
     /// The memory that buffers name.
     fn arena(&mut self) -> &mut Arena;
 
@@ -94,7 +103,11 @@ pub trait Disk {
     /// Submits and then sleeps until a completion is there or `watch` (an epoll descriptor) is
     /// readable or the time is over, if the engine can do all that in one call. `None` if it can
     /// not: the caller polls `watch`, on which `wake_fd` is registered.
-    fn submit_and_wait(&mut self, _watch: RawFd, _timeout: std::time::Duration) -> Option<io::Result<()>> {
+    fn submit_and_wait(
+        &mut self,
+        _watch: RawFd,
+        _timeout: std::time::Duration,
+    ) -> Option<io::Result<()>> {
         None
     }
 
@@ -112,6 +125,9 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
     fn reap(&mut self) -> Option<(Tag, Result<u32, i32>)> {
         (**self).reap()
     }
+    fn has_finished(&self) -> bool {
+        (**self).has_finished()
+    }
     fn arena(&mut self) -> &mut Arena {
         (**self).arena()
     }
@@ -124,7 +140,11 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
     fn wake_fd(&self) -> RawFd {
         (**self).wake_fd()
     }
-    fn submit_and_wait(&mut self, watch: RawFd, timeout: std::time::Duration) -> Option<io::Result<()>> {
+    fn submit_and_wait(
+        &mut self,
+        watch: RawFd,
+        timeout: std::time::Duration,
+    ) -> Option<io::Result<()>> {
         (**self).submit_and_wait(watch, timeout)
     }
     fn name(&self) -> &'static str {

@@ -16,10 +16,12 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use io_uring::{EnterFlags, IoUring, Probe, opcode, squeue, types};
+use io_uring::squeue::{self, Flags};
+use io_uring::{Builder, EnterFlags, IoUring, Probe, opcode, types};
 
+use super::files::{File, Files};
 use super::lane::{Call, Done, EventFd, Job, Lane};
-use super::{Disk, FileId, Kind, Op, Tag};
+use super::{Disk, Kind, Op, Tag};
 use crate::pool::Arena;
 
 /// User data of the poll on the caller's epoll descriptor. Tags are below.
@@ -28,12 +30,10 @@ const WATCH: u64 = 1 << 32;
 const LANE: u64 = 2 << 32;
 /// Entries beside the operations: the two polls.
 const POLLS_MAX: u32 = 2;
+/// The kernel's limit (io_uring/io_uring.c, IORING_MAX_ENTRIES).
+const ENTRIES_MAX: u32 = 32768;
 /// The longest sleep; the kernel's time must not overflow.
 const SLEEP_MAX: Duration = Duration::from_secs(3600);
-/// Give space back, keep the file's size.
-const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-/// Zeros with space behind them, keep the file's size.
-const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
 /// A poll of ours in the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,12 +51,6 @@ enum Waiting {
     Inside,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct File {
-    fd: RawFd,
-    block: bool,
-}
-
 /// The engine.
 pub struct Uring {
     // Dropped before the arena: the kernel lets go of the memory first.
@@ -64,8 +58,7 @@ pub struct Uring {
     lane: Option<Lane>,
     arena: Arena,
     wake: Arc<EventFd>,
-    files: Vec<File>,
-    files_max: u8,
+    files: Files,
     files_registered: bool,
     memory_registered: bool,
     depth: u32,
@@ -108,8 +101,7 @@ impl Uring {
             lane: None,
             arena,
             wake: Arc::new(wake),
-            files: Vec::with_capacity(usize::from(files_max)),
-            files_max,
+            files: Files::new(files_max),
             files_registered,
             memory_registered,
             depth,
@@ -140,23 +132,17 @@ impl Uring {
         self.enters
     }
 
-    fn file(&self, id: FileId) -> File {
-        *self.files.get(usize::from(id.0)).expect("an operation names a file of set_files")
-    }
-
-    /// The operation as the kernel wants it.
-    fn entry(&self, file: File, op: &Op) -> squeue::Entry {
+    /// The operation as the kernel wants it; `None` is the lane's.
+    fn entry(&self, file: File, op: &Op) -> Option<squeue::Entry> {
         let fd = types::Fd(if self.files_registered { op.file.0.into() } else { file.fd });
         let entry = match op.kind {
             Kind::Read => self.read(fd, op),
             Kind::Write => self.write(fd, op),
             Kind::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            Kind::Grow { bytes } => fallocate(fd, op.at, bytes, 0),
-            Kind::Zero { bytes, punch: true } => fallocate(fd, op.at, bytes, PUNCH),
-            Kind::Zero { bytes, punch: false } => fallocate(fd, op.at, bytes, ZERO),
-            Kind::Discard { bytes } => fallocate(fd, op.at, bytes, PUNCH),
+            Kind::Grow { .. } | Kind::Zero { .. } | Kind::Discard { .. } => space(fd, file, op)?,
         };
-        if self.files_registered { entry.flags(squeue::Flags::FIXED_FILE) } else { entry }
+        let flags = if self.files_registered { Flags::FIXED_FILE } else { Flags::empty() };
+        Some(entry.flags(flags))
     }
 
     fn read(&self, fd: types::Fd, op: &Op) -> squeue::Entry {
@@ -269,15 +255,14 @@ impl Uring {
 impl Disk for Uring {
     fn push(&mut self, tag: Tag, op: Op) {
         assert!(self.in_flight < self.depth, "no more in flight than the depth given at open");
-        let file = self.file(op.file);
+        let file = self.files.get(op.file);
         self.in_flight += 1;
-        if let (Kind::Discard { bytes }, true) = (op.kind, file.block) {
-            let lane = self.lane.as_mut().expect("set_files starts the lane for a block device");
-            lane.push(Job { tag, fd: file.fd, call: Call::Discard, at: op.at, bytes });
-        } else {
+        if let Some(entry) = self.entry(file, &op) {
             self.in_ring += 1;
-            let entry = self.entry(file, &op).user_data(u64::from(tag));
-            self.queue(&entry);
+            self.queue(&entry.user_data(u64::from(tag)));
+        } else {
+            let lane = self.lane.as_mut().expect("set_files starts the lane for a block device");
+            lane.push(Job::new(tag, file, &op).expect("what the ring does not do is the lane's"));
         }
     }
 
@@ -299,6 +284,10 @@ impl Disk for Uring {
         Some(done)
     }
 
+    fn has_finished(&self) -> bool {
+        !self.done.is_empty()
+    }
+
     fn arena(&mut self) -> &mut Arena {
         &mut self.arena
     }
@@ -309,22 +298,12 @@ impl Disk for Uring {
 
     fn set_files(&mut self, fds: &[RawFd]) -> io::Result<()> {
         assert!(self.in_flight == 0, "files change only while nothing is in flight");
-        if fds.len() > usize::from(self.files_max) {
-            let text =
-                format!("{} files, where the engine was opened for {}", fds.len(), self.files_max);
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-        }
-        self.files.clear();
-        for &fd in fds {
-            self.files.push(File { fd, block: is_block_device(fd)? });
-        }
-        if self.lane.is_none() && self.files.iter().any(|file| file.block) {
+        self.files.set(fds)?;
+        if self.lane.is_none() && self.files.any_block() {
             self.lane = Some(Lane::start(self.depth as usize, Arc::clone(&self.wake))?);
         }
         if self.files_registered {
-            let mut table = vec![-1; usize::from(self.files_max)];
-            table[..fds.len()].copy_from_slice(fds);
-            self.ring.submitter().register_files_update(0, &table)?;
+            self.ring.submitter().register_files_update(0, &self.files.table())?;
         }
         Ok(())
     }
@@ -356,21 +335,31 @@ impl Disk for Uring {
 
 /// A ring with room for `depth` operations and our polls, as modern as the kernel allows.
 pub(super) fn build_ring(depth: u32) -> io::Result<IoUring> {
-    let entries = (depth.saturating_add(POLLS_MAX)).next_power_of_two();
-    let mut builder = IoUring::builder();
-    builder.setup_clamp().dontfork();
-    let mut coop = builder.clone();
-    coop.setup_coop_taskrun().setup_submit_all();
-    let mut defer = builder.clone();
-    defer.setup_single_issuer().setup_defer_taskrun().setup_submit_all();
-    let mut ring = defer.build(entries);
-    for older in [coop, builder] {
-        match ring {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => ring = older.build(entries),
-            other => return checked(other?, depth),
+    let [newest, middle, oldest] = builders();
+    let unknown = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+    let mut ring = build(&newest, depth);
+    for older in [middle, oldest] {
+        if ring.as_ref().is_err_and(unknown) {
+            ring = build(&older, depth);
         }
     }
-    checked(ring?, depth)
+    ring
+}
+
+/// What is asked for, newest first: Linux 6.1, 5.19, and the first.
+fn builders() -> [Builder; 3] {
+    let mut oldest = IoUring::builder();
+    oldest.setup_clamp().dontfork();
+    let mut middle = oldest.clone();
+    middle.setup_coop_taskrun().setup_submit_all();
+    let mut newest = oldest.clone();
+    newest.setup_single_issuer().setup_defer_taskrun().setup_submit_all();
+    [newest, middle, oldest]
+}
+
+fn build(builder: &Builder, depth: u32) -> io::Result<IoUring> {
+    let entries = depth.saturating_add(POLLS_MAX).min(ENTRIES_MAX).next_power_of_two();
+    checked(builder.build(entries)?, depth)
 }
 
 /// Refuses a ring that is too small or lacks an operation.
@@ -413,8 +402,13 @@ fn register_table(ring: &IoUring, files_max: u8) -> bool {
         || submitter.register_files(&vec![-1; usize::from(files_max)]).is_ok()
 }
 
-fn fallocate(fd: types::Fd, at: u64, bytes: u64, mode: i32) -> squeue::Entry {
-    opcode::Fallocate::new(fd, bytes).offset(at).mode(mode).build()
+fn space(fd: types::Fd, file: File, op: &Op) -> Option<squeue::Entry> {
+    match Call::of(op.kind, file.block)? {
+        (Call::Fallocate(mode), bytes) => {
+            Some(opcode::Fallocate::new(fd, bytes).offset(op.at).mode(mode).build())
+        }
+        (Call::Discard | Call::Sync, _) => None,
+    }
 }
 
 fn poll(fd: RawFd, user_data: u64) -> squeue::Entry {
@@ -430,16 +424,4 @@ fn outcome(result: i32) -> Result<u32, i32> {
 /// over, no memory just now, results not yet collected.
 fn passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::EBUSY))
-}
-
-/// Whether a descriptor is a block device.
-fn is_block_device(fd: RawFd) -> io::Result<bool> {
-    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
-    // SAFETY: the kernel fills the structure, which outlives the call.
-    if unsafe { libc::fstat(fd, stat.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: fstat succeeded, so it is filled.
-    let mode = unsafe { stat.assume_init() }.st_mode;
-    Ok(mode & libc::S_IFMT == libc::S_IFBLK)
 }

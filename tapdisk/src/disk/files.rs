@@ -1,0 +1,71 @@
+//! The open files of an engine: descriptors by position, and which of them are block devices.
+#![allow(unsafe_code)]
+use std::io;
+use std::os::fd::RawFd;
+
+use super::FileId;
+
+/// An open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct File {
+    /// The caller's descriptor.
+    pub fd: RawFd,
+    /// It is a block device: some operations are done another way.
+    pub block: bool,
+}
+
+/// The table. It never grows beyond the size given at open.
+#[derive(Debug)]
+pub(super) struct Files {
+    files: Vec<File>,
+    files_max: u8,
+}
+
+impl Files {
+    /// An empty table with room for `files_max`.
+    pub fn new(files_max: u8) -> Files {
+        Files { files: Vec::with_capacity(usize::from(files_max)), files_max }
+    }
+
+    /// Replaces all files; unchanged on error.
+    pub fn set(&mut self, fds: &[RawFd]) -> io::Result<()> {
+        if fds.len() > usize::from(self.files_max) {
+            let text =
+                format!("{} files, where the engine was opened for {}", fds.len(), self.files_max);
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let looked: io::Result<Vec<File>> = fds.iter().map(|&fd| look(fd)).collect();
+        let looked = looked?;
+        self.files.clear();
+        self.files.extend(looked);
+        Ok(())
+    }
+
+    /// The file an operation names.
+    pub fn get(&self, id: FileId) -> File {
+        *self.files.get(usize::from(id.0)).expect("an operation names a file of set_files")
+    }
+
+    /// Whether one of them is a block device.
+    pub fn any_block(&self) -> bool {
+        self.files.iter().any(|file| file.block)
+    }
+
+    /// Descriptors for the kernel's table of `files_max` entries, -1 where there is none.
+    pub fn table(&self) -> Vec<RawFd> {
+        let mut table: Vec<RawFd> = self.files.iter().map(|file| file.fd).collect();
+        table.resize(usize::from(self.files_max), -1);
+        table
+    }
+}
+
+fn look(fd: RawFd) -> io::Result<File> {
+    let mut stat = std::mem::MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the kernel fills the structure, which outlives the call.
+    if unsafe { libc::fstat(fd, stat.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: fstat succeeded, so it is filled.
+    let mode = unsafe { stat.assume_init() }.st_mode;
+    Ok(File { fd, block: mode & libc::S_IFMT == libc::S_IFBLK })
+}

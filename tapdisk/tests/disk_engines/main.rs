@@ -1,0 +1,6 @@
+//! The disk engines against real files: every test runs on io_uring and on Linux AIO.
+#![allow(unsafe_code)]
+mod io;
+mod space;
+mod support;
+mod wait;
