@@ -1,0 +1,378 @@
+//! One client: its descriptor, its buffers and where it is in its life.
+//!
+//! ```text
+//!   Free ─► Negotiating ─► Serving ─► Ending (after DISC) ─► Negotiating …
+//!              └─► Closing (ABORT)  └──────────┴─► Dying ─► Free
+//! ```
+//! All memory is made when the place serves its first client and is kept. A dying client's descriptor
+//! is closed at once; its place is free again when the engine has given back every slot.
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Instant;
+
+use mio::event::Event;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+
+use super::calls::{self, At, CALLS_MAX, Call, Piece, Table};
+use super::clock::Clock;
+use super::handshake::{self, Features, Handshake, Step};
+use super::intake::{Intake, Progress};
+use super::notice::{Log, Notice, Why};
+use super::outq::{OutQueue, Sent};
+use super::quota::{Held, Stall};
+use super::receive::{Got, Receive};
+use super::{Export, sys};
+use crate::transport::Slots;
+
+const SOCKET_BUFFER_BYTES: i32 = 1 << 20;
+/// Receive calls for one client in one turn.
+const RECEIVES_MAX: u32 = 32;
+
+/// What everybody needs during a turn.
+pub(super) struct Turn<'a> {
+    pub slots: &'a mut dyn Slots,
+    pub log: &'a mut Log,
+    pub export: &'a Export,
+    pub registry: &'a Registry,
+    /// Clients that share the slots.
+    pub clients: u16,
+}
+
+/// Which greeting a client gets, at first and after each DISC (control-socket.md §6.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Style {
+    Old,
+    New,
+    /// The quirk of `nbd-old`.
+    NewThenOld,
+}
+
+/// Where a client is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Free,
+    Negotiating,
+    Serving,
+    /// DISC came; what is left is answered, then greeted again.
+    Ending,
+    /// The last words are sent, then closed.
+    Closing,
+    /// Closed; slots are on their way back.
+    Dying,
+}
+
+/// One client, or a place for one.
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) id: u16,
+    pub(super) phase: Phase,
+    fd: Option<OwnedFd>,
+    style: Style,
+    /// The socket may have bytes for us.
+    pub(super) readable: bool,
+    /// The peer closed its end: a short receive does not mean that the end was seen.
+    closed: bool,
+    /// The socket takes no bytes just now.
+    blocked: bool,
+    pub(super) stall: Stall,
+    /// Something was freed since the stall.
+    pub(super) freed: bool,
+    pub(super) clock: Clock,
+    handshake: Handshake,
+    pub(super) features: Features,
+    pub(super) rx: Receive,
+    pub(super) intake: Intake,
+    pub(super) calls: Table<Call>,
+    pub(super) pieces: Table<Piece>,
+    pub(super) in_engine: u16,
+    pub(super) held: Held,
+    pub(super) out: OutQueue,
+    /// Simple replies: the long read whose data are being sent, and the calls in line behind it.
+    pub(super) streaming: Option<u16>,
+    pub(super) line: VecDeque<u16>,
+}
+
+impl Conn {
+    /// A free place with its memory.
+    pub(super) fn new(id: u16) -> Conn {
+        Conn {
+            id,
+            phase: Phase::Free,
+            fd: None,
+            style: Style::New,
+            readable: false,
+            closed: false,
+            blocked: false,
+            stall: Stall::No,
+            freed: false,
+            clock: Clock::default(),
+            handshake: Handshake::new(),
+            features: Features::default(),
+            rx: Receive::new(),
+            intake: Intake::Head,
+            calls: calls::calls(),
+            pieces: calls::pieces(),
+            in_engine: 0,
+            held: Held::default(),
+            out: OutQueue::new(),
+            streaming: None,
+            line: VecDeque::with_capacity(CALLS_MAX),
+        }
+    }
+
+    /// Greets a client in this free place.
+    pub(super) fn serve(
+        &mut self,
+        fd: OwnedFd,
+        style: Style,
+        patient: bool,
+        poll: (&Registry, Token),
+        export: &Export,
+    ) -> io::Result<()> {
+        assert!(self.phase == Phase::Free, "a client is put in a free place");
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        poll.0.register(&mut SourceFd(&fd.as_raw_fd()), poll.1, interest)?;
+        sys::enlarge_buffers(fd.as_fd(), SOCKET_BUFFER_BYTES);
+        self.fd = Some(fd);
+        self.style = style;
+        (self.readable, self.closed, self.blocked) = (true, false, false);
+        (self.stall, self.freed) = (Stall::No, false);
+        self.rx.clear();
+        self.clock.start(patient);
+        self.greet(export);
+        Ok(())
+    }
+
+    /// Is there a client that is served or negotiates?
+    pub(super) fn is_live(&self) -> bool {
+        !matches!(self.phase, Phase::Free | Phase::Dying)
+    }
+
+    /// The poll has something to say about the socket.
+    pub(super) fn event(&mut self, event: &Event) {
+        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        self.closed |= event.is_read_closed() || event.is_error();
+        if event.is_writable() || event.is_write_closed() || event.is_error() {
+            self.blocked = false;
+        }
+    }
+
+    /// Another `take` or `kick` would get on with it.
+    pub(super) fn is_pending(&self, slots: &dyn Slots) -> bool {
+        match (self.phase, self.stall) {
+            (Phase::Free, _) => false,
+            (Phase::Dying, _) => self.in_engine == 0,
+            (Phase::Closing, _) => self.can_send(),
+            (Phase::Ending, _) => self.can_send() || self.is_quiet(),
+            (_, Stall::No) => self.readable || self.can_send(),
+            (_, Stall::Own) => self.freed,
+            (_, Stall::Slot(bytes)) => self.freed || self.held.may(slots.slots(), bytes),
+        }
+    }
+
+    /// Something waits that the socket may take.
+    pub(super) fn can_send(&self) -> bool {
+        !self.out.is_empty() && !self.blocked
+    }
+
+    /// What `take` has to say about a client that stalled: true if it is not waiting for its peer.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.stall != Stall::No && !self.blocked
+    }
+
+    /// Reads and starts what has arrived. True if it stopped although there is more to do.
+    pub(super) fn take(&mut self, turn: &mut Turn<'_>) -> bool {
+        (self.stall, self.freed) = (Stall::No, false);
+        self.held.clients = turn.clients;
+        for _ in 0..RECEIVES_MAX {
+            match self.parse(turn) {
+                Progress::Starved if self.readable => self.receive(turn),
+                Progress::Starved => return false,
+                Progress::Stalled(stall) => {
+                    self.stall = stall;
+                    return self.is_waiting();
+                }
+            }
+        }
+        self.is_live()
+    }
+
+    /// Uses up what was received.
+    fn parse(&mut self, turn: &mut Turn<'_>) -> Progress {
+        loop {
+            match self.phase {
+                Phase::Negotiating => match self.negotiate(turn) {
+                    true => {}
+                    false => return Progress::Starved,
+                },
+                Phase::Serving => match self.intake(turn) {
+                    // DISC may have come.
+                    Progress::Starved if self.phase == Phase::Serving => return Progress::Starved,
+                    Progress::Starved => {}
+                    stalled => return stalled,
+                },
+                Phase::Ending if self.is_quiet() => {
+                    self.clock.start(true);
+                    if self.style == Style::NewThenOld {
+                        self.style = Style::Old;
+                    }
+                    self.greet(turn.export);
+                }
+                // Neither reads from its client.
+                Phase::Ending | Phase::Closing => return Progress::Stalled(Stall::Own),
+                Phase::Free | Phase::Dying => {
+                    self.readable = false;
+                    return Progress::Starved;
+                }
+            }
+        }
+    }
+
+    /// One step of the negotiation; false if it needs more bytes.
+    fn negotiate(&mut self, turn: &mut Turn<'_>) -> bool {
+        let text = &mut self.out.text;
+        match self.handshake.step(self.rx.data(), text, turn.export) {
+            Step::Starved => return false,
+            Step::Used(n) => self.rx.consume(n),
+            Step::Ready(n) => {
+                self.rx.consume(n);
+                self.features = self.handshake.features();
+                self.phase = Phase::Serving;
+            }
+            Step::Close => self.phase = Phase::Closing,
+            Step::Drop(why) => self.drop_client(why, turn.log, turn.registry),
+        }
+        true
+    }
+
+    fn receive(&mut self, turn: &mut Turn<'_>) {
+        let Some(fd) = &self.fd else { return };
+        turn.log.counters.receives += 1;
+        let (hole, goes_on) = self.intake.hole(turn.slots);
+        match self.rx.receive(fd.as_fd(), hole, goes_on) {
+            Ok(Got { bytes: 0, .. }) => self.drop_client(Why::Closed, turn.log, turn.registry),
+            Ok(got) => {
+                self.intake.filled(got.direct);
+                self.clock.heard();
+                // A short receive has drained the socket, and what comes later makes a new event;
+                // the end of the stream, however, may have been announced already.
+                self.readable = got.full || self.closed;
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.readable = false,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => self.fail(&e, turn.log, turn.registry),
+        }
+    }
+
+    /// Sends what is waiting.
+    pub(super) fn kick(&mut self, turn: &mut Turn<'_>) {
+        if !self.can_send() {
+            return;
+        }
+        let Some(fd) = &self.fd else { return };
+        let held = &mut self.held;
+        self.freed = true;
+        let sends = &mut turn.log.counters.sends;
+        let result = self.out.send(fd.as_fd(), turn.slots, sends, |slots, slot| {
+            held.release(slots, slot);
+        });
+        match result {
+            Ok(Sent::Blocked) => self.blocked = true,
+            Ok(Sent::All) if self.phase == Phase::Closing => {
+                self.drop_client(Why::Aborted, turn.log, turn.registry);
+            }
+            Ok(Sent::All) => {}
+            Err(e) => self.fail(&e, turn.log, turn.registry),
+        }
+    }
+
+    /// Drops a client that is over a time limit.
+    pub(super) fn tick(&mut self, now: Instant, listening: bool, log: &mut Log, poll: &Registry) {
+        let negotiating = listening && self.phase == Phase::Negotiating;
+        let waiting = (!self.out.is_empty()).then_some(self.out.sent);
+        if let Some(why) = self.clock.check(now, negotiating, waiting).filter(|_| self.is_live()) {
+            self.drop_client(why, log, poll);
+        }
+    }
+
+    /// Closes the descriptor; slots come back in `bury` and `complete`.
+    pub(super) fn drop_client(&mut self, why: Why, log: &mut Log, registry: &Registry) {
+        if !self.is_live() {
+            return;
+        }
+        if !matches!(why, Why::Closed | Why::Aborted | Why::Shut) {
+            log.counters.dropped += 1;
+        }
+        log.note(Notice::Ended { client: self.id, why });
+        if let Some(fd) = self.fd.take() {
+            // The peer may hold a copy of a passed descriptor, which would keep it in the poll.
+            // Failure means it is not in it, which is what we want.
+            let _ = registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
+        }
+        self.phase = Phase::Dying;
+    }
+
+    /// Gives back the slots of a dying client; frees its place when the engine has none of them.
+    pub(super) fn bury(&mut self, slots: &mut dyn Slots) {
+        assert!(self.phase == Phase::Dying, "only the dead are buried");
+        if let Some(slot) = std::mem::replace(&mut self.intake, Intake::Head).slot() {
+            self.held.release(slots, slot);
+        }
+        self.out.clear(|slot| self.held.release(slots, slot));
+        for place in 0..self.pieces.places() as u16 {
+            if self.pieces[place].at == At::Parked {
+                self.held.release(slots, self.pieces[place].slot);
+                self.free_piece(place);
+            }
+        }
+        if self.in_engine == 0 {
+            self.reset();
+        }
+    }
+
+    pub(super) fn free_piece(&mut self, place: u16) {
+        self.pieces[place].at = At::Free;
+        self.pieces.free(place);
+        self.freed = true;
+    }
+
+    fn reset(&mut self) {
+        assert!(self.held.is_none() && self.pieces.used() == 0, "every slot went back");
+        self.calls.clear();
+        self.line.clear();
+        self.streaming = None;
+        self.phase = Phase::Free;
+    }
+
+    fn fail(&mut self, e: &io::Error, log: &mut Log, registry: &Registry) {
+        let why = match e.raw_os_error() {
+            Some(libc::ECONNRESET | libc::EPIPE) | None => Why::Closed,
+            Some(errno) => Why::Socket(errno),
+        };
+        self.drop_client(why, log, registry);
+    }
+
+    /// Nothing is left to answer or to send.
+    fn is_quiet(&self) -> bool {
+        self.out.is_empty() && self.calls.used() == 0
+    }
+
+    /// Starts a negotiation. The text buffer is empty: first greeting, or a quiet end.
+    fn greet(&mut self, export: &Export) {
+        assert!(self.out.is_empty(), "a greeting comes first");
+        self.handshake = Handshake::new();
+        self.features = Features::default();
+        match self.style {
+            Style::New | Style::NewThenOld => {
+                handshake::greet_newstyle(&mut self.out.text);
+                self.phase = Phase::Negotiating;
+            }
+            Style::Old => {
+                handshake::greet_oldstyle(&mut self.out.text, export);
+                self.phase = Phase::Serving;
+            }
+        }
+    }
+}

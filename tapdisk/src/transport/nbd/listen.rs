@@ -1,0 +1,205 @@
+//! The four sockets of a disk, and the descriptors that come through two of them.
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+
+use super::conn::Style;
+use super::sys::{self, Passed};
+
+/// Longest path of a socket: `sun_path` less its NUL.
+const PATH_BYTES_MAX: usize = 107;
+/// How long a connection to a receiver may say nothing.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// Where the sockets of one disk are (control-socket.md §1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Clients connect here: newstyle.
+    pub nbd: PathBuf,
+    /// Clients connect here, too: newstyle, and oldstyle after DISC.
+    pub nbd_old: PathBuf,
+    /// Receives descriptors that are served with the oldstyle greeting.
+    pub server: PathBuf,
+    /// Receives descriptors that are served with the newstyle greeting.
+    pub server_new: PathBuf,
+}
+
+impl Paths {
+    /// The original's names.
+    pub fn in_folder(folder: &Path, pid: u32, minor: u32) -> Paths {
+        let name = |stem: &str| folder.join(format!("{stem}{pid}.{minor}"));
+        Paths {
+            nbd: name("nbd"),
+            nbd_old: name("nbd-old"),
+            server: name("nbdserver"),
+            server_new: name("nbdserver-new"),
+        }
+    }
+}
+
+/// A socket that could not be made.
+#[derive(Debug)]
+pub struct ListenError {
+    /// Its path.
+    pub path: PathBuf,
+    /// What the kernel said, or that the path is too long.
+    pub error: io::Error,
+}
+
+impl ListenError {
+    /// A positive errno for the control protocol.
+    pub fn errno(&self) -> i32 {
+        self.error.raw_os_error().unwrap_or(libc::ENAMETOOLONG)
+    }
+}
+
+impl fmt::Display for ListenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot listen on {}: {}", self.path.display(), self.error)
+    }
+}
+
+impl std::error::Error for ListenError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.error)
+    }
+}
+
+/// What a door is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Whoever connects is a client.
+    Clients(Style),
+    /// Whoever connects brings the descriptor of a client.
+    Descriptors(Style),
+}
+
+/// A listening socket. Its file goes when it does.
+#[derive(Debug)]
+pub(super) struct Door {
+    pub purpose: Purpose,
+    /// Somebody may be waiting.
+    pub knocked: bool,
+    socket: UnixListener,
+    path: PathBuf,
+    /// The connection that has not brought its descriptor yet, and since when it was seen silent.
+    courier: Option<(UnixStream, Option<Instant>)>,
+    courier_token: Token,
+}
+
+impl Door {
+    /// Binds and listens. A stale socket of the same name goes first. The file's mode follows the umask.
+    pub(super) fn open(
+        path: &Path,
+        purpose: Purpose,
+        registry: &Registry,
+        (token, courier_token): (Token, Token),
+    ) -> Result<Door, ListenError> {
+        let fail = |error| ListenError { path: path.to_owned(), error };
+        check_length(path).map_err(fail)?;
+        remove_stale(path).map_err(fail)?;
+        let socket = UnixListener::bind(path).map_err(fail)?;
+        // From here on its drop removes the file.
+        let path = path.to_owned();
+        let door = Door { purpose, knocked: false, socket, path, courier: None, courier_token };
+        let ready = door.socket.set_nonblocking(true).and_then(|()| {
+            let fd = door.socket.as_raw_fd();
+            registry.register(&mut SourceFd(&fd), token, Interest::READABLE)
+        });
+        match ready {
+            Ok(()) => Ok(door),
+            Err(error) => Err(ListenError { path: door.path.clone(), error }),
+        }
+    }
+
+    /// The next one who waits. `Ok(None)`: nobody (any more).
+    pub(super) fn accept(&mut self) -> io::Result<Option<UnixStream>> {
+        loop {
+            match self.socket.accept() {
+                Ok((stream, _)) => return Ok(Some(stream)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.knocked = false;
+                    return Ok(None);
+                }
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::ECONNABORTED)) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Waits for a courier's descriptor. One at a time: another one is closed at once.
+    pub(super) fn admit(&mut self, stream: UnixStream, registry: &Registry) -> io::Result<()> {
+        if self.courier.is_some() {
+            return Ok(());
+        }
+        let fd = stream.as_raw_fd();
+        registry.register(&mut SourceFd(&fd), self.courier_token, Interest::READABLE)?;
+        self.courier = Some((stream, None));
+        Ok(())
+    }
+
+    /// What the courier brought: `None` if he has not yet, or if there is none.
+    pub(super) fn collect(&mut self, registry: &Registry) -> Option<Option<OwnedFd>> {
+        let (stream, _) = self.courier.as_ref()?;
+        let brought = match sys::receive_descriptor(stream.as_fd()) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return None,
+            Ok(Passed::Descriptor(fd)) => Some(fd),
+            Ok(Passed::Nothing) | Err(_) => None,
+        };
+        self.dismiss(registry);
+        Some(brought)
+    }
+
+    /// Sends a courier away who stands there for too long.
+    pub(super) fn tick(&mut self, now: Instant, registry: &Registry) {
+        let Some((_, since)) = &mut self.courier else { return };
+        if now.saturating_duration_since(*since.get_or_insert(now)) >= SILENCE_MAX {
+            self.dismiss(registry);
+        }
+    }
+
+    fn dismiss(&mut self, registry: &Registry) {
+        if let Some((stream, _)) = self.courier.take() {
+            // He may hold a copy of his end only; leaving the poll cannot fail in a way that matters.
+            let _ = registry.deregister(&mut SourceFd(&stream.as_raw_fd()));
+        }
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn check_length(path: &Path) -> io::Result<()> {
+    let bytes = path.as_os_str().as_bytes().len();
+    match bytes > PATH_BYTES_MAX {
+        true => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "the path has {bytes} bytes, a socket's at most {PATH_BYTES_MAX}; \
+                 use a shorter run directory"
+            ),
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Only a socket is removed: anything else in the way is somebody's file, and bind says so.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.file_type().is_socket() => std::fs::remove_file(path),
+        _ => Ok(()),
+    }
+}
