@@ -23,7 +23,7 @@ pub const ZEROS_BYTES: u32 = 64 << 10;
 /// Plans a request has at work at once: a piece of at most 64 KiB touches at most two blocks.
 pub const PLANS_MAX: usize = 2;
 /// Metadata blocks one plan pins at most.
-pub const PINS_MAX: usize = 2;
+pub const PINS_MAX: usize = 3;
 /// Data operations a slot has in flight at most.
 pub const SLOT_OPS_MAX: u16 = 4;
 /// Operations that belong to no slot: growing the leaf, flushing it.
@@ -53,7 +53,7 @@ impl Limits {
 
     /// The least that still makes progress, for tests and for tight memory limits.
     pub const MINIMUM: Limits =
-        Limits { small: 1, large: 1, meta_blocks: 10, meta_bytes: 512, stables: 1, ahead: 0 };
+        Limits { small: 1, large: 1, meta_blocks: 16, meta_bytes: 512, stables: 1, ahead: 0 };
 
     /// Slots of both kinds.
     pub fn slots(&self) -> u16 {

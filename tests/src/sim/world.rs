@@ -93,8 +93,8 @@ impl World {
         let (bytes, initial) = first_image(format, sectors, device);
         let limits = match rng.below(3) {
             0 => Limits::MINIMUM,
-            1 => Limits { small: 3, large: 2, meta_blocks: 24, stables: 2, ahead: 1 << 16, ..Limits::MINIMUM },
-            _ => Limits { small: 8, large: 8, meta_blocks: 70, stables: 8, ahead: 1 << 18, ..Limits::MINIMUM },
+            1 => Limits { small: 3, large: 2, meta_blocks: 36, stables: 2, ahead: 1 << 16, ..Limits::MINIMUM },
+            _ => Limits { small: 8, large: 8, meta_blocks: 110, stables: 8, ahead: 1 << 18, ..Limits::MINIMUM },
         };
         let faulty = rng.one_in(2);
         let faults = Faults {
