@@ -232,6 +232,15 @@ impl Aio {
         }
     }
 
+    /// What the kernel has not taken waits for the next completion, which brings the caller back. If
+    /// there is none to come, we bring it back ourselves.
+    fn wake_if_stuck(&mut self) {
+        if self.queued > 0 && self.in_kernel == 0 {
+            self.wake.signal();
+            self.owed += 1;
+        }
+    }
+
     /// Whether the eventfd has a count, or will have in a moment.
     fn signalled(&self) -> bool {
         let ready = match self.context.ready() {
@@ -258,11 +267,7 @@ impl Disk for Aio {
     fn submit(&mut self) -> io::Result<()> {
         let handed = self.hand_over();
         self.collect();
-        // The next completion brings the caller back to try again. Without one, we do.
-        if self.queued > 0 && self.in_kernel == 0 {
-            self.wake.signal();
-            self.owed += 1;
-        }
+        self.wake_if_stuck();
         handed
     }
 
@@ -430,3 +435,6 @@ fn tag_of(data: u64) -> Tag {
 fn outcome(result: i64) -> Result<u32, i32> {
     u32::try_from(result).map_err(|_| i32::try_from(-result).unwrap_or(libc::EIO))
 }
+
+#[cfg(test)]
+mod tests;

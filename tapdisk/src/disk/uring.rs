@@ -68,6 +68,8 @@ pub struct Uring {
     in_ring: u32,
     done: VecDeque<Done>,
     waiting: Waiting,
+    /// The epoll descriptor: the same one for life, since a poll on it may be armed.
+    watched: Option<RawFd>,
     watch: Poll,
     watch_ready: bool,
     lane_poll: Poll,
@@ -109,6 +111,7 @@ impl Uring {
             in_ring: 0,
             done: VecDeque::with_capacity(depth as usize),
             waiting: Waiting::Outside,
+            watched: None,
             watch: Poll::Idle,
             watch_ready: false,
             lane_poll: Poll::Idle,
@@ -232,6 +235,10 @@ impl Uring {
     /// Polls are armed once and again after they fired. Arming looks at the level, so what was left
     /// unread is reported again.
     fn arm(&mut self, watch: RawFd) {
+        assert!(
+            *self.watched.get_or_insert(watch) == watch,
+            "an engine has one watched descriptor"
+        );
         if self.watch == Poll::Idle {
             self.watch = Poll::Armed;
             self.queue(&poll(watch, WATCH));
@@ -425,3 +432,6 @@ fn outcome(result: i32) -> Result<u32, i32> {
 fn passing(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EINTR | libc::ETIME | libc::EAGAIN | libc::EBUSY))
 }
+
+#[cfg(test)]
+mod tests;

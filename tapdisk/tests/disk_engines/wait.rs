@@ -23,7 +23,7 @@ fn prepared(disk: &mut AnyDisk) -> (tempfile::TempDir, File) {
 }
 
 /// An epoll descriptor that watches `fds`, level-triggered.
-fn epoll(fds: &[RawFd]) -> OwnedFd {
+pub fn epoll(fds: &[RawFd]) -> OwnedFd {
     // SAFETY: no memory is passed.
     let epoll = unsafe { OwnedFd::from_raw_fd(libc::epoll_create1(libc::EPOLL_CLOEXEC)) };
     for &fd in fds {
