@@ -22,12 +22,10 @@ pub fn closing(o: &Opened, bat: &[u32], full: &[u8]) -> Closing {
 
 fn fixed(o: &Opened) -> Closing {
     match o.footer_found {
-        FooterAt::Trailing511 => {
-            Closing {
-                writes: vec![(o.end_of_data, o.footer.encode().to_vec())],
-                ..Closing::default()
-            }
-        }
+        FooterAt::Trailing511 => Closing {
+            writes: vec![(o.end_of_data, o.footer.encode().to_vec())],
+            ..Closing::default()
+        },
         FooterAt::Trailing | FooterAt::Copy => Closing::default(),
     }
 }

@@ -1,6 +1,6 @@
 //! The footer: 512 bytes at the end of every image and, unless it is fixed, once more at offset 0.
 //!
-//! Opening asks for little (cookie and checksum, §2.1); the strict list is in [`crate::check`].
+//! Opening asks for little (cookie and checksum, §2.1); the strict list is in [`mod@crate::check`].
 use crate::bytes::{checksum, put, take, u8_at, u32_at, u64_at};
 use crate::geometry::Geometry;
 
