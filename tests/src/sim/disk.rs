@@ -21,6 +21,8 @@ pub struct Faults {
     pub nospace: u64,
     /// The file system cannot punch or zero ranges.
     pub no_zero: bool,
+    /// Reads that take much longer than anything else.
+    pub slow_reads: bool,
     /// Flushes that lie (a planted bug of the disk).
     pub lazy_flush: bool,
 }
@@ -124,7 +126,13 @@ impl SimDisk {
         if self.queue.is_empty() {
             return;
         }
-        let i = self.rng.below(self.queue.len() as u64) as usize;
+        let mut i = self.rng.below(self.queue.len() as u64) as usize;
+        for _ in 0..20 {
+            if !self.faults.slow_reads || self.queue[i].1.kind != Kind::Read || self.rng.one_in(40) {
+                break;
+            }
+            i = self.rng.below(self.queue.len() as u64) as usize;
+        }
         let (tag, op, mark) = self.queue.swap_remove(i);
         let result = self.perform(&op, mark);
         self.completed += 1;

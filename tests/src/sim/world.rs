@@ -62,6 +62,10 @@ pub struct World {
     now: u64,
     value: u64,
     sectors: u64,
+    hot: bool,
+    /// Blocks come and go all the time.
+    churn: bool,
+    spot: u64,
     at_work: HashMap<SlotId, (Request, u64, u64)>,
     /// Requests that ended well and badly.
     pub ended: [u64; 2],
@@ -73,8 +77,10 @@ pub struct World {
 /// A sentence about the first broken promise.
 pub fn run(setup: Setup) -> Result<[u64; 2], String> {
     let mut world = World::new(setup)?;
-    for _ in 0..setup.cuts {
-        world.live(setup.requests)?;
+    // Hot seeds: many short lives, with requests that fight for the same few sectors of a fresh place.
+    let (cuts, requests) = if world.hot { (setup.cuts * 6, 30) } else { (setup.cuts, setup.requests) };
+    for _ in 0..cuts {
+        world.live(requests)?;
         world = world.power_cut()?;
     }
     world.live(setup.requests)?;
@@ -103,6 +109,7 @@ impl World {
             again: if faulty { [0, 20][rng.below(2) as usize] } else { 0 },
             nospace: if faulty { [0, 2][rng.below(2) as usize] } else { 0 },
             no_zero: rng.one_in(4),
+            slow_reads: rng.one_in(4),
             lazy_flush: setup.lazy_flush,
         };
         let volatile = rng.one_in(2);
@@ -118,6 +125,9 @@ impl World {
             now: 1,
             value: 1 << 32,
             sectors,
+            hot: rng.one_in(3),
+            churn: rng.one_in(4),
+            spot: 0,
             at_work: HashMap::new(),
             ended: [0; 2],
             rng,
@@ -200,6 +210,7 @@ impl World {
 
     fn live(&mut self, requests: u32) -> Result<(), String> {
         let mut left = requests;
+        self.spot = self.rng.below(self.sectors - 32);
         while left > 0 {
             match self.rng.below(6) {
                 0..=2 => left -= u32::from(self.start()),
@@ -251,7 +262,10 @@ impl World {
             Span::default()
         } else {
             let whole = count == 128 && self.rng.one_in(2);
-            let start = self.rng.below(self.sectors - count + 1);
+            let mut start = self.rng.below(self.sectors - count + 1);
+            if self.hot && count < 16 {
+                start = self.spot + self.rng.below(16);
+            }
             Span { start: if whole { start / 128 * 128 } else { start }, count: count as u32 }
         };
         let (range, mut start) = (span.start..span.end(), self.model.tick());
@@ -286,6 +300,9 @@ impl World {
 
     fn verb(&mut self) -> Verb {
         let fua = self.rng.one_in(6);
+        if self.churn && self.rng.one_in(4) {
+            return Verb::Zero { keep: false, fast: false, fua };
+        }
         match self.rng.below(20) {
             0..=8 => Verb::Write { fua },
             9..=14 => Verb::Read,
@@ -298,7 +315,9 @@ impl World {
 
     fn length(&mut self, verb: Verb) -> u64 {
         match self.rng.below(4) {
+            _ if self.churn && matches!(verb, Verb::Zero { .. }) => 128,
             0 => 1 + self.rng.below(4),
+            _ if self.hot && self.rng.below(8) != 0 => 1 + self.rng.below(12),
             1 => 8,
             2 => 1 + self.rng.below(128),
             _ if matches!(verb, Verb::Zero { .. } | Verb::Discard { .. } | Verb::Status) => {

@@ -1,0 +1,126 @@
+//! The canary: each planted ordering bug must be found by the simulator, or the simulator proves nothing.
+use image::{Closing, Image, Meta, MetaList, MetaRef, Plan, Run, Span, Stop, Want};
+use tests::sim::{Setup, run};
+
+/// Seeds within which a planted bug must be found.
+const SEEDS: u64 = 400;
+
+/// A driver with bug number `N`.
+struct Buggy<const N: u8>(Box<dyn Image>);
+
+const NEW_BITMAP_NOT_WRITTEN: u8 = 1;
+const BAT_WITH_THE_DATA: u8 = 2;
+const BITS_NOT_WRITTEN: u8 = 3;
+const BITS_WITH_THE_DATA: u8 = 4;
+const BITS_OF_OTHERS_TRUSTED: u8 = 5;
+const SPACE_REUSED_AT_ONCE: u8 = 6;
+const NO_BARRIER: u8 = 7;
+const SUCCESS_AFTER_FAILURE: u8 = 8;
+
+impl<const N: u8> Image for Buggy<N> {
+    fn sectors(&self) -> u64 {
+        self.0.sectors()
+    }
+    fn map(&self, meta: &dyn Meta, span: Span) -> Result<Run, Stop> {
+        self.0.map(meta, span)
+    }
+    fn plan(&mut self, meta: &mut dyn Meta, span: Span, want: Want) -> Result<Plan, Stop> {
+        let mut plan = self.0.plan(&mut Liar::<N>(meta), span, want)?;
+        let appears = !plan.along.is_empty() && plan.free.is_none() && plan.pins.iter().count() == 2;
+        let bits = plan.along.is_empty() && plan.free.is_none() && plan.pins.iter().count() == 1;
+        if N == NEW_BITMAP_NOT_WRITTEN && appears {
+            plan.along = MetaList::EMPTY;
+        }
+        if (N == BAT_WITH_THE_DATA && appears) || (N == BITS_WITH_THE_DATA && bits) {
+            let early = self.0.landed(meta, &plan, 1);
+            let both: Vec<MetaRef> = plan.along.iter().chain(early.iter()).collect();
+            plan.along = MetaList::from([both.first().copied(), both.get(1).copied(), None, None]);
+        }
+        if N == NO_BARRIER {
+            plan.barrier = false;
+        }
+        Ok(plan)
+    }
+    fn landed(&mut self, meta: &mut dyn Meta, plan: &Plan, phase: u8) -> MetaList {
+        let bits = plan.along.is_empty() && plan.free.is_none();
+        let list = self.0.landed(&mut Liar::<N>(meta), plan, phase);
+        if N == BITS_NOT_WRITTEN && bits { MetaList::EMPTY } else { list }
+    }
+    fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool) {
+        self.0.finish(&mut Liar::<N>(meta), plan, ok || N == SUCCESS_AFTER_FAILURE);
+    }
+    fn closing(&mut self) -> Closing {
+        self.0.closing()
+    }
+}
+
+/// A view that lies where the bug needs it.
+struct Liar<'a, const N: u8>(&'a mut dyn Meta);
+
+impl<const N: u8> Meta for Liar<'_, N> {
+    fn get(&self, r: MetaRef) -> Result<&[u8], Stop> {
+        self.0.get(r)
+    }
+    fn edit(&mut self, r: MetaRef) -> &mut [u8] {
+        self.0.edit(r)
+    }
+    fn create(&mut self, r: MetaRef) -> Result<&mut [u8], Stop> {
+        self.0.create(r)
+    }
+    fn clean(&self, r: MetaRef) -> bool {
+        N == BITS_OF_OTHERS_TRUSTED || self.0.clean(r)
+    }
+    fn grown(&self) -> u64 {
+        self.0.grown()
+    }
+    fn now(&self) -> u64 {
+        self.0.now()
+    }
+    fn oldest(&self) -> u64 {
+        if N == SPACE_REUSED_AT_ONCE { u64::MAX } else { self.0.oldest() }
+    }
+}
+
+/// The first seed that finds the bug. Panics of the engine's own assertions count as found.
+fn first_find(setup: impl Fn(u64) -> Setup) -> Option<(u64, String)> {
+    let quiet = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let try_one = |setup: Setup| std::panic::catch_unwind(move || run(setup));
+    let found = (0..SEEDS).find_map(|seed| match try_one(setup(seed)) {
+        Ok(Ok(_)) => None,
+        Ok(Err(why)) => Some((seed, why)),
+        Err(_) => Some((seed, "an assertion".into())),
+    });
+    std::panic::set_hook(quiet);
+    found
+}
+
+fn must_find(name: &str, setup: impl Fn(u64) -> Setup) {
+    let Some((seed, why)) = first_find(setup) else { panic!("{name}: not found in {SEEDS} seeds") };
+    let why: String = why.chars().take(100).collect();
+    println!("{name}: seed {seed}: {why}");
+}
+
+fn planted<const N: u8>(seed: u64) -> Setup {
+    Setup { wrap: |image| Box::new(Buggy::<N>(image)), ..Setup::new(seed) }
+}
+
+#[test]
+fn every_planted_bug_is_found() {
+    must_find("a new block's bitmap is not written", planted::<NEW_BITMAP_NOT_WRITTEN>);
+    must_find("the BAT is written with the data", planted::<BAT_WITH_THE_DATA>);
+    must_find("bits are not written", planted::<BITS_NOT_WRITTEN>);
+    must_find("bits are written with the data", planted::<BITS_WITH_THE_DATA>);
+    must_find("bits that others are still writing are trusted", planted::<BITS_OF_OTHERS_TRUSTED>);
+    must_find("freed space is used again at once", planted::<SPACE_REUSED_AT_ONCE>);
+    must_find("no barrier over a volatile cache", planted::<NO_BARRIER>);
+    must_find("a failed change is taken as done", planted::<SUCCESS_AFTER_FAILURE>);
+    must_find("the disk's flush does nothing", |seed| Setup { lazy_flush: true, ..Setup::new(seed) });
+}
+
+#[test]
+fn the_wrapper_alone_breaks_nothing() {
+    for seed in 0..20 {
+        run(planted::<0>(seed)).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+}
