@@ -366,7 +366,16 @@ fn builders() -> [Builder; 3] {
 
 fn build(builder: &Builder, depth: u32) -> io::Result<IoUring> {
     let entries = depth.saturating_add(POLLS_MAX).min(ENTRIES_MAX).next_power_of_two();
-    checked(builder.build(entries)?, depth)
+    checked(builder.build(entries).map_err(explained)?, depth)
+}
+
+/// Without CAP_IPC_LOCK the ring itself counts as locked memory of the user, over all processes.
+fn explained(error: io::Error) -> io::Error {
+    if error.raw_os_error() != Some(libc::ENOMEM) {
+        return error;
+    }
+    let text = "io_uring gets no memory: raise RLIMIT_MEMLOCK (ulimit -l) or give CAP_IPC_LOCK";
+    io::Error::new(error.kind(), text)
 }
 
 /// Refuses a ring that is too small or lacks an operation.
