@@ -8,25 +8,22 @@
 //! is closed at once; its place is free again when the engine has given back every slot.
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::time::Instant;
+use std::os::fd::{AsFd, OwnedFd};
 
+use mio::Registry;
 use mio::event::Event;
-use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
 
+use super::Export;
 use super::calls::{self, At, CALLS_MAX, Call, Piece, Table};
 use super::clock::Clock;
-use super::handshake::{self, Features, Handshake, Step};
+use super::handshake::{Features, Handshake, Step};
 use super::intake::{Intake, Progress};
-use super::notice::{Log, Notice, Why};
+use super::notice::{Log, Why};
 use super::outq::{OutQueue, Sent};
 use super::quota::{Held, Stall};
 use super::receive::{Got, Receive};
-use super::{Export, sys};
 use crate::transport::Slots;
 
-const SOCKET_BUFFER_BYTES: i32 = 1 << 20;
 /// Receive calls for one client in one turn.
 const RECEIVES_MAX: u32 = 32;
 
@@ -68,19 +65,21 @@ pub(super) enum Phase {
 pub(super) struct Conn {
     pub(super) id: u16,
     pub(super) phase: Phase,
-    fd: Option<OwnedFd>,
-    style: Style,
+    pub(super) fd: Option<OwnedFd>,
+    pub(super) style: Style,
+    /// Came as a descriptor, not by connecting.
+    pub(super) passed: bool,
     /// The socket may have bytes for us.
     pub(super) readable: bool,
     /// The peer closed its end: a short receive does not mean that the end was seen.
-    closed: bool,
+    pub(super) closed: bool,
     /// The socket takes no bytes just now.
-    blocked: bool,
+    pub(super) blocked: bool,
     pub(super) stall: Stall,
     /// Something was freed since the stall.
     pub(super) freed: bool,
     pub(super) clock: Clock,
-    handshake: Handshake,
+    pub(super) handshake: Handshake,
     pub(super) features: Features,
     pub(super) rx: Receive,
     pub(super) intake: Intake,
@@ -102,6 +101,7 @@ impl Conn {
             phase: Phase::Free,
             fd: None,
             style: Style::New,
+            passed: false,
             readable: false,
             closed: false,
             blocked: false,
@@ -120,29 +120,6 @@ impl Conn {
             streaming: None,
             line: VecDeque::with_capacity(CALLS_MAX),
         }
-    }
-
-    /// Greets a client in this free place.
-    pub(super) fn serve(
-        &mut self,
-        fd: OwnedFd,
-        style: Style,
-        patient: bool,
-        poll: (&Registry, Token),
-        export: &Export,
-    ) -> io::Result<()> {
-        assert!(self.phase == Phase::Free, "a client is put in a free place");
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        poll.0.register(&mut SourceFd(&fd.as_raw_fd()), poll.1, interest)?;
-        sys::enlarge_buffers(fd.as_fd(), SOCKET_BUFFER_BYTES);
-        self.fd = Some(fd);
-        self.style = style;
-        (self.readable, self.closed, self.blocked) = (true, false, false);
-        (self.stall, self.freed) = (Stall::No, false);
-        self.rx.clear();
-        self.clock.start(patient);
-        self.greet(export);
-        Ok(())
     }
 
     /// Is there a client that is served or negotiates?
@@ -165,7 +142,9 @@ impl Conn {
             (Phase::Free, _) => false,
             (Phase::Dying, _) => self.in_engine == 0,
             (Phase::Closing, _) => self.can_send(),
-            (Phase::Ending, _) => self.can_send() || self.is_quiet(),
+            (Phase::Ending, _) => {
+                self.can_send() || (self.is_quiet() && (self.readable || self.stays()))
+            }
             (_, Stall::No) => self.readable || self.can_send(),
             (_, Stall::Own) => self.freed,
             (_, Stall::Slot(bytes)) => self.freed || self.held.may(slots.slots(), bytes),
@@ -213,13 +192,10 @@ impl Conn {
                     Progress::Starved => {}
                     stalled => return stalled,
                 },
-                Phase::Ending if self.is_quiet() => {
-                    self.clock.start(true);
-                    if self.style == Style::NewThenOld {
-                        self.style = Style::Old;
-                    }
-                    self.greet(turn.export);
-                }
+                Phase::Ending if self.is_quiet() => match self.stays() {
+                    true => self.greet_again(turn.export),
+                    false => return Progress::Starved,
+                },
                 // Neither reads from its client.
                 Phase::Ending | Phase::Closing => return Progress::Stalled(Stall::Own),
                 Phase::Free | Phase::Dying => {
@@ -288,91 +264,21 @@ impl Conn {
         }
     }
 
-    /// Drops a client that is over a time limit.
-    pub(super) fn tick(&mut self, now: Instant, listening: bool, log: &mut Log, poll: &Registry) {
-        let negotiating = listening && self.phase == Phase::Negotiating;
-        let waiting = (!self.out.is_empty()).then_some(self.out.sent);
-        if let Some(why) = self.clock.check(now, negotiating, waiting).filter(|_| self.is_live()) {
-            self.drop_client(why, log, poll);
-        }
-    }
-
-    /// Closes the descriptor; slots come back in `bury` and `complete`.
-    pub(super) fn drop_client(&mut self, why: Why, log: &mut Log, registry: &Registry) {
-        if !self.is_live() {
-            return;
-        }
-        if !matches!(why, Why::Closed | Why::Aborted | Why::Shut) {
-            log.counters.dropped += 1;
-        }
-        log.note(Notice::Ended { client: self.id, why });
-        if let Some(fd) = self.fd.take() {
-            // The peer may hold a copy of a passed descriptor, which would keep it in the poll.
-            // Failure means it is not in it, which is what we want.
-            let _ = registry.deregister(&mut SourceFd(&fd.as_raw_fd()));
-        }
-        self.phase = Phase::Dying;
-    }
-
-    /// Gives back the slots of a dying client; frees its place when the engine has none of them.
-    pub(super) fn bury(&mut self, slots: &mut dyn Slots) {
-        assert!(self.phase == Phase::Dying, "only the dead are buried");
-        if let Some(slot) = std::mem::replace(&mut self.intake, Intake::Head).slot() {
-            self.held.release(slots, slot);
-        }
-        self.out.clear(|slot| self.held.release(slots, slot));
-        for place in 0..self.pieces.places() as u16 {
-            if self.pieces[place].at == At::Parked {
-                self.held.release(slots, self.pieces[place].slot);
-                self.free_piece(place);
-            }
-        }
-        if self.in_engine == 0 {
-            self.reset();
-        }
-    }
-
     pub(super) fn free_piece(&mut self, place: u16) {
         self.pieces[place].at = At::Free;
         self.pieces.free(place);
         self.freed = true;
     }
 
-    fn reset(&mut self) {
-        assert!(self.held.is_none() && self.pieces.used() == 0, "every slot went back");
-        self.calls.clear();
-        self.line.clear();
-        self.streaming = None;
-        self.phase = Phase::Free;
-    }
-
-    fn fail(&mut self, e: &io::Error, log: &mut Log, registry: &Registry) {
-        let why = match e.raw_os_error() {
-            Some(libc::ECONNRESET | libc::EPIPE) | None => Why::Closed,
-            Some(errno) => Why::Socket(errno),
-        };
-        self.drop_client(why, log, registry);
-    }
-
     /// Nothing is left to answer or to send.
-    fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&self) -> bool {
         self.out.is_empty() && self.calls.used() == 0
     }
 
-    /// Starts a negotiation. The text buffer is empty: first greeting, or a quiet end.
-    fn greet(&mut self, export: &Export) {
-        assert!(self.out.is_empty(), "a greeting comes first");
-        self.handshake = Handshake::new();
-        self.features = Features::default();
-        match self.style {
-            Style::New | Style::NewThenOld => {
-                handshake::greet_newstyle(&mut self.out.text);
-                self.phase = Phase::Negotiating;
-            }
-            Style::Old => {
-                handshake::greet_oldstyle(&mut self.out.text, export);
-                self.phase = Phase::Serving;
-            }
-        }
+    /// After DISC: the client wants another greeting. One that was passed does (a migration negotiates
+    /// again when its disk is unpaused). One that connected, like libnbd, may be about to close and
+    /// would take a greeting for a broken reply: it is given a moment.
+    fn stays(&self) -> bool {
+        self.passed || self.clock.stayed || self.rx.len() > 0
     }
 }

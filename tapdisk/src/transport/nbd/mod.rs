@@ -13,12 +13,14 @@
 //! * every event with [`NbdServer::owns`] its token goes to [`NbdServer::event`];
 //! * every turn calls `take`, the engine, `complete`, `kick` as [`Transport`] says;
 //! * it sleeps only if [`NbdServer::pending`] is false after `kick`;
-//! * about every second it calls [`NbdServer::tick`] and fetches the notices.
+//! * about every second (or [`NbdServer::tick_within`]) it calls [`NbdServer::tick`] and fetches the
+//!   notices.
 mod calls;
 mod clock;
 mod conn;
 mod handshake;
 mod intake;
+mod life;
 mod listen;
 mod notice;
 mod outq;
@@ -30,7 +32,7 @@ mod sys;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mio::event::Event;
 use mio::{Registry, Token};
@@ -48,6 +50,8 @@ pub const CLIENTS_MAX: usize = 16;
 /// Tokens of the poll that one [`NbdServer`] uses, from its base on.
 pub const TOKENS: usize = 2 * DOORS + CLIENTS_MAX;
 const DOORS: usize = 4;
+/// Time between ticks while somebody may be leaving.
+const TICK: Duration = Duration::from_millis(50);
 /// Who is let in at one door in one turn.
 const ACCEPTS_MAX: usize = 64;
 
@@ -208,6 +212,13 @@ impl NbdServer {
         }
     }
 
+    /// How soon `tick` should be called, where a second would be long: after DISC a client that stays is
+    /// greeted again by the second tick, at least 50 ms after the first.
+    pub fn tick_within(&self) -> Option<Duration> {
+        let mut conns = self.places.iter().flatten();
+        (!self.suspended && conns.any(|conn| conn.phase == Phase::Ending)).then_some(TICK)
+    }
+
     /// Another turn would get something done: the server does not sleep now. To be asked after `kick`.
     pub fn pending(&self, slots: &dyn Slots) -> bool {
         let mut conns = self.places.iter().flatten();
@@ -281,7 +292,7 @@ impl NbdServer {
     }
 
     /// Puts a client in a free place, or closes its descriptor.
-    fn admit(&mut self, fd: OwnedFd, style: Style, patient: bool) -> io::Result<()> {
+    fn admit(&mut self, fd: OwnedFd, style: Style, passed: bool) -> io::Result<()> {
         let is_free =
             |place: &Option<Box<Conn>>| place.as_ref().is_none_or(|conn| conn.phase == Phase::Free);
         let Some(place) = self.places.iter().position(is_free) else {
@@ -291,7 +302,7 @@ impl NbdServer {
         };
         let conn = self.places[place].get_or_insert_with(|| Box::new(Conn::new(place as u16)));
         let token = Token(self.base + 2 * DOORS + place);
-        conn.serve(fd, style, patient, (&self.registry, token), &self.export)?;
+        conn.serve(fd, style, passed, (&self.registry, token), &self.export)?;
         self.log.counters.clients += 1;
         self.log.note(Notice::Connected { client: place as u16 });
         Ok(())

@@ -126,6 +126,14 @@ pub(super) fn enlarge_buffers(fd: BorrowedFd<'_>, bytes: i32) {
     }
 }
 
+/// Bytes (with overhead) that were sent and that the peer has not taken yet; 0 where nobody knows.
+pub(super) fn untaken(fd: BorrowedFd<'_>) -> i32 {
+    let mut bytes = 0;
+    // SAFETY: TIOCOUTQ (SIOCOUTQ on a socket) writes one int, which outlives the call.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+    if done == 0 { bytes } else { 0 }
+}
+
 fn empty_message() -> libc::msghdr {
     // SAFETY: msghdr is plain data; all zeros is a message without name, memory or control data.
     unsafe { std::mem::zeroed() }
