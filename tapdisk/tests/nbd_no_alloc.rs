@@ -1,0 +1,104 @@
+//! Nothing on the path of a request allocates, and it is cheap.
+mod nbd_support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::time::Duration;
+
+use nbd_support::client::{Reply, cmd, request};
+use nbd_support::{Bench, Client};
+use tapdisk::transport::Transport;
+
+/// Counts the calls of threads that ask for it.
+struct Counting;
+
+thread_local! {
+    static WATCHED: Cell<bool> = const { Cell::new(false) };
+    static CALLS: Cell<u64> = const { Cell::new(0) };
+}
+
+fn note() {
+    if WATCHED.try_with(Cell::get).unwrap_or(false) {
+        CALLS.set(CALLS.get() + 1);
+    }
+}
+
+// SAFETY: everything is handed to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        note();
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// A turn whose transport calls are watched.
+fn turn(bench: &mut Bench) {
+    bench.poll.poll(&mut bench.events, Some(Duration::ZERO)).unwrap();
+    bench.events.iter().for_each(|event| bench.server.event(event));
+    bench.memory.seen.clear();
+    WATCHED.set(true);
+    bench.server.take(&mut bench.memory);
+    WATCHED.set(false);
+    while let Some((slot, request, outcome)) = bench.memory.finish() {
+        WATCHED.set(true);
+        bench.server.complete(&mut bench.memory, slot, &request, outcome);
+        WATCHED.set(false);
+    }
+    WATCHED.set(true);
+    bench.server.kick(&mut bench.memory);
+    WATCHED.set(false);
+}
+
+fn round(bench: &mut Bench, client: &mut Client, structured: bool) {
+    let mut all = Vec::new();
+    for i in 0..32u64 {
+        all.extend(request(cmd::READ, 0, i, i * 8192, if i % 8 == 0 { 256 << 10 } else { 4096 }));
+        all.extend(request(cmd::WRITE, 1, i, i * 4096, 4096));
+        all.resize(all.len() + 4096, i as u8);
+        all.extend(request(cmd::FLUSH, 0, i, 0, 0));
+        all.extend(request(cmd::STATUS, 0, i, 0, 1 << 20));
+        all.extend(request(cmd::READ, 0, i, 1, 1));
+    }
+    all.extend(request(cmd::WRITE, 0, 99, 0, 300 << 10));
+    all.resize(all.len() + (300 << 10), 7);
+    let mut rest = &all[..];
+    let mut sink = vec![0; 1 << 20];
+    for _ in 0..200 {
+        if let Ok(n) = std::io::Write::write(&mut client.socket, rest) {
+            rest = &rest[n..];
+        }
+        turn(bench);
+        let _ = std::io::Read::read(&mut client.socket, &mut sink);
+    }
+    assert!(rest.is_empty());
+    let cookie = client.next_cookie() + 1000;
+    client.send(bench, &request(if structured { cmd::CACHE } else { cmd::FLUSH }, 0, cookie, 0, 0));
+    assert_eq!(client.reply(bench), Reply::Simple { error: 0, cookie });
+}
+
+#[test]
+fn the_path_of_a_request_does_not_allocate() {
+    for structured in [true, false] {
+        let mut bench = Bench::new();
+        bench.memory.pattern();
+        let mut client = if structured { bench.structured() } else { bench.simple() };
+        round(&mut bench, &mut client, structured);
+        CALLS.set(0);
+        for _ in 0..5 {
+            round(&mut bench, &mut client, structured);
+        }
+        // The fake engine's own vectors grow in `status`, outside the watched calls.
+        assert_eq!(CALLS.get(), 0, "structured {structured}");
+        bench.assert_clean();
+    }
+}
