@@ -1,7 +1,25 @@
 //! tapdisk: one process that serves one virtual disk (the control protocol allows more).
+//!
+//! ```text
+//!   process ─► server (the loop) ─┬─► control ─► vbd ─► formats, job     what may allocate and log
+//!                                 └─► vbd::Served: transport ─► engine ─► disk     what may not
+//! ```
 #![deny(unsafe_code)]
 
+pub mod control;
 pub mod disk;
 pub mod engine;
+pub mod formats;
+pub mod job;
+pub mod log;
+pub mod memory;
 pub mod pool;
+pub mod process;
+pub mod receiver;
+pub mod sealed;
+pub mod server;
+pub mod signals;
+pub mod stats_json;
+pub mod sys;
 pub mod transport;
+pub mod vbd;

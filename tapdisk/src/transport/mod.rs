@@ -6,6 +6,8 @@
 //! ```
 //! A slot owns its buffer for life. A transport that finds no free slot leaves the request where it
 //! is (in the ring, in the socket): that is the back-pressure.
+pub mod nbd;
+
 use image::Span;
 
 /// A slot, by position.
@@ -108,7 +110,13 @@ pub trait Transport {
     fn take(&mut self, slots: &mut dyn Slots) -> bool;
     /// A request of this transport is done. Its slot is the transport's until it releases it (NBD: when
     /// the bytes are sent).
-    fn complete(&mut self, slots: &mut dyn Slots, slot: SlotId, request: &Request, outcome: Outcome);
+    fn complete(
+        &mut self,
+        slots: &mut dyn Slots,
+        slot: SlotId,
+        request: &Request,
+        outcome: Outcome,
+    );
     /// Sends what was completed; one call a turn.
     fn kick(&mut self, slots: &mut dyn Slots);
     /// No request of this transport is in the engine.

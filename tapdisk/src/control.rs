@@ -1,0 +1,296 @@
+//! The control socket: requests of `tap-ctl` and tapback to what they do (spec/control-socket.md §2–5).
+//!
+//! ```text
+//!   listener ─► conn (frame) ─► PID, LIST, STATS … answered at once
+//!                           └─► queue ─► one exclusive operation at a time ─► Vbd … ─► reply
+//! ```
+//! No client can hold up another: nothing is waited for, whoever is silent is the first to go when
+//! there are many, and replies of any length wait in memory for whoever reads slowly.
+mod conn;
+mod frame;
+mod work;
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+
+use mio::event::Event;
+use mio::net::UnixListener;
+use mio::{Interest, Registry, Token};
+use tap_ctl::messages::Request;
+
+use crate::receiver::bind;
+use crate::vbd::Extra;
+use conn::{Conn, Input, Phase};
+pub use work::{Daemon, VBD_TOKENS, VBD_TOKENS_BASE};
+
+/// Clients at once. The original has 10.
+pub const CLIENTS_MAX: usize = 32;
+/// Tokens of the poll in use, from the base on: the listener and the clients.
+pub const TOKENS: usize = 1 + CLIENTS_MAX;
+
+/// A client by place and serial number, since places are used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ClientId(usize, u64);
+
+/// An exclusive request that waits for its turn.
+struct Queued {
+    client: ClientId,
+    request: Box<Request>,
+    extra: Extra,
+}
+
+/// The exclusive request that is being worked on.
+struct Running {
+    /// `None`: it is gone.
+    client: Option<ClientId>,
+    request: Box<Request>,
+    /// A marker that another process holds is tried again then, in µs.
+    retry_at: Option<u64>,
+}
+
+/// The control socket and its clients.
+pub struct Control {
+    path: PathBuf,
+    listener: UnixListener,
+    base: usize,
+    clients: Vec<Option<Conn>>,
+    serial: u64,
+    /// Somebody may be waiting at the listener.
+    knocked: bool,
+    queue: VecDeque<Queued>,
+    running: Option<Running>,
+}
+
+impl Control {
+    /// Makes the socket; a stale one of the same name goes. Tokens from `base` on are its own.
+    ///
+    /// # Errors
+    /// Those of bind.
+    pub fn open(path: PathBuf, registry: &Registry, base: usize) -> io::Result<Control> {
+        let mut listener = bind(&path)?;
+        registry.register(&mut listener, Token(base), Interest::READABLE)?;
+        Ok(Control {
+            path,
+            listener,
+            base,
+            clients: (0..CLIENTS_MAX).map(|_| None).collect(),
+            serial: 0,
+            knocked: false,
+            queue: VecDeque::new(),
+            running: None,
+        })
+    }
+
+    /// Whether a token of the poll is one of ours.
+    pub fn owns(&self, token: Token) -> bool {
+        (self.base..self.base + TOKENS).contains(&token.0)
+    }
+
+    /// Something happened on one of our sockets.
+    pub fn event(&mut self, daemon: &mut Daemon, event: &Event, now: u64) {
+        let Some(place) = event.token().0.checked_sub(self.base + 1) else {
+            self.knocked = true;
+            return self.accept(daemon, now);
+        };
+        let Some(client) = &mut self.clients[place] else { return };
+        if event.is_writable() {
+            client.write();
+        }
+        // Both directions closed: nobody is there to read a reply.
+        let gone = event.is_write_closed() || event.is_error();
+        self.hear(daemon, place, now);
+        if gone || self.clients[place].as_ref().is_some_and(Conn::is_over) {
+            self.drop_client(daemon, place);
+        }
+    }
+
+    /// Lets in who waits. With all places taken, whoever has been silent for longest goes; if everybody
+    /// waits for a reply, the next one waits in the listener.
+    fn accept(&mut self, daemon: &mut Daemon, now: u64) {
+        while self.knocked {
+            let Some(place) = self.free_place(daemon) else { return };
+            match self.listener.accept() {
+                Ok((mut stream, _)) => {
+                    let token = Token(self.base + 1 + place);
+                    let both = Interest::READABLE | Interest::WRITABLE;
+                    if daemon.env.registry.register(&mut stream, token, both).is_err() {
+                        continue;
+                    }
+                    self.serial += 1;
+                    self.clients[place] = Some(Conn::new(stream, self.serial, now));
+                    self.hear(daemon, place, now);
+                    self.sweep(daemon, place);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    // Out of descriptors: tried again when a client goes, and every second.
+                    self.knocked = error.kind() != io::ErrorKind::WouldBlock;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn free_place(&mut self, daemon: &Daemon) -> Option<usize> {
+        if let Some(place) = self.clients.iter().position(Option::is_none) {
+            return Some(place);
+        }
+        let silent = |(i, client): (usize, &Option<Conn>)| {
+            client.as_ref().and_then(Conn::silence).map(|silence| (silence, i))
+        };
+        let (_, place) = self.clients.iter().enumerate().filter_map(silent).min()?;
+        self.drop_client(daemon, place);
+        Some(place)
+    }
+
+    /// Reads from a client and does what it asks for.
+    fn hear(&mut self, daemon: &mut Daemon, place: usize, now: u64) {
+        let Some(client) = &mut self.clients[place] else { return };
+        let id = ClientId(place, client.serial);
+        match client.read(now) {
+            Input::Nothing => {}
+            Input::Gone => self.drop_client(daemon, place),
+            Input::Request(request, extra) => match daemon.at_once(&request) {
+                Some(reply) => self.answer(id, &reply, now),
+                None => self.queue.push_back(Queued { client: id, request, extra }),
+            },
+        }
+    }
+
+    /// Drops a client whose reply is out.
+    fn sweep(&mut self, daemon: &Daemon, place: usize) {
+        if self.clients[place].as_ref().is_some_and(Conn::is_over) {
+            self.drop_client(daemon, place);
+        }
+    }
+
+    fn answer(&mut self, ClientId(place, serial): ClientId, reply: &[u8], now: u64) {
+        if let Some(client) = self.clients[place].as_mut().filter(|c| c.serial == serial) {
+            client.answer(reply, now);
+        }
+    }
+
+    /// Closes a connection. What it has asked for is done nevertheless (§2).
+    fn drop_client(&mut self, daemon: &Daemon, place: usize) {
+        let Some(mut client) = self.clients[place].take() else { return };
+        let _ = daemon.env.registry.deregister(&mut client.stream);
+        let id = ClientId(place, client.serial);
+        if let Some(running) = self.running.as_mut().filter(|r| r.client == Some(id)) {
+            running.client = None;
+            self.release_abandoned(daemon);
+        }
+    }
+
+    /// Exclusive work: goes on with what is running and begins what waits.
+    pub fn work(&mut self, daemon: &mut Daemon, now: u64) {
+        self.try_again(daemon, now);
+        while self.running.is_none() {
+            let Some(Queued { client, request, extra }) = self.queue.pop_front() else { break };
+            match daemon.begin(&request, &extra, now) {
+                work::Begun::Done(reply) => {
+                    self.answer(client, &reply, now);
+                    self.sweep(daemon, client.0);
+                }
+                work::Begun::Later => self.run(daemon, client, request, None),
+                work::Begun::Again { at } => self.run(daemon, client, request, Some(at)),
+            }
+        }
+        if self.knocked {
+            self.accept(daemon, now);
+        }
+    }
+
+    fn run(
+        &mut self,
+        daemon: &Daemon,
+        client: ClientId,
+        request: Box<Request>,
+        retry_at: Option<u64>,
+    ) {
+        let ClientId(place, serial) = client;
+        let here = self.clients[place].as_ref().is_some_and(|c| c.serial == serial);
+        self.running = Some(Running { client: here.then_some(client), request, retry_at });
+        if !here {
+            self.release_abandoned(daemon);
+        }
+    }
+
+    /// ATTACH to a marker that another process holds.
+    fn try_again(&mut self, daemon: &mut Daemon, now: u64) {
+        let Some(running) = &mut self.running else { return };
+        if running.retry_at.is_none_or(|at| at > now) {
+            return;
+        }
+        match daemon.begin(&running.request, &Extra::default(), now) {
+            work::Begun::Done(reply) => self.end_running(daemon, &reply, now),
+            work::Begun::Later => running.retry_at = None,
+            work::Begun::Again { at } => running.retry_at = Some(at),
+        }
+    }
+
+    /// A disk has finished what was under way.
+    pub fn finished(
+        &mut self,
+        daemon: &mut Daemon,
+        minor: u16,
+        outcome: Result<(), i32>,
+        now: u64,
+    ) {
+        let ours = |r: &&Running| r.retry_at.is_none() && r.request.cookie() == minor;
+        let Some(running) = self.running.as_ref().filter(ours) else { return };
+        let reply = daemon.reply(&running.request, outcome);
+        self.end_running(daemon, &reply, now);
+    }
+
+    fn end_running(&mut self, daemon: &mut Daemon, reply: &[u8], now: u64) {
+        let Some(running) = self.running.take() else { return };
+        if let Some(client) = running.client {
+            self.answer(client, reply, now);
+            self.sweep(daemon, client.0);
+        }
+    }
+
+    /// The client of the running operation is gone. A pause stays in force but nobody waits for it any
+    /// more (§5.5); an attach is forgotten; everything else goes on to its end.
+    fn release_abandoned(&mut self, daemon: &Daemon) {
+        let Some(running) = &self.running else { return };
+        let release = match *running.request {
+            Request::Pause { minor } => daemon.is_draining(minor),
+            Request::Attach { .. } => true,
+            _ => false,
+        };
+        if release {
+            self.running = None;
+        }
+    }
+
+    /// When `work` or `expire` has something to do even if nothing happens, in µs.
+    pub fn next_us(&self) -> Option<u64> {
+        let clients = self.clients.iter().flatten().filter_map(Conn::deadline);
+        clients.chain(self.running.as_ref().and_then(|r| r.retry_at)).min()
+    }
+
+    /// Drops whoever has taken too long.
+    pub fn expire(&mut self, daemon: &mut Daemon, now: u64) {
+        for place in 0..self.clients.len() {
+            let Some(client) = &mut self.clients[place] else { continue };
+            if client.deadline().is_some_and(|at| at <= now) && client.expire(now) {
+                self.drop_client(daemon, place);
+            } else {
+                self.sweep(daemon, place);
+            }
+        }
+    }
+
+    /// Whether replies are still on their way.
+    pub fn is_answering(&self) -> bool {
+        self.clients.iter().flatten().any(|client| client.phase == Phase::Answered)
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

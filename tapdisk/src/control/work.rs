@@ -1,0 +1,226 @@
+//! What the requests do, and what is answered.
+use slog::{info, warn};
+use tap_ctl::messages::{
+    COOKIE_ALL, ListEntry, Message, Request, Response, StatInfo, TapdiskPid, kind, type_name,
+};
+
+use crate::stats_json::Json;
+use crate::vbd::{Attach, Env, Extra, State, Vbd};
+
+/// A marker that another process holds is tried again after this time, in µs.
+const MARKER_RETRY_US: u64 = 100_000;
+/// Tokens of the poll that a disk has.
+pub const VBD_TOKENS: usize = 1 << 8;
+/// The first token of the first disk.
+pub const VBD_TOKENS_BASE: usize = 1 << 16;
+
+/// The disks and what they have in common.
+pub struct Daemon {
+    /// For all disks.
+    pub env: Env,
+    /// In order of attachment.
+    pub vbds: Vec<Vbd>,
+    /// The last disk was detached.
+    pub over: bool,
+    /// Disks attached so far.
+    attached: usize,
+}
+
+/// What beginning an exclusive request came to.
+pub enum Begun {
+    /// It is over; the reply.
+    Done(Vec<u8>),
+    /// The disk will tell when it is.
+    Later,
+    /// It has to be begun again at this time, in µs.
+    Again {
+        /// µs of the clock.
+        at: u64,
+    },
+}
+
+impl Daemon {
+    /// No disks yet.
+    pub fn new(env: Env) -> Daemon {
+        Daemon { env, vbds: Vec::new(), over: false, attached: 0 }
+    }
+
+    /// The reply of a request that may be served at any time.
+    pub fn at_once(&self, request: &Request) -> Option<Vec<u8>> {
+        match request {
+            Request::Pid => {
+                let body = TapdiskPid { pid: self.env.pid };
+                Some(Message::with(kind::PID_RSP, 0, &body).encode().to_vec())
+            }
+            Request::List => Some(self.list()),
+            Request::Stats { minor } => Some(self.stats(*minor)),
+            _ => None,
+        }
+    }
+
+    /// Begins an exclusive request.
+    pub fn begin(&mut self, request: &Request, extra: &Extra, now: u64) -> Begun {
+        info!(self.env.log, "{} for minor {}", type_name(request.kind()), request.cookie());
+        let result = match request {
+            Request::Attach { minor } => match self.attach(*minor) {
+                Some(result) => result,
+                None => return Begun::Again { at: now + MARKER_RETRY_US },
+            },
+            Request::Detach { minor } => self.detach(*minor),
+            Request::Open { minor, params } => {
+                return self.on(request, *minor, libc::EINVAL, now, |vbd, env| {
+                    vbd.open(env, params, extra)
+                });
+            }
+            Request::Resume { minor, params } => {
+                return self.on(request, *minor, libc::ENODEV, now, |vbd, env| {
+                    vbd.resume(env, params, extra)
+                });
+            }
+            Request::Pause { minor } => {
+                return self.on(request, *minor, libc::ENODEV, now, |vbd, env| {
+                    vbd.pause(env);
+                    Ok(())
+                });
+            }
+            Request::Close { minor } | Request::ForceShutdown { minor } => {
+                return self.on(request, *minor, libc::ENODEV, now, |vbd, env| {
+                    vbd.close(env);
+                    Ok(())
+                });
+            }
+            Request::Connect { minor, blkif } => {
+                let no = if self.find(*minor).is_some() { libc::ENOSYS } else { libc::ENODEV };
+                let (domain, device) = (blkif.domid, blkif.devid);
+                warn!(
+                    self.env.log,
+                    "minor {minor}: the ring of domain {domain}, device {device} cannot be connected: \
+                     guest rings are not supported yet, NBD is"
+                );
+                Err(no)
+            }
+            Request::Disconnect { .. } => Err(libc::ENODEV),
+            Request::DiskInfo { minor } => self.find(*minor).map(|_| ()).ok_or(libc::ENODEV),
+            Request::Pid | Request::List | Request::Stats { .. } => {
+                unreachable!("answered at once")
+            }
+        };
+        Begun::Done(self.reply(request, result))
+    }
+
+    /// Begins something on a disk and sees whether it is over already.
+    fn on(
+        &mut self,
+        request: &Request,
+        minor: u16,
+        unknown: i32,
+        now: u64,
+        begin: impl FnOnce(&mut Vbd, &Env) -> Result<(), i32>,
+    ) -> Begun {
+        let Daemon { env, vbds, .. } = self;
+        let Some(vbd) = vbds.iter_mut().find(|vbd| vbd.minor == minor) else {
+            return Begun::Done(self.reply(request, Err(unknown)));
+        };
+        let result = match begin(vbd, env) {
+            Ok(()) if vbd.state().settled() => Ok(()),
+            Ok(()) => match vbd.advance(env, now) {
+                Some(result) => result,
+                None => return Begun::Later,
+            },
+            Err(errno) => Err(errno),
+        };
+        Begun::Done(self.reply(request, result))
+    }
+
+    /// `None`: another process holds the marker.
+    fn attach(&mut self, minor: u16) -> Option<Result<(), i32>> {
+        if minor == COOKIE_ALL {
+            return Some(Err(libc::EINVAL));
+        }
+        if self.find(minor).is_some() {
+            return Some(Err(libc::EEXIST));
+        }
+        let token = VBD_TOKENS_BASE + self.attached * VBD_TOKENS;
+        match Vbd::attach(&self.env, minor, token) {
+            Attach::Done(vbd) => {
+                self.attached += 1;
+                self.vbds.push(*vbd);
+                Some(Ok(()))
+            }
+            Attach::Wait => None,
+            Attach::Failed(errno) => Some(Err(errno)),
+        }
+    }
+
+    fn detach(&mut self, minor: u16) -> Result<(), i32> {
+        let at = self.vbds.iter().position(|vbd| vbd.minor == minor).ok_or(libc::ENODEV)?;
+        if self.vbds[at].is_open() || !self.vbds[at].state().settled() {
+            return Err(libc::EBUSY);
+        }
+        self.remove(at);
+        Ok(())
+    }
+
+    /// Forgets a disk that is closed. After the last one the process ends.
+    pub fn remove(&mut self, at: usize) {
+        let vbd = self.vbds.remove(at);
+        info!(self.env.log, "minor {}: detached", vbd.minor);
+        self.over = self.vbds.is_empty();
+    }
+
+    fn find(&self, minor: u16) -> Option<&Vbd> {
+        self.vbds.iter().find(|vbd| vbd.minor == minor)
+    }
+
+    /// Whether a disk waits for requests in flight.
+    pub fn is_draining(&self, minor: u16) -> bool {
+        self.find(minor).is_some_and(|vbd| matches!(vbd.state(), State::Draining { .. }))
+    }
+
+    /// The reply of an exclusive request.
+    pub fn reply(&self, request: &Request, outcome: Result<(), i32>) -> Vec<u8> {
+        let (number, cookie) = (request.reply_kind(), request.cookie());
+        let message = match (outcome, request) {
+            (Err(errno), _) => Message::error(cookie, errno),
+            (Ok(()), Request::Open { minor, .. } | Request::DiskInfo { minor }) => {
+                let info = self.find(*minor).map(Vbd::info).unwrap_or_default();
+                Message::with(number, cookie, &info)
+            }
+            (Ok(()), _) => Message::with(number, cookie, &Response { error: 0 }),
+        };
+        message.encode().to_vec()
+    }
+
+    /// One message for each disk and one for the end (§5.7).
+    fn list(&self) -> Vec<u8> {
+        let n = self.vbds.len() as i32;
+        let entry = |(i, vbd): (i32, &Vbd)| ListEntry {
+            count: n - i,
+            minor: i32::from(vbd.minor),
+            state: vbd.bits(),
+            path: vbd.name(),
+        };
+        let entries = (0..).zip(&self.vbds).map(entry).chain([ListEntry::END]);
+        let message = |entry| Message::with(kind::LIST_RSP, COOKIE_ALL, &entry).encode();
+        entries.flat_map(message).collect()
+    }
+
+    /// A message with the length of the text, and the text (§5.8).
+    fn stats(&self, minor: u16) -> Vec<u8> {
+        let mut j = Json::default();
+        if minor == COOKIE_ALL {
+            j.array(|j| self.vbds.iter().for_each(|vbd| vbd.stats(&self.env, j)));
+        } else {
+            match self.find(minor) {
+                Some(vbd) => vbd.stats(&self.env, &mut j),
+                None => return Message::error(minor, libc::ENODEV).encode().to_vec(),
+            }
+        }
+        let text = j.into_text();
+        let length = text.len() as u64;
+        let mut reply =
+            Message::with(kind::STATS_RSP, minor, &StatInfo { length }).encode().to_vec();
+        reply.extend_from_slice(text.as_bytes());
+        reply
+    }
+}

@@ -1,0 +1,334 @@
+//! From a name to an open chain of images, and back to closed files.
+//!
+//! ```text
+//!   Wish ─► open ─► Images { files, layers }  ─► engine … engine ─► Images ─► close
+//!             └── leaf, then the parents it names, each checked against its child
+//! ```
+//! Everything here waits for the storage, so it runs on a thread of its own ([`crate::job`]). A failure
+//! closes what was opened and leaves every byte as it was. Each refusal is one sentence with the path,
+//! what is wrong, and what to do.
+mod direct;
+mod file;
+mod kind;
+mod parents;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use image::{Image, Storage};
+use raw::Raw;
+use tap_ctl::messages::Text;
+use vhd_rs::driver::Vhd;
+use vhd_rs::{DiskType, FooterAt, OpenOptions, Opened, VhdError};
+
+use crate::engine::FileInfo;
+pub use direct::DirectFile;
+use file::OpenFile;
+pub use kind::{Kind, Source, chain_lines, parse};
+use parents::Passed;
+
+/// Images of one chain at most; SM's own limit is 30 (spec/drivers.md §5.1).
+pub const LAYERS_MAX: usize = 128;
+
+/// What to open and how: the arguments of OPEN that stay in force over every pause.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    /// `type:path`.
+    pub name: Text,
+    /// Refuse writes.
+    pub read_only: bool,
+    /// `-D`: what is never written goes through the page cache.
+    pub page_cache: bool,
+    /// `-r`.
+    pub local_cache: bool,
+    /// `-E`: a key was given.
+    pub key: bool,
+    /// A reopen after a pause: mark a writable VHD as in use until it is closed.
+    pub strict: bool,
+}
+
+/// Why a chain could not be opened or closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenError {
+    /// Positive errno.
+    pub errno: i32,
+    /// A sentence.
+    pub text: String,
+}
+
+impl OpenError {
+    /// An error.
+    pub fn new(errno: i32, text: impl Into<String>) -> OpenError {
+        OpenError { errno, text: text.into() }
+    }
+
+    fn io(path: &Path, doing: &str, error: &std::io::Error) -> OpenError {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        OpenError::new(errno, format!("cannot {doing} {}: {error}", path.display()))
+    }
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl From<VhdError> for OpenError {
+    fn from(error: VhdError) -> OpenError {
+        OpenError::new(error.errno(), error.to_string())
+    }
+}
+
+/// An open image: its driver and its file.
+pub struct Layer {
+    /// Format.
+    pub kind: Kind,
+    /// Path of the file.
+    pub path: PathBuf,
+    /// The driver; lent to the engine while the disk is served.
+    pub image: Option<Box<dyn Image>>,
+    /// The file.
+    pub file: DirectFile,
+    /// Opened for writing.
+    pub writable: bool,
+}
+
+/// An open chain, leaf first.
+pub struct Images {
+    /// The images; at least one.
+    pub layers: Vec<Layer>,
+    /// Size of the disk in sectors of 512 bytes.
+    pub sectors: u64,
+    /// Logical sector size in bytes.
+    pub sector_size: u32,
+    /// Sentences for the log: what works, but not as one may think.
+    pub notes: Vec<String>,
+}
+
+/// Opens a chain.
+///
+/// # Errors
+/// The first thing that is wrong. Nothing is left open or changed.
+pub fn open(wish: &Wish) -> Result<Images, OpenError> {
+    let mut listed = listed(wish)?.into_iter();
+    let mut opening =
+        Opening { wish, layers: Vec::new(), notes: Vec::new(), passed: Passed::default() };
+    let mut next = listed.next();
+    while let Some((kind, path, writable)) = next {
+        let parent = opening.open(kind, path, writable)?;
+        next = listed.next().map(|(kind, path, _)| (kind, path, false)).or(parent);
+    }
+    opening.finish()
+}
+
+type Item = (Kind, PathBuf, bool);
+
+/// The images that are named by the caller, leaf first, with whether they are to be writable.
+fn listed(wish: &Wish) -> Result<Vec<Item>, OpenError> {
+    match parse(wish.name.as_bytes())? {
+        Source::Image(kind, path) => Ok(vec![(kind, path, !wish.read_only)]),
+        Source::ChainFile(path) => {
+            let text = file::text(&path)?;
+            let lines = chain_lines(&text, &path)?;
+            Ok(lines
+                .into_iter()
+                .map(|(kind, path, ro)| (kind, path, !ro && !wish.read_only))
+                .collect())
+        }
+    }
+}
+
+/// A chain that is being opened.
+struct Opening<'a> {
+    wish: &'a Wish,
+    layers: Vec<(Layer, Found)>,
+    notes: Vec<String>,
+    passed: Passed,
+}
+
+/// What an image turned out to be.
+enum Found {
+    Raw { sectors: u64, sector_size: u32 },
+    Vhd(Box<Opened>),
+}
+
+impl Opening<'_> {
+    /// Opens one image below those that are open. Gives the parent it names.
+    fn open(
+        &mut self,
+        kind: Kind,
+        path: PathBuf,
+        writable: bool,
+    ) -> Result<Option<Item>, OpenError> {
+        if self.layers.len() == LAYERS_MAX {
+            let text = format!(
+                "{} would be image {} of a chain; at most {LAYERS_MAX} are opened: coalesce it",
+                path.display(),
+                LAYERS_MAX + 1
+            );
+            return Err(OpenError::new(libc::ELOOP, text));
+        }
+        let cached = self.cached(kind, writable);
+        let OpenFile { file, identity, sector_size } =
+            file::open(&path, kind, writable, cached, &mut self.notes)?;
+        self.passed.file(&path, identity)?;
+        let found = match kind {
+            Kind::Raw => raw(&file, &path, sector_size)?,
+            Kind::Vhd => self.vhd(&file, &path, writable, sector_size)?,
+        };
+        let parent = self.below(&path, &found)?;
+        if let Some((child, child_found)) = self.layers.last() {
+            parents::check(&child.path, child_found, &path, &found)?;
+        }
+        file::lock(&file, &path, writable, &mut self.notes)?;
+        self.layers.push((Layer { kind, path, image: None, file, writable }, found));
+        Ok(parent)
+    }
+
+    /// Whether `-D` sends this image through the page cache (spec/drivers.md §5.3). What is written
+    /// never goes there: a write could then wait for memory that only this process can free.
+    fn cached(&self, kind: Kind, writable: bool) -> bool {
+        let parent = !self.layers.is_empty();
+        kind == Kind::Vhd && self.wish.page_cache && !writable && !(parent && self.wish.local_cache)
+    }
+
+    fn vhd(
+        &mut self,
+        file: &DirectFile,
+        path: &Path,
+        writable: bool,
+        sector_size: u32,
+    ) -> Result<Found, OpenError> {
+        if sector_size != 512 {
+            let text = format!(
+                "{} has sectors of {sector_size} bytes, and a VHD needs 512: put it into a file",
+                path.display()
+            );
+            return Err(OpenError::new(libc::EINVAL, text));
+        }
+        let opened = vhd_rs::open(file, path, &options(writable))?;
+        self.encryption(path, opened.key_hash.is_some())?;
+        self.passed.uuid(path, opened.footer.uuid)?;
+        if !opened.bad_blocks.is_empty() {
+            let (n, first) = (opened.bad_blocks.len(), opened.bad_blocks[0]);
+            self.notes.push(format!(
+                "{}: {n} blocks, the first of them {first}, lie outside the file and read as errors; \
+                 run vhd-util check",
+                path.display()
+            ));
+        }
+        Ok(Found::Vhd(Box::new(opened)))
+    }
+
+    /// An encrypted image without its key would be served as noise.
+    fn encryption(&self, path: &Path, encrypted: bool) -> Result<(), OpenError> {
+        let (errno, why) = match (encrypted, self.wish.key) {
+            (false, false) => return Ok(()),
+            (true, false) => (libc::EINVAL, "is encrypted: open it with its key (open -E)"),
+            (true, true) => (libc::ENOSYS, "is encrypted, which this tapdisk cannot read yet"),
+            (false, true) => {
+                (libc::EINVAL, "is not encrypted, but a key was given: open it without -E")
+            }
+        };
+        Err(OpenError::new(errno, format!("{} {why}", path.display())))
+    }
+
+    /// The parent that an image names.
+    fn below(&self, path: &Path, found: &Found) -> Result<Option<Item>, OpenError> {
+        let Found::Vhd(opened) = found else { return Ok(None) };
+        let Some(parent) = &opened.parent else { return Ok(None) };
+        let kind = if parent.uuid.is_some() { Kind::Vhd } else { Kind::Raw };
+        Ok(Some((kind, vhd_rs::resolve_parent(path, parent)?, false)))
+    }
+
+    /// All are open and fit: mark the leaf if asked to, and make the drivers.
+    fn finish(self) -> Result<Images, OpenError> {
+        let Opening { wish, layers, notes, .. } = self;
+        let (sectors, sector_size) = match layers.first() {
+            Some((_, Found::Raw { sectors, sector_size })) => (*sectors, *sector_size),
+            Some((_, Found::Vhd(opened))) => (opened.sectors, 512),
+            None => return Err(OpenError::new(libc::EINVAL, "a chain of no images")),
+        };
+        let mut ready = Vec::with_capacity(layers.len());
+        for (mut layer, found) in layers {
+            let strict = wish.strict && ready.is_empty() && layer.writable;
+            layer.image = Some(driver(&layer, found, strict)?);
+            ready.push(layer);
+        }
+        Ok(Images { layers: ready, sectors, sector_size, notes })
+    }
+}
+
+fn options(writable: bool) -> OpenOptions {
+    // A damaged header of a leaf may be one that another host is just writing; the caller of a resume
+    // tries again anyway, and a plain open answers at once.
+    OpenOptions { read_only: !writable, strict: false, for_io: true, header_retries: 0 }
+}
+
+/// The driver of an image. With `strict` a writable VHD is marked as in use, as the very last step.
+fn driver(layer: &Layer, found: Found, strict: bool) -> Result<Box<dyn Image>, OpenError> {
+    let device = layer.file.is_device();
+    let opened = match found {
+        Found::Raw { sectors, .. } => return Ok(Box::new(Raw::new(sectors, device))),
+        Found::Vhd(opened) => *opened,
+    };
+    let marked = strict && !device && opened.kind != DiskType::Fixed;
+    let damaged = opened.footer_found != FooterAt::Trailing;
+    let opened = match marked {
+        true => vhd_rs::open(&layer.file, &layer.path, &OpenOptions { strict, ..options(true) })?,
+        false => opened,
+    };
+    let mut vhd = Vhd::new(opened);
+    if layer.writable && (marked || damaged) {
+        vhd.set_dirty();
+    }
+    Ok(Box::new(vhd))
+}
+
+fn raw(file: &DirectFile, path: &Path, sector_size: u32) -> Result<Found, OpenError> {
+    let bytes = file.len().map_err(|e| OpenError::io(path, "learn the size of", &e))?;
+    let sectors = bytes / u64::from(sector_size) * u64::from(sector_size / 512);
+    if sectors == 0 {
+        let text = format!(
+            "{} has {bytes} bytes, less than one sector; give it the size of the disk with truncate -s",
+            path.display()
+        );
+        return Err(OpenError::new(libc::EINVAL, text));
+    }
+    Ok(Found::Raw { sectors, sector_size })
+}
+
+impl Images {
+    /// What the engine wants to know of the files.
+    ///
+    /// # Errors
+    /// When a size cannot be learned.
+    pub fn infos(&self) -> Result<Vec<FileInfo>, OpenError> {
+        let info = |layer: &Layer| {
+            let bytes = layer.file.len();
+            let bytes = bytes.map_err(|e| OpenError::io(&layer.path, "learn the size of", &e))?;
+            Ok(FileInfo { bytes, device: layer.file.is_device() })
+        };
+        self.layers.iter().map(info).collect()
+    }
+
+    /// Writes what the leaf's format wants written at the end, waits until all is on the disk, and
+    /// closes every file. A leaf without a driver was never served.
+    ///
+    /// # Errors
+    /// The first write that failed; the files are closed nevertheless.
+    pub fn close(mut self) -> Result<(), OpenError> {
+        let leaf = &mut self.layers[0];
+        let Some(image) = leaf.image.as_mut().filter(|_| leaf.writable) else { return Ok(()) };
+        let closing = image.closing();
+        let failed = |e: &std::io::Error| OpenError::io(&leaf.path, "write the end of", e);
+        for (i, (at, bytes)) in closing.writes.iter().enumerate() {
+            leaf.file.write_at(*at, bytes).map_err(|e| failed(&e))?;
+            if let (0, Some(length)) = (i, closing.truncate) {
+                leaf.file.set_len(length).map_err(|e| failed(&e))?;
+            }
+        }
+        leaf.file.sync().map_err(|e| OpenError::io(&leaf.path, "flush", &e))
+    }
+}

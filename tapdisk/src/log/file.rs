@@ -1,0 +1,132 @@
+//! The log file of warnings: tapdisk.<pid>.log.
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use super::stamp;
+use crate::sys::LocalTime;
+
+/// Bytes that wait in memory (spec/operations.md §3).
+const BUFFER_BYTES: usize = 16 << 10;
+
+/// The file. It exists from the first warning or report on.
+pub struct LogFile {
+    pid: i32,
+    dirs: Vec<PathBuf>,
+    open: Option<(PathBuf, File)>,
+    buffer: Vec<u8>,
+    missing: u64,
+    warnings: u64,
+    keep: bool,
+    serving: bool,
+}
+
+impl LogFile {
+    pub fn new(pid: i32, dirs: Vec<PathBuf>) -> LogFile {
+        LogFile {
+            pid,
+            dirs,
+            open: None,
+            buffer: Vec::new(),
+            missing: 0,
+            warnings: 0,
+            keep: false,
+            serving: false,
+        }
+    }
+
+    /// A line that also keeps the file at the end.
+    pub fn warning(&mut self, now: &LocalTime, text: &str) {
+        self.warnings += 1;
+        self.line(now, text);
+        if !self.serving {
+            self.flush();
+        }
+    }
+
+    /// A line. `Mmm dd hh:mm:ss: [hh:mm:ss.mmm] text`.
+    pub fn line(&mut self, now: &LocalTime, text: &str) {
+        if self.buffer.capacity() == 0 {
+            self.buffer.reserve_exact(BUFFER_BYTES);
+        }
+        if self.open.is_none() && self.buffer.is_empty() {
+            self.put(now, &format!("tapdisk[{}]: log start, level 0", self.pid));
+        }
+        self.put(now, text);
+    }
+
+    fn put(&mut self, now: &LocalTime, text: &str) {
+        let ([h, m, s], ms) = (now.clock, now.millis);
+        let line = format!("{}: [{h:02}:{m:02}:{s:02}.{ms:03}] {text}\n", stamp(now));
+        if self.buffer.len() + line.len() > BUFFER_BYTES && !self.serving {
+            self.flush();
+        }
+        if self.buffer.len() + line.len() > BUFFER_BYTES {
+            self.missing += 1;
+        } else {
+            self.buffer.extend_from_slice(line.as_bytes());
+        }
+    }
+
+    /// Writes what waits. What cannot be written is forgotten: there is nobody left to tell.
+    pub fn flush(&mut self) {
+        if self.buffer.is_empty() {
+            return;
+        }
+        if self.open.is_none() {
+            self.open = self.dirs.iter().find_map(|dir| create(dir.clone(), self.pid));
+        }
+        if let Some((_, file)) = &mut self.open {
+            let _ = file.write_all(&self.buffer);
+            if self.missing > 0 {
+                let _ =
+                    writeln!(file, "{} lines were dropped while a disk was served", self.missing);
+                self.missing = 0;
+            }
+        }
+        self.buffer.clear();
+    }
+
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    pub fn set_serving(&mut self, serving: bool) {
+        self.serving = serving;
+        if !serving {
+            self.flush();
+        }
+    }
+
+    /// After a rename the next line starts a new file; without one the file starts again.
+    pub fn reopen(&mut self) {
+        self.flush();
+        if self.open.take().is_some() {
+            self.line(&crate::sys::local_time(), "log reopened");
+            self.flush();
+        }
+    }
+
+    pub fn close(&mut self, now: &LocalTime) {
+        if self.open.is_none() && self.buffer.is_empty() {
+            return;
+        }
+        let text = format!("tapdisk[{}]: closing log, {} errors", self.pid, self.warnings);
+        self.put(now, &text);
+        self.flush();
+        let Some((path, _)) = self.open.take() else { return };
+        if self.warnings == 0 && !self.keep {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn create(dir: PathBuf, pid: i32) -> Option<(PathBuf, File)> {
+    let _ = DirBuilder::new().recursive(true).mode(0o755).create(&dir);
+    let path = dir.join(format!("tapdisk.{pid}.log"));
+    // Not through somebody's symbolic link.
+    let mut how = OpenOptions::new();
+    how.write(true).create(true).truncate(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
+    how.open(&path).ok().map(|file| (path, file))
+}

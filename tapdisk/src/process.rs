@@ -1,0 +1,367 @@
+//! From `main` to a daemon that is ready (spec/operations.md §1.1), and its end.
+//!
+//! ```text
+//!   tap-ctl spawn ─► tapdisk ── fork ──► daemon: sockets, memory, limits … ready
+//!                      │ waits                     │ prints <run dir>/ctl<pid>, gives its verdict
+//!                      └──── exits with it ◄───────┘
+//! ```
+//! The path is printed, and 0 given, only when everything that can fail has succeeded; before that a
+//! failure is one sentence on the caller's pipe and its errno as exit code, and no socket stays behind.
+#![allow(unsafe_code)]
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use mio::{Poll, Waker};
+use slog::{Logger, info, warn};
+use tap_ctl::paths::RunDir;
+
+use crate::control::{Control, Daemon};
+use crate::log::Log;
+use crate::memory::Memory;
+use crate::receiver::Receiver;
+use crate::server::{self, Server};
+use crate::signals::{self, Signals};
+use crate::vbd::Env;
+use crate::{sealed, sys};
+
+/// Where the log files of root are.
+const LOG_DIR: &str = "/var/log/blktap";
+/// Environment variable that overrides it.
+const LOG_DIR_VARIABLE: &str = "TAPDISK_LOG_DIR";
+/// `abort` or `count`: what a call of the allocator in the sealed part does.
+const SEAL_VARIABLE: &str = "TAPDISK_SEAL";
+/// Descriptors at most.
+const FILES_MAX: u64 = 65536;
+
+const USAGE: &str = "usage: tapdisk [-D] [-h]
+Serves virtual disks; it is started by tap-ctl spawn and told what to do through its control socket.
+  -D         stay in the foreground and log to standard error
+  -h, --help this text
+  --version  name and version
+environment: TAPDISK_RUN_DIR (sockets), TAPDISK_LOG_DIR (log files), TAPDISK_ENGINE (uring or aio),
+  TAPDISK_LOCK=strict (refuse an image that another process has locked)
+";
+
+/// What the command line asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    Help,
+    Version,
+    Serve { foreground: bool },
+    Usage,
+}
+
+/// A start that failed: errno and a sentence.
+struct Failure(i32, String);
+
+impl Failure {
+    fn io(doing: &str, error: &io::Error) -> Failure {
+        Failure(error.raw_os_error().unwrap_or(libc::EINVAL), format!("cannot {doing}: {error}"))
+    }
+}
+
+impl From<tap_ctl::error::Error> for Failure {
+    fn from(error: tap_ctl::error::Error) -> Failure {
+        Failure(error.errno(), error.to_string())
+    }
+}
+
+/// The program.
+pub fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    match wanted(&args) {
+        Wanted::Help => {
+            eprint!("{USAGE}");
+            ExitCode::SUCCESS
+        }
+        Wanted::Version => {
+            println!("tapdisk {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Wanted::Usage => {
+            eprint!("{USAGE}");
+            ExitCode::from(22)
+        }
+        Wanted::Serve { foreground: true } => serve(None),
+        Wanted::Serve { foreground: false } => daemonise(),
+    }
+}
+
+/// Options may be clustered; anything else is an error.
+fn wanted(args: &[std::ffi::OsString]) -> Wanted {
+    let mut wanted = Wanted::Serve { foreground: false };
+    for arg in args {
+        match arg.to_str() {
+            Some("--help") => return Wanted::Help,
+            Some("--version") => return Wanted::Version,
+            Some(text) if text.len() > 1 && text.starts_with('-') => {
+                for letter in text[1..].chars() {
+                    match letter {
+                        'h' => return Wanted::Help,
+                        'D' => wanted = Wanted::Serve { foreground: true },
+                        _ => return Wanted::Usage,
+                    }
+                }
+            }
+            _ => return Wanted::Usage,
+        }
+    }
+    wanted
+}
+
+/// The caller's pipe and the parent's, of a daemon.
+struct Caller {
+    stdout: File,
+    stderr: File,
+    verdict: File,
+}
+
+/// Forks. The parent exits with the verdict of the child, or as the child did.
+fn daemonise() -> ExitCode {
+    signals::hold_back();
+    let Ok((read, write)) = pipe() else { return ExitCode::from(errno_code(libc::EMFILE)) };
+    // SAFETY: no other thread exists yet, so the child may go on as an ordinary process.
+    match unsafe { libc::fork() } {
+        0 => {
+            drop(read);
+            match detach(write) {
+                Ok(caller) => serve(Some(caller)),
+                Err(Failure(errno, text)) => {
+                    eprintln!("tapdisk: {text}");
+                    ExitCode::from(errno_code(errno))
+                }
+            }
+        }
+        child if child > 0 => {
+            drop(write);
+            wait_for_verdict(read, child)
+        }
+        _ => {
+            let error = io::Error::last_os_error();
+            eprintln!("tapdisk: cannot fork: {error}");
+            ExitCode::from(errno_code(error.raw_os_error().unwrap_or(libc::EAGAIN)))
+        }
+    }
+}
+
+fn wait_for_verdict(read: OwnedFd, child: libc::pid_t) -> ExitCode {
+    let mut verdict = [0];
+    if matches!(File::from(read).read(&mut verdict), Ok(1)) {
+        return ExitCode::from(verdict[0]);
+    }
+    // It ended without one.
+    let mut status = 0;
+    // SAFETY: waits for our own child; the status outlives the call.
+    unsafe { libc::waitpid(child, &mut status, 0) };
+    match libc::WIFEXITED(status) {
+        true => ExitCode::from(errno_code(libc::WEXITSTATUS(status))),
+        false => ExitCode::from(errno_code(libc::EINTR)),
+    }
+}
+
+/// In the child: a session of its own, the root directory, and nothing of the caller's but two pipes.
+fn detach(verdict: OwnedFd) -> Result<Caller, Failure> {
+    let failed = |doing: &'static str| move |error: io::Error| Failure::io(doing, &error);
+    // SAFETY: takes nothing; fails only for a process group leader, which a fork is not.
+    unsafe { libc::setsid() };
+    std::env::set_current_dir("/").map_err(failed("go to /"))?;
+    let (stdout, stderr) = (copy_of(1), copy_of(2));
+    let null = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map_err(failed("open /dev/null"))?;
+    let stdout = stdout.or_else(|_| null.try_clone()).map_err(failed("keep standard output"))?;
+    let stderr = stderr.or_else(|_| null.try_clone()).map_err(failed("keep standard error"))?;
+    for fd in 0..3 {
+        // SAFETY: takes numbers; 0, 1 and 2 belong to nobody in this program but the standard streams.
+        if unsafe { libc::dup2(null.as_raw_fd(), fd) } < 0 {
+            return Err(Failure::io("close the standard streams", &io::Error::last_os_error()));
+        }
+    }
+    drop(null);
+    let verdict = File::from(verdict);
+    let keep = [stdout.as_raw_fd(), stderr.as_raw_fd(), verdict.as_raw_fd()];
+    close_all_but(&keep);
+    Ok(Caller { stdout, stderr, verdict })
+}
+
+fn copy_of(fd: RawFd) -> io::Result<File> {
+    // SAFETY: takes numbers.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    match copy < 0 {
+        true => Err(io::Error::last_os_error()),
+        // SAFETY: fcntl gave a new descriptor that nobody else owns.
+        false => Ok(unsafe { File::from_raw_fd(copy) }),
+    }
+}
+
+fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    tap_ctl::sys::pipe()
+}
+
+/// Closes every inherited descriptor above the standard streams but these.
+fn close_all_but(keep: &[RawFd]) {
+    let Ok(names) = std::fs::read_dir("/proc/self/fd") else { return };
+    let open: Vec<RawFd> = names
+        .flatten()
+        .filter_map(|name| name.file_name().to_str()?.parse().ok())
+        .filter(|fd| *fd >= 3 && !keep.contains(fd))
+        .collect();
+    for fd in open {
+        // SAFETY: of this program's own there are only those in `keep` and the one that listed the
+        // folder, which is closed already; all the others were inherited and belong to nobody here.
+        unsafe { libc::close(fd) };
+    }
+}
+
+/// Sets everything up, reports, and serves.
+fn serve(mut caller: Option<Caller>) -> ExitCode {
+    let mut server = match prepare(caller.is_none()) {
+        Ok(server) => server,
+        Err(Failure(errno, text)) => {
+            let sentence = format!("tapdisk: {text}\n");
+            let code = errno_code(errno);
+            match &mut caller {
+                Some(caller) => {
+                    let _ = caller.stderr.write_all(sentence.as_bytes());
+                    let _ = caller.verdict.write_all(&[code]);
+                }
+                None => eprint!("{sentence}"),
+            }
+            return ExitCode::from(code);
+        }
+    };
+    let line = format!("{}\n", server.ctl.display());
+    match caller.take() {
+        Some(mut caller) => {
+            let _ = caller.stdout.write_all(line.as_bytes());
+            let _ = caller.verdict.write_all(&[0]);
+        }
+        None => {
+            print!("{line}");
+            let _ = io::stdout().flush();
+        }
+    }
+    server.server.run();
+    let Ready { server, log, .. } = server;
+    drop(server);
+    log.close();
+    ExitCode::SUCCESS
+}
+
+/// A daemon that only has to be run.
+struct Ready {
+    server: Server,
+    ctl: PathBuf,
+    log: Log,
+}
+
+fn prepare(foreground: bool) -> Result<Ready, Failure> {
+    signals::hold_back();
+    sys::one_malloc_arena();
+    match std::env::var_os(SEAL_VARIABLE) {
+        Some(value) if value == "abort" => sealed::abort_when_broken(true),
+        Some(value) if value == "count" => sealed::abort_when_broken(false),
+        _ => {}
+    }
+    let run = RunDir::locate()?;
+    run.create(0o755)?;
+    let pid = i32::try_from(std::process::id())
+        .map_err(|_| Failure(libc::EINVAL, "a huge pid".into()))?;
+    let sink = Log::open(pid, log_dirs(&run), foreground);
+    let log = sink.logger();
+    limits(&log);
+    let poll = Poll::new().map_err(|e| Failure::io("make an epoll descriptor", &e))?;
+    let registry =
+        || poll.registry().try_clone().map_err(|e| Failure::io("share the epoll descriptor", &e));
+    let waker =
+        Waker::new(poll.registry(), server::WAKER).map_err(|e| Failure::io("make a waker", &e))?;
+    let signals = Signals::open().map_err(|e| Failure::io("receive signals", &e))?;
+    let ctl = run.ctl(pid);
+    let listening = |path: &std::path::Path, e: &io::Error| {
+        let errno = e.raw_os_error().unwrap_or(libc::EINVAL);
+        Failure(errno, format!("cannot listen on {}: {e}", path.display()))
+    };
+    let control = Control::open(ctl.clone(), poll.registry(), server::CONTROL)
+        .map_err(|e| listening(&ctl, &e))?;
+    let path = run.nbdclient(pid);
+    let receiver = Receiver::open(path.clone(), poll.registry(), server::RECEIVER)
+        .map_err(|e| listening(&path, &e))?;
+    let memory = Memory::lock();
+    if let Memory::Limited { why, .. } = &memory {
+        warn!(log, "{why}");
+    }
+    let env = Env {
+        run,
+        pid,
+        log: log.clone(),
+        sink: sink.clone(),
+        registry: registry()?,
+        waker: Arc::new(waker),
+        memory,
+    };
+    let server = Server::new(poll, Daemon::new(env), control, Some(receiver), signals)
+        .map_err(|e| Failure::io("poll for signals", &e))?;
+    info!(log, "tapdisk {} is ready", env!("CARGO_PKG_VERSION"));
+    Ok(Ready { server, ctl, log: sink })
+}
+
+/// Where log files go: the first that can be written.
+fn log_dirs(run: &RunDir) -> Vec<PathBuf> {
+    match std::env::var_os(LOG_DIR_VARIABLE) {
+        Some(dir) => vec![dir.into()],
+        None => vec![LOG_DIR.into(), run.path().to_owned()],
+    }
+}
+
+/// Limits and standing with the kernel. None of it is worth failing for.
+fn limits(log: &Logger) {
+    let (_, hard) = sys::limit(libc::RLIMIT_NOFILE);
+    let files = hard.min(FILES_MAX);
+    let _ = sys::set_limit(libc::RLIMIT_NOFILE, (files, hard));
+    let (_, core) = sys::limit(libc::RLIMIT_CORE);
+    let all = libc::RLIM_INFINITY;
+    if sys::set_limit(libc::RLIMIT_CORE, (all, all)).is_err() {
+        let _ = sys::set_limit(libc::RLIMIT_CORE, (core, core));
+    }
+    if !sys::set_io_flusher() {
+        info!(
+            log,
+            "PR_SET_IO_FLUSHER is not to be had (Linux 5.6, CAP_SYS_RESOURCE): what the kernel \
+             allocates in our calls may wait for this disk under memory pressure"
+        );
+    }
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
+        info!(log, "the OOM killer may choose this process: {error}");
+    }
+}
+
+/// An errno as an exit code.
+fn errno_code(errno: i32) -> u8 {
+    u8::try_from(errno).ok().filter(|code| *code != 0).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(args: &[&str]) -> Wanted {
+        wanted(&args.iter().map(|arg| (*arg).into()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn the_command_line() {
+        assert_eq!(of(&[]), Wanted::Serve { foreground: false });
+        assert_eq!(of(&["-D"]), Wanted::Serve { foreground: true });
+        assert_eq!(of(&["-Dh"]), Wanted::Help);
+        assert_eq!(of(&["--version"]), Wanted::Version);
+        for bad in [&["-Z"][..], &["x"], &["-"], &["-D", "x"]] {
+            assert_eq!(of(bad), Wanted::Usage, "{bad:?}");
+        }
+    }
+}

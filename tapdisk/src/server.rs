@@ -1,0 +1,331 @@
+//! The loop of the daemon: everything happens in its turns, on one thread.
+//!
+//! ```text
+//!   sleep ─► events: control, signals, clients at the door      (may allocate)
+//!     ▲      control.work, vbd.advance, once a second: tick
+//!     │                    │
+//!     │      sealed: for each disk: take, step, complete, kick  (never allocates, blocks or logs)
+//!     └──────────────────── submit ◄──┘
+//! ```
+//! One disk on io_uring submits and sleeps in the same system call, with the poll's own descriptor as
+//! one more thing to wait for; the other disks, if there are any, wake the poll.
+use std::io;
+use std::time::{Duration, Instant};
+
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use slog::{info, warn};
+
+use crate::control::{self, Control, Daemon, VBD_TOKENS, VBD_TOKENS_BASE};
+use crate::disk::Disk;
+use crate::disk::probe::AnyDisk;
+use crate::receiver::Receiver;
+use crate::sealed::Seal;
+use crate::signals::{Signal, Signals};
+use crate::vbd::Vbd;
+
+/// Wakes the loop when a worker is done.
+pub const WAKER: Token = Token(0);
+/// Signals.
+pub const SIGNALS: Token = Token(1);
+/// The receiver of descriptors: its listener and its client.
+pub const RECEIVER: [Token; 2] = [Token(2), Token(3)];
+/// The control socket.
+pub const CONTROL: usize = 16;
+/// Of the tokens of a disk, the one of its disk engine; the others are of its sockets.
+const DISK_TOKEN: usize = VBD_TOKENS - 1;
+
+/// Events of one look at the poll.
+const EVENTS_MAX: usize = 256;
+/// The longest sleep.
+const SLEEP_MAX: Duration = Duration::from_secs(600);
+/// Between two ticks, in µs, while a disk is open.
+const TICK_US: u64 = 1_000_000;
+/// How long replies may take to go out at the end, in µs (spec/control-socket.md §2).
+const DRAIN_US: u64 = 10_000_000;
+
+const _: () = assert!(CONTROL + control::TOKENS <= VBD_TOKENS_BASE);
+const _: () = assert!(crate::transport::nbd::TOKENS <= DISK_TOKEN);
+
+/// The daemon, ready to run.
+pub struct Server {
+    poll: Poll,
+    events: Events,
+    /// The disks and their surroundings.
+    daemon: Daemon,
+    control: Control,
+    receiver: Option<Receiver>,
+    signals: Signals,
+    start: Instant,
+    ticked: u64,
+    /// The disk that sleeps for all, by its token.
+    sleeper: Option<usize>,
+    /// Disks whose engines wake the poll.
+    watched: Vec<usize>,
+    stopping: bool,
+}
+
+impl Server {
+    /// Puts the parts together; all of them are registered with `poll` already, but for the signals.
+    ///
+    /// # Errors
+    /// Those of epoll.
+    pub fn new(
+        poll: Poll,
+        daemon: Daemon,
+        control: Control,
+        receiver: Option<Receiver>,
+        signals: Signals,
+    ) -> io::Result<Server> {
+        poll.registry().register(&mut SourceFd(&signals.raw()), SIGNALS, Interest::READABLE)?;
+        Ok(Server {
+            poll,
+            events: Events::with_capacity(EVENTS_MAX),
+            daemon,
+            control,
+            receiver,
+            signals,
+            start: Instant::now(),
+            ticked: 0,
+            sleeper: None,
+            watched: Vec::new(),
+            stopping: false,
+        })
+    }
+
+    /// Serves until the last disk is detached or a signal ends it, and until replies are out.
+    pub fn run(&mut self) {
+        let mut more = false;
+        let mut end = None;
+        loop {
+            self.sleep(more);
+            let now = self.now();
+            self.look(now);
+            self.control.work(&mut self.daemon, now);
+            self.advance(now);
+            self.tick(now);
+            more = self.turn();
+            if self.daemon.over || self.stopping && self.daemon.vbds.is_empty() {
+                let since = *end.get_or_insert(now);
+                if !self.control.is_answering() || now - since >= DRAIN_US {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// µs since the start.
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    // ---- sleeping --------------------------------------------------------------------------------------
+
+    /// Hands operations to the kernel and waits for whatever comes first; not at all if there is more to
+    /// do. Then `events` holds what the poll has.
+    fn sleep(&mut self, more: bool) {
+        self.elect();
+        let timeout = if more { Duration::ZERO } else { self.timeout() };
+        let mut ready = more;
+        for vbd in &mut self.daemon.vbds {
+            let sleeps = Some(vbd.token) == self.sleeper;
+            if let Some(served) = vbd.served().filter(|_| more || !sleeps) {
+                served.submit();
+                ready |= served.engine.disk_ref().has_finished();
+            }
+        }
+        let timeout = if ready { Duration::ZERO } else { timeout };
+        if !more && self.sleep_inside(timeout) {
+            return;
+        }
+        self.look_at_poll(timeout);
+    }
+
+    /// Sleeps in the system call of a disk engine. False if there is none that can.
+    fn sleep_inside(&mut self, timeout: Duration) -> bool {
+        use std::os::fd::AsRawFd;
+        let watch = self.poll.as_raw_fd();
+        let sleeper = self.sleeper;
+        let vbd = self.daemon.vbds.iter_mut().find(|vbd| Some(vbd.token) == sleeper);
+        let Some(served) = vbd.and_then(Vbd::served) else { return false };
+        let disk = served.engine.disk();
+        let Some(result) = disk.submit_and_wait(watch, timeout) else { return false };
+        let polled = disk.take_watch_ready();
+        served.note_disk(result);
+        self.events.clear();
+        if polled {
+            self.look_at_poll(Duration::ZERO);
+        }
+        true
+    }
+
+    fn look_at_poll(&mut self, timeout: Duration) {
+        match self.poll.poll(&mut self.events, Some(timeout)) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.events.clear(),
+            Err(error) => {
+                self.events.clear();
+                warn!(self.daemon.env.log, "epoll fails: {error}");
+            }
+        }
+    }
+
+    /// Which disk sleeps for all. Once chosen it stays; the engines of the others wake the poll.
+    fn elect(&mut self) {
+        let there = |vbds: &mut [Vbd], token| {
+            vbds.iter_mut().any(|vbd| vbd.token == token && vbd.served().is_some())
+        };
+        let vbds = &mut self.daemon.vbds;
+        if self.sleeper.is_some_and(|token| !there(vbds, token)) {
+            self.sleeper = None;
+        }
+        self.watched.retain(|token| there(vbds, *token));
+        for vbd in vbds {
+            let token = vbd.token;
+            if Some(token) == self.sleeper {
+                continue;
+            }
+            let Some(served) = vbd.served() else { continue };
+            let disk = served.engine.disk_ref();
+            let fd = disk.wake_fd();
+            let registry = self.poll.registry();
+            let known = self.watched.iter().position(|other| *other == token);
+            if self.sleeper.is_none() && matches!(disk, AnyDisk::Uring(_)) {
+                self.sleeper = Some(token);
+                if let Some(at) = known {
+                    self.watched.swap_remove(at);
+                    let _ = registry.deregister(&mut SourceFd(&fd));
+                }
+            } else if known.is_none() {
+                let token = Token(token + DISK_TOKEN);
+                let watched = registry.register(&mut SourceFd(&fd), token, Interest::READABLE);
+                if let Err(error) = watched {
+                    warn!(self.daemon.env.log, "a disk engine cannot be polled: {error}");
+                }
+                self.watched.push(token.0 - DISK_TOKEN);
+            }
+        }
+    }
+
+    /// Until the next thing that happens by itself.
+    fn timeout(&mut self) -> Duration {
+        let now = self.now();
+        let mut next = self.control.next_us();
+        let mut sooner = |at: Option<u64>| next = next.into_iter().chain(at).min();
+        for vbd in &mut self.daemon.vbds {
+            sooner(vbd.next_us());
+            if let Some(served) = vbd.served() {
+                sooner(served.engine.next_retry());
+                sooner(Some(self.ticked + TICK_US));
+            }
+        }
+        let wait = next.map(|at| Duration::from_micros(at.saturating_sub(now)));
+        wait.map_or(SLEEP_MAX, |wait| wait.min(SLEEP_MAX))
+    }
+
+    // ---- what may allocate -----------------------------------------------------------------------------
+
+    /// Hands the poll's events to those they are for.
+    fn look(&mut self, now: u64) {
+        let Server { events, daemon, control, receiver, .. } = self;
+        let mut signalled = false;
+        for event in events.iter() {
+            let token = event.token();
+            match token.0.checked_sub(VBD_TOKENS_BASE) {
+                None if token == SIGNALS => signalled = true,
+                None if control.owns(token) => control.event(daemon, event, now),
+                None if RECEIVER.contains(&token) => {
+                    if let Some(receiver) = receiver {
+                        receiver.event(&daemon.env.registry, &daemon.env.log);
+                    }
+                }
+                None => {}
+                Some(at) if at % VBD_TOKENS == DISK_TOKEN => {}
+                Some(_) => {
+                    let vbds = &mut daemon.vbds;
+                    let served = vbds.iter_mut().filter_map(Vbd::served);
+                    for served in served.filter(|served| served.nbd.owns(token)) {
+                        served.nbd.event(event);
+                    }
+                }
+            }
+        }
+        self.events.clear();
+        if signalled {
+            self.signalled();
+        }
+    }
+
+    fn signalled(&mut self) {
+        while let Some(signal) = self.signals.take() {
+            let env = &self.daemon.env;
+            match signal {
+                Signal::Reopen => env.sink.reopen(),
+                Signal::Report => {
+                    let report: Vec<String> = self.daemon.vbds.iter().map(Vbd::report).collect();
+                    let head = format!("report of tapdisk {}: {} disks", env.pid, report.len());
+                    env.sink.report(&format!("{head}\n{}", report.join("\n")));
+                }
+                Signal::PollRings => info!(env.log, "there are no rings to poll"),
+                Signal::Stop => {
+                    info!(env.log, "asked to stop by a signal");
+                    self.stopping = true;
+                    self.daemon.vbds.iter_mut().for_each(Vbd::stop);
+                }
+            }
+        }
+    }
+
+    /// Moves the disks on and tells the control socket what is over.
+    fn advance(&mut self, now: u64) {
+        let Server { daemon, control, .. } = self;
+        for i in 0..daemon.vbds.len() {
+            let minor = daemon.vbds[i].minor;
+            if let Some(outcome) = daemon.vbds[i].advance(&daemon.env, now) {
+                control.finished(daemon, minor, outcome, now);
+            }
+        }
+        control.work(daemon, now);
+        if self.stopping {
+            let env = &daemon.env;
+            if let Some(at) = daemon.vbds.iter_mut().position(|vbd| vbd.finish_stop(env)) {
+                daemon.remove(at);
+            }
+        }
+        let serving = daemon.vbds.iter_mut().any(|vbd| vbd.served().is_some());
+        daemon.env.sink.set_serving(serving);
+    }
+
+    /// Once a second.
+    fn tick(&mut self, now: u64) {
+        let Server { daemon, control, .. } = self;
+        for vbd in &mut daemon.vbds {
+            let minor = vbd.minor;
+            if let Some(served) = vbd.served() {
+                served.tell(&daemon.env, minor);
+            }
+        }
+        if control.next_us().is_some_and(|at| at <= now) {
+            control.expire(daemon, now);
+        }
+        if now < self.ticked + TICK_US {
+            return;
+        }
+        self.ticked = now;
+        let instant = Instant::now();
+        daemon.vbds.iter_mut().for_each(|vbd| vbd.tick(&daemon.env, now, instant));
+    }
+
+    // ---- what never allocates --------------------------------------------------------------------------
+
+    /// The sealed part. True if some disk has more to do without waiting.
+    fn turn(&mut self) -> bool {
+        let now = self.now();
+        let _seal = Seal::new();
+        let mut more = false;
+        for served in self.daemon.vbds.iter_mut().filter_map(Vbd::served) {
+            more |= served.turn(now);
+        }
+        more
+    }
+}

@@ -1,0 +1,231 @@
+//! The system calls that std does not offer, behind safe functions. Control path only.
+#![allow(unsafe_code)]
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// `_IOR(0x12, 114, size_t)` of linux/fs.h: size of a block device in bytes.
+const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+/// `_IO(0x12, 104)` of linux/fs.h: logical sector size of a block device in bytes.
+const BLKSSZGET: libc::c_ulong = 0x1268;
+/// prctl of Linux 5.6: memory that the kernel allocates for this task does no I/O.
+const PR_SET_IO_FLUSHER: libc::c_int = 57;
+const PR_GET_IO_FLUSHER: libc::c_int = 58;
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Size of a block device in bytes.
+///
+/// # Errors
+/// ENOTTY for what is no block device.
+pub fn device_bytes(device: &File) -> io::Result<u64> {
+    let mut bytes = 0u64;
+    // SAFETY: the kernel writes eight bytes to `bytes`; the descriptor is borrowed for the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), BLKGETSIZE64, &mut bytes) })?;
+    Ok(bytes)
+}
+
+/// Logical sector size of a block device in bytes.
+///
+/// # Errors
+/// ENOTTY for what is no block device.
+pub fn device_sector(device: &File) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes an int to `bytes`; the descriptor is borrowed for the call.
+    check(unsafe { libc::ioctl(device.as_raw_fd(), BLKSSZGET, &mut bytes) })?;
+    u32::try_from(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// An advisory lock that is not waited for; false if another holds it.
+///
+/// # Errors
+/// Those of `flock(2)`, such as ENOLCK.
+pub fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
+    let how = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+    // SAFETY: flock takes numbers only; the descriptor is borrowed for the call.
+    match check(unsafe { libc::flock(file.as_raw_fd(), how | libc::LOCK_NB) }) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Clears O_NONBLOCK, which a file was opened with so that a FIFO could not hold the open up.
+///
+/// # Errors
+/// Those of `fcntl(2)`.
+pub fn set_blocking(file: &File) -> io::Result<()> {
+    // SAFETY: F_GETFL and F_SETFL take and give numbers; the descriptor is borrowed for the calls.
+    let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
+    // SAFETY: as above.
+    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) })?;
+    Ok(())
+}
+
+/// Minor and major page faults of the calling thread since it began.
+pub fn faults() -> (u64, u64) {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the kernel fills the structure, which is plain numbers and zero before.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_THREAD, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    (usage.ru_minflt.unsigned_abs(), usage.ru_majflt.unsigned_abs())
+}
+
+/// A moment as people near this machine write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalTime {
+    /// 0 … 11.
+    pub month: usize,
+    /// 1 … 31.
+    pub day: u8,
+    /// Hour, minute, second.
+    pub clock: [u8; 3],
+    /// Milliseconds of the second.
+    pub millis: u16,
+}
+
+/// The present moment.
+pub fn local_time() -> LocalTime {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.unwrap_or_default();
+    let seconds = libc::time_t::try_from(now.as_secs()).unwrap_or(0);
+    let mut tm = MaybeUninit::<libc::tm>::zeroed();
+    // SAFETY: both point to live memory of the right types; zeros are a valid `tm` if it fails.
+    let tm = unsafe {
+        libc::localtime_r(&seconds, tm.as_mut_ptr());
+        tm.assume_init()
+    };
+    let small = |n: libc::c_int| u8::try_from(n).unwrap_or(0);
+    LocalTime {
+        month: usize::from(small(tm.tm_mon)) % 12,
+        day: small(tm.tm_mday),
+        clock: [small(tm.tm_hour), small(tm.tm_min), small(tm.tm_sec)],
+        millis: u16::try_from(now.subsec_millis()).unwrap_or(0),
+    }
+}
+
+/// A limit of setrlimit: (soft, hard).
+pub fn limit(which: u32) -> (u64, u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel fills the structure, which outlives the call.
+    unsafe { libc::getrlimit(which, &mut limit) };
+    (limit.rlim_cur, limit.rlim_max)
+}
+
+/// Sets a limit.
+///
+/// # Errors
+/// EPERM above the hard limit without CAP_SYS_RESOURCE.
+pub fn set_limit(which: u32, (soft, hard): (u64, u64)) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the structure is read by the kernel and outlives the call.
+    check(unsafe { libc::setrlimit(which, &limit) }).map(drop)
+}
+
+/// Locks all memory that is mapped and all that will be.
+///
+/// # Errors
+/// EPERM or ENOMEM where the limit forbids it.
+pub fn lock_all_memory() -> io::Result<()> {
+    // SAFETY: mlockall takes numbers and changes no contents of memory.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) }).map(drop)
+}
+
+/// Tells the kernel that its own allocations in our calls must not wait for us. Whether it took.
+pub fn set_io_flusher() -> bool {
+    // SAFETY: both take numbers only.
+    unsafe {
+        libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
+        libc::prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0) == 1
+    }
+}
+
+/// One malloc arena for all threads, none of 64 MiB for each; freed memory stays until trimmed.
+pub fn one_malloc_arena() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes numbers; called before there is another thread.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives free memory at the heap's end back, so that it does not stay locked.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes a number and is safe at any time.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Receives one message with at most one descriptor. What it carried is the caller's.
+///
+/// # Errors
+/// Those of `recvmsg(2)`; WouldBlock when there is none yet.
+pub fn receive_descriptor(
+    socket: BorrowedFd<'_>,
+    text: &mut [u8],
+) -> io::Result<(usize, Option<std::os::fd::OwnedFd>)> {
+    use std::os::fd::FromRawFd;
+    let mut room = [0u64; 8];
+    let mut part = libc::iovec { iov_base: text.as_mut_ptr().cast(), iov_len: text.len() };
+    // SAFETY: zeros are a valid msghdr.
+    let mut header: libc::msghdr = unsafe { MaybeUninit::zeroed().assume_init() };
+    header.msg_iov = &mut part;
+    header.msg_iovlen = 1;
+    header.msg_control = room.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&room) as _;
+    // SAFETY: the header names `text` and `room`, which outlive the call, with their lengths.
+    let got = unsafe { libc::recvmsg(socket.as_raw_fd(), &mut header, libc::MSG_CMSG_CLOEXEC) };
+    let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+    let mut found = None;
+    // SAFETY: the kernel filled `header` and `room`; the macros walk only what it says is there.
+    let mut control = unsafe { libc::CMSG_FIRSTHDR(&header) };
+    while !control.is_null() {
+        // SAFETY: not null, so it lies in `room`, which is aligned for it.
+        let (level, kind, bytes) =
+            unsafe { ((*control).cmsg_level, (*control).cmsg_type, (*control).cmsg_len) };
+        if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
+            // SAFETY: CMSG_LEN computes a constant.
+            let head = unsafe { libc::CMSG_LEN(0) } as usize;
+            for i in 0..(bytes as usize - head) / size_of::<libc::c_int>() {
+                // SAFETY: the kernel wrote that many descriptors there, now ours alone. All but the
+                // last are dropped, that is closed.
+                found = Some(unsafe {
+                    let at = libc::CMSG_DATA(control).cast::<libc::c_int>().add(i);
+                    std::os::fd::OwnedFd::from_raw_fd(at.read_unaligned())
+                });
+            }
+        }
+        // SAFETY: as for CMSG_FIRSTHDR.
+        control = unsafe { libc::CMSG_NXTHDR(&header, control) };
+    }
+    Ok((got, found))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_held_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let (a, b) = (File::create(&path).unwrap(), File::create(&path).unwrap());
+        assert!(try_lock(&a, false).unwrap() && try_lock(&b, false).unwrap());
+        assert!(!try_lock(&b, true).unwrap());
+        drop(a);
+        assert!(try_lock(&b, true).unwrap());
+    }
+
+    #[test]
+    fn a_file_is_no_device() {
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(device_bytes(&file).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
+    }
+}

@@ -1,0 +1,276 @@
+//! The life of a disk: one state, moved on by what the control path asks for and by time.
+//!
+//! ```text
+//!             OPEN                    PAUSE                             RESUME
+//!   Attached ─────► Opening ─► Open ─────────► Draining ─► Shutting ─► Paused ─────► Resuming ─► Open
+//!      ▲              │          │ CLOSE           ▲           │          │ CLOSE        │ failed
+//!      └── failed ────┘          └─────────────────┘           ▼          ▼              ▼
+//!                                                            Closed    Paused, no name  Paused
+//! ```
+//! The images are opened and closed by a worker ([`crate::job`]); engine, arena and sockets are made when
+//! they are open and kept until CLOSE, also over a pause. Nothing here waits.
+mod advance;
+mod report;
+mod served;
+mod state;
+mod wish;
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mio::{Registry, Waker};
+use slog::{Logger, info, warn};
+use tap_ctl::messages::{ImageInfo, Params, Text};
+use tap_ctl::paths::RunDir;
+
+use crate::formats::{OpenError, Wish};
+use crate::job::Job;
+use crate::log::Log;
+use crate::memory::Memory;
+use crate::sys;
+pub use served::Served;
+pub use state::{Goal, Rest, State};
+pub use wish::{Extra, wish};
+
+/// What every disk of the process uses.
+pub struct Env {
+    /// The run-time directory.
+    pub run: RunDir,
+    /// Our process id.
+    pub pid: i32,
+    /// Where sentences go.
+    pub log: Logger,
+    /// The same, to steer it.
+    pub sink: Log,
+    /// The poll.
+    pub registry: Registry,
+    /// Wakes the poll.
+    pub waker: Arc<Waker>,
+    /// What may be locked.
+    pub memory: Memory,
+}
+
+/// What an operation came to: a positive errno on failure.
+pub type Result<T> = std::result::Result<T, i32>;
+
+/// A disk.
+pub struct Vbd {
+    /// Its minor.
+    pub minor: u16,
+    /// First token of the poll that is its own.
+    pub token: usize,
+    /// The marker, locked while the disk is attached.
+    _marker: File,
+    state: State,
+    /// What OPEN asked for; `None` while not open.
+    wish: Option<Opened>,
+    /// As stored at OPEN; zeros before.
+    info: ImageInfo,
+    /// Engine, sockets and images.
+    served: Option<Served>,
+    /// Sectors read and written before the present engine was made.
+    secs_before: [u64; 2],
+    /// A signal asked for the end.
+    stopping: bool,
+}
+
+/// What stays in force from OPEN to CLOSE.
+#[derive(Clone, Copy, Debug)]
+struct Opened {
+    wish: Wish,
+    timeout_s: u16,
+}
+
+/// What came of an attempt to attach.
+pub enum Attach {
+    /// Done.
+    Done(Box<Vbd>),
+    /// Another process holds the marker just now.
+    Wait,
+    /// Failed.
+    Failed(i32),
+}
+
+impl Vbd {
+    /// Opens and locks the marker of a minor (spec/control-socket.md §5.1).
+    pub fn attach(env: &Env, minor: u16, token: usize) -> Attach {
+        let path = env.run.marker(u32::from(minor));
+        let marker = match File::open(&path) {
+            Ok(marker) => marker,
+            Err(error) => {
+                warn!(
+                    env.log,
+                    "cannot open {}: {error}; tap-ctl allocate makes it",
+                    path.display()
+                );
+                return Attach::Failed(libc::EPERM);
+            }
+        };
+        match sys::try_lock(&marker, true) {
+            Ok(true) => {}
+            Ok(false) => return Attach::Wait,
+            Err(error) => {
+                warn!(env.log, "cannot lock {}: {error}", path.display());
+                return Attach::Failed(error.raw_os_error().unwrap_or(libc::EPERM));
+            }
+        }
+        info!(env.log, "minor {minor}: attached");
+        Attach::Done(Box::new(Vbd {
+            minor,
+            token,
+            _marker: marker,
+            state: State::Attached,
+            wish: None,
+            info: ImageInfo::default(),
+            served: None,
+            secs_before: [0; 2],
+            stopping: false,
+        }))
+    }
+
+    /// Where its life is.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The state as LIST shows it (spec/control-socket.md §5.13).
+    pub fn bits(&self) -> u32 {
+        let busy = self.served.as_ref().is_some_and(|served| served.engine.active() > 0);
+        let stop = if self.stopping { tap_ctl::messages::state::SHUTDOWN_REQUESTED } else { 0 };
+        self.state.bits(busy) | stop
+    }
+
+    /// `type:path`, empty if not open.
+    pub fn name(&self) -> Text {
+        self.wish.map_or(Text::EMPTY, |opened| opened.wish.name)
+    }
+
+    /// As stored at OPEN (spec/control-socket.md §5.11).
+    pub fn info(&self) -> ImageInfo {
+        self.info
+    }
+
+    /// Whether an image is named: DETACH and a second OPEN are refused.
+    pub fn is_open(&self) -> bool {
+        self.wish.is_some()
+    }
+
+    /// Engine and sockets, while there are any.
+    pub fn served(&mut self) -> Option<&mut Served> {
+        self.served.as_mut()
+    }
+
+    /// Begins to open the images.
+    ///
+    /// # Errors
+    /// EALREADY while open, or what is wrong with the request.
+    pub fn open(&mut self, env: &Env, params: &Params, extra: &Extra) -> Result<()> {
+        if self.is_open() {
+            return Err(libc::EALREADY);
+        }
+        let wish = wish(params, extra, &env.run, &env.log).map_err(|e| self.refuse(env, &e))?;
+        let before = self.state.rest().expect("a disk that is not open is at rest");
+        info!(env.log, "minor {}: opening {}", self.minor, wish.name);
+        let timeout_s = if params.req_timeout > 0 { params.req_timeout } else { 120 };
+        self.wish = Some(Opened { wish, timeout_s });
+        let job = Job::start(&env.waker, move || crate::formats::open(&wish));
+        self.state = State::Opening { job, before };
+        Ok(())
+    }
+
+    /// Begins to pause. Pausing a paused disk is done at once; a pause under way is joined.
+    pub fn pause(&mut self, env: &Env) {
+        match self.state {
+            State::Paused { .. } => {}
+            _ => self.drain(env, Goal::Pause),
+        }
+    }
+
+    /// Begins to close, whatever the state. A paused disk stays paused, without a name.
+    pub fn close(&mut self, env: &Env) {
+        match self.state {
+            State::Paused { .. } => self.forget(env),
+            _ => self.drain(env, Goal::Close),
+        }
+    }
+
+    /// Begins to open the images of a paused disk again, under another name if one is given.
+    ///
+    /// # Errors
+    /// EINVAL if it is not paused, or what is wrong with the request.
+    pub fn resume(&mut self, env: &Env, params: &Params, extra: &Extra) -> Result<()> {
+        let State::Paused { .. } = self.state else { return Err(libc::EINVAL) };
+        self.state = State::Paused { resume_failed: true };
+        let opened = self.wish.ok_or_else(|| {
+            let error =
+                OpenError::new(libc::EINVAL, "nothing was open, so there is nothing to resume");
+            self.refuse(env, &error)
+        })?;
+        wish::check_resume(params, extra, &env.log).map_err(|e| self.refuse(env, &e))?;
+        let mut wish = Wish { strict: true, ..opened.wish };
+        if !params.path.is_empty() {
+            wish.name = params.path;
+        }
+        // What no second try can mend.
+        crate::formats::parse(wish.name.as_bytes()).map_err(|e| self.refuse(env, &e))?;
+        info!(env.log, "minor {}: resuming with {}", self.minor, wish.name);
+        self.state = State::Resuming { wish, tries: 0, step: state::Step::Wait { until: 0 } };
+        Ok(())
+    }
+
+    /// A signal asked for the end: close, as soon as what is under way is over.
+    pub fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Logs why something is refused; gives the errno.
+    fn refuse(&self, env: &Env, error: &OpenError) -> i32 {
+        warn!(env.log, "minor {}: {error}", self.minor);
+        error.errno
+    }
+
+    /// Stops intake and waits for what is in flight.
+    fn drain(&mut self, env: &Env, goal: Goal) {
+        if let Some(served) = &mut self.served {
+            match goal {
+                Goal::Pause => served.nbd.suspend(),
+                Goal::Close | Goal::Fail { .. } => served.hang_up(),
+            }
+        }
+        match &mut self.state {
+            // Files that are being closed already; only what follows is another matter.
+            State::Shutting { goal: now, .. } | State::Draining { goal: now } => *now = goal,
+            _ => self.state = State::Draining { goal },
+        }
+        let _ = env;
+    }
+
+    /// The end of CLOSE: sockets, engine and name go. Counters are kept.
+    fn forget(&mut self, env: &Env) {
+        if let Some(served) = self.served.take() {
+            let secs = served.engine.stats().secs;
+            self.secs_before = [self.secs_before[0] + secs[0], self.secs_before[1] + secs[1]];
+            drop(served);
+            sys::trim_heap();
+        }
+        if self.wish.take().is_some() {
+            info!(env.log, "minor {}: closed", self.minor);
+        }
+    }
+}
+
+/// The sockets of a disk.
+fn socket_paths(env: &Env, minor: u16) -> crate::transport::nbd::Paths {
+    crate::transport::nbd::Paths {
+        nbd: env.run.nbd(env.pid, minor),
+        nbd_old: env.run.nbd_old(env.pid, minor),
+        server: env.run.nbdserver(env.pid, minor),
+        server_new: env.run.nbdserver_new(env.pid, minor),
+    }
+}
+
+/// The markers of minors, for messages.
+pub fn marker(env: &Env, minor: u16) -> PathBuf {
+    env.run.marker(u32::from(minor))
+}

@@ -1,0 +1,232 @@
+//! What time and finished work do to a disk.
+use std::sync::Arc;
+
+use slog::{info, warn};
+
+use super::served::{Served, info};
+use super::state::Step;
+use super::{Env, Goal, Opened, Rest, Result, State, Vbd};
+use crate::formats::{Images, OpenError};
+use crate::job::Job;
+
+/// Tries of a RESUME (spec/control-socket.md §5.6).
+const TRIES_MAX: u32 = 10;
+/// Between two of them, in µs.
+const PAUSE_US: u64 = 1_000_000;
+
+/// A state and, if something was under way and is over now, what came of it.
+type Next = (State, Option<Result<()>>);
+
+impl Vbd {
+    /// Moves on. The outcome of what is over now, if anything is.
+    pub fn advance(&mut self, env: &Env, now: u64) -> Option<Result<()>> {
+        if self.state.settled() {
+            return None;
+        }
+        let state = std::mem::replace(&mut self.state, State::Closed);
+        let (next, outcome) = match state {
+            State::Opening { job, before } => self.opening(env, job, before),
+            State::Draining { goal } => self.draining(env, goal),
+            State::Shutting { job, goal } => self.shutting(env, job, goal),
+            State::Resuming { wish, tries, step } => {
+                self.resuming(env, State::Resuming { wish, tries, step }, now)
+            }
+            settled @ (State::Attached | State::Open | State::Paused { .. } | State::Closed) => {
+                (settled, None)
+            }
+        };
+        self.state = next;
+        outcome
+    }
+
+    /// When `advance` has something to do even if nothing happens, in µs of the clock.
+    pub fn next_us(&self) -> Option<u64> {
+        match &self.state {
+            State::Resuming { step: Step::Wait { until }, .. } => Some(*until),
+            _ => None,
+        }
+    }
+
+    fn opening(
+        &mut self,
+        env: &Env,
+        job: Job<std::result::Result<Images, OpenError>>,
+        before: Rest,
+    ) -> Next {
+        let images = match job.take() {
+            None => return (State::Opening { job, before }, None),
+            Some(Ok(images)) => images,
+            Some(Err(error)) => {
+                self.wish = None;
+                return (before.into(), Some(Err(self.refuse(env, &error))));
+            }
+        };
+        self.note(env, &images);
+        let opened = self.wish.expect("what is being opened was asked for");
+        let found = info(&images);
+        match Served::start(env, (self.minor, self.token), &opened, images) {
+            Ok(served) => {
+                self.info = found;
+                self.served = Some(served);
+                self.announce(env);
+                (State::Open, Some(Ok(())))
+            }
+            Err((error, images)) => {
+                let errno = self.refuse(env, &error);
+                (shut(env, images, Goal::Fail { errno, rest: before }), None)
+            }
+        }
+    }
+
+    fn draining(&mut self, env: &Env, goal: Goal) -> Next {
+        let Some(served) = &mut self.served else { return self.arrive(env, goal, Ok(())) };
+        if !served.idle() {
+            return (State::Draining { goal }, None);
+        }
+        match served.take_out() {
+            Some(images) => (shut(env, images, goal), None),
+            None => self.arrive(env, goal, Ok(())),
+        }
+    }
+
+    fn shutting(
+        &mut self,
+        env: &Env,
+        job: Job<std::result::Result<(), OpenError>>,
+        goal: Goal,
+    ) -> Next {
+        match job.take() {
+            None => (State::Shutting { job, goal }, None),
+            Some(closed) => {
+                let closed = closed.map_err(|error| self.refuse(env, &error));
+                self.arrive(env, goal, closed)
+            }
+        }
+    }
+
+    /// All is idle and closed.
+    fn arrive(&mut self, env: &Env, goal: Goal, closed: Result<()>) -> Next {
+        match goal {
+            Goal::Pause => {
+                info!(env.log, "minor {}: paused", self.minor);
+                (State::Paused { resume_failed: false }, Some(closed))
+            }
+            Goal::Close => {
+                self.forget(env);
+                (State::Closed, Some(closed))
+            }
+            Goal::Fail { errno, rest } => {
+                if !matches!(rest, Rest::Paused { .. }) || self.served.is_none() {
+                    self.forget(env);
+                }
+                (rest.into(), Some(Err(errno)))
+            }
+        }
+    }
+
+    fn resuming(&mut self, env: &Env, state: State, now: u64) -> Next {
+        let State::Resuming { wish, tries, step } = state else {
+            unreachable!("called for this state")
+        };
+        let job = match step {
+            Step::Wait { until } if until > now => {
+                return (State::Resuming { wish, tries, step: Step::Wait { until } }, None);
+            }
+            Step::Wait { .. } => {
+                let step = Step::Try(Job::start(&env.waker, move || crate::formats::open(&wish)));
+                return (State::Resuming { wish, tries: tries + 1, step }, None);
+            }
+            Step::Try(job) => job,
+        };
+        match job.take() {
+            None => (State::Resuming { wish, tries, step: Step::Try(job) }, None),
+            Some(Ok(images)) => {
+                self.resumed(env, images, Opened { wish, ..self.wish.expect("it was open") })
+            }
+            Some(Err(error)) if tries < TRIES_MAX => {
+                info!(
+                    env.log,
+                    "minor {}: try {tries} of {TRIES_MAX} to resume: {error}", self.minor
+                );
+                let step = Step::Wait { until: now + PAUSE_US };
+                (State::Resuming { wish, tries, step }, None)
+            }
+            Some(Err(error)) => {
+                let errno = self.refuse(env, &error);
+                (State::Paused { resume_failed: true }, Some(Err(errno)))
+            }
+        }
+    }
+
+    /// The images are open again: they must be the same disk.
+    fn resumed(&mut self, env: &Env, images: Images, opened: Opened) -> Next {
+        self.note(env, &images);
+        let (had, has) = (self.info, info(&images));
+        let fail = |errno| Goal::Fail { errno, rest: Rest::Paused { resume_failed: true } };
+        if had != has {
+            let text = format!(
+                "{} has {} sectors of {} bytes, and the disk had {} of {} when it was opened: close \
+                 and open it to use another size",
+                opened.wish.name, has.sectors, has.sector_size, had.sectors, had.sector_size
+            );
+            let errno = self.refuse(env, &OpenError::new(libc::EMEDIUMTYPE, text));
+            return (shut(env, images, fail(errno)), None);
+        }
+        let Some(served) = &mut self.served else {
+            let errno = self.refuse(env, &OpenError::new(libc::EINVAL, "nothing is paused"));
+            return (shut(env, images, fail(errno)), None);
+        };
+        match served.put_in(images, &opened) {
+            Ok(()) => {
+                self.wish = Some(Opened {
+                    wish: crate::formats::Wish { strict: false, ..opened.wish },
+                    ..opened
+                });
+                self.announce(env);
+                (State::Open, Some(Ok(())))
+            }
+            Err((error, images)) => {
+                let errno = self.refuse(env, &error);
+                (shut(env, images, fail(errno)), None)
+            }
+        }
+    }
+
+    fn note(&self, env: &Env, images: &Images) {
+        images.notes.iter().for_each(|note| warn!(env.log, "minor {}: {note}", self.minor));
+    }
+
+    fn announce(&self, env: &Env) {
+        let sectors = self.info.sectors;
+        info!(env.log, "minor {}: {} is open, {sectors} sectors", self.minor, self.name());
+    }
+
+    /// Begins the end that a signal asked for. True when the disk can be removed.
+    pub fn finish_stop(&mut self, env: &Env) -> bool {
+        if !self.stopping || !self.state.settled() {
+            return false;
+        }
+        if self.is_open() {
+            self.close(env);
+        }
+        self.state.settled() && !self.is_open()
+    }
+
+    /// Once a second: client time limits, what the data path has to tell, and the watchdog.
+    pub fn tick(&mut self, env: &Env, now: u64, instant: std::time::Instant) {
+        let minor = self.minor;
+        let Some(served) = &mut self.served else { return };
+        served.tick(instant);
+        if served.watch(now) {
+            let active = served.engine.active();
+            warn!(env.log, "minor {minor}: {active} requests in flight and no progress for 10 s");
+            env.sink.report(&self.report());
+        }
+    }
+}
+
+/// Gives the images to a worker that closes them.
+fn shut(env: &Env, images: Images, goal: Goal) -> State {
+    let waker = Arc::clone(&env.waker);
+    State::Shutting { job: Job::start(&waker, move || images.close()), goal }
+}

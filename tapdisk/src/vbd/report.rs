@@ -1,0 +1,160 @@
+//! What a disk tells about itself: STATS for programs, a few lines for the log.
+use std::fmt::Write;
+
+use super::{Env, Served, Vbd};
+use crate::disk::Disk;
+use crate::engine::chain;
+use crate::formats::Kind;
+use crate::memory;
+use crate::pool::Locked;
+use crate::sealed;
+use crate::stats_json::Json;
+use crate::sys;
+
+/// Requests the original's drivers have at most (spec/drivers.md §4); readers know the number.
+const REQUESTS_MAX: u64 = 352;
+
+impl Vbd {
+    /// The object of STATS: the original's members (spec/tap-ctl.md §5), then ours.
+    pub fn stats(&self, env: &Env, j: &mut Json) {
+        let served = self.served.as_ref();
+        let name = self.wish.map_or("(null)".into(), |opened| opened.wish.name.to_string());
+        let caching = self.wish.is_some_and(|opened| opened.wish.page_cache);
+        let active = served.map_or(0, |served| served.engine.active());
+        j.object(|j| {
+            j.key("name").string(&name);
+            j.numbers("secs", &self.secs());
+            j.key("images").array(|j| served.into_iter().for_each(|served| images(served, j)));
+            j.member("FIXME_enospc_redirect_count", 0);
+            j.member("nbd_mirror_failed", 0);
+            j.member("reqs_outstanding", active);
+            j.key("read_caching").string(if caching { "true" } else { "false" });
+            if let Some(served) = served {
+                ours(served, env, j);
+            }
+        });
+    }
+
+    fn secs(&self) -> [u64; 2] {
+        let now = self.served.as_ref().map_or([0; 2], |served| served.engine.stats().secs);
+        [self.secs_before[0] + now[0], self.secs_before[1] + now[1]]
+    }
+
+    /// A few lines on everything about this disk.
+    pub fn report(&self) -> String {
+        let mut text = format!("minor {}: {} {}", self.minor, self.state, self.name());
+        let Some(served) = &self.served else { return text };
+        let (engine, stats) = (&served.engine, served.engine.stats());
+        let _ = write!(
+            text,
+            "\n  {}, {} requests in flight, done: {:?}, sectors: {:?}, errors: {}, turns: {}",
+            served.why,
+            engine.active(),
+            stats.ops,
+            self.secs(),
+            stats.errors,
+            stats.turns
+        );
+        let _ =
+            write!(text, "\n  nbd: {} clients, {:?}", served.nbd.clients(), served.nbd.counters());
+        for layer in served.images.iter().flat_map(|images| &images.layers) {
+            let how = if layer.writable { "writable" } else { "read-only" };
+            let _ = write!(text, "\n  {}:{} {how}", layer.kind.name(), layer.path.display());
+        }
+        text
+    }
+}
+
+/// One object for each open image, leaf first.
+fn images(served: &Served, j: &mut Json) {
+    let (Some(images), Some(chain)) = (&served.images, served.engine.chain()) else { return };
+    for (i, (layer, driver)) in images.layers.iter().zip(&chain.layers).enumerate() {
+        let pending = if i == 0 { u64::from(served.engine.active()) } else { 0 };
+        image((&layer.path.to_string_lossy(), layer.kind), driver, pending, j);
+    }
+}
+
+fn image((path, kind): (&str, Kind), layer: &chain::Layer, pending: u64, j: &mut Json) {
+    j.object(|j| {
+        j.key("name").string(path);
+        j.numbers("hits", &layer.hits);
+        j.numbers("fail", &layer.fails);
+        j.key("driver").object(|j| {
+            j.member("type", kind.number());
+            j.key("name").string(kind.name());
+            match kind {
+                Kind::Raw => j.key("status").object(|j| {
+                    j.key("reqs").object(|j| {
+                        j.member("max", REQUESTS_MAX);
+                        j.member("pending", pending);
+                    });
+                }),
+                Kind::Vhd => j.member("status", "null"),
+            }
+        });
+    });
+}
+
+/// What the original does not tell.
+fn ours(served: &Served, env: &Env, j: &mut Json) {
+    let stats = served.engine.stats();
+    j.key("perf").object(|j| {
+        let [read, write, flush, discard, zero] = stats.ops;
+        j.key("ops").object(|j| {
+            let counts = [
+                ("read", read),
+                ("write", write),
+                ("flush", flush),
+                ("discard", discard),
+                ("zero", zero),
+            ];
+            counts.iter().for_each(|(name, n)| j.member(name, n));
+        });
+        j.key("bytes").object(|j| pair(j, stats.bytes));
+        j.key("latency_us").object(|j| {
+            j.numbers("read", &stats.latency[0]);
+            j.numbers("write", &stats.latency[1]);
+        });
+        j.member("inflight", served.engine.active());
+        j.member("errors", stats.errors);
+        j.member("turns", stats.turns);
+    });
+    j.key("engine").object(|j| {
+        j.key("name").string(served.engine.disk_ref().name());
+        j.key("why").string(&served.why);
+    });
+    memory_of(served, env, j);
+    j.key("sealed").object(|j| j.member("allocations", sealed::broken()));
+    let (minor, major) = sys::faults();
+    j.key("faults").object(|j| {
+        j.member("major", major.saturating_sub(served.faults.1));
+        j.member("minor", minor.saturating_sub(served.faults.0));
+    });
+    let nbd = served.nbd.counters();
+    j.key("nbd").object(|j| {
+        j.member("clients", served.nbd.clients());
+        j.member("accepted", nbd.clients);
+        j.member("refused", nbd.refused);
+        j.member("dropped", nbd.dropped);
+        j.member("errors", nbd.errors);
+        j.member("receives", nbd.receives);
+        j.member("sends", nbd.sends);
+    });
+}
+
+fn memory_of(served: &Served, env: &Env, j: &mut Json) {
+    let arena = served.engine.disk_ref().arena_ref();
+    let held = served.locked == Locked::Yes;
+    j.key("memory").object(|j| {
+        j.member("locked", matches!(env.memory, memory::Memory::Locked));
+        j.member("locked_bytes", memory::locked_bytes());
+        j.member("resident_bytes", memory::resident_bytes());
+        j.member("arena_bytes", arena.bytes());
+        j.member("arena_locked", held);
+    });
+}
+
+fn pair(j: &mut Json, [read, write]: [u64; 2]) {
+    j.member("read", read);
+    j.member("write", write);
+}

@@ -1,0 +1,263 @@
+//! A disk that is served: its engine, its sockets, and its images while they are open; and the turn.
+//!
+//! ```text
+//!   nbd.take ─► engine.step ─► nbd.complete ─► nbd.kick          submit: the server's, once a turn
+//! ```
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Instant;
+
+use mio::Token;
+use slog::{info, warn};
+use tap_ctl::messages::ImageInfo;
+
+use super::{Env, Opened, socket_paths};
+use crate::disk::Disk;
+use crate::disk::probe::{AnyDisk, choose};
+use crate::engine::chain::{Chain, Layer};
+use crate::engine::limits::Limits;
+use crate::engine::{Engine, Policy};
+use crate::formats::{Images, LAYERS_MAX, OpenError};
+use crate::pool::{Arena, Locked};
+use crate::sys;
+use crate::transport::nbd::{Export, NbdServer};
+use crate::transport::{Request, Transport};
+
+/// Rounds of one turn at most, before control and the other disks have theirs.
+const ROUNDS_MAX: u32 = 8;
+
+/// Everything that a request touches.
+pub struct Served {
+    /// The request engine.
+    pub engine: Engine<AnyDisk>,
+    /// Its clients.
+    pub nbd: NbdServer,
+    /// The open images; their drivers are lent to the engine.
+    pub images: Option<Images>,
+    /// Why this disk engine, for people.
+    pub why: String,
+    /// How the arena is held.
+    pub locked: Locked,
+    /// Page faults of the thread when the disk was ready.
+    pub faults: (u64, u64),
+    /// The last request that failed, for the log.
+    failed: Option<(Request, i32)>,
+    /// Failures that the log knows of.
+    failures_told: u64,
+    /// Progress as the watchdog saw it last, and when it began to stand still.
+    watched: (u64, u64),
+    warned: bool,
+    disk_failed: Option<i32>,
+}
+
+impl Served {
+    /// Makes arena, disk engine and sockets, and serves the images.
+    ///
+    /// # Errors
+    /// What cannot be had, with the images, which are the caller's to close.
+    pub(super) fn start(
+        env: &Env,
+        (minor, token): (u16, usize),
+        opened: &Opened,
+        images: Images,
+    ) -> Result<Served, (OpenError, Images)> {
+        let grant = env.memory.grant();
+        if let Some(warning) = &grant.warning {
+            warn!(env.log, "minor {minor}: {warning}");
+        }
+        let disk = match disk(&grant.limits) {
+            Ok(disk) => disk,
+            Err(error) => return Err((error, images)),
+        };
+        info!(env.log, "minor {minor}: {}", disk.why);
+        let locked = disk.disk.arena_ref().locked();
+        let paths = socket_paths(env, minor);
+        let export = export(&images, opened);
+        let nbd = match NbdServer::new(&env.registry, &paths, Token(token), export) {
+            Ok(nbd) => nbd,
+            Err(error) => return Err((OpenError::new(error.errno(), error.to_string()), images)),
+        };
+        let mut served = Served {
+            engine: Engine::new(disk.disk, grant.limits),
+            nbd,
+            images: None,
+            why: disk.why,
+            locked,
+            faults: (0, 0),
+            failed: None,
+            failures_told: 0,
+            watched: (0, 0),
+            warned: false,
+            disk_failed: None,
+        };
+        match served.put_in(images, opened) {
+            Ok(()) => Ok(served),
+            Err(failed) => Err(failed),
+        }
+    }
+
+    /// Puts open images under the engine, and lets clients go on.
+    pub(super) fn put_in(
+        &mut self,
+        mut images: Images,
+        opened: &Opened,
+    ) -> Result<(), (OpenError, Images)> {
+        let infos = match images.infos() {
+            Ok(infos) => infos,
+            Err(error) => return Err((error, images)),
+        };
+        let fds: Vec<RawFd> =
+            images.layers.iter().map(|layer| layer.file.file().as_raw_fd()).collect();
+        if let Err(error) = self.engine.disk().set_files(&fds) {
+            let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
+            let text = format!("the disk engine does not take the files: {error}");
+            return Err((OpenError::new(errno, text), images));
+        }
+        let drivers = images.layers.iter_mut().filter_map(|layer| layer.image.take());
+        let chain = Chain { layers: drivers.map(Layer::new).collect() };
+        let policy = Policy {
+            read_only: !images.layers[0].writable,
+            barriers: false,
+            timeout_s: opened.timeout_s,
+            sector_size: images.sector_size,
+        };
+        self.engine.attach(chain, &infos, policy);
+        self.nbd.resume(export(&images, opened));
+        self.images = Some(images);
+        self.faults = sys::faults();
+        Ok(())
+    }
+
+    /// Takes the images out again. Nothing is in flight.
+    pub(super) fn take_out(&mut self) -> Option<Images> {
+        let mut images = self.images.take()?;
+        let chain = self.engine.detach().expect("open images are under the engine");
+        for (layer, driver) in images.layers.iter_mut().zip(chain.layers) {
+            layer.image = Some(driver.image);
+        }
+        // The kernel lets go of the files, so that closing them really closes them.
+        let _ = self.engine.disk().set_files(&[]);
+        Some(images)
+    }
+
+    /// CLOSE: the clients go.
+    pub(super) fn hang_up(&mut self) {
+        self.nbd.close(&mut self.engine);
+    }
+
+    /// Whether no request is in flight, here or below.
+    pub fn idle(&self) -> bool {
+        self.engine.idle() && self.nbd.idle()
+    }
+
+    /// The sealed part of a turn: nothing here allocates, blocks, logs or loops without a bound. True if
+    /// there is more to do without waiting.
+    pub fn turn(&mut self, now: u64) -> bool {
+        let mut more = false;
+        for _ in 0..ROUNDS_MAX {
+            let arrived = self.nbd.take(&mut self.engine);
+            let again = self.engine.step(now);
+            let finished = self.finish();
+            self.nbd.kick(&mut self.engine);
+            more = again || self.nbd.pending(&self.engine) || (arrived && finished);
+            if !more {
+                break;
+            }
+        }
+        more
+    }
+
+    /// Hands finished requests back. Whether there was one.
+    fn finish(&mut self) -> bool {
+        let mut any = false;
+        while let Some((slot, request, outcome)) = self.engine.pop_done() {
+            if let Err(errno) = outcome {
+                self.failed = Some((request, errno));
+            }
+            self.nbd.complete(&mut self.engine, slot, &request, outcome);
+            any = true;
+        }
+        any
+    }
+
+    /// Hands operations to the kernel without waiting.
+    pub fn submit(&mut self) {
+        let result = self.engine.disk().submit();
+        self.note_disk(result);
+    }
+
+    /// Remembers that the disk engine itself failed, for the log.
+    pub fn note_disk(&mut self, result: std::io::Result<()>) {
+        if let Err(error) = result {
+            self.disk_failed = Some(error.raw_os_error().unwrap_or(libc::EIO));
+        }
+    }
+
+    /// Between turns: what the data path left for the log.
+    pub fn tell(&mut self, env: &Env, minor: u16) {
+        if let Some(errno) = self.disk_failed.take() {
+            let error = std::io::Error::from_raw_os_error(errno);
+            warn!(env.log, "minor {minor}: the disk engine refuses a call: {error}");
+        }
+        if let Some((request, errno)) = self.failed.take() {
+            let errors = self.engine.stats().errors;
+            // The first few in full; a dead disk must not fill the log.
+            if errors <= 16 || errors >= 2 * self.failures_told {
+                self.failures_told = errors;
+                let error = std::io::Error::from_raw_os_error(errno);
+                let (start, count) = (request.span.start, request.span.count);
+                warn!(
+                    env.log,
+                    "minor {minor}: {:?} of {count} sectors at {start} failed: {error} ({errors} \
+                     failures so far)",
+                    request.verb
+                );
+            }
+        }
+        while let Some(notice) = self.nbd.take_notice() {
+            info!(env.log, "minor {minor}: nbd {notice:?}");
+        }
+    }
+
+    /// Whether requests have been in flight for ten seconds without any progress; once.
+    pub(super) fn watch(&mut self, now: u64) -> bool {
+        const PATIENCE_US: u64 = 10_000_000;
+        let done: u64 = self.engine.stats().ops.iter().sum();
+        if self.engine.idle() || done != self.watched.0 {
+            self.watched = (done, now);
+            self.warned = false;
+        }
+        let late = now.saturating_sub(self.watched.1) >= PATIENCE_US;
+        late && !std::mem::replace(&mut self.warned, late)
+    }
+
+    /// About once a second.
+    pub fn tick(&mut self, now: Instant) {
+        self.nbd.tick(now);
+    }
+}
+
+/// What OPEN and DISK_INFO tell.
+pub fn info(images: &Images) -> ImageInfo {
+    ImageInfo { sectors: images.sectors, sector_size: images.sector_size, info: 0 }
+}
+
+fn export(images: &Images, _: &Opened) -> Export {
+    Export {
+        sectors: images.sectors,
+        sector_size: images.sector_size,
+        read_only: !images.layers[0].writable,
+        fast_zero: true,
+    }
+}
+
+/// An arena and a disk engine over it.
+fn disk(limits: &Limits) -> Result<crate::disk::probe::Chosen, OpenError> {
+    let failed = |what: &str, error: &std::io::Error| {
+        let errno = error.raw_os_error().unwrap_or(libc::ENOSYS);
+        OpenError::new(errno, format!("{what}: {error}"))
+    };
+    let arena =
+        Arena::new(limits.arena_bytes()).map_err(|e| failed("no memory for the arena", &e))?;
+    let files_max = u8::try_from(LAYERS_MAX).expect("a file is named by eight bits");
+    choose(arena, limits.ops(), files_max, None).map_err(|e| failed("no disk engine", &e))
+}

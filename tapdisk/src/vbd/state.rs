@@ -1,0 +1,172 @@
+//! The states of a disk and the bits that LIST shows for them.
+use std::fmt;
+
+use tap_ctl::messages::state as bit;
+
+use crate::formats::{Images, OpenError, Wish};
+use crate::job::Job;
+
+/// Where the life of a disk is.
+pub enum State {
+    /// Attached, never opened.
+    Attached,
+    /// A worker opens the images for OPEN.
+    Opening {
+        /// The worker.
+        job: Job<Result<Images, OpenError>>,
+        /// What it was before, and is again if this fails.
+        before: Rest,
+    },
+    /// Served.
+    Open,
+    /// Intake is stopped; requests in flight are waited for.
+    Draining {
+        /// What comes then.
+        goal: Goal,
+    },
+    /// A worker closes the images.
+    Shutting {
+        /// The worker.
+        job: Job<Result<(), OpenError>>,
+        /// What comes then.
+        goal: Goal,
+    },
+    /// The images are closed, clients wait.
+    Paused {
+        /// The last RESUME failed.
+        resume_failed: bool,
+    },
+    /// The images of a paused disk are opened again, in up to ten tries.
+    Resuming {
+        /// What to open.
+        wish: Wish,
+        /// Tries so far.
+        tries: u32,
+        /// The present one, or the time of the next.
+        step: Step,
+    },
+    /// Closed.
+    Closed,
+}
+
+/// What follows when all is idle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// Paused.
+    Pause,
+    /// Closed.
+    Close,
+    /// An OPEN or a RESUME has failed with this errno after its images were open.
+    Fail {
+        /// Positive errno.
+        errno: i32,
+        /// The state to be in.
+        rest: Rest,
+    },
+}
+
+/// States without anything under way and without images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rest {
+    /// See [`State::Attached`].
+    Attached,
+    /// See [`State::Closed`].
+    Closed,
+    /// See [`State::Paused`].
+    Paused {
+        /// The last RESUME failed.
+        resume_failed: bool,
+    },
+}
+
+/// Where a RESUME is.
+pub enum Step {
+    /// The next try begins then, in µs of the clock.
+    Wait {
+        /// µs.
+        until: u64,
+    },
+    /// A worker tries.
+    Try(Job<Result<Images, OpenError>>),
+}
+
+impl State {
+    /// The bits of spec/control-socket.md §5.13; `busy` while requests are in flight.
+    pub fn bits(&self, busy: bool) -> u32 {
+        match self {
+            State::Attached | State::Opening { before: Rest::Attached, .. } | State::Open => 0,
+            State::Draining { goal: Goal::Pause } if busy => {
+                bit::PAUSE_REQUESTED | bit::QUIESCE_REQUESTED
+            }
+            State::Draining { goal: Goal::Pause } | State::Shutting { goal: Goal::Pause, .. } => {
+                bit::PAUSE_REQUESTED
+            }
+            State::Draining { .. } | State::Shutting { .. } => 0,
+            State::Paused { resume_failed: true }
+            | State::Opening { before: Rest::Paused { resume_failed: true }, .. } => {
+                bit::PAUSED | bit::QUIESCED | bit::CLOSED | bit::RESUME_FAILED
+            }
+            State::Paused { .. }
+            | State::Resuming { .. }
+            | State::Opening { before: Rest::Paused { .. }, .. } => {
+                bit::PAUSED | bit::QUIESCED | bit::CLOSED
+            }
+            State::Closed | State::Opening { before: Rest::Closed, .. } => bit::CLOSED,
+        }
+    }
+
+    /// The state without images, if it is one.
+    pub fn rest(&self) -> Option<Rest> {
+        match self {
+            State::Attached => Some(Rest::Attached),
+            State::Closed => Some(Rest::Closed),
+            State::Paused { resume_failed } => Some(Rest::Paused { resume_failed: *resume_failed }),
+            State::Opening { .. }
+            | State::Open
+            | State::Draining { .. }
+            | State::Shutting { .. }
+            | State::Resuming { .. } => None,
+        }
+    }
+
+    /// Whether nothing is under way.
+    pub fn settled(&self) -> bool {
+        matches!(self, State::Open) || self.rest().is_some()
+    }
+}
+
+impl From<Rest> for State {
+    fn from(rest: Rest) -> State {
+        match rest {
+            Rest::Attached => State::Attached,
+            Rest::Closed => State::Closed,
+            Rest::Paused { resume_failed } => State::Paused { resume_failed },
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            State::Attached => f.write_str("attached"),
+            State::Opening { .. } => f.write_str("opening"),
+            State::Open => f.write_str("open"),
+            State::Draining { goal } => write!(f, "waiting for requests, then {goal}"),
+            State::Shutting { goal, .. } => write!(f, "closing the images, then {goal}"),
+            State::Paused { resume_failed: false } => f.write_str("paused"),
+            State::Paused { resume_failed: true } => f.write_str("paused, resume failed"),
+            State::Resuming { tries, .. } => write!(f, "resuming, try {tries}"),
+            State::Closed => f.write_str("closed"),
+        }
+    }
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Goal::Pause => f.write_str("paused"),
+            Goal::Close => f.write_str("closed"),
+            Goal::Fail { errno, .. } => write!(f, "failed with errno {errno}"),
+        }
+    }
+}
