@@ -196,7 +196,7 @@ pub fn footer_fault(f: &Footer, o: &CheckOptions) -> Option<&'static str> {
         Ok(_) => {}
     }
     let dynamic = f.kind.is_dynamic();
-    let place_ok = if dynamic { f.data_offset % 512 == 0 } else { f.data_offset == u64::MAX };
+    let place_ok = if dynamic { f.data_offset.is_multiple_of(512) } else { f.data_offset == u64::MAX };
     let tests = [
         (f.features & 2 == 0, "invalid 'reserved' feature"),
         (f.features & !3 != 0, "invalid extra features"),
@@ -239,7 +239,7 @@ fn header_of(
         Some(HeaderFault::Checksum) => "invalid checksum",
         Some(HeaderFault::Version) => "invalid header version",
         Some(HeaderFault::DataOffset) => "invalid data offset",
-        _ if table % 512 != 0 || table >= file_bytes => "invalid table offset",
+        _ if !table.is_multiple_of(512) || table >= file_bytes => "invalid table offset",
         Some(HeaderFault::BlockSize) => "invalid block size",
         _ if header.reserved != 0 || header.reserved_end.iter().any(|b| *b != 0) => {
             "invalid reserved bits"

@@ -25,7 +25,7 @@ fn everything(bytes: &[u8], device: bool) {
     let everything = CheckOptions {
         bitmaps: true,
         stats: true,
-        ignore_footer: bytes.len() % 2 == 0,
+        ignore_footer: bytes.len().is_multiple_of(2),
         ..CheckOptions::default()
     };
     let _ = checked(&storage, &everything);

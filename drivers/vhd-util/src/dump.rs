@@ -204,7 +204,7 @@ fn time_text(since_2000: u32) -> String {
 
 /// Year, month from 0 and day of a day number since 1970, by counting.
 fn civil(days: u64) -> (u64, usize, u64) {
-    let leap = |y: u64| (y % 4 == 0 && y % 100 != 0) || y % 400 == 0;
+    let leap = |y: u64| (y.is_multiple_of(4) && !y.is_multiple_of(100)) || y.is_multiple_of(400);
     let (mut year, mut left) = (1970, days);
     while left >= 365 + u64::from(leap(year)) {
         left -= 365 + u64::from(leap(year));

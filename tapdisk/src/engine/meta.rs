@@ -50,7 +50,8 @@ pub struct Block {
 }
 
 impl Block {
-    const EMPTY: Block = Block {
+    fn empty() -> Block {
+        Block {
         file: FileId(0),
         at: 0,
         bytes: 0,
@@ -63,7 +64,8 @@ impl Block {
         loaders: SlotSet::EMPTY,
         joined: SlotSet::EMPTY,
         queued: SlotSet::EMPTY,
-    };
+        }
+    }
 
     fn idle(&self) -> bool {
         self.pins == 0
@@ -118,7 +120,7 @@ impl MetaCache {
         let n = usize::from(limits.meta_blocks);
         MetaCache {
             limits: *limits,
-            blocks: (0..n).map(|_| Block::EMPTY).collect(),
+            blocks: (0..n).map(|_| Block::empty()).collect(),
             table: vec![0; (n * 2).next_power_of_two()].into(),
             hand: 0,
             call: 0,
@@ -142,7 +144,7 @@ impl MetaCache {
     /// Forgets everything; nothing may be in use. For a new chain under the same engine.
     pub fn clear(&mut self) {
         assert!(self.blocks.iter().all(Block::idle), "clearing a cache that is in use");
-        self.blocks.iter_mut().for_each(|b| *b = Block::EMPTY);
+        self.blocks.iter_mut().for_each(|b| *b = Block::empty());
         self.table.fill(0);
     }
 
@@ -208,7 +210,7 @@ impl MetaCache {
 
     fn forget(&mut self, id: BlockId) {
         self.leave(id);
-        *self.block_mut(id) = Block::EMPTY;
+        *self.block_mut(id) = Block::empty();
     }
 
     /// A block nobody uses, by second chance; at most two rounds.
@@ -236,7 +238,7 @@ impl MetaCache {
         );
         let id = self.victim()?;
         *self.block_mut(id) =
-            Block { file, at: r.at, bytes: r.bytes, fill, recent: Cell::new(true), ..Block::EMPTY };
+            Block { file, at: r.at, bytes: r.bytes, fill, recent: Cell::new(true), ..Block::empty() };
         self.block(id).call.set(self.call);
         self.enter(id);
         Some(id)

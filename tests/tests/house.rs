@@ -1,0 +1,140 @@
+//! The rules of the house that a machine can check: where `unsafe` may be, who may depend on whom, what
+//! the data path may know.
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Files that may contain unsafe code (ARCHITECTURE.md, "Crates and their edges").
+const UNSAFE: &[&str] = &[
+    "tap-ctl/src/sys.rs",
+    "tapdisk/src/pool.rs",
+    "tapdisk/src/process.rs",
+    "tapdisk/src/sealed.rs",
+    "tapdisk/src/signals.rs",
+    "tapdisk/src/sys.rs",
+    "tapdisk/src/disk/",
+    "tapdisk/src/transport/nbd/sys.rs",
+];
+
+/// What each crate may depend on inside the workspace.
+const EDGES: &[(&str, &[&str])] = &[
+    ("image", &[]),
+    ("raw", &["image"]),
+    ("vhd-rs", &["image"]),
+    ("vhd-util", &["image", "vhd-rs"]),
+    ("tap-ctl", &[]),
+    ("tapdisk", &["image", "raw", "tap-ctl", "vhd-rs"]),
+    ("tests", &["image", "raw", "tap-ctl", "tapdisk", "vhd-rs"]),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_path_buf()
+}
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("a readable folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Lines of code of a file, without comments.
+fn code(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).expect("a source file");
+    text.lines().map(|l| l.split("//").next().unwrap_or("").to_string()).collect()
+}
+
+fn crates() -> BTreeMap<String, PathBuf> {
+    let dirs = [
+        "drivers/image",
+        "drivers/raw",
+        "drivers/vhd-rs",
+        "drivers/vhd-util",
+        "tap-ctl",
+        "tapdisk",
+        "tests",
+    ];
+    let name = |dir: &str| dir.rsplit('/').next().expect("a name").to_string();
+    dirs.iter().map(|dir| (name(dir), root().join(dir))).collect()
+}
+
+#[test]
+fn unsafe_code_is_only_where_it_is_listed() {
+    let mut found = Vec::new();
+    for dir in crates().values() {
+        sources(&dir.join("src"), &mut found);
+    }
+    assert!(found.len() > 50, "the sources were found");
+    for path in found {
+        let name = path.strip_prefix(root()).expect("inside").to_string_lossy().into_owned();
+        let listed = UNSAFE.iter().any(|u| name.starts_with(u)) || name.starts_with("tests/");
+        let uses = code(&path).iter().any(|l| l.contains("unsafe ") && !l.contains("unsafe_"));
+        assert!(listed || !uses, "{name} contains unsafe code and is not on the list");
+    }
+}
+
+#[test]
+fn every_unsafe_block_says_why_it_is_sound() {
+    let mut found = Vec::new();
+    for dir in crates().values() {
+        sources(&dir.join("src"), &mut found);
+    }
+    for path in found {
+        let text = fs::read_to_string(&path).expect("a source file");
+        let lines: Vec<&str> = text.lines().collect();
+        for (i, line) in lines.iter().enumerate() {
+            let code = line.split("//").next().unwrap_or("");
+            if !code.contains("unsafe {") && !code.contains("unsafe impl") {
+                continue;
+            }
+            // A comment may stand before the statement that the block is part of.
+            let near = &lines[i.saturating_sub(12)..=i];
+            let said = near.iter().any(|l| l.contains("SAFETY:"));
+            assert!(said, "{}:{}: unsafe without a SAFETY comment", path.display(), i + 1);
+        }
+    }
+}
+
+#[test]
+fn crates_depend_only_downwards() {
+    let names: Vec<String> = crates().into_keys().collect();
+    for (name, dir) in crates() {
+        let allowed =
+            EDGES.iter().find(|(n, _)| *n == name).expect("every crate has its edges listed").1;
+        let manifest = fs::read_to_string(dir.join("Cargo.toml")).expect("a manifest");
+        let body = manifest.split("[dependencies]").nth(1).unwrap_or("");
+        let body = body.split("\n[").next().unwrap_or("");
+        for line in body.lines() {
+            let dep = line.split(['.', ' ', '=']).next().unwrap_or("").trim();
+            let internal = names.iter().any(|n| n == dep);
+            assert!(!internal || allowed.contains(&dep), "{name} must not depend on {dep}");
+        }
+    }
+}
+
+#[test]
+fn the_data_path_neither_logs_nor_knows_formats() {
+    let dir = root().join("tapdisk/src");
+    let check = |part: &str, words: &[&str]| {
+        let mut found = Vec::new();
+        sources(&dir.join(part), &mut found);
+        assert!(!found.is_empty(), "{part} has sources");
+        found.retain(|path| !path.ends_with("tests.rs"));
+        for path in found {
+            for (i, line) in code(&path).iter().enumerate() {
+                let bad = words.iter().find(|w| line.contains(**w));
+                assert!(bad.is_none(), "{}:{}: {bad:?}", path.display(), i + 1);
+            }
+        }
+    };
+    check("engine", &["slog", "println!", "vhd_rs", "raw::", "tap_ctl"]);
+    check("disk", &["slog", "println!", "vhd_rs", "raw::", "crate::engine", "tap_ctl"]);
+    check(
+        "transport",
+        &["slog", "println!", "vhd_rs", "raw::", "crate::disk", "crate::engine", "tap_ctl"],
+    );
+}
