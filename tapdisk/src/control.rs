@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use mio::event::Event;
 use mio::net::UnixListener;
 use mio::{Interest, Registry, Token};
-use tap_ctl::messages::Request;
+use slog::info;
+use tap_ctl::messages::{Request, type_name};
 
 use crate::receiver::bind;
 use crate::vbd::Extra;
@@ -52,7 +53,8 @@ struct Running {
 /// The control socket and its clients.
 pub struct Control {
     path: PathBuf,
-    listener: UnixListener,
+    /// `None` when the process is about to end.
+    listener: Option<UnixListener>,
     base: usize,
     clients: Vec<Option<Conn>>,
     serial: u64,
@@ -72,7 +74,7 @@ impl Control {
         registry.register(&mut listener, Token(base), Interest::READABLE)?;
         Ok(Control {
             path,
-            listener,
+            listener: Some(listener),
             base,
             clients: (0..CLIENTS_MAX).map(|_| None).collect(),
             serial: 0,
@@ -110,7 +112,8 @@ impl Control {
     fn accept(&mut self, daemon: &mut Daemon, now: u64) {
         while self.knocked {
             let Some(place) = self.free_place(daemon) else { return };
-            match self.listener.accept() {
+            let Some(listener) = &self.listener else { return };
+            match listener.accept() {
                 Ok((mut stream, _)) => {
                     let token = Token(self.base + 1 + place);
                     let both = Interest::READABLE | Interest::WRITABLE;
@@ -185,10 +188,14 @@ impl Control {
     /// Exclusive work: goes on with what is running and begins what waits.
     pub fn work(&mut self, daemon: &mut Daemon, now: u64) {
         self.try_again(daemon, now);
-        while self.running.is_none() {
+        while self.running.is_none() && !daemon.over {
             let Some(Queued { client, request, extra }) = self.queue.pop_front() else { break };
+            info!(daemon.env.log, "{} for minor {}", type_name(request.kind()), request.cookie());
             match daemon.begin(&request, &extra, now) {
                 work::Begun::Done(reply) => {
+                    if daemon.over {
+                        self.stop_listening();
+                    }
                     self.answer(client, &reply, now);
                     self.sweep(daemon, client.0);
                 }
@@ -198,6 +205,13 @@ impl Control {
         }
         if self.knocked {
             self.accept(daemon, now);
+        }
+    }
+
+    /// Nobody finds us any more; who is connected is still answered.
+    pub fn stop_listening(&mut self) {
+        if self.listener.take().is_some() {
+            let _ = std::fs::remove_file(&self.path);
         }
     }
 
@@ -291,6 +305,6 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        self.stop_listening();
     }
 }

@@ -305,7 +305,7 @@ fn prepare(foreground: bool) -> Result<Ready, Failure> {
         waker: Arc::new(waker),
         memory,
     };
-    let server = Server::new(poll, Daemon::new(env), control, Some(receiver), signals)
+    let server = Server::new(poll, Daemon::new(env, receiver), control, signals)
         .map_err(|e| Failure::io("poll for signals", &e))?;
     info!(log, "tapdisk {} is ready", env!("CARGO_PKG_VERSION"));
     Ok(Ready { server, ctl, log: sink })

@@ -2,6 +2,7 @@
 //! (spec/control-socket.md §7).
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use mio::net::{UnixListener, UnixStream};
@@ -101,9 +102,9 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     if path.as_os_str().len() > tap_ctl::paths::SOCKET_PATH_LEN_MAX {
         return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
     }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+    // Only a socket is removed: anything else in the way is somebody's file, and bind says so.
+    if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
+        std::fs::remove_file(path)?;
     }
     UnixListener::bind(path)
 }

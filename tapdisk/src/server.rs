@@ -19,7 +19,6 @@ use slog::{info, warn};
 use crate::control::{self, Control, Daemon, VBD_TOKENS, VBD_TOKENS_BASE};
 use crate::disk::Disk;
 use crate::disk::probe::AnyDisk;
-use crate::receiver::Receiver;
 use crate::sealed::Seal;
 use crate::signals::{Signal, Signals};
 use crate::vbd::Vbd;
@@ -54,7 +53,6 @@ pub struct Server {
     /// The disks and their surroundings.
     daemon: Daemon,
     control: Control,
-    receiver: Option<Receiver>,
     signals: Signals,
     start: Instant,
     ticked: u64,
@@ -63,6 +61,7 @@ pub struct Server {
     /// Disks whose engines wake the poll.
     watched: Vec<usize>,
     stopping: bool,
+    serving: bool,
 }
 
 impl Server {
@@ -74,7 +73,6 @@ impl Server {
         poll: Poll,
         daemon: Daemon,
         control: Control,
-        receiver: Option<Receiver>,
         signals: Signals,
     ) -> io::Result<Server> {
         poll.registry().register(&mut SourceFd(&signals.raw()), SIGNALS, Interest::READABLE)?;
@@ -83,13 +81,13 @@ impl Server {
             events: Events::with_capacity(EVENTS_MAX),
             daemon,
             control,
-            receiver,
             signals,
             start: Instant::now(),
             ticked: 0,
             sleeper: None,
             watched: Vec::new(),
             stopping: false,
+            serving: false,
         })
     }
 
@@ -227,7 +225,7 @@ impl Server {
 
     /// Hands the poll's events to those they are for.
     fn look(&mut self, now: u64) {
-        let Server { events, daemon, control, receiver, .. } = self;
+        let Server { events, daemon, control, .. } = self;
         let mut signalled = false;
         for event in events.iter() {
             let token = event.token();
@@ -235,7 +233,7 @@ impl Server {
                 None if token == SIGNALS => signalled = true,
                 None if control.owns(token) => control.event(daemon, event, now),
                 None if RECEIVER.contains(&token) => {
-                    if let Some(receiver) = receiver {
+                    if let Some(receiver) = &mut daemon.receiver {
                         receiver.event(&daemon.env.registry, &daemon.env.log);
                     }
                 }
@@ -293,7 +291,9 @@ impl Server {
             }
         }
         let serving = daemon.vbds.iter_mut().any(|vbd| vbd.served().is_some());
-        daemon.env.sink.set_serving(serving);
+        if serving != std::mem::replace(&mut self.serving, serving) {
+            daemon.env.sink.set_serving(serving);
+        }
     }
 
     /// Once a second.

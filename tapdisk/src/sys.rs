@@ -53,18 +53,6 @@ pub fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
     }
 }
 
-/// Clears O_NONBLOCK, which a file was opened with so that a FIFO could not hold the open up.
-///
-/// # Errors
-/// Those of `fcntl(2)`.
-pub fn set_blocking(file: &File) -> io::Result<()> {
-    // SAFETY: F_GETFL and F_SETFL take and give numbers; the descriptor is borrowed for the calls.
-    let flags = check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) })?;
-    // SAFETY: as above.
-    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK) })?;
-    Ok(())
-}
-
 /// Minor and major page faults of the calling thread since it began.
 pub fn faults() -> (u64, u64) {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();

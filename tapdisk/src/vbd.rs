@@ -16,7 +16,6 @@ mod state;
 mod wish;
 
 use std::fs::File;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use mio::{Registry, Waker};
@@ -170,7 +169,7 @@ impl Vbd {
             return Err(libc::EALREADY);
         }
         let wish = wish(params, extra, &env.run, &env.log).map_err(|e| self.refuse(env, &e))?;
-        let before = self.state.rest().expect("a disk that is not open is at rest");
+        let before = self.state.rest().ok_or(libc::EBUSY)?;
         info!(env.log, "minor {}: opening {}", self.minor, wish.name);
         let timeout_s = if params.req_timeout > 0 { params.req_timeout } else { 120 };
         self.wish = Some(Opened { wish, timeout_s });
@@ -180,10 +179,10 @@ impl Vbd {
     }
 
     /// Begins to pause. Pausing a paused disk is done at once; a pause under way is joined.
-    pub fn pause(&mut self, env: &Env) {
+    pub fn pause(&mut self) {
         match self.state {
             State::Paused { .. } => {}
-            _ => self.drain(env, Goal::Pause),
+            _ => self.drain(Goal::Pause),
         }
     }
 
@@ -191,7 +190,7 @@ impl Vbd {
     pub fn close(&mut self, env: &Env) {
         match self.state {
             State::Paused { .. } => self.forget(env),
-            _ => self.drain(env, Goal::Close),
+            _ => self.drain(Goal::Close),
         }
     }
 
@@ -231,19 +230,23 @@ impl Vbd {
     }
 
     /// Stops intake and waits for what is in flight.
-    fn drain(&mut self, env: &Env, goal: Goal) {
+    fn drain(&mut self, goal: Goal) {
+        match &mut self.state {
+            // On its way already, perhaps further than this.
+            State::Shutting { goal: now, .. } | State::Draining { goal: now } => {
+                if *now != Goal::Pause {
+                    return;
+                }
+                *now = goal;
+            }
+            _ => self.state = State::Draining { goal },
+        }
         if let Some(served) = &mut self.served {
             match goal {
                 Goal::Pause => served.nbd.suspend(),
                 Goal::Close | Goal::Fail { .. } => served.hang_up(),
             }
         }
-        match &mut self.state {
-            // Files that are being closed already; only what follows is another matter.
-            State::Shutting { goal: now, .. } | State::Draining { goal: now } => *now = goal,
-            _ => self.state = State::Draining { goal },
-        }
-        let _ = env;
     }
 
     /// The end of CLOSE: sockets, engine and name go. Counters are kept.
@@ -268,9 +271,4 @@ fn socket_paths(env: &Env, minor: u16) -> crate::transport::nbd::Paths {
         server: env.run.nbdserver(env.pid, minor),
         server_new: env.run.nbdserver_new(env.pid, minor),
     }
-}
-
-/// The markers of minors, for messages.
-pub fn marker(env: &Env, minor: u16) -> PathBuf {
-    env.run.marker(u32::from(minor))
 }

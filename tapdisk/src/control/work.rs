@@ -1,9 +1,10 @@
 //! What the requests do, and what is answered.
 use slog::{info, warn};
 use tap_ctl::messages::{
-    COOKIE_ALL, ListEntry, Message, Request, Response, StatInfo, TapdiskPid, kind, type_name,
+    COOKIE_ALL, ListEntry, Message, Request, Response, StatInfo, TapdiskPid, kind,
 };
 
+use crate::receiver::Receiver;
 use crate::stats_json::Json;
 use crate::vbd::{Attach, Env, Extra, State, Vbd};
 
@@ -20,6 +21,8 @@ pub struct Daemon {
     pub env: Env,
     /// In order of attachment.
     pub vbds: Vec<Vbd>,
+    /// Takes descriptors for the NBD client.
+    pub receiver: Option<Receiver>,
     /// The last disk was detached.
     pub over: bool,
     /// Disks attached so far.
@@ -41,8 +44,8 @@ pub enum Begun {
 
 impl Daemon {
     /// No disks yet.
-    pub fn new(env: Env) -> Daemon {
-        Daemon { env, vbds: Vec::new(), over: false, attached: 0 }
+    pub fn new(env: Env, receiver: Receiver) -> Daemon {
+        Daemon { env, vbds: Vec::new(), receiver: Some(receiver), over: false, attached: 0 }
     }
 
     /// The reply of a request that may be served at any time.
@@ -60,7 +63,6 @@ impl Daemon {
 
     /// Begins an exclusive request.
     pub fn begin(&mut self, request: &Request, extra: &Extra, now: u64) -> Begun {
-        info!(self.env.log, "{} for minor {}", type_name(request.kind()), request.cookie());
         let result = match request {
             Request::Attach { minor } => match self.attach(*minor) {
                 Some(result) => result,
@@ -78,8 +80,8 @@ impl Daemon {
                 });
             }
             Request::Pause { minor } => {
-                return self.on(request, *minor, libc::ENODEV, now, |vbd, env| {
-                    vbd.pause(env);
+                return self.on(request, *minor, libc::ENODEV, now, |vbd, _| {
+                    vbd.pause();
                     Ok(())
                 });
             }
@@ -161,11 +163,15 @@ impl Daemon {
         Ok(())
     }
 
-    /// Forgets a disk that is closed. After the last one the process ends.
+    /// Forgets a disk that is closed. After the last one the process ends, and nobody shall find it
+    /// any more by the time the client has its reply.
     pub fn remove(&mut self, at: usize) {
         let vbd = self.vbds.remove(at);
         info!(self.env.log, "minor {}: detached", vbd.minor);
         self.over = self.vbds.is_empty();
+        if self.over {
+            self.receiver = None;
+        }
     }
 
     fn find(&self, minor: u16) -> Option<&Vbd> {

@@ -1,8 +1,9 @@
 //! Opening the file or device of one image.
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{DirectFile, Kind, OpenError};
 use crate::sys;
@@ -36,28 +37,24 @@ pub fn open(
     notes: &mut Vec<String>,
 ) -> Result<OpenFile, OpenError> {
     let failed = |e: &io::Error| OpenError::io(path, "open", e);
-    let before = std::fs::metadata(path).map_err(|e| failed(&e))?;
-    let device = usable(path, &before)?;
-    let mut flags = if device { 0 } else { libc::O_NONBLOCK };
-    if kind == Kind::Vhd && writable && Path::new(DSYNC_SWITCH).exists() {
-        flags |= libc::O_DSYNC;
-    }
-    let (file, direct) = match cached && !device {
-        true => (with(path, writable, flags).map_err(|e| failed(&e))?, false),
-        false => direct(path, writable, flags, notes).map_err(|e| failed(&e))?,
+    // The name is looked up once; what it leads to is looked at before it is really opened.
+    let place = with(path, false, libc::O_PATH).map_err(|e| failed(&e))?;
+    let meta = place.metadata().map_err(|e| failed(&e))?;
+    let device = usable(path, &meta)?;
+    let same = PathBuf::from(format!("/proc/self/fd/{}", place.as_raw_fd()));
+    let dsync = kind == Kind::Vhd && writable && Path::new(DSYNC_SWITCH).exists();
+    let flags = if dsync { libc::O_DSYNC } else { 0 };
+    let (file, how) = match cached && !device {
+        true => (with(&same, writable, flags).map_err(|e| failed(&e))?, How::Cached),
+        false => direct(&same, writable, flags).map_err(|e| failed(&e))?,
     };
-    let meta = file.metadata().map_err(|e| failed(&e))?;
-    if usable(path, &meta)? != device {
-        return Err(OpenError::new(
-            libc::EAGAIN,
-            format!("{} was replaced while it was opened", path.display()),
+    if how == How::Refused {
+        notes.push(format!(
+            "{}: its file system has no O_DIRECT, so it goes through the page cache (O_DSYNC)",
+            path.display()
         ));
     }
     let sector_size = if device { sys::device_sector(&file).map_err(|e| failed(&e))? } else { 512 };
-    if !device {
-        // With it the kernel would answer EAGAIN instead of waiting for the disk.
-        sys::set_blocking(&file).map_err(|e| failed(&e))?;
-    }
     if sector_size != 512 && sector_size != 4096 {
         let text = format!(
             "{} has sectors of {sector_size} bytes; 512 and 4096 are served",
@@ -66,7 +63,7 @@ pub fn open(
         return Err(OpenError::new(libc::EINVAL, text));
     }
     let identity = if device { (u64::MAX, meta.rdev()) } else { (meta.dev(), meta.ino()) };
-    let file = DirectFile::new(file, direct, device, sector_size as usize);
+    let file = DirectFile::new(file, how == How::Direct, device, sector_size as usize);
     Ok(OpenFile { file, identity, sector_size })
 }
 
@@ -91,23 +88,23 @@ fn with(path: &Path, writable: bool, flags: i32) -> io::Result<File> {
     OpenOptions::new().read(true).write(writable).custom_flags(flags | libc::O_NOCTTY).open(path)
 }
 
+/// How a file was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    Direct,
+    Cached,
+    /// Its file system has no O_DIRECT.
+    Refused,
+}
+
 /// With O_DIRECT, or where the file system refuses that, with O_DSYNC, so that what is acknowledged is
 /// on the disk all the same.
-fn direct(
-    path: &Path,
-    writable: bool,
-    flags: i32,
-    notes: &mut Vec<String>,
-) -> io::Result<(File, bool)> {
+fn direct(path: &Path, writable: bool, flags: i32) -> io::Result<(File, How)> {
     match with(path, writable, flags | libc::O_DIRECT) {
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
-            notes.push(format!(
-                "{}: its file system has no O_DIRECT, so it goes through the page cache (O_DSYNC)",
-                path.display()
-            ));
-            Ok((with(path, writable, flags | libc::O_DSYNC)?, false))
+            Ok((with(path, writable, flags | libc::O_DSYNC)?, How::Refused))
         }
-        other => Ok((other?, true)),
+        other => Ok((other?, How::Direct)),
     }
 }
 

@@ -73,7 +73,9 @@ impl Vbd {
             }
             Err((error, images)) => {
                 let errno = self.refuse(env, &error);
-                (shut(env, images, Goal::Fail { errno, rest: before }), None)
+                // The images had been open (spec/control-socket.md §5.3).
+                let rest = if before == Rest::Attached { Rest::Closed } else { before };
+                (shut(env, images, Goal::Fail { errno, rest }), None)
             }
         }
     }

@@ -70,6 +70,14 @@ impl Served {
         };
         info!(env.log, "minor {minor}: {}", disk.why);
         let locked = disk.disk.arena_ref().locked();
+        if let Locked::Refused(errno) = locked {
+            let error = std::io::Error::from_raw_os_error(errno);
+            warn!(
+                env.log,
+                "minor {minor}: its memory is not locked ({error}): under memory pressure it may wait for \
+                 itself; raise ulimit -l"
+            );
+        }
         let paths = socket_paths(env, minor);
         let export = export(&images, opened);
         let nbd = match NbdServer::new(&env.registry, &paths, Token(token), export) {
