@@ -1,2 +1,4 @@
-//! What the tests of the whole project share: the simulator.
+//! What the tests of the whole project share: the simulator, and the rig that drives the real programs.
+pub mod load;
+pub mod rig;
 pub mod sim;
