@@ -1,0 +1,63 @@
+//! What the tests need to drive the real programs: built once, run in a folder of their own, killed at the
+//! end whatever happens.
+//!
+//! ```text
+//!   Rig ── tap-ctl ──► tapdisk ◄── nbd::Client      (ours, so that no test needs another program)
+//!    │                    ▲  ◄── qemu-io, nbdinfo   (the second party; missing ones fail loudly)
+//!    └─ vhdgen, vhd-util ─┴──► images ◄── qemu-img
+//! ```
+//! Nothing here sleeps: processes are waited for through their descriptors, everything else through
+//! replies. Every wait has a deadline, after which the test fails.
+mod daemon;
+pub mod files;
+pub mod golden;
+pub mod nbd;
+pub mod places;
+mod programs;
+mod run;
+mod sys;
+mod tools;
+pub mod vhdgen;
+
+pub use daemon::{Engine, Rig, Served};
+pub use programs::{Programs, programs};
+pub use run::{Outcome, on_terminal, run};
+pub use tools::{nbdinfo, qemu_img, qemu_io, qemu_io_fails, tool};
+
+/// MiB in bytes.
+pub const MIB: u64 = 1 << 20;
+/// A sector in bytes.
+pub const SECTOR: u64 = 512;
+
+/// Whether slow tests run: not when TAPDISK_TESTS is `fast`. Says aloud what is left out.
+pub fn slow(what: &str) -> bool {
+    let fast = std::env::var_os("TAPDISK_TESTS").is_some_and(|value| value == "fast");
+    if fast {
+        eprintln!("LEFT OUT (TAPDISK_TESTS=fast): {what}");
+    }
+    !fast
+}
+
+/// Makes a test of each function for both disk engines, as `name::uring` and `name::aio`.
+#[macro_export]
+macro_rules! both_engines {
+    ($($(#[$meta:meta])* fn $name:ident($rig:ident) $body:block)+) => {$(
+        $(#[$meta])*
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            fn check($rig: &$crate::rig::Rig) $body
+
+            #[test]
+            fn uring() {
+                check(&$crate::rig::Rig::new($crate::rig::Engine::Uring));
+            }
+
+            #[test]
+            fn aio() {
+                check(&$crate::rig::Rig::new($crate::rig::Engine::Aio));
+            }
+        }
+    )+};
+}
