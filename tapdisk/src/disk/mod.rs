@@ -7,6 +7,7 @@ pub mod aio;
 mod files;
 pub mod lane;
 pub mod probe;
+mod spin;
 pub mod uring;
 
 use std::io;
