@@ -4,6 +4,7 @@
 //! nothing of formats or requests. Nothing here allocates after `open`; there is always room for one
 //! more operation, because the engine above never has more in flight than `depth` promised at open.
 pub mod aio;
+pub mod align;
 mod files;
 pub mod lane;
 pub mod probe;

@@ -48,8 +48,14 @@ pub struct Limits {
 
 impl Limits {
     /// What a disk gets normally: 3.5 MiB of arena.
-    pub const NORMAL: Limits =
-        Limits { small: 96, large: 32, meta_blocks: 1536, meta_bytes: 512, stables: 64, ahead: 32 << 20 };
+    pub const NORMAL: Limits = Limits {
+        small: 96,
+        large: 32,
+        meta_blocks: 1536,
+        meta_bytes: 512,
+        stables: 64,
+        ahead: 32 << 20,
+    };
 
     /// The least that still makes progress, for tests and for tight memory limits.
     pub const MINIMUM: Limits =
@@ -109,6 +115,12 @@ impl Limits {
     pub fn stable_buf(&self, stable: u16) -> Buf {
         let offset = self.stable_base() + u32::from(stable) * u32::from(self.meta_bytes);
         Buf { offset, bytes: u32::from(self.meta_bytes) }
+    }
+
+    /// A piece behind everything, for who else needs memory in the arena; it starts a page.
+    pub fn behind(&self, bytes: u32) -> Buf {
+        let offset = u32::try_from(self.arena_bytes()).expect("an arena has less than 4 GiB");
+        Buf { offset, bytes }
     }
 
     fn zeros_base(&self) -> u32 {

@@ -35,16 +35,31 @@ pub struct SimFile {
     pub bytes: Vec<u8>,
     /// On the medium for certain.
     medium: Vec<u8>,
-    /// Sectors written since the last flush, in order.
-    unflushed: Vec<(usize, [u8; 512])>,
+    /// Units written since the last flush, in order.
+    unflushed: Vec<(usize, Box<[u8]>)>,
     /// A block device.
     pub device: bool,
+    /// Bytes of a physical sector: operations are made of these, and each lands whole or not.
+    pub unit: usize,
 }
 
 impl SimFile {
     /// A file or device with these bytes on the medium.
     pub fn new(bytes: Vec<u8>, device: bool) -> SimFile {
-        SimFile { medium: bytes.clone(), bytes, unflushed: Vec::new(), device }
+        SimFile { medium: bytes.clone(), bytes, unflushed: Vec::new(), device, unit: 512 }
+    }
+
+    /// The same with sectors of `unit` bytes. A device ends with a whole one, and with the 512
+    /// bytes it ended with before: a footer.
+    pub fn with_unit(mut self, unit: usize) -> SimFile {
+        self.unit = unit;
+        let bytes = self.bytes.len();
+        if self.device && !bytes.is_multiple_of(unit) {
+            self.bytes.resize(bytes.next_multiple_of(unit) - 512, 0xee);
+            self.bytes.extend_from_within(bytes - 512..bytes);
+            self.medium = self.bytes.clone();
+        }
+        self
     }
 
     fn extend(&mut self, len: usize) {
@@ -61,25 +76,35 @@ impl SimFile {
             self.medium[at..at + data.len()].copy_from_slice(data);
             return;
         }
-        for (i, sector) in data.chunks_exact(512).enumerate() {
-            self.unflushed.push((at + i * 512, sector.try_into().expect("a sector")));
+        for (skip, len) in units(at, data.len(), self.unit) {
+            self.unflushed.push((at + skip, data[skip..skip + len].into()));
         }
     }
 
     fn flush(&mut self, upto: usize) {
-        for (at, sector) in self.unflushed.drain(..upto) {
-            self.medium[at..at + 512].copy_from_slice(&sector);
+        for (at, unit) in self.unflushed.drain(..upto) {
+            self.medium[at..at + unit.len()].copy_from_slice(&unit);
         }
     }
 
     fn power_cut(&mut self, rng: &mut Rng) {
-        for (at, sector) in std::mem::take(&mut self.unflushed) {
+        for (at, unit) in std::mem::take(&mut self.unflushed) {
             if rng.one_in(2) {
-                self.medium[at..at + 512].copy_from_slice(&sector);
+                self.medium[at..at + unit.len()].copy_from_slice(&unit);
             }
         }
         self.bytes = self.medium.clone();
     }
+}
+
+/// The parts of a range that land whole or not: (offset in the range, length).
+fn units(at: usize, bytes: usize, unit: usize) -> impl Iterator<Item = (usize, usize)> {
+    let mut skip = 0;
+    std::iter::from_fn(move || {
+        let len = (unit - (at + skip) % unit).min(bytes - skip);
+        skip += len;
+        (len > 0).then_some((skip - len, len))
+    })
 }
 
 /// The disk.
@@ -128,7 +153,8 @@ impl SimDisk {
         }
         let mut i = self.rng.below(self.queue.len() as u64) as usize;
         for _ in 0..20 {
-            if !self.faults.slow_reads || self.queue[i].1.kind != Kind::Read || self.rng.one_in(40) {
+            if !self.faults.slow_reads || self.queue[i].1.kind != Kind::Read || self.rng.one_in(40)
+            {
                 break;
             }
             i = self.rng.below(self.queue.len() as u64) as usize;
@@ -150,9 +176,13 @@ impl SimDisk {
         }
         let at = op.at as usize;
         let file = &mut self.files[usize::from(op.file.0)];
+        if !accepted(file, op) {
+            return Err(libc::EINVAL);
+        }
         match op.kind {
             Kind::Read => {
-                let there = file.bytes.len().saturating_sub(at).min(op.buf.bytes as usize);
+                let at = at.min(file.bytes.len());
+                let there = (file.bytes.len() - at).min(op.buf.bytes as usize);
                 let n = cut_short(&mut self.rng, faults.short, there);
                 let buf = op.buf.part(0, n as u32);
                 self.arena.slice_mut(buf).copy_from_slice(&file.bytes[at..at + n]);
@@ -164,7 +194,8 @@ impl SimDisk {
                     return Err(libc::ENOSPC);
                 }
                 // A sector is written whole or not.
-                let n = cut_short(&mut self.rng, faults.short, all).next_multiple_of(512).min(all);
+                let n = cut_short(&mut self.rng, faults.short, all);
+                let n = n.next_multiple_of(file.unit).min(all);
                 file.write(at, self.arena.slice(op.buf.part(0, n as u32)), self.volatile);
                 Ok(n as u32)
             }
@@ -209,18 +240,17 @@ impl SimDisk {
             Kind::Read | Kind::Sync => return,
         };
         let whole = self.rng.one_in(3);
-        for skip in (0..all).step_by(512) {
+        for (skip, len) in units(op.at as usize, all, file.unit) {
             let at = op.at as usize + skip;
-            if (file.device && at + 512 > file.bytes.len()) || !(whole || self.rng.one_in(2)) {
+            if (file.device && at + len > file.bytes.len()) || !(whole || self.rng.one_in(2)) {
                 continue;
             }
-            let sector = op.buf;
-            let data: [u8; 512] = if zeros {
-                [0; 512]
+            let data = if zeros {
+                &[0; 4096][..len]
             } else {
-                self.arena.slice(sector.part(skip as u32, 512)).try_into().expect("a sector")
+                self.arena.slice(op.buf.part(skip as u32, len as u32))
             };
-            file.write(at, &data, self.volatile);
+            file.write(at, data, self.volatile);
         }
     }
 
@@ -238,13 +268,30 @@ impl SimDisk {
     }
 }
 
+/// What the kernel accepts: whole sectors, in memory aligned to them; of a file any range to zero.
+fn accepted(file: &SimFile, op: &Op) -> bool {
+    let whole = |n: u64| n.is_multiple_of(file.unit as u64);
+    match op.kind {
+        Kind::Read | Kind::Write => {
+            whole(op.at) && whole(op.buf.bytes.into()) && whole(op.buf.offset.into())
+        }
+        Kind::Zero { bytes, .. } | Kind::Discard { bytes } => {
+            !file.device || (whole(op.at) && whole(bytes))
+        }
+        Kind::Sync | Kind::Grow { .. } => true,
+    }
+}
+
 fn cut_short(rng: &mut Rng, chance: u64, bytes: usize) -> usize {
     if bytes > 512 && rng.one_in(chance) { 1 + rng.below(bytes as u64 - 1) as usize } else { bytes }
 }
 
 impl Disk for SimDisk {
     fn push(&mut self, tag: Tag, op: Op) {
-        assert!(self.queue.len() + self.ready.len() < self.depth, "no more operations than promised");
+        assert!(
+            self.queue.len() + self.ready.len() < self.depth,
+            "no more operations than promised"
+        );
         let mark = self.files[usize::from(op.file.0)].unflushed.len();
         self.queue.push((tag, op, mark));
     }

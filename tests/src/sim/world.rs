@@ -4,6 +4,7 @@ use std::path::Path;
 
 use image::blocking;
 use image::{Image, MemStorage, Span};
+use tapdisk::disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
 use tapdisk::engine::chain::{Chain, Layer};
 use tapdisk::engine::limits::Limits;
 use tapdisk::engine::{Engine, FileInfo, Policy};
@@ -31,12 +32,24 @@ pub struct Setup {
     pub wrap: Wrap,
     /// Overrides the disk's faults.
     pub lazy_flush: bool,
+    /// Files of sectors of 4096 bytes: all that can be (true), none, or as the seed says.
+    pub large_sectors: Option<bool>,
+    /// Rewrites of parts of large sectors lock them (false: a planted bug).
+    pub locks: bool,
 }
 
 impl Setup {
     /// The normal run of a seed.
     pub fn new(seed: u64) -> Setup {
-        Setup { seed, requests: 400, cuts: 3, wrap: |image| image, lazy_flush: false }
+        Setup {
+            seed,
+            requests: 400,
+            cuts: 3,
+            wrap: |image| image,
+            lazy_flush: false,
+            large_sectors: None,
+            locks: true,
+        }
     }
 }
 
@@ -53,12 +66,16 @@ const BLOCK_BYTES: u32 = 64 << 10;
 pub struct World {
     setup: Setup,
     rng: Rng,
-    engine: Engine<SimDisk>,
+    engine: Engine<Aligned<SimDisk>>,
     model: Model,
     formats: Vec<Format>,
     limits: Limits,
     volatile: bool,
     faults: Faults,
+    /// Chance of what is about large sectors; its own, so that old seeds stay what they were.
+    large: Rng,
+    large_sectors: bool,
+    bounces: u32,
     now: u64,
     value: u64,
     sectors: u64,
@@ -78,7 +95,8 @@ pub struct World {
 pub fn run(setup: Setup) -> Result<[u64; 2], String> {
     let mut world = World::new(setup)?;
     // Hot seeds: many short lives, with requests that fight for the same few sectors of a fresh place.
-    let (cuts, requests) = if world.hot { (setup.cuts * 6, 30) } else { (setup.cuts, setup.requests) };
+    let (cuts, requests) =
+        if world.hot { (setup.cuts * 6, 30) } else { (setup.cuts, setup.requests) };
     for _ in 0..cuts {
         world.live(requests)?;
         world = world.power_cut()?;
@@ -92,15 +110,30 @@ pub fn run(setup: Setup) -> Result<[u64; 2], String> {
 impl World {
     fn new(setup: Setup) -> Result<World, String> {
         let mut rng = Rng::new(setup.seed);
-        let format = [Format::Raw, Format::Fixed, Format::Dynamic, Format::Dynamic, Format::Dynamic]
-            [rng.below(5) as usize];
+        let format =
+            [Format::Raw, Format::Fixed, Format::Dynamic, Format::Dynamic, Format::Dynamic]
+                [rng.below(5) as usize];
         let device = rng.one_in(3);
         let sectors = 8 * 128 + [0, 0, 1, 40][rng.below(4) as usize];
         let (bytes, initial) = first_image(format, sectors, device);
         let limits = match rng.below(3) {
             0 => Limits::MINIMUM,
-            1 => Limits { small: 3, large: 2, meta_blocks: 36, stables: 2, ahead: 1 << 16, ..Limits::MINIMUM },
-            _ => Limits { small: 8, large: 8, meta_blocks: 110, stables: 8, ahead: 1 << 18, ..Limits::MINIMUM },
+            1 => Limits {
+                small: 3,
+                large: 2,
+                meta_blocks: 36,
+                stables: 2,
+                ahead: 1 << 16,
+                ..Limits::MINIMUM
+            },
+            _ => Limits {
+                small: 8,
+                large: 8,
+                meta_blocks: 110,
+                stables: 8,
+                ahead: 1 << 18,
+                ..Limits::MINIMUM
+            },
         };
         let faulty = rng.one_in(2);
         let faults = Faults {
@@ -114,14 +147,21 @@ impl World {
         };
         let volatile = rng.one_in(2);
         let files = vec![SimFile::new(bytes, device)];
+        let mut large = Rng::new(setup.seed ^ 4096);
+        let large_sectors = large.one_in(3);
+        // One buffer is enough, and hard.
+        let bounces = if large.one_in(2) { 1 } else { 1 + large.below(u64::from(BOUNCES)) as u32 };
         let mut world = World {
             setup,
-            engine: Engine::new(SimDisk::new(limits.arena_bytes(), Vec::new(), 0, rng.clone()), limits),
+            engine: no_engine(limits),
             model: Model::new(&vec![initial; sectors as usize]),
             formats: vec![format],
             limits,
             volatile,
             faults,
+            large,
+            large_sectors: setup.large_sectors.unwrap_or(large_sectors),
+            bounces,
             now: 1,
             value: 1 << 32,
             sectors,
@@ -132,6 +172,7 @@ impl World {
             ended: [0; 2],
             rng,
         };
+        let files = files.into_iter().map(|file| world.unit(file, format)).collect();
         world.open(files)?;
         Ok(world)
     }
@@ -140,37 +181,62 @@ impl World {
 
     fn open(&mut self, files: Vec<SimFile>) -> Result<(), String> {
         let chain = self.chain_of(&files)?;
-        let infos: Vec<FileInfo> =
-            files.iter().map(|f| FileInfo { bytes: f.bytes.len() as u64, device: f.device }).collect();
+        let infos: Vec<FileInfo> = files
+            .iter()
+            .map(|f| FileInfo { bytes: f.bytes.len() as u64, device: f.device })
+            .collect();
         let depth = self.limits.ops() as usize;
         let seed = self.rng.next();
-        let mut disk = SimDisk::new(self.limits.arena_bytes(), files, depth, Rng::new(seed));
+        let reserve = self.limits.behind(self.bounces * BOUNCE_BYTES);
+        let arena_bytes = (reserve.offset + reserve.bytes) as usize;
+        let alignments: Vec<u32> = files.iter().map(|f| f.unit as u32).collect();
+        let mut disk = SimDisk::new(arena_bytes, files, depth, Rng::new(seed));
         disk.faults = self.faults;
         disk.volatile = self.volatile;
+        let mut disk = Aligned::open(disk, reserve, depth as u32);
+        disk.set_alignments(&alignments).map_err(|e| e.to_string())?;
+        if !self.setup.locks {
+            disk.without_locks();
+        }
         self.engine = Engine::new(disk, self.limits);
-        let layers = chain.into_iter().enumerate().map(|(i, image)| {
-            Layer::new(if i == 0 { (self.setup.wrap)(image) } else { image })
-        });
+        let layers = chain
+            .into_iter()
+            .enumerate()
+            .map(|(i, image)| Layer::new(if i == 0 { (self.setup.wrap)(image) } else { image }));
         let policy = Policy { barriers: self.volatile, timeout_s: 600, ..Policy::default() };
         self.engine.attach(Chain { layers: layers.collect() }, &infos, policy);
         Ok(())
     }
 
+    /// Gives a fresh file its sectors. A file whose length says where the disk or its footer ends is
+    /// not made longer by a write, so its last large sector must not be a shared one.
+    fn unit(&mut self, file: SimFile, format: Format) -> SimFile {
+        let fits = file.device || format == Format::Dynamic || self.sectors.is_multiple_of(8);
+        let all = self.setup.large_sectors == Some(true);
+        let large = self.large_sectors && fits && (all || self.large.below(4) > 0);
+        file.with_unit(if large { 4096 } else { 512 })
+    }
+
     fn chain_of(&self, files: &[SimFile]) -> Result<Vec<Box<dyn Image>>, String> {
-        let open = |(i, (file, format)): (usize, (&SimFile, &Format))| -> Result<Box<dyn Image>, String> {
-            if *format == Format::Raw {
-                return Ok(Box::new(raw::Raw::new(self.sectors, file.device)));
-            }
-            let storage = MemStorage::new(file.bytes.clone(), file.device);
-            let options = OpenOptions { read_only: i > 0, for_io: true, ..OpenOptions::default() };
-            let opened = vhd_rs::open(&storage, Path::new("sim.vhd"), &options)
-                .map_err(|e| format!("layer {i} does not open: {e}"))?;
-            if !opened.bad_blocks.is_empty() {
-                let (len, bat) = (file.bytes.len(), &opened.bat);
-                return Err(format!("layer {i} of {len} bytes has bad blocks {:?}: {bat:?}", opened.bad_blocks));
-            }
-            Ok(Box::new(Vhd::new(opened)))
-        };
+        let open =
+            |(i, (file, format)): (usize, (&SimFile, &Format))| -> Result<Box<dyn Image>, String> {
+                if *format == Format::Raw {
+                    return Ok(Box::new(raw::Raw::new(self.sectors, file.device)));
+                }
+                let storage = MemStorage::new(file.bytes.clone(), file.device);
+                let options =
+                    OpenOptions { read_only: i > 0, for_io: true, ..OpenOptions::default() };
+                let opened = vhd_rs::open(&storage, Path::new("sim.vhd"), &options)
+                    .map_err(|e| format!("layer {i} does not open: {e}"))?;
+                if !opened.bad_blocks.is_empty() {
+                    let (len, bat) = (file.bytes.len(), &opened.bat);
+                    return Err(format!(
+                        "layer {i} of {len} bytes has bad blocks {:?}: {bat:?}",
+                        opened.bad_blocks
+                    ));
+                }
+                Ok(Box::new(Vhd::new(opened)))
+            };
         files.iter().zip(&self.formats).enumerate().map(open).collect()
     }
 
@@ -178,27 +244,29 @@ impl World {
     fn pause(&mut self) -> Result<(), String> {
         self.drain()?;
         let mut chain = self.engine.detach().expect("a chain was attached");
-        let mut files = std::mem::take(&mut self.engine.disk().files);
+        let mut files = std::mem::take(&mut self.engine.disk().inner().files);
         let closing = chain.layers[0].image.closing();
         let storage = MemStorage::new(std::mem::take(&mut files[0].bytes), files[0].device);
         closing.apply(&storage).map_err(|e| format!("closing: {e}"))?;
         // A close ends with a flush.
-        files[0] = SimFile::new(storage.into_inner(), files[0].device);
+        let unit = files[0].unit;
+        files[0] = SimFile::new(storage.into_inner(), files[0].device).with_unit(unit);
         let now = self.model.tick();
         self.model.flush(now);
         if self.formats.len() < 5 && self.rng.one_in(2) {
             let parent = (self.formats[0] != Format::Raw).then(|| uuid_of(&files[0].bytes));
             let device = self.rng.one_in(3);
-            files.insert(0, SimFile::new(dynamic(self.sectors, Some(parent), device, self.value), device));
+            let bytes = dynamic(self.sectors, Some(parent), device, self.value);
+            let file = self.unit(SimFile::new(bytes, device), Format::Dynamic);
+            files.insert(0, file);
             self.formats.insert(0, Format::Dynamic);
         }
         self.open(files)
     }
 
     fn power_cut(mut self) -> Result<World, String> {
-        let placeholder = SimDisk::new(self.limits.arena_bytes(), Vec::new(), 0, Rng::new(0));
-        let engine = std::mem::replace(&mut self.engine, Engine::new(placeholder, self.limits));
-        let (files, _) = engine.into_disk().power_cut();
+        let engine = std::mem::replace(&mut self.engine, no_engine(self.limits));
+        let (files, _) = engine.into_disk().into_inner().power_cut();
         self.at_work.clear();
         self.open(files)?;
         let values = self.verify_all("after a power cut", true)?;
@@ -214,7 +282,7 @@ impl World {
         while left > 0 {
             match self.rng.below(6) {
                 0..=2 => left -= u32::from(self.start()),
-                _ => self.engine.disk().complete_one(),
+                _ => self.engine.disk().inner().complete_one(),
             }
             self.turn()?;
             if self.rng.one_in(150) {
@@ -247,7 +315,7 @@ impl World {
             if self.at_work.is_empty() && self.engine.idle() {
                 return Ok(());
             }
-            self.engine.disk().complete_one();
+            self.engine.disk().inner().complete_one();
             self.turn()?;
         }
         Err(format!("requests are stuck: {:?}", self.at_work))
@@ -256,7 +324,8 @@ impl World {
     fn start(&mut self) -> bool {
         let verb = self.verb();
         let count = self.length(verb);
-        let bytes = if matches!(verb, Verb::Read | Verb::Write { .. }) { count * 512 } else { 4096 };
+        let bytes =
+            if matches!(verb, Verb::Read | Verb::Write { .. }) { count * 512 } else { 4096 };
         let Some(slot) = self.engine.reserve(bytes as u32) else { return false };
         let span = if verb == Verb::Flush {
             Span::default()
@@ -285,7 +354,7 @@ impl World {
             }
             Verb::Discard { .. } => {
                 // On a device anything may be there afterwards, on a file the old or zeros.
-                let device = self.engine.disk_ref().files[0].device;
+                let device = self.engine.disk_ref().inner_ref().files[0].device;
                 self.model.begin(range, if device { ANY } else { ZERO });
                 start = self.model.time;
             }
@@ -348,7 +417,8 @@ impl World {
             Verb::Flush | Verb::Read | Verb::Status => {}
         }
         if outcome.is_err() && self.faults.eio == 0 && self.faults.nospace == 0 {
-            let full = outcome == Err(libc::ENOSPC) && self.engine.disk_ref().files[0].device;
+            let full =
+                outcome == Err(libc::ENOSPC) && self.engine.disk_ref().inner_ref().files[0].device;
             if !full {
                 return Err(format!("{request:?} failed without a fault: {outcome:?}"));
             }
@@ -388,7 +458,10 @@ impl World {
             s += count;
         }
         if s <= request.span.start || s > request.span.end() {
-            return Err(format!("block status covers {} to {s} of {request:?}", request.span.start));
+            return Err(format!(
+                "block status covers {} to {s} of {request:?}",
+                request.span.start
+            ));
         }
         Ok(())
     }
@@ -397,7 +470,7 @@ impl World {
 
     /// Reads the whole disk with the blocking executor, which shares no engine with the daemon.
     fn verify_all(&mut self, when: &str, cut: bool) -> Result<Vec<u64>, String> {
-        let files = self.engine.disk_ref().files.clone();
+        let files = self.engine.disk_ref().inner_ref().files.clone();
         let images = if cut {
             self.chain_of(&files)?
         } else {
@@ -429,6 +502,12 @@ impl World {
         }
         Ok(values)
     }
+}
+
+/// An engine to be replaced.
+fn no_engine(limits: Limits) -> Engine<Aligned<SimDisk>> {
+    let disk = SimDisk::new(limits.arena_bytes(), Vec::new(), 0, Rng::new(0));
+    Engine::new(Aligned::open(disk, limits.behind(0), 0), limits)
 }
 
 /// The first image and the value its sectors hold.
