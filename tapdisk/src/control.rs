@@ -27,6 +27,8 @@ pub use work::{Daemon, VBD_TOKENS, VBD_TOKENS_BASE};
 
 /// Clients at once. The original has 10.
 pub const CLIENTS_MAX: usize = 32;
+/// After this time accepting is tried again, in µs.
+const ACCEPT_RETRY_US: u64 = 1_000_000;
 /// Tokens of the poll in use, from the base on: the listener and the clients.
 pub const TOKENS: usize = 1 + CLIENTS_MAX;
 
@@ -37,15 +39,14 @@ struct ClientId(usize, u64);
 /// An exclusive request that waits for its turn.
 struct Queued {
     client: ClientId,
-    request: Box<Request>,
-    extra: Extra,
+    request: Box<(Request, Extra)>,
 }
 
 /// The exclusive request that is being worked on.
 struct Running {
     /// `None`: it is gone.
     client: Option<ClientId>,
-    request: Box<Request>,
+    request: Box<(Request, Extra)>,
     /// A marker that another process holds is tried again then, in µs.
     retry_at: Option<u64>,
 }
@@ -60,6 +61,8 @@ pub struct Control {
     serial: u64,
     /// Somebody may be waiting at the listener.
     knocked: bool,
+    /// Accepting failed; it is tried again then, in µs.
+    accept_at: Option<u64>,
     queue: VecDeque<Queued>,
     running: Option<Running>,
 }
@@ -79,6 +82,7 @@ impl Control {
             clients: (0..CLIENTS_MAX).map(|_| None).collect(),
             serial: 0,
             knocked: false,
+            accept_at: None,
             queue: VecDeque::new(),
             running: None,
         })
@@ -127,8 +131,9 @@ impl Control {
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    // Out of descriptors: tried again when a client goes, and every second.
+                    // Out of descriptors: tried again, since no event will tell.
                     self.knocked = error.kind() != io::ErrorKind::WouldBlock;
+                    self.accept_at = self.knocked.then_some(now + ACCEPT_RETRY_US);
                     return;
                 }
             }
@@ -154,9 +159,9 @@ impl Control {
         match client.read(now) {
             Input::Nothing => {}
             Input::Gone => self.drop_client(daemon, place),
-            Input::Request(request, extra) => match daemon.at_once(&request) {
+            Input::Request(request) => match daemon.at_once(&request.0) {
                 Some(reply) => self.answer(id, &reply, now),
-                None => self.queue.push_back(Queued { client: id, request, extra }),
+                None => self.queue.push_back(Queued { client: id, request }),
             },
         }
     }
@@ -189,9 +194,10 @@ impl Control {
     pub fn work(&mut self, daemon: &mut Daemon, now: u64) {
         self.try_again(daemon, now);
         while self.running.is_none() && !daemon.over {
-            let Some(Queued { client, request, extra }) = self.queue.pop_front() else { break };
-            info!(daemon.env.log, "{} for minor {}", type_name(request.kind()), request.cookie());
-            match daemon.begin(&request, &extra, now) {
+            let Some(Queued { client, request }) = self.queue.pop_front() else { break };
+            let (what, extra) = &*request;
+            info!(daemon.env.log, "{} for minor {}", type_name(what.kind()), what.cookie());
+            match daemon.begin(what, extra, now) {
                 work::Begun::Done(reply) => {
                     if daemon.over {
                         self.stop_listening();
@@ -204,6 +210,7 @@ impl Control {
             }
         }
         if self.knocked {
+            self.accept_at = None;
             self.accept(daemon, now);
         }
     }
@@ -219,7 +226,7 @@ impl Control {
         &mut self,
         daemon: &Daemon,
         client: ClientId,
-        request: Box<Request>,
+        request: Box<(Request, Extra)>,
         retry_at: Option<u64>,
     ) {
         let ClientId(place, serial) = client;
@@ -236,7 +243,7 @@ impl Control {
         if running.retry_at.is_none_or(|at| at > now) {
             return;
         }
-        match daemon.begin(&running.request, &Extra::default(), now) {
+        match daemon.begin(&running.request.0, &running.request.1, now) {
             work::Begun::Done(reply) => self.end_running(daemon, &reply, now),
             work::Begun::Later => running.retry_at = None,
             work::Begun::Again { at } => running.retry_at = Some(at),
@@ -251,9 +258,9 @@ impl Control {
         outcome: Result<(), i32>,
         now: u64,
     ) {
-        let ours = |r: &&Running| r.retry_at.is_none() && r.request.cookie() == minor;
+        let ours = |r: &&Running| r.retry_at.is_none() && r.request.0.cookie() == minor;
         let Some(running) = self.running.as_ref().filter(ours) else { return };
-        let reply = daemon.reply(&running.request, outcome);
+        let reply = daemon.reply(&running.request.0, outcome);
         self.end_running(daemon, &reply, now);
     }
 
@@ -269,7 +276,7 @@ impl Control {
     /// more (§5.5); an attach is forgotten; everything else goes on to its end.
     fn release_abandoned(&mut self, daemon: &Daemon) {
         let Some(running) = &self.running else { return };
-        let release = match *running.request {
+        let release = match running.request.0 {
             Request::Pause { minor } => daemon.is_draining(minor),
             Request::Attach { .. } => true,
             _ => false,
@@ -282,7 +289,8 @@ impl Control {
     /// When `work` or `expire` has something to do even if nothing happens, in µs.
     pub fn next_us(&self) -> Option<u64> {
         let clients = self.clients.iter().flatten().filter_map(Conn::deadline);
-        clients.chain(self.running.as_ref().and_then(|r| r.retry_at)).min()
+        let attach = self.running.as_ref().and_then(|running| running.retry_at);
+        clients.chain(attach).chain(self.accept_at).min()
     }
 
     /// Drops whoever has taken too long.

@@ -51,8 +51,11 @@ environment: TAPDISK_RUN_DIR (sockets), TAPDISK_LOG_DIR (log files), TAPDISK_ENG
 enum Wanted {
     Help,
     Version,
-    Serve { foreground: bool },
-    Usage,
+    Serve {
+        foreground: bool,
+    },
+    /// With the letter that is no option.
+    Usage(Option<char>),
 }
 
 /// A start that failed: errno and a sentence.
@@ -82,7 +85,10 @@ pub fn main() -> ExitCode {
             println!("tapdisk {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
-        Wanted::Usage => {
+        Wanted::Usage(letter) => {
+            if let Some(letter) = letter {
+                eprintln!("tapdisk: invalid option -- '{letter}'");
+            }
             eprint!("{USAGE}");
             ExitCode::from(22)
         }
@@ -103,11 +109,11 @@ fn wanted(args: &[std::ffi::OsString]) -> Wanted {
                     match letter {
                         'h' => return Wanted::Help,
                         'D' => wanted = Wanted::Serve { foreground: true },
-                        _ => return Wanted::Usage,
+                        other => return Wanted::Usage(Some(other)),
                     }
                 }
             }
-            _ => return Wanted::Usage,
+            _ => return Wanted::Usage(None),
         }
     }
     wanted
@@ -360,8 +366,9 @@ mod tests {
         assert_eq!(of(&["-D"]), Wanted::Serve { foreground: true });
         assert_eq!(of(&["-Dh"]), Wanted::Help);
         assert_eq!(of(&["--version"]), Wanted::Version);
-        for bad in [&["-Z"][..], &["x"], &["-"], &["-D", "x"]] {
-            assert_eq!(of(bad), Wanted::Usage, "{bad:?}");
+        assert_eq!(of(&["-DZ"]), Wanted::Usage(Some('Z')));
+        for bad in [&["x"][..], &["-"], &["-D", "x"]] {
+            assert_eq!(of(bad), Wanted::Usage(None), "{bad:?}");
         }
     }
 }

@@ -102,7 +102,7 @@ impl Server {
             self.control.work(&mut self.daemon, now);
             self.advance(now);
             self.tick(now);
-            more = self.turn();
+            more = self.turn() || self.daemon.vbds.iter().any(Vbd::is_drained);
             if self.daemon.over || self.stopping && self.daemon.vbds.is_empty() {
                 let since = *end.get_or_insert(now);
                 if !self.control.is_answering() || now - since >= DRAIN_US {
@@ -285,9 +285,13 @@ impl Server {
         }
         control.work(daemon, now);
         if self.stopping {
-            let env = &daemon.env;
-            if let Some(at) = daemon.vbds.iter_mut().position(|vbd| vbd.finish_stop(env)) {
-                daemon.remove(at);
+            let Daemon { env, vbds, .. } = &mut *daemon;
+            let closed: Vec<u16> = vbds
+                .iter_mut()
+                .filter_map(|v| v.finish_stop(env, now).then_some(v.minor))
+                .collect();
+            for minor in closed {
+                daemon.remove(minor);
             }
         }
         let serving = daemon.vbds.iter_mut().any(|vbd| vbd.served().is_some());

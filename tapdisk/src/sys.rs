@@ -181,7 +181,7 @@ pub fn receive_descriptor(
         if level == libc::SOL_SOCKET && kind == libc::SCM_RIGHTS {
             // SAFETY: CMSG_LEN computes a constant.
             let head = unsafe { libc::CMSG_LEN(0) } as usize;
-            for i in 0..(bytes as usize - head) / size_of::<libc::c_int>() {
+            for i in 0..(bytes - head) / size_of::<libc::c_int>() {
                 // SAFETY: the kernel wrote that many descriptors there, now ours alone. All but the
                 // last are dropped, that is closed.
                 found = Some(unsafe {

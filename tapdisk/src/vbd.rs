@@ -214,7 +214,11 @@ impl Vbd {
         // What no second try can mend.
         crate::formats::parse(wish.name.as_bytes()).map_err(|e| self.refuse(env, &e))?;
         info!(env.log, "minor {}: resuming with {}", self.minor, wish.name);
-        self.state = State::Resuming { wish, tries: 0, step: state::Step::Wait { until: 0 } };
+        self.state = State::Resuming {
+            wish: Box::new(wish),
+            tries: 0,
+            step: state::Step::Wait { until: 0 },
+        };
         Ok(())
     }
 

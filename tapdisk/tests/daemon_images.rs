@@ -229,6 +229,27 @@ fn what_was_written_is_there_after_the_close() {
 }
 
 #[test]
+fn a_pause_lets_go_of_the_files() {
+    let daemon = Daemon::attached();
+    for name in [images::vhd(&daemon.run.join("d"), 1), images::raw(&daemon.run.join("a"), 1 << 20)]
+    {
+        assert_eq!(daemon.open(0, &name), 0);
+        let path = name.split_once(':').unwrap().1;
+        let file = File::open(path).unwrap();
+        assert!(tap_ctl::sys::flock(&file, tap_ctl::sys::Lock::Try).is_err(), "locked while open");
+        daemon.nbd(0).write(0, &[1; 4096]).unwrap();
+        assert_eq!(daemon.ask(kind::PAUSE, 0), 0);
+        // The lock goes with the last reference to the file, the kernel's own among them.
+        tap_ctl::sys::flock(&file, tap_ctl::sys::Lock::Try).expect("nobody has it open");
+        drop(file);
+        assert_eq!(daemon.resume(0, ""), 0);
+        close(&daemon);
+        let file = File::open(path).unwrap();
+        tap_ctl::sys::flock(&file, tap_ctl::sys::Lock::Try).expect("nobody has it open");
+    }
+}
+
+#[test]
 fn a_second_writer_is_noted_or_refused() {
     let daemon = Daemon::attached();
     let name = images::raw(&daemon.run.join("a"), 1 << 20);

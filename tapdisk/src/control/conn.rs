@@ -28,7 +28,7 @@ pub enum Phase {
 /// What reading gave.
 pub enum Input {
     /// A request.
-    Request(Box<Request>, Extra),
+    Request(Box<(Request, Extra)>),
     /// Nothing to do now.
     Nothing,
     /// The client is gone or gets no reply.
@@ -81,10 +81,10 @@ impl Conn {
         loop {
             let want = match parse(&self.input) {
                 Parsed::More(want) => want.min(REQUEST_BYTES_MAX),
-                Parsed::Request(request, extra) => {
+                Parsed::Request(request) => {
                     self.forget_input();
                     self.phase = Phase::Waiting;
-                    return Input::Request(request, extra);
+                    return Input::Request(request);
                 }
                 Parsed::Refused(cookie, errno) => {
                     self.forget_input();

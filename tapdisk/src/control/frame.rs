@@ -15,7 +15,7 @@ pub enum Parsed {
     /// The beginning of a request that has at least this many bytes.
     More(usize),
     /// A request.
-    Request(Box<Request>, Extra),
+    Request(Box<(Request, Extra)>),
     /// Something that is refused: cookie of the reply and errno.
     Refused(u16, i32),
 }
@@ -32,10 +32,10 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     let (params, may_have_key) = match &request {
         Request::Open { params, .. } => (params, true),
         Request::Resume { params, .. } => (params, false),
-        _ => return Parsed::Request(Box::new(request), Extra::default()),
+        _ => return Parsed::Request(Box::new((request, Extra::default()))),
     };
     match extra(params, may_have_key, &bytes[MESSAGE_BYTES..]) {
-        Ok(extra) => Parsed::Request(Box::new(request), extra),
+        Ok(extra) => Parsed::Request(Box::new((request, extra))),
         Err(Short(bytes)) => Parsed::More(MESSAGE_BYTES + bytes),
         Err(Bad) => Parsed::Refused(request.cookie(), libc::EINVAL),
     }
@@ -93,10 +93,10 @@ mod tests {
 
     #[test]
     fn a_message_alone_is_a_request() {
-        let Parsed::Request(request, extra) = whole(&Message::new(kind::PID, 0).encode()) else {
+        let Parsed::Request(request) = whole(&Message::new(kind::PID, 0).encode()) else {
             panic!("a request");
         };
-        assert!(*request == Request::Pid && extra == Extra::default());
+        assert!(*request == (Request::Pid, Extra::default()));
     }
 
     #[test]
@@ -106,7 +106,8 @@ mod tests {
         after.push(32);
         after.extend([7; 32]);
         let bytes = open(flag::ADD_LOG | flag::OPEN_ENCRYPTED, &after);
-        let Parsed::Request(_, extra) = whole(&bytes) else { panic!("a request") };
+        let Parsed::Request(request) = whole(&bytes) else { panic!("a request") };
+        let (_, extra) = &*request;
         assert_eq!(extra.log_path, Some(Text::new(b"/log").unwrap()));
         assert_eq!(extra.key, Some(vec![7; 32]));
     }

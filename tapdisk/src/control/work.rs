@@ -155,19 +155,19 @@ impl Daemon {
     }
 
     fn detach(&mut self, minor: u16) -> Result<(), i32> {
-        let at = self.vbds.iter().position(|vbd| vbd.minor == minor).ok_or(libc::ENODEV)?;
-        if self.vbds[at].is_open() || !self.vbds[at].state().settled() {
+        let vbd = self.find(minor).ok_or(libc::ENODEV)?;
+        if vbd.is_open() || !vbd.state().settled() {
             return Err(libc::EBUSY);
         }
-        self.remove(at);
+        self.remove(minor);
         Ok(())
     }
 
     /// Forgets a disk that is closed. After the last one the process ends, and nobody shall find it
     /// any more by the time the client has its reply.
-    pub fn remove(&mut self, at: usize) {
-        let vbd = self.vbds.remove(at);
-        info!(self.env.log, "minor {}: detached", vbd.minor);
+    pub fn remove(&mut self, minor: u16) {
+        self.vbds.retain(|vbd| vbd.minor != minor);
+        info!(self.env.log, "minor {minor}: detached");
         self.over = self.vbds.is_empty();
         if self.over {
             self.receiver = None;

@@ -135,7 +135,10 @@ impl Vbd {
                 return (State::Resuming { wish, tries, step: Step::Wait { until } }, None);
             }
             Step::Wait { .. } => {
-                let step = Step::Try(Job::start(&env.waker, move || crate::formats::open(&wish)));
+                let step = Step::Try({
+                    let wish = wish.clone();
+                    Job::start(&env.waker, move || crate::formats::open(&wish))
+                });
                 return (State::Resuming { wish, tries: tries + 1, step }, None);
             }
             Step::Try(job) => job,
@@ -143,7 +146,7 @@ impl Vbd {
         match job.take() {
             None => (State::Resuming { wish, tries, step: Step::Try(job) }, None),
             Some(Ok(images)) => {
-                self.resumed(env, images, Opened { wish, ..self.wish.expect("it was open") })
+                self.resumed(env, images, Opened { wish: *wish, ..self.wish.expect("it was open") })
             }
             Some(Err(error)) if tries < TRIES_MAX => {
                 info!(
@@ -204,14 +207,18 @@ impl Vbd {
     }
 
     /// Begins the end that a signal asked for. True when the disk can be removed.
-    pub fn finish_stop(&mut self, env: &Env) -> bool {
-        if !self.stopping || !self.state.settled() {
-            return false;
-        }
-        if self.is_open() {
+    pub fn finish_stop(&mut self, env: &Env, now: u64) -> bool {
+        if self.stopping && self.state.settled() && self.is_open() {
             self.close(env);
+            self.advance(env, now);
         }
-        self.state.settled() && !self.is_open()
+        self.stopping && self.state.settled() && !self.is_open()
+    }
+
+    /// Whether what was waited for has just finished, so that `advance` has something to do.
+    pub fn is_drained(&self) -> bool {
+        matches!(self.state, State::Draining { .. })
+            && self.served.as_ref().is_none_or(Served::idle)
     }
 
     /// Once a second: client time limits, what the data path has to tell, and the watchdog.

@@ -46,7 +46,8 @@ pub struct Served {
     /// Progress as the watchdog saw it last, and when it began to stand still.
     watched: (u64, u64),
     warned: bool,
-    disk_failed: Option<i32>,
+    /// What the disk engine said last when it refused a call, and whether the log knows.
+    disk_failed: Option<(i32, bool)>,
 }
 
 impl Served {
@@ -195,15 +196,18 @@ impl Served {
 
     /// Remembers that the disk engine itself failed, for the log.
     pub fn note_disk(&mut self, result: std::io::Result<()>) {
-        if let Err(error) = result {
-            self.disk_failed = Some(error.raw_os_error().unwrap_or(libc::EIO));
+        let Err(error) = result else { return };
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        if self.disk_failed.is_none_or(|(last, _)| last != errno) {
+            self.disk_failed = Some((errno, false));
         }
     }
 
     /// Between turns: what the data path left for the log.
     pub fn tell(&mut self, env: &Env, minor: u16) {
-        if let Some(errno) = self.disk_failed.take() {
-            let error = std::io::Error::from_raw_os_error(errno);
+        if let Some((errno, told @ false)) = &mut self.disk_failed {
+            *told = true;
+            let error = std::io::Error::from_raw_os_error(*errno);
             warn!(env.log, "minor {minor}: the disk engine refuses a call: {error}");
         }
         if let Some((request, errno)) = self.failed.take() {

@@ -39,7 +39,7 @@ pub enum State {
     /// The images of a paused disk are opened again, in up to ten tries.
     Resuming {
         /// What to open.
-        wish: Wish,
+        wish: Box<Wish>,
         /// Tries so far.
         tries: u32,
         /// The present one, or the time of the next.
