@@ -15,7 +15,7 @@ use super::run::{Outcome, on_terminal, run};
 use super::sys;
 
 /// A daemon that was killed, or has nothing left to do, is gone within this time.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A disk engine of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +178,7 @@ impl Rig {
     }
 
     /// The running daemons of this run directory.
-    fn daemons(&self) -> Vec<(i32, OwnedFd)> {
+    pub(super) fn daemons(&self) -> Vec<(i32, OwnedFd)> {
         let names = fs::read_dir(self.run_dir()).into_iter().flatten().flatten();
         // The sockets of one that is ending go one by one, so each kind is looked at.
         let pids = names.filter_map(|name| {

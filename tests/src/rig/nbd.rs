@@ -331,10 +331,11 @@ fn take_chunk(reply: &mut Reply, start: Option<u64>, kind: u16, payload: &[u8]) 
         0 => {}
         1 => reply.data[place(start)..][..payload.len() - 8].copy_from_slice(&payload[8..]),
         2 => reply.data[place(start)..][..word(8) as usize].fill(0),
-        5 => reply.extents.extend((4..payload.len()).step_by(8).map(|at| Extent {
-            bytes: u64::from(word(at)),
-            status: word(at + 4),
-        })),
+        5 => reply.extents.extend(
+            (4..payload.len())
+                .step_by(8)
+                .map(|at| Extent { bytes: u64::from(word(at)), status: word(at + 4) }),
+        ),
         // error, error_offset
         0x8001 | 0x8002 => reply.result = reply.result.and(Err(word(0))),
         _ => panic!("chunk of type {kind:#x}"),

@@ -44,9 +44,8 @@ pub fn terminal() -> (File, OwnedFd) {
     let (mut ours, mut theirs) = (-1, -1);
     let none = std::ptr::null_mut();
     // SAFETY: two numbers are written, which outlive the call; name and settings are not asked for.
-    let made = unsafe {
-        libc::openpty(&mut ours, &mut theirs, none, std::ptr::null(), std::ptr::null())
-    };
+    let made =
+        unsafe { libc::openpty(&mut ours, &mut theirs, none, std::ptr::null(), std::ptr::null()) };
     assert_eq!(made, 0, "a terminal: {}", io::Error::last_os_error());
     // SAFETY: openpty gave two new descriptors that nobody else owns.
     unsafe {

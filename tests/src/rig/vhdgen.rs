@@ -166,7 +166,8 @@ impl Gen {
     /// If it cannot be written.
     pub fn write(&self, path: &Path) -> Layout {
         let file = File::create(path).expect("an image can be made");
-        let put = |at: u64, bytes: &[u8]| file.write_all_at(bytes, at).expect("an image is written");
+        let put =
+            |at: u64, bytes: &[u8]| file.write_all_at(bytes, at).expect("an image is written");
         if self.kind == Kind::Fixed {
             put(self.size, &self.footer());
             return Layout { blocks: Vec::new(), batmap: 0, locators: Vec::new() };

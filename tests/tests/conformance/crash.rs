@@ -93,12 +93,12 @@ both_engines! {
         rig.vhd_util(&["check", "-n", "a.vhd"]).ok().says("a.vhd is valid");
     }
 
-    /// SIGTERM is an orderly end.
+    /// SIGINT closes disks in an orderly way; SIGTERM is a death like SIGKILL (operations.md §1.2).
     fn a_signal_ends_it_in_good_order(rig) {
         rig.vhd_util(&["create", "-n", "a.vhd", "-s", "10"]).ok();
         let served = rig.serve(&rig.name("vhd", "a.vhd"), &[]);
         served.client().fill(0, 65536, 0x11).unwrap();
-        rig.signal(served.pid, libc::SIGTERM);
+        rig.signal(served.pid, libc::SIGINT);
         rig.wait_gone(served.pid);
         rig.vhd_util(&["check", "-n", "a.vhd"]).ok().says("a.vhd is valid");
         rig.tap_ctl(&["free", "-m", "0"]).ok();

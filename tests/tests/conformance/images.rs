@@ -10,7 +10,9 @@ fn works(rig: &Rig, image: &Gen) {
     let mut disk = served.client();
     assert_eq!(disk.size, 10 * MIB);
     disk.expect(MIB, MIB, 0x5a);
-    for (at, bytes, byte) in [(0, 512, 1), (MIB / 2 - 512, 1024, 2), (3 * MIB, 3 * MIB, 3), (10 * MIB - 512, 512, 4)] {
+    for (at, bytes, byte) in
+        [(0, 512, 1), (MIB / 2 - 512, 1024, 2), (3 * MIB, 3 * MIB, 3), (10 * MIB - 512, 512, 4)]
+    {
         disk.fill(at, bytes, byte).unwrap();
         disk.expect(at, bytes, byte);
     }

@@ -16,7 +16,13 @@ fn unpack(rig: &Rig, names: &[&str]) {
 /// The chain of the recording, with the names that its locators have.
 fn chain(rig: &Rig) {
     fs::create_dir(rig.path("sub")).unwrap();
-    for (from, to) in [("base", "base"), ("mid", "mid"), ("leaf", "leaf"), ("empty", "empty"), ("sub-kid", "sub/kid")] {
+    for (from, to) in [
+        ("base", "base"),
+        ("mid", "mid"),
+        ("leaf", "leaf"),
+        ("empty", "empty"),
+        ("sub-kid", "sub/kid"),
+    ] {
         files::unpack(&format!("chain-{from}.vhd.gz"), &rig.path(&format!("{to}.vhd")));
     }
 }

@@ -1,0 +1,66 @@
+//! `tap-ctl-create`: creating disks of each kind and with each option, several disks in one daemon, and a
+//! daemon that was killed.
+use tests::rig::golden::{Difference, Ours, replay};
+use tests::rig::{Engine, Rig};
+
+const DIFFERENCES: &[Difference] = &[
+    Difference {
+        step: 11,
+        ours: Ours::Refuses(libc::EINVAL, 4),
+        why: "an empty raw file is no disk; the original serves 8 GiB of nothing",
+    },
+    Difference {
+        step: 44,
+        ours: Ours::SaysMore,
+        why: "our NBD server offers flush, FUA, trim, zero, block status, read-only and more",
+    },
+    Difference {
+        step: 66,
+        ours: Ours::SaysMore,
+        why: "-r: there is no local cache layer yet; reads give the same bytes",
+    },
+    Difference {
+        step: 73,
+        ours: Ours::Refuses(libc::ENOSYS, 4),
+        why: "-2: secondary images come later, and must not be ignored in silence",
+    },
+    Difference {
+        step: 78,
+        ours: Ours::Refuses(libc::ENOSYS, 4),
+        why: "-2 -s: secondary images come later",
+    },
+    Difference {
+        step: 86,
+        ours: Ours::Refuses(libc::ENOSYS, 4),
+        why: "-C: changed-block logs come later, and must not be ignored in silence",
+    },
+    Difference {
+        step: 175,
+        ours: Ours::Refuses(libc::EINVAL, 0),
+        why: "an encrypted image without its key is refused; the original serves noise",
+    },
+    Difference {
+        step: 176,
+        ours: Ours::Says("pid=@P22@ minor=0 state=0\n"),
+        why: "step 175 has opened nothing",
+    },
+    Difference {
+        step: 183,
+        ours: Ours::Code(libc::ENOSYS),
+        why: "encrypted images come later, so no key is right or wrong",
+    },
+    Difference {
+        step: 219,
+        ours: Ours::Otherwise(0),
+        why: "tapdisk -h: our daemon has other options",
+    },
+    Difference { step: 220, ours: Ours::Otherwise(22), why: "tapdisk -Z: the same, in its usage" },
+    Difference { step: 221, ours: Ours::Otherwise(22), why: "tapdisk x: the same, in its usage" },
+];
+
+#[test]
+fn creating_disks_as_recorded() {
+    let rig = Rig::new(Engine::Aio);
+    super::images(&rig);
+    replay(&rig, "create", DIFFERENCES);
+}
