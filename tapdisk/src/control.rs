@@ -27,6 +27,8 @@ pub use work::{Daemon, VBD_TOKENS, VBD_TOKENS_BASE};
 
 /// Clients at once. The original has 10.
 pub const CLIENTS_MAX: usize = 32;
+/// Who is let in in one turn.
+const ACCEPTS_MAX: usize = 64;
 /// After this time accepting is tried again, in µs.
 const ACCEPT_RETRY_US: u64 = 1_000_000;
 /// Tokens of the poll in use, from the base on: the listener and the clients.
@@ -114,11 +116,15 @@ impl Control {
     /// Lets in who waits. With all places taken, whoever has been silent for longest goes; if everybody
     /// waits for a reply, the next one waits in the listener.
     fn accept(&mut self, daemon: &mut Daemon, now: u64) {
-        while self.knocked {
-            let Some(place) = self.free_place(daemon) else { return };
+        for _ in 0..ACCEPTS_MAX {
+            if !self.knocked {
+                return;
+            }
+            let Some(place) = self.place() else { return };
             let Some(listener) = &self.listener else { return };
             match listener.accept() {
                 Ok((mut stream, _)) => {
+                    self.drop_client(daemon, place);
                     let token = Token(self.base + 1 + place);
                     let both = Interest::READABLE | Interest::WRITABLE;
                     if daemon.env.registry.register(&mut stream, token, both).is_err() {
@@ -138,18 +144,19 @@ impl Control {
                 }
             }
         }
+        // More may be waiting; others have their turn first.
+        self.accept_at = Some(now);
     }
 
-    fn free_place(&mut self, daemon: &Daemon) -> Option<usize> {
+    /// A free place, or the one of whoever has been silent for longest.
+    fn place(&self) -> Option<usize> {
         if let Some(place) = self.clients.iter().position(Option::is_none) {
             return Some(place);
         }
-        let silent = |(i, client): (usize, &Option<Conn>)| {
-            client.as_ref().and_then(Conn::silence).map(|silence| (silence, i))
+        let since = |(i, client): (usize, &Option<Conn>)| {
+            client.as_ref().and_then(Conn::silent_since).map(|since| (since, i))
         };
-        let (_, place) = self.clients.iter().enumerate().filter_map(silent).min()?;
-        self.drop_client(daemon, place);
-        Some(place)
+        self.clients.iter().enumerate().filter_map(since).min().map(|(_, place)| place)
     }
 
     /// Reads from a client and does what it asks for.

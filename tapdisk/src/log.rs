@@ -1,8 +1,8 @@
 //! The log: slog on top; below, syslog's socket and a file of warnings (spec/operations.md §3).
 //!
 //! ```text
-//!   slog macros ─► Sink ─┬─► /dev/log      everything; dropped and counted when the socket is full
-//!                        └─► tapdisk.<pid>.log   warnings; made at the first one, gone after a clean end
+//!   slog macros ─► Sink ─┬─► /dev/log            everything; dropped and counted when it is full
+//!                        └─► tapdisk.<pid>.log   warnings; made at the first, gone after a clean end
 //! ```
 //! Nothing here is called in the sealed part of a turn. Nothing waits: the socket does not block, and
 //! while a disk is served the file is only written where the spec asks for it (SIGUSR1, the watchdog,
@@ -59,6 +59,14 @@ impl Log {
         lines.lines().for_each(|line| sink.file.line(&now, line));
         sink.file.keep();
         sink.file.flush();
+    }
+
+    /// A sentence about a state of things that somebody chose, such as a limit: it goes to the file, but a
+    /// file with nothing else is not worth keeping after a clean end.
+    pub fn note(&self, text: &str) {
+        slog::info!(self.logger(), "{text}");
+        let mut sink = self.lock();
+        sink.file.note(&local_time(), text);
     }
 
     /// While a disk is served, lines wait in memory.

@@ -7,16 +7,15 @@
 //! ```
 //! The path is printed, and 0 given, only when everything that can fail has succeeded; before that a
 //! failure is one sentence on the caller's pipe and its errno as exit code, and no socket stays behind.
-#![allow(unsafe_code)]
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+mod detach;
+
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use mio::{Poll, Waker};
-use slog::{Logger, info, warn};
+use slog::{Logger, info};
 use tap_ctl::paths::RunDir;
 
 use crate::control::{Control, Daemon};
@@ -27,6 +26,7 @@ use crate::server::{self, Server};
 use crate::signals::{self, Signals};
 use crate::vbd::Env;
 use crate::{sealed, sys};
+use detach::{Caller, daemonise};
 
 /// Where the log files of root are.
 const LOG_DIR: &str = "/var/log/blktap";
@@ -49,7 +49,10 @@ environment: TAPDISK_RUN_DIR (sockets), TAPDISK_LOG_DIR (log files), TAPDISK_ENG
 /// What the command line asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
-    Help,
+    /// On standard error, as the original; in long form where one looks for it.
+    Help {
+        long: bool,
+    },
     Version,
     Serve {
         foreground: bool,
@@ -77,8 +80,12 @@ impl From<tap_ctl::error::Error> for Failure {
 pub fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     match wanted(&args) {
-        Wanted::Help => {
-            eprint!("{USAGE}");
+        Wanted::Help { long } => {
+            if long {
+                print!("{USAGE}");
+            } else {
+                eprint!("{USAGE}");
+            }
             ExitCode::SUCCESS
         }
         Wanted::Version => {
@@ -102,12 +109,12 @@ fn wanted(args: &[std::ffi::OsString]) -> Wanted {
     let mut wanted = Wanted::Serve { foreground: false };
     for arg in args {
         match arg.to_str() {
-            Some("--help") => return Wanted::Help,
+            Some("--help") => return Wanted::Help { long: true },
             Some("--version") => return Wanted::Version,
             Some(text) if text.len() > 1 && text.starts_with('-') => {
                 for letter in text[1..].chars() {
                     match letter {
-                        'h' => return Wanted::Help,
+                        'h' => return Wanted::Help { long: false },
                         'D' => wanted = Wanted::Serve { foreground: true },
                         other => return Wanted::Usage(Some(other)),
                     }
@@ -117,112 +124,6 @@ fn wanted(args: &[std::ffi::OsString]) -> Wanted {
         }
     }
     wanted
-}
-
-/// The caller's pipe and the parent's, of a daemon.
-struct Caller {
-    stdout: File,
-    stderr: File,
-    verdict: File,
-}
-
-/// Forks. The parent exits with the verdict of the child, or as the child did.
-fn daemonise() -> ExitCode {
-    signals::hold_back();
-    let Ok((read, write)) = pipe() else { return ExitCode::from(errno_code(libc::EMFILE)) };
-    // SAFETY: no other thread exists yet, so the child may go on as an ordinary process.
-    match unsafe { libc::fork() } {
-        0 => {
-            drop(read);
-            match detach(write) {
-                Ok(caller) => serve(Some(caller)),
-                Err(Failure(errno, text)) => {
-                    eprintln!("tapdisk: {text}");
-                    ExitCode::from(errno_code(errno))
-                }
-            }
-        }
-        child if child > 0 => {
-            drop(write);
-            wait_for_verdict(read, child)
-        }
-        _ => {
-            let error = io::Error::last_os_error();
-            eprintln!("tapdisk: cannot fork: {error}");
-            ExitCode::from(errno_code(error.raw_os_error().unwrap_or(libc::EAGAIN)))
-        }
-    }
-}
-
-fn wait_for_verdict(read: OwnedFd, child: libc::pid_t) -> ExitCode {
-    let mut verdict = [0];
-    if matches!(File::from(read).read(&mut verdict), Ok(1)) {
-        return ExitCode::from(verdict[0]);
-    }
-    // It ended without one.
-    let mut status = 0;
-    // SAFETY: waits for our own child; the status outlives the call.
-    unsafe { libc::waitpid(child, &mut status, 0) };
-    match libc::WIFEXITED(status) {
-        true => ExitCode::from(errno_code(libc::WEXITSTATUS(status))),
-        false => ExitCode::from(errno_code(libc::EINTR)),
-    }
-}
-
-/// In the child: a session of its own, the root directory, and nothing of the caller's but two pipes.
-fn detach(verdict: OwnedFd) -> Result<Caller, Failure> {
-    let failed = |doing: &'static str| move |error: io::Error| Failure::io(doing, &error);
-    // SAFETY: takes nothing; fails only for a process group leader, which a fork is not.
-    unsafe { libc::setsid() };
-    std::env::set_current_dir("/").map_err(failed("go to /"))?;
-    let (stdout, stderr) = (copy_of(1), copy_of(2));
-    let null = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/null")
-        .map_err(failed("open /dev/null"))?;
-    let stdout = stdout.or_else(|_| null.try_clone()).map_err(failed("keep standard output"))?;
-    let stderr = stderr.or_else(|_| null.try_clone()).map_err(failed("keep standard error"))?;
-    for fd in 0..3 {
-        // SAFETY: takes numbers; 0, 1 and 2 belong to nobody in this program but the standard streams.
-        if unsafe { libc::dup2(null.as_raw_fd(), fd) } < 0 {
-            return Err(Failure::io("close the standard streams", &io::Error::last_os_error()));
-        }
-    }
-    drop(null);
-    let verdict = File::from(verdict);
-    let keep = [stdout.as_raw_fd(), stderr.as_raw_fd(), verdict.as_raw_fd()];
-    close_all_but(&keep);
-    Ok(Caller { stdout, stderr, verdict })
-}
-
-fn copy_of(fd: RawFd) -> io::Result<File> {
-    // SAFETY: takes numbers.
-    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
-    match copy < 0 {
-        true => Err(io::Error::last_os_error()),
-        // SAFETY: fcntl gave a new descriptor that nobody else owns.
-        false => Ok(unsafe { File::from_raw_fd(copy) }),
-    }
-}
-
-fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    tap_ctl::sys::pipe()
-}
-
-/// Closes every inherited descriptor above the standard streams but these.
-fn close_all_but(keep: &[RawFd]) {
-    let Ok(names) = std::fs::read_dir("/proc/self/fd") else { return };
-    let open: Vec<RawFd> = names
-        .flatten()
-        .filter_map(|name| name.file_name().to_str()?.parse().ok())
-        .filter(|fd| *fd >= 3 && !keep.contains(fd))
-        .collect();
-    for fd in open {
-        // SAFETY: of this program's own there are only those in `keep` and the one that listed the
-        // folder, which is closed already; all the others were inherited and belong to nobody here.
-        unsafe { libc::close(fd) };
-    }
 }
 
 /// Sets everything up, reports, and serves.
@@ -300,7 +201,7 @@ fn prepare(foreground: bool) -> Result<Ready, Failure> {
         .map_err(|e| listening(&path, &e))?;
     let memory = Memory::lock();
     if let Memory::Limited { why, .. } = &memory {
-        warn!(log, "{why}");
+        sink.note(why);
     }
     let env = Env {
         run,
@@ -364,7 +265,8 @@ mod tests {
     fn the_command_line() {
         assert_eq!(of(&[]), Wanted::Serve { foreground: false });
         assert_eq!(of(&["-D"]), Wanted::Serve { foreground: true });
-        assert_eq!(of(&["-Dh"]), Wanted::Help);
+        assert_eq!(of(&["-Dh"]), Wanted::Help { long: false });
+        assert_eq!(of(&["-D", "--help"]), Wanted::Help { long: true });
         assert_eq!(of(&["--version"]), Wanted::Version);
         assert_eq!(of(&["-DZ"]), Wanted::Usage(Some('Z')));
         for bad in [&["x"][..], &["-"], &["-D", "x"]] {

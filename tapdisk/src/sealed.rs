@@ -2,7 +2,8 @@
 //!
 //! The turn seals the allocator for its thread while requests are being worked on. An allocation, or a
 //! release, by that thread is then counted; in debug builds, or with `TAPDISK_SEAL=abort`, the process
-//! stops at once with a backtrace of the offender. Other threads (opening an image, discarding on a
+//! stops at once with a backtrace of the offender on standard error and in the file that
+//! `TAPDISK_SEAL_TRACE` names. Other threads (opening an image, discarding on a
 //! device) are free to allocate.
 #![allow(unsafe_code)]
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -57,7 +58,11 @@ fn note() {
         // The report itself allocates.
         SEALED_BY.store(0, Relaxed);
         let trace = std::backtrace::Backtrace::force_capture();
-        eprintln!("the allocator was called in the sealed part of a turn:\n{trace}");
+        let text = format!("the allocator was called in the sealed part of a turn:\n{trace}\n");
+        eprint!("{text}");
+        if let Some(path) = std::env::var_os("TAPDISK_SEAL_TRACE") {
+            let _ = std::fs::write(path, text);
+        }
         std::process::abort();
     }
 }

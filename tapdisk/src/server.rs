@@ -38,8 +38,9 @@ const DISK_TOKEN: usize = VBD_TOKENS - 1;
 const EVENTS_MAX: usize = 256;
 /// The longest sleep.
 const SLEEP_MAX: Duration = Duration::from_secs(600);
-/// Between two ticks, in µs, while a disk is open.
+/// Between two ticks, in µs, while a disk has clients, and while it has none.
 const TICK_US: u64 = 1_000_000;
+const CALM_TICK_US: u64 = 10 * TICK_US;
 /// How long replies may take to go out at the end, in µs (spec/control-socket.md §2).
 const DRAIN_US: u64 = 10_000_000;
 
@@ -214,7 +215,9 @@ impl Server {
             sooner(vbd.next_us());
             if let Some(served) = vbd.served() {
                 sooner(served.engine.next_retry());
-                sooner(Some(self.ticked + TICK_US));
+                // Without clients there is little to look after.
+                let calm = served.idle() && served.nbd.clients() == 0;
+                sooner(Some(self.ticked + if calm { CALM_TICK_US } else { TICK_US }));
             }
         }
         let wait = next.map(|at| Duration::from_micros(at.saturating_sub(now)));

@@ -140,9 +140,12 @@ impl Vbd {
         self.state.bits(busy) | stop
     }
 
-    /// `type:path`, empty if not open.
+    /// `type:path`, empty if not open (yet).
     pub fn name(&self) -> Text {
-        self.wish.map_or(Text::EMPTY, |opened| opened.wish.name)
+        match (&self.state, &self.wish) {
+            (State::Opening { .. }, _) | (_, None) => Text::EMPTY,
+            (_, Some(opened)) => opened.wish.name,
+        }
     }
 
     /// As stored at OPEN (spec/control-socket.md §5.11).

@@ -203,3 +203,32 @@ fn stats_of_all_disks_are_an_array() {
          \"read_caching\": \"false\" }"
     );
 }
+
+#[test]
+fn noise_does_no_harm() {
+    let daemon = Daemon::spawn();
+    let seed = 0x5eed_u64;
+    eprintln!("seed {seed}");
+    let mut state = seed;
+    let mut random = move || {
+        // xorshift64*: enough for noise.
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32
+    };
+    for _ in 0..1000 {
+        let mut bytes: Vec<u8> = (0..1200).map(|_| random() as u8).collect();
+        if random() % 2 == 0 {
+            bytes[..4].copy_from_slice(&[(random() % 32) as u8, 0, 0, 0]);
+            bytes[275] = 0;
+        }
+        let mut client = daemon.connect();
+        let _ = client.stream.write_all(&bytes[..random() as usize % 1200]);
+        if random() % 2 == 0 {
+            let _ = client.stream.shutdown(std::net::Shutdown::Write);
+        }
+    }
+    assert_eq!(pid_of(&daemon), daemon.pid);
+    assert_eq!(daemon.list(), []);
+}

@@ -176,10 +176,9 @@ impl Conn {
         self.phase == Phase::Answered && self.sent == self.output.len()
     }
 
-    /// Whether it has not said a word yet, or else whether its request is incomplete: the first to go
-    /// when there are too many.
-    pub fn silence(&self) -> Option<(bool, u64)> {
-        (self.phase == Phase::Asking).then_some((!self.input.is_empty(), self.since))
+    /// Since when its request has been awaited, in µs.
+    pub fn silent_since(&self) -> Option<u64> {
+        (self.phase == Phase::Asking).then_some(self.since)
     }
 
     /// When it has to be done with, in µs.

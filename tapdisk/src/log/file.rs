@@ -39,6 +39,11 @@ impl LogFile {
     /// A line that also keeps the file at the end.
     pub fn warning(&mut self, now: &LocalTime, text: &str) {
         self.warnings += 1;
+        self.note(now, text);
+    }
+
+    /// A line that does not.
+    pub fn note(&mut self, now: &LocalTime, text: &str) {
         self.line(now, text);
         if !self.serving {
             self.flush();

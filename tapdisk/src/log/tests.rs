@@ -42,6 +42,15 @@ fn a_warning_stays_and_has_a_first_and_a_last_line() {
 }
 
 #[test]
+fn a_note_is_there_until_a_clean_end() {
+    let (_dir, log, path) = log();
+    log.note("a limit is small");
+    assert!(fs::read_to_string(&path).unwrap().contains("a limit is small"));
+    log.close();
+    assert!(!path.exists());
+}
+
+#[test]
 fn a_report_keeps_the_file() {
     let (_dir, log, path) = log();
     log.report("one\ntwo");

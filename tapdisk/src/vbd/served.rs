@@ -63,7 +63,7 @@ impl Served {
     ) -> Result<Served, (OpenError, Images)> {
         let grant = env.memory.grant();
         if let Some(warning) = &grant.warning {
-            warn!(env.log, "minor {minor}: {warning}");
+            env.sink.note(&format!("minor {minor}: {warning}"));
         }
         let disk = match disk(&grant.limits) {
             Ok(disk) => disk,
@@ -73,11 +73,10 @@ impl Served {
         let locked = disk.disk.arena_ref().locked();
         if let Locked::Refused(errno) = locked {
             let error = std::io::Error::from_raw_os_error(errno);
-            warn!(
-                env.log,
+            env.sink.note(&format!(
                 "minor {minor}: its memory is not locked ({error}): under memory pressure it may wait for \
                  itself; raise ulimit -l"
-            );
+            ));
         }
         let paths = socket_paths(env, minor);
         let export = export(&images, opened);

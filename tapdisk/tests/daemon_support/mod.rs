@@ -32,13 +32,20 @@ pub struct Daemon {
 pub fn command(run: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tapdisk"));
     command.env("TAPDISK_RUN_DIR", run).env("TAPDISK_LOG_DIR", run.join("log"));
-    command.stdin(Stdio::null());
+    command.env("TAPDISK_SEAL_TRACE", run.join("log-seal")).stdin(Stdio::null());
     command
 }
 
 /// Runs a command to the end of its output; fails if that does not come.
 pub fn output(mut command: Command) -> Output {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Another test's fork may hold a program that was just copied open for a moment.
+    let mut child = loop {
+        match command.spawn() {
+            Err(e) if e.raw_os_error() == Some(libc::ETXTBSY) => std::thread::yield_now(),
+            other => break other.expect("starts"),
+        }
+    };
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
     read_to_end(child.stdout.take().expect("piped"), &mut stdout);
     read_to_end(child.stderr.take().expect("piped"), &mut stderr);
@@ -225,7 +232,8 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("log of tapdisk {}:\n{}", self.pid, self.log());
+            let trace = fs::read_to_string(self.run.join("log-seal")).unwrap_or_default();
+            eprintln!("log of tapdisk {}:\n{}{trace}", self.pid, self.log());
         }
         // SAFETY: as in `signal`; an error means that it has ended already.
         unsafe {
