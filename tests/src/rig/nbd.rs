@@ -93,6 +93,8 @@ pub struct Client {
     next: u64,
     /// Requested reads: cookie, offset, bytes.
     reads: Vec<(u64, u64, usize)>,
+    /// Replies of which more is to come.
+    open: Vec<Reply>,
 }
 
 impl Client {
@@ -105,8 +107,15 @@ impl Client {
         let stream = UnixStream::connect(socket)
             .unwrap_or_else(|e| panic!("cannot connect to {}: {e}", socket.display()));
         stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
-        let mut client =
-            Client { stream, size: 0, flags: 0, block: [0; 3], next: 1, reads: Vec::new() };
+        let mut client = Client {
+            stream,
+            size: 0,
+            flags: 0,
+            block: [0; 3],
+            next: 1,
+            reads: Vec::new(),
+            open: Vec::new(),
+        };
         client.greet();
         client
     }
@@ -248,36 +257,44 @@ impl Client {
         self.try_receive().expect("the server answers")
     }
 
-    /// Receives a whole reply of a server that may be gone. Chunks of other requests must not come
-    /// between: the server is not obliged to that, but ours does so, and nothing else is tested here.
+    /// Receives until a reply is whole, of a server that may be gone. Chunks of several replies may come
+    /// mixed.
     ///
     /// # Errors
     /// It is.
     pub fn try_receive(&mut self) -> std::io::Result<Reply> {
-        let mut reply: Option<Reply> = None;
         loop {
             let magic = self.u32()?;
             assert!(magic == SIMPLE_MAGIC || magic == CHUNK_MAGIC, "magic {magic:#x}");
-            let last = if magic == SIMPLE_MAGIC {
+            let (cookie, last) = if magic == SIMPLE_MAGIC {
                 let (error, cookie) = (self.u32()?, self.u64()?);
-                let reply = reply.get_or_insert_with(|| self.empty(cookie));
-                reply.result = if error == 0 { Ok(()) } else { Err(error) };
-                true
+                self.reply(cookie).result = if error == 0 { Ok(()) } else { Err(error) };
+                (cookie, true)
             } else {
                 let (flags, kind) = (self.u16()?, self.u16()?);
                 let (cookie, bytes) = (self.u64()?, self.u32()? as usize);
                 let payload = self.bytes(bytes)?;
-                let reply = reply.get_or_insert_with(|| self.empty(cookie));
-                assert_eq!(reply.cookie, cookie, "chunks of two replies are mixed");
                 let start = self.reads.iter().find(|read| read.0 == cookie).map(|read| read.1);
-                take_chunk(reply, start, kind, &payload);
-                flags & 1 != 0
+                take_chunk(self.reply(cookie), start, kind, &payload);
+                (cookie, flags & 1 != 0)
             };
-            if let Some(reply) = reply.take_if(|_| last) {
-                self.reads.retain(|read| read.0 != reply.cookie);
-                return Ok(reply);
+            if last {
+                self.reads.retain(|read| read.0 != cookie);
+                let at = self.open.iter().position(|reply| reply.cookie == cookie);
+                return Ok(self.open.swap_remove(at.expect("the reply that is whole")));
             }
         }
+    }
+
+    /// The reply that a chunk belongs to. 0xcc stands where the server has sent nothing.
+    fn reply(&mut self, cookie: u64) -> &mut Reply {
+        let at = self.open.iter().position(|reply| reply.cookie == cookie).unwrap_or_else(|| {
+            let bytes = self.reads.iter().find(|read| read.0 == cookie).map_or(0, |read| read.2);
+            let data = vec![0xcc; bytes];
+            self.open.push(Reply { cookie, result: Ok(()), data, extents: Vec::new() });
+            self.open.len() - 1
+        });
+        &mut self.open[at]
     }
 
     /// Says good-bye.
@@ -290,12 +307,6 @@ impl Client {
         let reply = self.receive();
         assert_eq!(reply.cookie, cookie, "a reply to something else");
         reply
-    }
-
-    /// A reply before its first chunk. 0xcc stands where the server sends nothing.
-    fn empty(&self, cookie: u64) -> Reply {
-        let bytes = self.reads.iter().find(|read| read.0 == cookie).map_or(0, |read| read.2);
-        Reply { cookie, result: Ok(()), data: vec![0xcc; bytes], extents: Vec::new() }
     }
 
     // ---- bytes -----------------------------------------------------------------------------------------

@@ -1,0 +1,8 @@
+//! Beside others: qemu and libnbd as second party, random work compared with a shadow, pauses and crashes
+//! under a writer, space given back.
+mod clients;
+mod qemu;
+mod random;
+mod space;
+mod under_load;
+mod writer;
