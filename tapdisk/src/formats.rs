@@ -21,9 +21,10 @@ use tap_ctl::messages::Text;
 use vhd_rs::driver::Vhd;
 use vhd_rs::{DiskType, FooterAt, OpenOptions, Opened, VhdError};
 
+use crate::disk::align::alignment_of;
 use crate::engine::FileInfo;
 pub use direct::DirectFile;
-use file::OpenFile;
+use file::{OpenFile, Way};
 pub use kind::{Kind, Source, chain_lines, parse};
 use parents::Passed;
 
@@ -169,14 +170,22 @@ impl Opening<'_> {
             );
             return Err(OpenError::new(libc::ELOOP, text));
         }
-        let cached = self.cached(kind, writable);
-        let OpenFile { file, identity, sector_size } =
-            file::open(&path, kind, writable, cached, &mut self.notes)?;
+        let way = if self.cached(kind, writable) { Way::Cached } else { Way::Direct };
+        let OpenFile { mut file, identity, sector_size } =
+            file::open(&path, kind, writable, way, &mut self.notes)?;
         self.passed.file(&path, identity)?;
         let found = match kind {
             Kind::Raw => raw(&file, &path, sector_size)?,
-            Kind::Vhd => self.vhd(&file, &path, writable, sector_size)?,
+            Kind::Vhd => self.vhd(&file, &path, writable)?,
         };
+        if writable && end_would_move(&file, &found) {
+            self.notes.push(format!(
+                "{}: its file system writes whole units of 4096 bytes only, and its end is not one: it goes \
+                 through the page cache (O_DSYNC)",
+                path.display()
+            ));
+            file = file::open(&path, kind, writable, Way::Synchronous, &mut self.notes)?.file;
+        }
         let parent = self.below(&path, &found)?;
         if let Some((child, child_found)) = self.layers.last() {
             parents::check(&child.path, child_found, &path, &found)?;
@@ -193,20 +202,7 @@ impl Opening<'_> {
         kind == Kind::Vhd && self.wish.page_cache && !writable && !(parent && self.wish.local_cache)
     }
 
-    fn vhd(
-        &mut self,
-        file: &DirectFile,
-        path: &Path,
-        writable: bool,
-        sector_size: u32,
-    ) -> Result<Found, OpenError> {
-        if sector_size != 512 {
-            let text = format!(
-                "{} has sectors of {sector_size} bytes, and a VHD needs 512: put it into a file",
-                path.display()
-            );
-            return Err(OpenError::new(libc::EINVAL, text));
-        }
+    fn vhd(&mut self, file: &DirectFile, path: &Path, writable: bool) -> Result<Found, OpenError> {
         let opened = vhd_rs::open(file, path, &options(writable))?;
         self.encryption(path, opened.key_hash.is_some())?;
         self.passed.uuid(path, opened.footer.uuid)?;
@@ -284,6 +280,17 @@ fn driver(layer: &Layer, found: Found, strict: bool) -> Result<Box<dyn Image>, O
         vhd.set_dirty();
     }
     Ok(Box::new(vhd))
+}
+
+/// Whether a write to the last unit of a file, which O_DIRECT cannot make shorter than 4096 bytes here,
+/// would move its end: a raw disk would grow, the footer of a fixed one would not be the last thing.
+fn end_would_move(file: &DirectFile, found: &Found) -> bool {
+    let fixed = match found {
+        Found::Raw { .. } => true,
+        Found::Vhd(opened) => opened.kind == DiskType::Fixed,
+    };
+    let unit = u64::from(alignment_of(file.file()));
+    fixed && !file.is_device() && unit > 512 && file.len().is_ok_and(|bytes| bytes % unit != 0)
 }
 
 fn raw(file: &DirectFile, path: &Path, sector_size: u32) -> Result<Found, OpenError> {

@@ -62,7 +62,14 @@ impl Arena {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice.
         let at = unsafe {
-            libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                -1,
+                0,
+            )
         };
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -94,7 +101,10 @@ impl Arena {
     /// Address of a piece, for an operation of the kernel's. Checked to lie inside.
     pub fn address(&self, buf: Buf) -> *mut u8 {
         let (offset, bytes) = (buf.offset as usize, buf.bytes as usize);
-        assert!(offset <= self.bytes && bytes <= self.bytes - offset, "a buffer lies inside the arena");
+        assert!(
+            offset <= self.bytes && bytes <= self.bytes - offset,
+            "a buffer lies inside the arena"
+        );
         // SAFETY: the offset was checked against the mapping's length just above.
         unsafe { self.base.as_ptr().add(offset) }
     }

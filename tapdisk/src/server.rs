@@ -149,7 +149,7 @@ impl Server {
         let Some(served) = vbd.and_then(Vbd::served) else { return false };
         let disk = served.engine.disk();
         let Some(result) = disk.submit_and_wait(watch, timeout) else { return false };
-        let polled = disk.take_watch_ready();
+        let polled = disk.inner().take_watch_ready();
         served.note_disk(result);
         self.events.clear();
         if polled {
@@ -189,7 +189,7 @@ impl Server {
             let fd = disk.wake_fd();
             let registry = self.poll.registry();
             let known = self.watched.iter().position(|other| *other == token);
-            if self.sleeper.is_none() && matches!(disk, AnyDisk::Uring(_)) {
+            if self.sleeper.is_none() && matches!(disk.inner_ref(), AnyDisk::Uring(_)) {
                 self.sleeper = Some(token);
                 if let Some(at) = known {
                     self.watched.swap_remove(at);

@@ -26,7 +26,8 @@ impl<const N: u8> Image for Buggy<N> {
     }
     fn plan(&mut self, meta: &mut dyn Meta, span: Span, want: Want) -> Result<Plan, Stop> {
         let mut plan = self.0.plan(&mut Liar::<N>(meta), span, want)?;
-        let appears = !plan.along.is_empty() && plan.free.is_none() && plan.pins.iter().count() == 2;
+        let appears =
+            !plan.along.is_empty() && plan.free.is_none() && plan.pins.iter().count() == 2;
         let bits = plan.along.is_empty() && plan.free.is_none() && plan.pins.iter().count() == 1;
         if N == NEW_BITMAP_NOT_WRITTEN && appears {
             plan.along = MetaList::EMPTY;
@@ -115,7 +116,10 @@ fn every_planted_bug_is_found() {
     must_find("freed space is used again at once", planted::<SPACE_REUSED_AT_ONCE>);
     must_find("no barrier over a volatile cache", planted::<NO_BARRIER>);
     must_find("a failed change is taken as done", planted::<SUCCESS_AFTER_FAILURE>);
-    must_find("the disk's flush does nothing", |seed| Setup { lazy_flush: true, ..Setup::new(seed) });
+    must_find("the disk's flush does nothing", |seed| Setup {
+        lazy_flush: true,
+        ..Setup::new(seed)
+    });
 }
 
 #[test]

@@ -15,6 +15,10 @@ fn no_seed_loses_a_write_or_gets_stuck() {
             Err(why) => panic!("seed {seed}: {why}"),
         }
     }
-    println!("{seeds} seeds: {} requests answered, {} of them with an error", ended[0] + ended[1], ended[1]);
+    println!(
+        "{seeds} seeds: {} requests answered, {} of them with an error",
+        ended[0] + ended[1],
+        ended[1]
+    );
     assert!(ended[0] > seeds * 100, "requests succeed");
 }

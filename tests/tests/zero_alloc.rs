@@ -56,9 +56,13 @@ fn prove(engine: Engine, format: &str, depth: u32) {
         assert_eq!(new - old, 0, "{engine} {image}: {counter} went from {old} to {new}");
     }
     let allocations = number(&after, "/sealed/allocations");
-    assert_eq!(allocations, 0, "{engine} {image}: allocations in the sealed part, warm-up included");
+    assert_eq!(
+        allocations, 0,
+        "{engine} {image}: allocations in the sealed part, warm-up included"
+    );
     assert_eq!(after.pointer("/engine/name").and_then(Value::as_str), Some(engine));
-    let (arena, locked) = (number(&after, "/memory/arena_bytes"), number(&after, "/memory/locked_bytes"));
+    let (arena, locked) =
+        (number(&after, "/memory/arena_bytes"), number(&after, "/memory/locked_bytes"));
     assert!(locked >= arena, "{engine} {image}: {locked} bytes locked of an arena of {arena}");
     let ops = |stats: &Value| {
         let all = ["read", "write", "flush", "discard", "zero"];
@@ -66,7 +70,9 @@ fn prove(engine: Engine, format: &str, depth: u32) {
     };
     let served = ops(&after) - ops(&before);
     assert!(served >= u64::from(REQUESTS), "{served} requests were served");
-    println!("{engine} {format} depth {depth}: {served} requests, 0 allocations, 0 faults, {locked} bytes locked");
+    println!(
+        "{engine} {format} depth {depth}: {served} requests, 0 allocations, 0 faults, {locked} bytes locked"
+    );
 }
 
 fn name_of(engine: Engine) -> &'static str {

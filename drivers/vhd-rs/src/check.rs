@@ -196,7 +196,8 @@ pub fn footer_fault(f: &Footer, o: &CheckOptions) -> Option<&'static str> {
         Ok(_) => {}
     }
     let dynamic = f.kind.is_dynamic();
-    let place_ok = if dynamic { f.data_offset.is_multiple_of(512) } else { f.data_offset == u64::MAX };
+    let place_ok =
+        if dynamic { f.data_offset.is_multiple_of(512) } else { f.data_offset == u64::MAX };
     let tests = [
         (f.features & 2 == 0, "invalid 'reserved' feature"),
         (f.features & !3 != 0, "invalid extra features"),

@@ -94,7 +94,8 @@ impl Marks {
         let bit = 0x80 >> (block % 8);
         let byte = &mut self.map[block as usize / 8];
         *byte = if on { *byte | bit } else { *byte & !bit };
-        self.header.checksum = self.header.checksum_of(&self.map, self.disk_bytes, self.block_bytes);
+        self.header.checksum =
+            self.header.checksum_of(&self.map, self.disk_bytes, self.block_bytes);
     }
 
     fn sector(&self, block: u32) -> MetaRef {
@@ -329,7 +330,8 @@ impl Vhd {
     }
 
     fn fill_bat(&self, bytes: &mut [u8], sector: u64) {
-        let entries = self.bat.iter().chain(&self.opened.bat_tail).skip((sector * PER_SECTOR) as usize);
+        let entries =
+            self.bat.iter().chain(&self.opened.bat_tail).skip((sector * PER_SECTOR) as usize);
         for (to, entry) in bytes.chunks_exact_mut(4).zip(entries) {
             to.copy_from_slice(&entry.to_be_bytes());
         }
@@ -434,7 +436,12 @@ impl Vhd {
             marks.set(part.block, false);
             marks.edit(meta, part.block);
             along = MetaList::two(marks.sector(part.block), marks.head());
-            pins = MetaList::from([Some(bat), Some(marks.sector(part.block)), Some(marks.head()), None]);
+            pins = MetaList::from([
+                Some(bat),
+                Some(marks.sector(part.block)),
+                Some(marks.head()),
+                None,
+            ]);
         }
         self.enter(part.block, EXCLUSIVE);
         self.dirty = true;

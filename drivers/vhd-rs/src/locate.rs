@@ -135,9 +135,10 @@ fn trailing(
     file_bytes: u64,
 ) -> Result<Option<Found>, VhdError> {
     if let Some(at) = file_bytes.checked_sub(512)
-        && let Ok(footer) = footer_in(storage, name, at, 512)? {
-            return Ok(Some((footer, FooterAt::Trailing, at)));
-        }
+        && let Ok(footer) = footer_in(storage, name, at, 512)?
+    {
+        return Ok(Some((footer, FooterAt::Trailing, at)));
+    }
     match file_bytes.checked_sub(511) {
         Some(at) if at % 512 == 0 => {
             Ok(footer_in(storage, name, at, 511)?.ok().map(|f| (f, FooterAt::Trailing511, at)))

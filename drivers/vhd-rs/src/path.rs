@@ -64,13 +64,23 @@ pub fn resolve(child: &Path, candidates: &[PathBuf]) -> Result<PathBuf, VhdError
 }
 
 fn readable(home: &Path, candidate: &Path) -> io::Result<PathBuf> {
-    if candidate.is_absolute() && std::fs::File::open(candidate).is_ok() {
+    if candidate.is_absolute() && open(candidate).is_ok() {
         return canonical(candidate);
     }
     // An absolute path that is not readable is tried below the child's directory, as the original.
     let tail = candidate.strip_prefix("/").unwrap_or(candidate);
     let path = canonical(&home.join(tail))?;
-    std::fs::File::open(&path).map(|_| path)
+    open(&path).map(|()| path)
+}
+
+/// Only a file or a block device is opened: opening a FIFO would wait for a writer.
+fn open(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::FileTypeExt;
+    let kind = std::fs::metadata(path)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    std::fs::File::open(path).map(drop)
 }
 
 #[cfg(test)]

@@ -107,6 +107,7 @@ fn best(arena: Arena, depth: u32, files_max: u8) -> io::Result<Chosen> {
 }
 
 /// One of the engines, without a call through a pointer.
+#[allow(clippy::large_enum_variant, reason = "there is one of it a disk")]
 pub enum AnyDisk {
     /// io_uring.
     Uring(Uring),

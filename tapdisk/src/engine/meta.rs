@@ -52,18 +52,18 @@ pub struct Block {
 impl Block {
     fn empty() -> Block {
         Block {
-        file: FileId(0),
-        at: 0,
-        bytes: 0,
-        fill: Fill::Empty,
-        pins: 0,
-        writing: false,
-        wants_stable: false,
-        recent: Cell::new(false),
-        call: Cell::new(0),
-        loaders: SlotSet::EMPTY,
-        joined: SlotSet::EMPTY,
-        queued: SlotSet::EMPTY,
+            file: FileId(0),
+            at: 0,
+            bytes: 0,
+            fill: Fill::Empty,
+            pins: 0,
+            writing: false,
+            wants_stable: false,
+            recent: Cell::new(false),
+            call: Cell::new(0),
+            loaders: SlotSet::EMPTY,
+            joined: SlotSet::EMPTY,
+            queued: SlotSet::EMPTY,
         }
     }
 
@@ -237,8 +237,14 @@ impl MetaCache {
             "a piece fits a block of the cache"
         );
         let id = self.victim()?;
-        *self.block_mut(id) =
-            Block { file, at: r.at, bytes: r.bytes, fill, recent: Cell::new(true), ..Block::empty() };
+        *self.block_mut(id) = Block {
+            file,
+            at: r.at,
+            bytes: r.bytes,
+            fill,
+            recent: Cell::new(true),
+            ..Block::empty()
+        };
         self.block(id).call.set(self.call);
         self.enter(id);
         Some(id)

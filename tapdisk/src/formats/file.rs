@@ -33,7 +33,7 @@ pub fn open(
     path: &Path,
     kind: Kind,
     writable: bool,
-    cached: bool,
+    way: Way,
     notes: &mut Vec<String>,
 ) -> Result<OpenFile, OpenError> {
     let failed = |e: &io::Error| OpenError::io(path, "open", e);
@@ -44,10 +44,15 @@ pub fn open(
     let same = PathBuf::from(format!("/proc/self/fd/{}", place.as_raw_fd()));
     let dsync = kind == Kind::Vhd && writable && Path::new(DSYNC_SWITCH).exists();
     let flags = if dsync { libc::O_DSYNC } else { 0 };
-    let (file, how) = match cached && !device {
-        true => (with(&same, writable, flags).map_err(|e| failed(&e))?, How::Cached),
-        false => direct(&same, writable, flags).map_err(|e| failed(&e))?,
+    let (file, how) = match way {
+        Way::Cached if !device => (with(&same, writable, flags), How::Cached),
+        Way::Synchronous => (with(&same, writable, flags | libc::O_DSYNC), How::Cached),
+        Way::Cached | Way::Direct => match direct(&same, writable, flags) {
+            Ok((file, how)) => (Ok(file), how),
+            Err(error) => (Err(error), How::Direct),
+        },
     };
+    let file = file.map_err(|e| failed(&e))?;
     if how == How::Refused {
         notes.push(format!(
             "{}: its file system has no O_DIRECT, so it goes through the page cache (O_DSYNC)",
@@ -86,6 +91,17 @@ fn usable(path: &Path, meta: &Metadata) -> Result<bool, OpenError> {
 
 fn with(path: &Path, writable: bool, flags: i32) -> io::Result<File> {
     OpenOptions::new().read(true).write(writable).custom_flags(flags | libc::O_NOCTTY).open(path)
+}
+
+/// How a file is to be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Past the page cache.
+    Direct,
+    /// Through it: `-D`, for what is only read. Devices never are.
+    Cached,
+    /// Through it, each write on the disk before it is acknowledged.
+    Synchronous,
 }
 
 /// How a file was opened.

@@ -12,6 +12,7 @@ use tap_ctl::messages::ImageInfo;
 
 use super::{Env, Opened, socket_paths};
 use crate::disk::Disk;
+use crate::disk::align::{Aligned, BOUNCE_BYTES, BOUNCES, alignment_of};
 use crate::disk::probe::{AnyDisk, choose};
 use crate::engine::chain::{Chain, Layer};
 use crate::engine::limits::Limits;
@@ -28,7 +29,7 @@ const ROUNDS_MAX: u32 = 8;
 /// Everything that a request touches.
 pub struct Served {
     /// The request engine.
-    pub engine: Engine<AnyDisk>,
+    pub engine: Engine<Aligned<AnyDisk>>,
     /// Its clients.
     pub nbd: NbdServer,
     /// The open images; their drivers are lent to the engine.
@@ -65,12 +66,12 @@ impl Served {
         if let Some(warning) = &grant.warning {
             env.sink.note(&format!("minor {minor}: {warning}"));
         }
-        let disk = match disk(&grant.limits) {
+        let (disk, why) = match disk(&grant.limits, &images) {
             Ok(disk) => disk,
             Err(error) => return Err((error, images)),
         };
-        info!(env.log, "minor {minor}: {}", disk.why);
-        let locked = disk.disk.arena_ref().locked();
+        info!(env.log, "minor {minor}: {why}");
+        let locked = disk.arena_ref().locked();
         if let Locked::Refused(errno) = locked {
             let error = std::io::Error::from_raw_os_error(errno);
             env.sink.note(&format!(
@@ -85,10 +86,10 @@ impl Served {
             Err(error) => return Err((OpenError::new(error.errno(), error.to_string()), images)),
         };
         let mut served = Served {
-            engine: Engine::new(disk.disk, grant.limits),
+            engine: Engine::new(disk, grant.limits),
             nbd,
             images: None,
-            why: disk.why,
+            why,
             locked,
             faults: (0, 0),
             failed: None,
@@ -115,7 +116,9 @@ impl Served {
         };
         let fds: Vec<RawFd> =
             images.layers.iter().map(|layer| layer.file.file().as_raw_fd()).collect();
-        if let Err(error) = self.engine.disk().set_files(&fds) {
+        let disk = self.engine.disk();
+        let taken = disk.set_alignments(&alignments(&images)).and_then(|()| disk.set_files(&fds));
+        if let Err(error) = taken {
             let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
             let text = format!("the disk engine does not take the files: {error}");
             return Err((OpenError::new(errno, text), images));
@@ -124,7 +127,7 @@ impl Served {
         let chain = Chain { layers: drivers.map(Layer::new).collect() };
         let policy = Policy {
             read_only: !images.layers[0].writable,
-            barriers: false,
+            barriers: barriers(),
             timeout_s: opened.timeout_s,
             sector_size: images.sector_size,
         };
@@ -261,14 +264,30 @@ fn export(images: &Images, _: &Opened) -> Export {
     }
 }
 
-/// An arena and a disk engine over it.
-fn disk(limits: &Limits) -> Result<crate::disk::probe::Chosen, OpenError> {
+/// Whether the owner of the storage says that its cache is volatile (ARCHITECTURE.md, "VHD choices").
+fn barriers() -> bool {
+    std::env::var_os("TAPDISK_BARRIERS").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+/// What offset and length of operations on each file must be multiples of.
+fn alignments(images: &Images) -> Vec<u32> {
+    images.layers.iter().map(|layer| alignment_of(layer.file.file())).collect()
+}
+
+/// An arena and a disk engine over it. One bounce buffer is always there: a snapshot may bring a leaf with
+/// larger sectors later.
+fn disk(limits: &Limits, images: &Images) -> Result<(Aligned<AnyDisk>, String), OpenError> {
     let failed = |what: &str, error: &std::io::Error| {
         let errno = error.raw_os_error().unwrap_or(libc::ENOSYS);
         OpenError::new(errno, format!("{what}: {error}"))
     };
-    let arena =
-        Arena::new(limits.arena_bytes()).map_err(|e| failed("no memory for the arena", &e))?;
+    let large = alignments(images).iter().any(|unit| *unit > 512);
+    let bounces = if large { BOUNCES } else { 1 };
+    let reserve = limits.behind(bounces * BOUNCE_BYTES);
+    let bytes = (reserve.offset + reserve.bytes) as usize;
+    let arena = Arena::new(bytes).map_err(|e| failed("no memory for the arena", &e))?;
     let files_max = u8::try_from(LAYERS_MAX).expect("a file is named by eight bits");
-    choose(arena, limits.ops(), files_max, None).map_err(|e| failed("no disk engine", &e))
+    let chosen =
+        choose(arena, limits.ops(), files_max, None).map_err(|e| failed("no disk engine", &e))?;
+    Ok((Aligned::open(chosen.disk, reserve, limits.ops()), chosen.why))
 }

@@ -18,7 +18,7 @@ const NOTES: u64 = 65536;
 fn reads_as(disk: &mut AnyDisk, at: u64, bytes: u64, byte: u8) -> bool {
     let step = u64::from(BLOCK);
     (at..at + bytes).step_by(BLOCK as usize).all(|place| {
-        assert!(bytes % step == 0);
+        assert!(bytes.is_multiple_of(step));
         disk.arena().slice_mut(block(0)).fill(!byte);
         assert_eq!(one(disk, op(Kind::Read, place, block(0))), Ok(BLOCK));
         disk.arena().slice(block(0)).iter().all(|&read| read == byte)

@@ -48,7 +48,13 @@ impl Model {
     pub fn begin(&mut self, range: std::ops::Range<u64>, value: u64) {
         let start = self.tick();
         for s in range {
-            self.sectors[s as usize].push(Value { value, start, end: NEVER, gone: NEVER, sunk: false });
+            self.sectors[s as usize].push(Value {
+                value,
+                start,
+                end: NEVER,
+                gone: NEVER,
+                sunk: false,
+            });
         }
     }
 

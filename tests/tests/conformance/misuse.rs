@@ -198,7 +198,8 @@ fn as_nobody(rig: &Rig, image: &str) -> tests::rig::Outcome {
     let run_dir = rig.path("nobody");
     std::fs::create_dir(&run_dir).unwrap();
     std::os::unix::fs::chown(&run_dir, Some(65534), Some(65534)).unwrap();
-    let script = "ulimit -l 64; t=$0/tap-ctl; $t create -a \"$1\" || exit; p=$($t list -m 0 | sed 's/pid=\\([0-9]*\\) .*/\\1/'); exec $t destroy -p $p -m 0";
+    let script = "ulimit -l 64; t=$0/tap-ctl; $t create -a \"$1\" || exit
+        p=$($t list -m 0 | sed 's/pid=\\([0-9]*\\) .*/\\1/'); exec $t destroy -p $p -m 0";
     let mut shell = rig.command(&tool("setpriv"));
     shell.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", script]);
     shell.arg(&bin).arg(image).env("TAPDISK_RUN_DIR", &run_dir).env("TAPDISK_LOG_DIR", &run_dir);

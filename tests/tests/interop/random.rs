@@ -5,7 +5,7 @@ use std::ops::Range;
 use tests::both_engines;
 use tests::rig::nbd::{Client, Verb};
 use tests::rig::vhdgen::{Gen, id};
-use tests::rig::{MIB, Rig, files, qemu_img};
+use tests::rig::{MIB, Rig, files, qemu_img, slow};
 use tests::sim::rng::Rng;
 
 /// Sectors of the disk.
@@ -179,6 +179,21 @@ both_engines! {
         let parents = ["r.raw", "p.vhd"].map(|name| fs::read(rig.path(name)).unwrap());
         work_on(rig, "vhd", "c.vhd", shadow, 11);
         assert!(parents == ["r.raw", "p.vhd"].map(|name| fs::read(rig.path(name)).unwrap()));
+    }
+
+    /// Other seeds, for when there is time.
+    fn a_dynamic_image_for_longer(rig) {
+        if !slow("ten more seeds of random work") {
+            return;
+        }
+        rig.vhd_util(&["create", "-n", "a.vhd", "-s", "10"]).ok();
+        for seed in [100, 102, 104, 106, 108] {
+            let served = rig.serve(&rig.name("vhd", "a.vhd"), &["-R"]);
+            let shadow = served.client().dump();
+            served.destroy();
+            work_on(rig, "vhd", "a.vhd", shadow, seed);
+            qemu_img(&rig.work(), &["compare", "-f", "vpc", "-F", "raw", "a.vhd", "shadow.raw"]);
+        }
     }
 
     /// A child that is larger than its parent.

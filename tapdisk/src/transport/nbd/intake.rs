@@ -299,7 +299,7 @@ fn check(head: &RequestHead, kind: Kind, export: &Export, agreed: Features) -> R
 fn check_range(head: &RequestHead, kind: Kind, export: &Export) -> Result<(), u32> {
     let sector = u64::from(export.sector_size);
     let carries = matches!(kind, Kind::Read | Kind::Write);
-    let unaligned = head.offset % sector != 0 || u64::from(head.bytes) % sector != 0;
+    let unaligned = !head.offset.is_multiple_of(sector) || u64::from(head.bytes) % sector != 0;
     if unaligned || (carries && head.bytes > REQUEST_DATA_MAX) {
         return Err(error::EINVAL);
     }
