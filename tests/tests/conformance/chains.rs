@@ -38,7 +38,8 @@ both_engines! {
         disk.expect(at + 1024, 512, 0x32);
         served.destroy();
         assert!(before == keep(rig, &["g.vhd", "p.vhd"]));
-        rig.vhd_util(&["read", "-n", "c.vhd", "-e", "0", "-c", "20480"]).ok().says("4097 1\n4099 1");
+        let extents = rig.vhd_util(&["read", "-n", "c.vhd", "-e", "0", "-c", "20480"]);
+        extents.ok().says("4097 1\n4099 1");
     }
 
     /// F02.
@@ -57,7 +58,8 @@ both_engines! {
         let mut disk = served.client();
         assert_eq!(disk.size, 10 * MIB);
         let over = disk.read(4 * MIB - 1024, 2048).unwrap();
-        assert!(over[..512] == [0; 512] && over[512..1024] == [0x31; 512] && over[1024..] == [0; 1024]);
+        assert!(over[..512] == [0; 512] && over[512..1024] == [0x31; 512]);
+        assert!(over[1024..] == [0; 1024]);
         disk.expect(4 * MIB, 6 * MIB, 0);
         disk.fill(3 * MIB, 2 * MIB, 9).unwrap();
         disk.expect(3 * MIB, 2 * MIB, 9);

@@ -97,7 +97,9 @@ both_engines! {
 
     /// E07: see also I10 in `io`: the map itself, its header, and a header that points nowhere.
     fn batmaps_that_lie(rig) {
-        for (at, bytes) in [(512, &[0xff][..]), (24, &[0; 4]), (8, &[0xff; 8]), (16, &[0x7f; 4]), (0, b"x")] {
+        let lies =
+            [(512, &[0xff][..]), (24, &[0; 4]), (8, &[0xff; 8]), (16, &[0x7f; 4]), (0, b"x")];
+        for (at, bytes) in lies {
             let image = rig.path("x.vhd");
             let layout = Gen::new(10 * MIB).sectors(0, &[(5, 0x11)]).full(2, 0x5a).write(&image);
             files::poke(&image, layout.batmap + at, bytes);

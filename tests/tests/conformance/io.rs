@@ -192,7 +192,8 @@ both_engines! {
         let served = rig.serve(&rig.name("vhd", "a.vhd"), &[]);
         let mut disk = served.client();
         disk.fill(0, 1024, 0x11).unwrap();
-        for (at, bytes) in [(10 * MIB, 512), (10 * MIB - 512, 1024), (1 << 62, 512), (u64::MAX - 511, 512)] {
+        let end = 10 * MIB;
+        for (at, bytes) in [(end, 512), (end - 512, 1024), (1 << 62, 512), (u64::MAX - 511, 512)] {
             assert_eq!(disk.read(at, bytes), Err(22), "{bytes} at {at}");
             let written = disk.fill(at, u64::from(bytes), 1).unwrap_err();
             assert!(BEYOND.contains(&written), "{bytes} at {at}: {written}");

@@ -110,7 +110,8 @@ both_engines! {
 
     /// Locators whose texts lie outside the file, or are longer than any path.
     fn locators_outside_the_file(rig) {
-        for (place, length) in [(u64::MAX - 511, 14u32), (1 << 40, 14), (2048, u32::MAX), (2048, 1 << 20)] {
+        let outside = [(u64::MAX - 511, 14u32), (1 << 40, 14), (2048, u32::MAX), (2048, 1 << 20)];
+        for (place, length) in outside {
             parent(rig, "p.vhd");
             child(rig, b"tap\0", vec![
                 Locator { code: *b"MacX", space: None, bytes: b"file://./p.vhd".to_vec() },

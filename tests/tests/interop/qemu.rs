@@ -82,7 +82,8 @@ both_engines! {
             let back = ["convert", "-f", "raw", "-O", "raw", &served.uri(), "back.raw"];
             qemu_img(&rig.work(), &back);
             served.destroy();
-            assert!(fs::read(rig.path("back.raw")).unwrap() == fs::read(rig.path("r.raw")).unwrap());
+            let [back, first] = ["back.raw", "r.raw"].map(|name| fs::read(rig.path(name)).unwrap());
+            assert!(back == first);
         }
     }
 
