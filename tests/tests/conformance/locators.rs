@@ -1,7 +1,9 @@
 //! How a child finds its parent: F07, F08; order and damage of locators.
+use std::process::Command;
+
 use tests::both_engines;
 use tests::rig::vhdgen::{Gen, Locator, id};
-use tests::rig::{MIB, Rig, files};
+use tests::rig::{MIB, Rig, files, run, tool};
 
 use super::refused::refused;
 
@@ -132,8 +134,15 @@ both_engines! {
         files::sparse(&rig.path("p.vhd"), 10 * MIB);
         Gen::child(10 * MIB, "p.vhd", id(1)).id(2).write(&rig.path("c.vhd"));
         refused(rig, &rig.name("vhd", "c.vhd"), 22, &["p.vhd", "footer"]);
-        std::fs::remove_file(rig.path("p.vhd")).unwrap();
+    }
+
+    /// A directory or a FIFO is no parent: the same as none. Opening the FIFO would wait for ever.
+    fn a_parent_that_is_no_file(rig) {
+        Gen::child(10 * MIB, "p.vhd", id(1)).id(2).write(&rig.path("c.vhd"));
         std::fs::create_dir(rig.path("p.vhd")).unwrap();
-        refused(rig, &rig.name("vhd", "c.vhd"), 21, &["p.vhd", "directory"]);
+        refused(rig, &rig.name("vhd", "c.vhd"), libc::ENOENT, &["c.vhd", "parent"]);
+        std::fs::remove_dir(rig.path("p.vhd")).unwrap();
+        run(Command::new(tool("mkfifo")).arg(rig.path("p.vhd")), b"").ok();
+        refused(rig, &rig.name("vhd", "c.vhd"), libc::ENOENT, &["c.vhd", "parent"]);
     }
 }
