@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const UNSAFE: &[&str] = &[
     "tap-ctl/src/sys.rs",
     "tapdisk/src/pool.rs",
-    "tapdisk/src/process.rs",
+    "tapdisk/src/process",
     "tapdisk/src/sealed.rs",
     "tapdisk/src/signals.rs",
     "tapdisk/src/sys.rs",

@@ -1,4 +1,5 @@
 //! Paths of images: canonical with the exceptions that keep volume names alive, and relative.
+use crate::error::errno::EINVAL;
 use crate::error::{VhdError, errno};
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -73,12 +74,12 @@ fn readable(home: &Path, candidate: &Path) -> io::Result<PathBuf> {
     open(&path).map(|()| path)
 }
 
-/// Only a file or a block device is opened: opening a FIFO would wait for a writer.
+/// Anything but a file or a block device is as good as nothing; opening a FIFO would wait for a writer.
 fn open(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
     let kind = std::fs::metadata(path)?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
-        return Err(io::ErrorKind::NotFound.into());
+        return Err(io::Error::from_raw_os_error(ENOENT));
     }
     std::fs::File::open(path).map(drop)
 }
