@@ -1,5 +1,4 @@
 //! Paths of images: canonical with the exceptions that keep volume names alive, and relative.
-use crate::error::errno::EINVAL;
 use crate::error::{VhdError, errno};
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -79,7 +78,7 @@ fn open(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::FileTypeExt;
     let kind = std::fs::metadata(path)?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
-        return Err(io::Error::from_raw_os_error(ENOENT));
+        return Err(io::Error::from_raw_os_error(errno::ENOENT));
     }
     std::fs::File::open(path).map(drop)
 }
