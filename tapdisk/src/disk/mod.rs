@@ -8,7 +8,6 @@ pub mod align;
 mod files;
 pub mod lane;
 pub mod probe;
-mod spin;
 pub mod uring;
 
 use std::io;

@@ -14,14 +14,13 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use io_uring::squeue::{self, Flags};
 use io_uring::{Builder, EnterFlags, IoUring, Probe, opcode, types};
 
 use super::files::{File, Files};
 use super::lane::{Call, Done, EventFd, Job, Lane};
-use super::spin::{SPIN_IN_FLIGHT_MAX, Spin};
 use super::{Disk, Kind, Op, Tag};
 use crate::pool::Arena;
 
@@ -74,7 +73,6 @@ pub struct Uring {
     watch: Poll,
     watch_ready: bool,
     lane_poll: Poll,
-    spin: Spin,
     enters: u64,
 }
 
@@ -117,7 +115,6 @@ impl Uring {
             watch: Poll::Idle,
             watch_ready: false,
             lane_poll: Poll::Idle,
-            spin: Spin::from_environment(),
             enters: 0,
         })
     }
@@ -200,24 +197,6 @@ impl Uring {
                 }
                 Err(error) => return Err(error),
             }
-        }
-    }
-
-    /// Looks again and again for a short while before it sleeps, when that has paid lately and little is in
-    /// flight: at low depth a sleep and its wake-up cost more than the operation. True if something came.
-    fn look_before_sleeping(&mut self) -> io::Result<bool> {
-        if self.in_ring > SPIN_IN_FLIGHT_MAX || !self.spin.wanted() {
-            return Ok(false);
-        }
-        let start = Instant::now();
-        loop {
-            self.enter()?;
-            let came = !self.ring.completion().is_empty();
-            if came || start.elapsed() >= self.spin.limit {
-                self.spin.learn(came);
-                return Ok(came);
-            }
-            std::hint::spin_loop();
         }
     }
 
@@ -351,12 +330,7 @@ impl Disk for Uring {
             return Some(if self.queued() > 0 { self.submit() } else { Ok(()) });
         }
         self.arm(watch);
-        let slept = match self.look_before_sleeping() {
-            Ok(false) if !timeout.is_zero() => self.enter_and_sleep(timeout),
-            Ok(false) => self.enter(),
-            Ok(true) => Ok(()),
-            Err(error) => Err(error),
-        };
+        let slept = self.enter_and_sleep(timeout);
         self.collect();
         Some(slept)
     }
