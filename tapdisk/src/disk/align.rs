@@ -9,7 +9,7 @@
 //! or write of several sectors is thus one operation of the inner disk at a time, so the inner disk
 //! needs no more depth than the engine asked for.
 //!
-//! **A rewrite never loses another change of the same units**: see [`locks`]. Reads take no lock, for a
+//! **A rewrite never loses another change of the same units**: see `locks`. Reads take no lock, for a
 //! rewrite writes the bytes around its own as they are.
 //!
 //! Progress: an operation waits first for earlier changes, then for a bounce buffer, then for the

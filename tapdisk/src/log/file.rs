@@ -1,4 +1,4 @@
-//! The log file of warnings: tapdisk.<pid>.log.
+//! The log file of warnings: `tapdisk.<pid>.log`.
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
