@@ -244,7 +244,7 @@ impl<D: Disk> Engine<D> {
     fn deliver(&mut self, owner: Owner, op: Op, outcome: Result<(), i32>) {
         self.landed = true;
         match owner {
-            Owner::Slot(id) => {
+            Owner::Slot(id) | Owner::Quick(id) => {
                 if outcome.is_err() {
                     self.count_failure(&op);
                 }
@@ -577,6 +577,8 @@ impl<D: Disk> Engine<D> {
             }
         }
         let kind = Kind::Zero { bytes: to - from, punch };
+        let quick = matches!(self.slot(id).request.verb, Verb::Zero { fast: true, .. });
+        let owner = if quick { Owner::Quick(id) } else { owner };
         self.data_op(id, owner, Op { file, kind, at: from, buf: Buf::NONE });
     }
 

@@ -12,6 +12,8 @@ use crate::transport::SlotId;
 pub enum Owner {
     /// A request's data.
     Slot(SlotId),
+    /// A zeroing that is to be quick or to fail: nothing is written by hand for it.
+    Quick(SlotId),
     /// A request that gives space back; failure does no harm.
     Free(SlotId),
     /// A metadata block being loaded.
