@@ -394,15 +394,20 @@ impl<D: Disk> Engine<D> {
     // ---- reads -------------------------------------------------------------------------------------
 
     fn map(&mut self, from: usize, span: Span) -> Result<(Found, u32), (FileId, Stop)> {
-        let (seq, oldest) = (self.seq, self.oldest);
-        let mut views = Views {
+        let (mut views, chain) = self.views();
+        chain.map(&mut views, from, span)
+    }
+
+    /// The chain, and the cache as its layers see it.
+    fn views(&mut self) -> (Views<'_>, &mut Chain) {
+        let views = Views {
             meta: &mut self.meta,
             arena: self.disk.arena(),
             files: &self.files,
-            seq,
-            oldest,
+            seq: self.seq,
+            oldest: self.oldest,
         };
-        self.chain.as_ref().expect("a request runs on a chain").map(&mut views, from, span)
+        (views, self.chain.as_mut().expect("a request runs on a chain"))
     }
 
     /// Issues the reads for as much of the request as the metadata at hand allows.
@@ -503,17 +508,8 @@ impl<D: Disk> Engine<D> {
     fn plan_one(&mut self, id: SlotId) -> Result<Plan, (FileId, Stop)> {
         let leaf = FileId(0);
         let (span, want) = self.wanted(id)?;
-        let (seq, oldest) = (self.seq, self.oldest);
-        let mut views = Views {
-            meta: &mut self.meta,
-            arena: self.disk.arena(),
-            files: &self.files,
-            seq,
-            oldest,
-        };
-        let chain = self.chain.as_mut().expect("a request runs on a chain");
-        let image = &mut chain.layers[0].image;
-        let plan = chain::Views::with(&mut views, leaf, |meta| image.plan(meta, span, want))
+        let plan = self
+            .with_leaf(|image, meta| image.plan(meta, span, want))
             .map_err(|stop| (leaf, stop))?;
         assert!(plan.count > 0 && plan.count <= span.count, "a plan covers part of its span");
         plan.pins.iter().for_each(|r| self.meta.pin(leaf, r.at));
@@ -646,15 +642,8 @@ impl<D: Disk> Engine<D> {
         &mut self,
         f: impl FnOnce(&mut Box<dyn image::Image>, &mut dyn image::Meta) -> R,
     ) -> R {
-        let (seq, oldest) = (self.seq, self.oldest);
-        let mut views = Views {
-            meta: &mut self.meta,
-            arena: self.disk.arena(),
-            files: &self.files,
-            seq,
-            oldest,
-        };
-        let image = &mut self.chain.as_mut().expect("a request runs on a chain").layers[0].image;
+        let (mut views, chain) = self.views();
+        let image = &mut chain.layers[0].image;
         chain::Views::with(&mut views, FileId(0), |meta| f(image, meta))
     }
 

@@ -20,6 +20,7 @@ use super::handshake::{Features, Handshake, Step};
 use super::intake::{Intake, Progress};
 use super::notice::{Log, Why};
 use super::outq::{OutQueue, Sent};
+use super::pace::Pace;
 use super::quota::{Held, Stall};
 use super::receive::{Got, Receive};
 use crate::transport::Slots;
@@ -88,6 +89,7 @@ pub(super) struct Conn {
     pub(super) in_engine: u16,
     pub(super) held: Held,
     pub(super) out: OutQueue,
+    pub(super) pace: Pace,
     /// Simple replies: the long read whose data are being sent, and the calls in line behind it.
     pub(super) streaming: Option<u16>,
     pub(super) line: VecDeque<u16>,
@@ -117,6 +119,7 @@ impl Conn {
             in_engine: 0,
             held: Held::default(),
             out: OutQueue::new(),
+            pace: Pace::default(),
             streaming: None,
             line: VecDeque::with_capacity(CALLS_MAX),
         }

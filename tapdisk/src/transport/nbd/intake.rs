@@ -8,6 +8,7 @@
 //! A slot is reserved when its data have begun to arrive, never before; a client holds at most one
 //! slot that is being filled.
 use std::ops::ControlFlow::{self, Break, Continue};
+use std::os::fd::AsFd;
 
 use image::Span;
 
@@ -244,8 +245,12 @@ impl Conn {
         let piece =
             Piece { call: id, slot, at: At::Engine, from: call.issued, bytes, next: NO_PIECE };
         let place = self.pieces.put(piece).expect("`room` saw a free place");
-        if call.kind == Kind::Read && !self.features.structured {
-            self.link(id, place);
+        if call.kind == Kind::Read {
+            let fd = self.fd.as_ref().map(AsFd::as_fd);
+            self.pace.read(fd, call.bytes);
+            if !self.features.structured {
+                self.link(id, place);
+            }
         }
         let call = &mut self.calls[id];
         let start = (call.offset + u64::from(call.issued)) / SECTOR;

@@ -6,16 +6,17 @@ use std::time::Instant;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 
+use super::Export;
 use super::calls::At;
 use super::conn::{Conn, Phase, Style};
 use super::handshake::{self, Features, Handshake};
 use super::intake::Intake;
 use super::notice::{Log, Notice, Why};
 use super::quota::Stall;
-use super::{Export, sys};
+use super::sys::{self, Buffer};
 use crate::transport::Slots;
 
-const SOCKET_BUFFER_BYTES: i32 = 1 << 20;
+pub(super) const SOCKET_BUFFER_BYTES: i32 = 1 << 20;
 
 impl Conn {
     /// Greets a client in this free place.
@@ -30,7 +31,8 @@ impl Conn {
         assert!(self.phase == Phase::Free, "a client is put in a free place");
         let interest = Interest::READABLE | Interest::WRITABLE;
         poll.0.register(&mut SourceFd(&fd.as_raw_fd()), poll.1, interest)?;
-        sys::enlarge_buffers(fd.as_fd(), SOCKET_BUFFER_BYTES);
+        sys::size_buffer(fd.as_fd(), Buffer::Receive, SOCKET_BUFFER_BYTES);
+        self.pace.begin(fd.as_fd(), passed);
         self.fd = Some(fd);
         self.style = style;
         (self.readable, self.closed, self.blocked) = (true, false, false);

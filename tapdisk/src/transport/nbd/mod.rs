@@ -24,6 +24,7 @@ mod life;
 mod listen;
 mod notice;
 mod outq;
+mod pace;
 mod proto;
 mod quota;
 mod receive;

@@ -110,20 +110,29 @@ unsafe fn adopt(header: *const libc::cmsghdr, bytes: usize, first: &mut Option<O
     }
 }
 
-/// Asks for larger socket buffers; what the kernel refuses stays as it is.
-pub(super) fn enlarge_buffers(fd: BorrowedFd<'_>, bytes: i32) {
-    for option in [libc::SO_SNDBUF, libc::SO_RCVBUF] {
-        // SAFETY: the option's value is an int that outlives the call, and its size is given.
-        unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_SOCKET,
-                option,
-                std::ptr::from_ref(&bytes).cast(),
-                size_of::<i32>() as libc::socklen_t,
-            )
-        };
-    }
+/// A buffer of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Buffer {
+    Receive,
+    Send,
+}
+
+/// Asks for a socket buffer of that size; what the kernel refuses stays as it is.
+pub(super) fn size_buffer(fd: BorrowedFd<'_>, buffer: Buffer, bytes: i32) {
+    let option = match buffer {
+        Buffer::Receive => libc::SO_RCVBUF,
+        Buffer::Send => libc::SO_SNDBUF,
+    };
+    // SAFETY: the option's value is an int that outlives the call, and its size is given.
+    unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            std::ptr::from_ref(&bytes).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
 }
 
 /// Bytes (with overhead) that were sent and that the peer has not taken yet; 0 where nobody knows.
