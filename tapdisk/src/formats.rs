@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use image::{Image, Storage};
 use raw::Raw;
 use tap_ctl::messages::Text;
-use vhd_rs::driver::Vhd;
-use vhd_rs::{DiskType, FooterAt, OpenOptions, Opened, VhdError};
+use vhd_rs::driver::{UNUSED, Vhd};
+use vhd_rs::{BatmapState, DiskType, FooterAt, OpenOptions, Opened, VhdError};
 
 use crate::disk::align::alignment_of;
 use crate::engine::FileInfo;
@@ -103,6 +103,8 @@ pub struct Images {
     pub sectors: u64,
     /// Logical sector size in bytes.
     pub sector_size: u32,
+    /// Bitmaps that reads of the whole disk keep coming back to: what the metadata cache should hold.
+    pub bitmaps: usize,
     /// Sentences for the log: what works, but not as one may think.
     pub notes: Vec<String>,
 }
@@ -247,12 +249,14 @@ impl Opening<'_> {
             None => return Err(OpenError::new(libc::EINVAL, "a chain of no images")),
         };
         let mut ready = Vec::with_capacity(layers.len());
+        let mut wanted = 0;
         for (mut layer, found) in layers {
+            wanted += bitmaps(&found);
             let strict = wish.strict && ready.is_empty() && layer.writable;
             layer.image = Some(driver(&layer, found, strict)?);
             ready.push(layer);
         }
-        Ok(Images { layers: ready, sectors, sector_size, notes })
+        Ok(Images { layers: ready, sectors, sector_size, bitmaps: wanted, notes })
     }
 }
 
@@ -280,6 +284,17 @@ fn driver(layer: &Layer, found: Found, strict: bool) -> Result<Box<dyn Image>, O
         vhd.set_dirty();
     }
     Ok(Box::new(vhd))
+}
+
+/// Blocks of an image that are there but not known to be full. Without a batmap most blocks turn out full
+/// when their bitmap is read once, so it is not asked for again.
+fn bitmaps(found: &Found) -> usize {
+    let Found::Vhd(opened) = found else { return 0 };
+    if opened.batmap == BatmapState::Absent {
+        return 0;
+    }
+    let used = (0..).zip(&opened.bat).filter(|(_, entry)| **entry != UNUSED);
+    used.filter(|(block, _)| !vhd_rs::batmap::is_full(&opened.full, *block)).count()
 }
 
 /// Whether a write to the last unit of a file, which O_DIRECT cannot make shorter than 4096 bytes here,

@@ -18,6 +18,7 @@ use crate::engine::chain::{Chain, Layer};
 use crate::engine::limits::Limits;
 use crate::engine::{Engine, Policy};
 use crate::formats::{Images, LAYERS_MAX, OpenError};
+use crate::memory::Memory;
 use crate::pool::{Arena, Locked};
 use crate::sys;
 use crate::transport::nbd::{Export, NbdServer};
@@ -62,7 +63,10 @@ impl Served {
         opened: &Opened,
         images: Images,
     ) -> Result<Served, (OpenError, Images)> {
-        let grant = env.memory.grant();
+        let mut grant = env.memory.grant();
+        if env.memory == Memory::Locked {
+            grant.limits = for_chain(grant.limits, images.bitmaps);
+        }
         if let Some(warning) = &grant.warning {
             env.sink.note(&format!("minor {minor}: {warning}"));
         }
@@ -267,6 +271,14 @@ fn export(images: &Images, _: &Opened) -> Export {
 /// Whether the owner of the storage says that its cache is volatile (ARCHITECTURE.md, "VHD choices").
 fn barriers() -> bool {
     std::env::var_os("TAPDISK_BARRIERS").is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+/// A cache that holds the bitmaps of a long chain: without it each read would load many of them again.
+fn for_chain(limits: Limits, bitmaps: usize) -> Limits {
+    const META_BLOCKS_MAX: usize = 16384;
+    let spare = usize::from(Limits::NORMAL.meta_blocks);
+    let wanted = (bitmaps + spare / 2).clamp(spare, META_BLOCKS_MAX);
+    Limits { meta_blocks: wanted as u16, ..limits }
 }
 
 /// What offset and length of operations on each file must be multiples of.
