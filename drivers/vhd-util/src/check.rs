@@ -11,17 +11,10 @@ const USAGE: &str = "options: -n <file> [-i ignore missing primary footers] \
     [-b check bitmaps] [-s stats] [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::parse("check", "n:iItpbBsh", args) {
+    let o = match Options::given("check", "n:iItpbBsh", args, USAGE, term) {
         Ok(o) => o,
-        Err(text) => {
-            term.complain(&text);
-            return term.usage(USAGE);
-        }
+        Err(code) => return code,
     };
-    if o.has('h') {
-        term.say(USAGE);
-        return 0;
-    }
     let excluded = o.has('B') && (o.has('b') || o.has('s'));
     let (Some(name), 0, false) = (o.path('n'), o.rest, excluded) else {
         return term.usage(USAGE);

@@ -50,6 +50,28 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// Reads the options of a command; says what is wrong with them, or what they are (`-h`).
+    ///
+    /// # Errors
+    /// The exit code when the command is over with that.
+    pub(crate) fn given(
+        command: &str,
+        spec: &str,
+        args: &[OsString],
+        usage: &str,
+        term: &mut Term,
+    ) -> Result<Options, i32> {
+        let options = Options::parse(command, spec, args).map_err(|text| {
+            term.complain(&text);
+            term.usage(usage)
+        })?;
+        if options.has('h') {
+            term.say(usage);
+            return Err(0);
+        }
+        Ok(options)
+    }
+
     /// Reads options of the letters in `spec`, where `:` follows those with an argument. They may
     /// come in any order and in clusters; `--` ends them.
     ///

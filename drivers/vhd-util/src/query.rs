@@ -28,17 +28,10 @@ type Answer = Result<String, (String, i32)>;
 type Question = fn(&Subject, bool) -> Answer;
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::parse("query", "n:vspfmdSaubh", args) {
+    let o = match Options::given("query", "n:vspfmdSaubh", args, USAGE, term) {
         Ok(o) => o,
-        Err(text) => {
-            term.complain(&text);
-            return term.usage(USAGE);
-        }
+        Err(code) => return code,
     };
-    if o.has('h') {
-        term.say(USAGE);
-        return 0;
-    }
     let (Some(name), 0) = (o.path('n'), o.rest) else { return term.usage(USAGE) };
     let subject = match look(&name, o.has('b')) {
         Ok(subject) => subject,

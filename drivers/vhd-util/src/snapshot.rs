@@ -9,17 +9,10 @@ const USAGE: &str = "options: <-n name> <-p parent name> [-l snapshot depth limi
     [-e link to supplied parent name even if it's empty] [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::parse("snapshot", "n:p:S:l:meh", args) {
+    let o = match Options::given("snapshot", "n:p:S:l:meh", args, USAGE, term) {
         Ok(o) => o,
-        Err(text) => {
-            term.complain(&text);
-            return term.usage(USAGE);
-        }
+        Err(code) => return code,
     };
-    if o.has('h') {
-        term.say(USAGE);
-        return 0;
-    }
     let (Some(name), Some(parent), 0) = (o.path('n'), o.path('p'), o.rest) else {
         return term.usage(USAGE);
     };

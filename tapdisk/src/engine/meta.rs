@@ -108,8 +108,6 @@ pub struct MetaCache {
     stables_free: Vec<u16>,
     stable_of: Box<[u16]>,
     stable_waiters: u16,
-    /// Loads and evictions, for statistics.
-    pub loads: u64,
 }
 
 const NONE: u16 = u16::MAX;
@@ -127,7 +125,6 @@ impl MetaCache {
             stables_free: (0..limits.stables).collect(),
             stable_of: vec![NONE; n].into(),
             stable_waiters: 0,
-            loads: 0,
         }
     }
 
@@ -146,11 +143,6 @@ impl MetaCache {
         assert!(self.blocks.iter().all(Block::idle), "clearing a cache that is in use");
         self.blocks.iter_mut().for_each(|b| *b = Block::empty());
         self.table.fill(0);
-    }
-
-    /// Whether nothing is pinned, loading or being written.
-    pub fn idle(&self) -> bool {
-        self.blocks.iter().all(Block::idle)
     }
 
     fn home(&self, file: FileId, at: u64) -> usize {
@@ -256,10 +248,7 @@ impl MetaCache {
             Some(id) if self.block(id).fill == Fill::Loading => Loading::Joined(id),
             Some(_) => Loading::AskAgain,
             None => match self.take(file, r, Fill::Loading) {
-                Some(id) => {
-                    self.loads += 1;
-                    Loading::Start(id)
-                }
+                Some(id) => Loading::Start(id),
                 None => Loading::AskAgain,
             },
         }

@@ -158,19 +158,9 @@ impl<D: Disk> Engine<D> {
         self.chain.as_ref()
     }
 
-    /// Bytes of a layer's file that exist; the leaf's grows.
-    pub fn grown(&self, file: FileId) -> u64 {
-        self.files[usize::from(file.0)].grown
-    }
-
     /// Counters.
     pub fn stats(&self) -> &Stats {
         &self.stats
-    }
-
-    /// Metadata blocks loaded so far.
-    pub fn meta_loads(&self) -> u64 {
-        self.meta.loads
     }
 
     /// The disk engine below.

@@ -84,7 +84,7 @@ impl Served {
             ));
         }
         let paths = socket_paths(env, minor);
-        let export = export(&images, opened);
+        let export = export(&images);
         let nbd = match NbdServer::new(&env.registry, &paths, Token(token), export) {
             Ok(nbd) => nbd,
             Err(error) => return Err((OpenError::new(error.errno(), error.to_string()), images)),
@@ -136,7 +136,7 @@ impl Served {
             sector_size: images.sector_size,
         };
         self.engine.attach(chain, &infos, policy);
-        self.nbd.resume(export(&images, opened));
+        self.nbd.resume(export(&images));
         self.images = Some(images);
         self.faults = sys::faults();
         Ok(())
@@ -259,7 +259,7 @@ pub fn info(images: &Images) -> ImageInfo {
     ImageInfo { sectors: images.sectors, sector_size: images.sector_size, info: 0 }
 }
 
-fn export(images: &Images, _: &Opened) -> Export {
+fn export(images: &Images) -> Export {
     Export {
         sectors: images.sectors,
         sector_size: images.sector_size,

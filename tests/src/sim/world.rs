@@ -476,12 +476,8 @@ impl World {
     /// Reads the whole disk with the blocking executor, which shares no engine with the daemon.
     fn verify_all(&mut self, when: &str, cut: bool) -> Result<Vec<u64>, String> {
         let files = self.engine.disk_ref().inner_ref().files.clone();
-        let images = if cut {
-            self.chain_of(&files)?
-        } else {
-            // The closing writes are not there; the table and bitmaps must do.
-            self.chain_of(&files)?
-        };
+        // The closing writes are not there; the table and bitmaps must do.
+        let images = self.chain_of(&files)?;
         let stores: Vec<MemStorage> =
             files.iter().map(|f| MemStorage::new(f.bytes.clone(), f.device)).collect();
         let layers: Vec<blocking::Layer<'_>> = images
@@ -495,12 +491,7 @@ impl World {
         let values: Vec<u64> =
             (0..self.sectors).map(|s| parse(&buf[s as usize * 512..][..512], s)).collect();
         for (s, value) in (0..).zip(&values) {
-            let fine = if cut {
-                self.model.may_survive(s, *value, self.volatile)
-            } else {
-                self.model.may_survive(s, *value, false)
-            };
-            if !fine {
+            if !self.model.may_survive(s, *value, cut && self.volatile) {
                 let why = self.model.explain(s);
                 return Err(format!("{when} sector {s} holds {value:#x}, allowed {why}"));
             }
