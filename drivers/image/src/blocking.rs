@@ -1,9 +1,14 @@
-//! The small blocking executor: runs a driver's answers with plain reads. For the offline tools, and
-//! as the second opinion on what the daemon's engine wrote. It allocates and waits as it likes.
+//! The small blocking executor: runs a driver's answers with plain reads and writes. For the offline tools,
+//! and as the second opinion on what the daemon's engine wrote. It allocates and waits as it likes.
+//!
+//! [`read`] looks through a chain; [`Writer`] changes one image.
 use std::collections::HashMap;
 use std::io;
 
-use crate::{Image, Meta, MetaRef, Place, Span, Stop, Storage};
+use crate::{Image, Meta, MetaRef, Place, Run, Span, Stop, Storage};
+
+mod writer;
+pub use writer::Writer;
 
 /// One image and its bytes.
 pub struct Layer<'a> {
@@ -44,16 +49,7 @@ fn find(
             break;
         }
         span = span.first(u32::try_from(sectors - span.start).unwrap_or(u32::MAX));
-        let run = loop {
-            match layer.image.map(&caches[i], span) {
-                Ok(run) => break run,
-                Err(Stop::Load(r)) => caches[i].load(layer.storage, r)?,
-                Err(Stop::Fail { errno, .. }) => return Err(io::Error::from_raw_os_error(errno)),
-                Err(stop @ (Stop::Wait | Stop::Grow { .. })) => {
-                    unreachable!("{stop:?} while nobody else is at work")
-                }
-            }
-        };
+        let run = run(layer.image, layer.storage, &mut caches[i], span)?;
         match run.place {
             Place::At { byte } => return Ok((Some((i, byte)), run.count)),
             Place::Zero => return Ok((None, run.count)),
@@ -63,9 +59,31 @@ fn find(
     Ok((None, span.count))
 }
 
+/// The first run of a span inside one image.
+fn run(image: &dyn Image, storage: &dyn Storage, cache: &mut Cache, span: Span) -> io::Result<Run> {
+    loop {
+        match image.map(cache, span) {
+            Ok(run) => return Ok(run),
+            Err(Stop::Load(r)) => cache.load(storage, r)?,
+            Err(Stop::Fail { errno, .. }) => return Err(io::Error::from_raw_os_error(errno)),
+            Err(stop @ (Stop::Wait | Stop::Grow { .. })) => alone(stop),
+        }
+    }
+}
+
+/// A stop that only another request could cause.
+fn alone(stop: Stop) -> ! {
+    unreachable!("{stop:?} while nobody else is at work")
+}
+
+/// What is cached of one image. Between two requests all of it is what the disk holds.
 #[derive(Default)]
 struct Cache {
     pieces: HashMap<u64, Box<[u8]>>,
+    /// Bytes of the file.
+    grown: u64,
+    /// Number of the request at work.
+    now: u64,
 }
 
 impl Cache {
@@ -92,12 +110,13 @@ impl Meta for Cache {
         true
     }
     fn grown(&self) -> u64 {
-        0
+        self.grown
     }
     fn now(&self) -> u64 {
-        0
+        self.now
     }
+    /// One request at a time: what was freed before this one, nobody reads.
     fn oldest(&self) -> u64 {
-        1
+        self.now
     }
 }

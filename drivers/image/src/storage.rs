@@ -3,6 +3,9 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+/// Zeros that are written at a time.
+const ZEROS_BYTES: u64 = 1 << 20;
+
 /// A file, a block device, or memory.
 pub trait Storage {
     /// Reads at an offset; fewer bytes than asked only at the end.
@@ -37,6 +40,15 @@ pub trait Storage {
     /// # Errors
     /// Those of the device.
     fn sync(&self) -> io::Result<()>;
+    /// Makes a range read as zeros. With `punch` its space may be given back; the length of the file does not
+    /// change by more than the range.
+    ///
+    /// # Errors
+    /// Those of the device.
+    fn zero_at(&self, offset: u64, bytes: u64, punch: bool) -> io::Result<()> {
+        let _ = punch;
+        write_zeros(self, offset, bytes)
+    }
     /// Whether this is a block device: its size is fixed, a footer lies in its last sector.
     fn is_device(&self) -> bool;
 
@@ -50,6 +62,17 @@ pub trait Storage {
         }
         Ok(())
     }
+}
+
+fn write_zeros(to: &(impl Storage + ?Sized), offset: u64, bytes: u64) -> io::Result<()> {
+    let zeros = vec![0; bytes.min(ZEROS_BYTES) as usize];
+    let mut done = 0;
+    while done < bytes {
+        let now = (bytes - done).min(ZEROS_BYTES);
+        to.write_at(offset + done, &zeros[..now as usize])?;
+        done += now;
+    }
+    Ok(())
 }
 
 impl Storage for File {
@@ -82,6 +105,15 @@ impl Storage for File {
     }
     fn sync(&self) -> io::Result<()> {
         self.sync_all()
+    }
+    fn zero_at(&self, offset: u64, bytes: u64, punch: bool) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let way = if punch { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
+        match fallocate(self, way | FallocateFlags::KEEP_SIZE, offset, bytes) {
+            Ok(()) => Ok(()),
+            // Not every file system and device can: then zeros are written.
+            Err(_) => write_zeros(self, offset, bytes),
+        }
     }
     fn is_device(&self) -> bool {
         use std::os::unix::fs::FileTypeExt;
@@ -143,5 +175,24 @@ impl Storage for MemStorage {
     }
     fn is_device(&self) -> bool {
         self.device
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_made_zero_in_a_file_whose_length_stays() {
+        for punch in [true, false] {
+            let mut file = tempfile::tempfile().unwrap();
+            io::Write::write_all(&mut file, &[7; 20_000]).unwrap();
+            file.zero_at(512, 16_384, punch).unwrap();
+            let mut back = vec![1; 20_000];
+            Storage::read_exact_at(&file, 0, &mut back).unwrap();
+            assert!(back[..512].iter().chain(&back[16_896..]).all(|b| *b == 7));
+            assert!(back[512..16_896].iter().all(|b| *b == 0));
+            assert_eq!(Storage::len(&file).unwrap(), 20_000);
+        }
     }
 }

@@ -27,6 +27,7 @@ pub mod files;
 pub mod footer;
 pub mod geometry;
 pub mod header;
+pub mod key;
 pub mod locate;
 pub mod locator;
 pub mod open;
