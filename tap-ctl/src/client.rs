@@ -11,8 +11,8 @@ mod exchange;
 
 use crate::error::Error;
 use crate::messages::{
-    COOKIE_ALL, ImageInfo, KEY_BYTES_MAX, ListEntry, Params, Request, StatInfo, TapdiskPid, Text,
-    flag,
+    Blkif, COOKIE_ALL, ImageInfo, KEY_BYTES_MAX, ListEntry, Params, Request, StatInfo, TapdiskPid,
+    Text, flag,
 };
 use crate::paths::RunDir;
 use exchange::Exchange;
@@ -185,6 +185,23 @@ impl Client {
     /// See [`Client::pid`]. ENODEV: unknown minor.
     pub fn disk_info(&self, pid: i32, minor: u16) -> Result<ImageInfo, Error> {
         self.begin(pid, &Request::DiskInfo { minor }, None)?.reply()
+    }
+
+    /// Connect a ring of a guest to a VBD. A frontend with several queues needs one call a queue.
+    ///
+    /// # Errors
+    /// See [`Client::pid`]. ENODEV: unknown minor; EALREADY: this ring is connected; otherwise that of
+    /// the grant and event channel devices.
+    pub fn connect_ring(&self, pid: i32, minor: u16, ring: &Blkif) -> Result<(), Error> {
+        self.simple(pid, &Request::Connect { minor, blkif: *ring }, None)
+    }
+
+    /// Disconnect all rings of a guest's device.
+    ///
+    /// # Errors
+    /// See [`Client::pid`]. ENODEV: none is connected.
+    pub fn disconnect_ring(&self, pid: i32, domid: u32, devid: u32) -> Result<(), Error> {
+        self.simple(pid, &Request::Disconnect { domid, devid }, None)
     }
 
     fn begin(

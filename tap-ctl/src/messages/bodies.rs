@@ -215,6 +215,11 @@ pub struct Blkif {
     pub poll_duration: u32,
     /// Percent.
     pub poll_idle_threshold: u32,
+    /// Ours (ARCHITECTURE.md, "Guest rings"): which of the frontend's queues this ring is, from 0.
+    /// The original sends 0 here and does not look at it.
+    pub queue: u32,
+    /// Ours: how many queues the frontend has; 0 and 1 both mean one.
+    pub queues: u32,
 }
 
 impl Body for Blkif {
@@ -230,6 +235,8 @@ impl Body for Blkif {
         put(frame, 312, self.port.to_ne_bytes());
         put(frame, 316, self.poll_duration.to_ne_bytes());
         put(frame, 320, self.poll_idle_threshold.to_ne_bytes());
+        put(frame, 324, self.queue.to_ne_bytes());
+        put(frame, 328, self.queues.to_ne_bytes());
     }
 
     fn read_from(frame: &Frame) -> Result<Blkif, BadBody> {
@@ -243,6 +250,8 @@ impl Body for Blkif {
             port: u32::from_ne_bytes(take(frame, 312)),
             poll_duration: u32::from_ne_bytes(take(frame, 316)),
             poll_idle_threshold: u32::from_ne_bytes(take(frame, 320)),
+            queue: u32::from_ne_bytes(take(frame, 324)),
+            queues: u32::from_ne_bytes(take(frame, 328)),
         })
     }
 }

@@ -237,6 +237,8 @@ fn ring_name(domid: u32, devid: u32) -> Blkif {
         port: 0,
         poll_duration: 0,
         poll_idle_threshold: 0,
+        queue: 0,
+        queues: 0,
     }
 }
 

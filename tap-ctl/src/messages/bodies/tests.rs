@@ -134,6 +134,8 @@ fn blkif() {
         port: 9,
         poll_duration: 10,
         poll_idle_threshold: 50,
+        queue: 1,
+        queues: 4,
     };
     let grefs: Vec<u8> = (11u32..19).flat_map(|gref| gref.to_ne_bytes()).collect();
     assert_fields(
@@ -148,6 +150,8 @@ fn blkif() {
             (312, &9u32.to_ne_bytes()),
             (316, &10u32.to_ne_bytes()),
             (320, &50u32.to_ne_bytes()),
+            (324, &1u32.to_ne_bytes()),
+            (328, &4u32.to_ne_bytes()),
         ],
     );
     assert_eq!(Blkif::read_from(&written(&blkif)), Ok(blkif));
