@@ -1,0 +1,252 @@
+//! Logs on the file system and on block devices, as the offline tool works on them.
+//!
+//! The header is written in one piece, so another process sees the old one or the new one. What a new
+//! header says is on the disk before it: a grown bitmap before the larger size, all marks
+//! before `consistent`. Every change is on the disk when its function returns, because a storage
+//! manager deletes or trusts something else next.
+use crate::bitmap;
+use crate::header::{HEADER_BYTES, Header};
+use crate::{CbtError, Uuid};
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Largest disk that a log is made for: a bitmap of 1 GiB.
+const DISK_BYTES_MAX: u64 = 512 << 40;
+
+/// Bytes read or written at a time.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// New values for the fields of a header; what is absent stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// The log of the snapshot before.
+    pub parent: Option<Uuid>,
+    /// The log of the snapshot after.
+    pub child: Option<Uuid>,
+    /// Whether the log is complete.
+    pub consistent: Option<i32>,
+    /// Size of the disk in bytes; not smaller than before.
+    pub disk_bytes: Option<u64>,
+}
+
+/// An open log.
+#[derive(Debug)]
+pub struct LogFile {
+    name: PathBuf,
+    file: File,
+    header: Header,
+    bytes: u64,
+}
+
+/// Makes an empty log for a disk, or empties an existing one: no links, not consistent, no block marked.
+/// An existing file is overwritten where it lies and cut at the end, so that a process that has
+/// it mapped goes on with it.
+///
+/// # Errors
+/// EFBIG above 512 TiB; those of the file system. A new file that could not be completed is removed.
+pub fn create(name: &Path, disk_bytes: u64) -> Result<(), CbtError> {
+    check_size(name, disk_bytes)?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).mode(0o644);
+    let made = options.clone().create_new(true).open(name);
+    let new = made.is_ok();
+    let file = match made {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => options.open(name),
+        made => made,
+    };
+    let file = file.map_err(|e| CbtError::io(name, "create the changed-block log", &e))?;
+    let done = fill(&file, name, disk_bytes);
+    if done.is_err() && new {
+        // The first error is the one to report; a leftover is only untidy.
+        let _ = std::fs::remove_file(name);
+    }
+    done
+}
+
+fn fill(file: &File, name: &Path, disk_bytes: u64) -> Result<(), CbtError> {
+    let regular = is_regular(file, name)?;
+    let header = Header { disk_bytes, ..Header::default() };
+    let failed = |e| CbtError::io(name, "write the changed-block log", &e);
+    file.write_all_at(&header.encode(), 0).map_err(failed)?;
+    zero(file, HEADER_BYTES as u64, header.file_bytes()).map_err(failed)?;
+    if regular {
+        file.set_len(header.file_bytes()).map_err(failed)?;
+    }
+    file.sync_all().map_err(failed)
+}
+
+/// Marks in the child every block that the parent has marked. Headers stay as they are. A parent of
+/// a smaller disk covers the beginning. No daemon may have the child open: its marks could be lost.
+///
+/// # Errors
+/// EINVAL when the parent's disk is larger; EIO when a bitmap is shorter than its header says; those
+/// of the file system.
+pub fn coalesce(parent: &Path, child: &Path) -> Result<(), CbtError> {
+    let parent = LogFile::open(parent, false)?;
+    let child = LogFile::open(child, true)?;
+    if bitmap::blocks(parent.header.disk_bytes) > bitmap::blocks(child.header.disk_bytes) {
+        return Err(CbtError::ParentLarger { parent: parent.name, child: child.name });
+    }
+    child.complete()?;
+    let end = parent.complete()?;
+    let mut at = HEADER_BYTES as u64;
+    while at < end {
+        let length = CHUNK_BYTES.min(end - at);
+        let (from, mut to) = (parent.read(at, length)?, child.read(at, length)?);
+        let before = to.clone();
+        to.iter_mut().zip(&from).for_each(|(to, from)| *to |= from);
+        if to != before {
+            child.write(at, &to)?;
+        }
+        at += length;
+    }
+    child.sync()
+}
+
+impl LogFile {
+    /// Opens a log and reads its header.
+    ///
+    /// # Errors
+    /// EIO when the file is shorter than a header; EINVAL for what is neither file nor block device;
+    /// those of the file system.
+    pub fn open(name: &Path, writable: bool) -> Result<LogFile, CbtError> {
+        let failed = |e| CbtError::io(name, "open the changed-block log", &e);
+        let mut options = OpenOptions::new();
+        // A FIFO must not be waited for.
+        options.read(true).write(writable).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
+        let mut file = options.open(name).map_err(failed)?;
+        is_regular(&file, name)?;
+        // Of a device the metadata say 0.
+        let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let needs = HEADER_BYTES as u64;
+        if bytes < needs {
+            return Err(CbtError::Short { name: name.into(), has: bytes, needs });
+        }
+        let mut raw = [0; HEADER_BYTES];
+        file.read_exact_at(&mut raw, 0).map_err(failed)?;
+        Ok(LogFile { name: name.into(), file, header: Header::decode(&raw), bytes })
+    }
+
+    /// The header as it was read or last written.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// Length of the file or device.
+    pub fn file_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The whole bitmap.
+    ///
+    /// # Errors
+    /// EIO when the file is shorter than its header says; those of the file system.
+    pub fn bitmap(&self) -> Result<Vec<u8>, CbtError> {
+        let end = self.complete()?;
+        self.read(HEADER_BYTES as u64, end - HEADER_BYTES as u64)
+    }
+
+    /// Writes new values of the header's fields; a larger disk gets zeros at the end of its bitmap.
+    ///
+    /// # Errors
+    /// EINVAL for a smaller disk; EIO when the bitmap is too short to be enlarged; EFBIG above 512
+    /// TiB; those of the file system. The log is unchanged then, but may be longer.
+    pub fn set(&mut self, change: &Change) -> Result<(), CbtError> {
+        let mut header = self.header;
+        if let Some(disk_bytes) = change.disk_bytes {
+            self.grow(disk_bytes)?;
+            header.disk_bytes = disk_bytes;
+        }
+        header.parent = change.parent.unwrap_or(header.parent);
+        header.child = change.child.unwrap_or(header.child);
+        header.consistent = change.consistent.unwrap_or(header.consistent);
+        // The marks before the word that they are complete.
+        self.sync()?;
+        self.write(0, &header.encode())?;
+        self.header = header;
+        self.sync()
+    }
+
+    /// Room for the bitmap of a larger disk, before the header speaks of it.
+    fn grow(&mut self, disk_bytes: u64) -> Result<(), CbtError> {
+        let now = self.header.disk_bytes;
+        if disk_bytes < now {
+            return Err(CbtError::Shrink { name: self.name.clone(), now });
+        }
+        check_size(&self.name, disk_bytes)?;
+        let from = self.complete()?;
+        let to = HEADER_BYTES as u64 + bitmap::bytes(disk_bytes);
+        let failed = |e| CbtError::io(&self.name, "enlarge the changed-block log", &e);
+        zero(&self.file, from, to).map_err(failed)?;
+        self.bytes = self.bytes.max(to);
+        Ok(())
+    }
+
+    /// The end of the bitmap, if the file reaches that far.
+    fn complete(&self) -> Result<u64, CbtError> {
+        let needs = self.header.file_bytes();
+        if self.bytes < needs {
+            return Err(CbtError::Short { name: self.name.clone(), has: self.bytes, needs });
+        }
+        Ok(needs)
+    }
+
+    fn read(&self, at: u64, bytes: u64) -> Result<Vec<u8>, CbtError> {
+        let failed = |e| CbtError::io(&self.name, "read the bitmap", &e);
+        let too_large =
+            || CbtError::TooLarge { name: self.name.clone(), disk: self.header.disk_bytes };
+        let bytes = usize::try_from(bytes).map_err(|_| too_large())?;
+        let mut out = vec![0; bytes];
+        self.file.read_exact_at(&mut out, at).map_err(failed)?;
+        Ok(out)
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) -> Result<(), CbtError> {
+        let failed = |e| CbtError::io(&self.name, "write the changed-block log", &e);
+        self.file.write_all_at(bytes, at).map_err(failed)
+    }
+
+    fn sync(&self) -> Result<(), CbtError> {
+        let failed = |e| CbtError::io(&self.name, "write the changed-block log to the disk", &e);
+        self.file.sync_all().map_err(failed)
+    }
+
+    pub(crate) fn into_file(self) -> File {
+        self.file
+    }
+}
+
+fn check_size(name: &Path, disk: u64) -> Result<(), CbtError> {
+    if disk > DISK_BYTES_MAX {
+        return Err(CbtError::TooLarge { name: name.into(), disk });
+    }
+    Ok(())
+}
+
+/// Whether it is a file rather than a block device; anything else is refused.
+fn is_regular(file: &File, name: &Path) -> Result<bool, CbtError> {
+    let metadata = file.metadata();
+    let kind = metadata.map_err(|e| CbtError::io(name, "look at the file", &e))?.file_type();
+    match (kind.is_file(), kind.is_block_device()) {
+        (true, _) => Ok(true),
+        (_, true) => Ok(false),
+        _ if kind.is_dir() => {
+            let e = std::io::Error::from_raw_os_error(libc::EISDIR);
+            Err(CbtError::io(name, "open the changed-block log", &e))
+        }
+        _ => Err(CbtError::Kind { name: name.into() }),
+    }
+}
+
+/// Writes zeros, not holes: a mapped hole on a full file system would kill whoever marks it.
+fn zero(file: &File, mut at: u64, end: u64) -> std::io::Result<()> {
+    let zeros = vec![0; CHUNK_BYTES.min(end.saturating_sub(at)) as usize];
+    while at < end {
+        let length = CHUNK_BYTES.min(end - at);
+        file.write_all_at(&zeros[..length as usize], at)?;
+        at += length;
+    }
+    Ok(())
+}
