@@ -3,7 +3,8 @@
 #   make            the programs, in target/release
 #   make demo       a VHD made, served, written, snapshotted and checked, before your eyes
 #   make check      style, lints and the fast tests (minutes)
-#   make test       everything
+#   make test       everything, the virtual machines as well
+#   make test-vm    only what runs in virtual machines (no hardware virtualisation needed; tests/vm/README.md)
 #   make bench      tapdisk beside qemu-nbd, nbdkit and fio on the raw file (BENCH_ARGS="--help" lists options)
 #   make install    PREFIX=/usr/local DESTDIR=
 #   make deps       the Debian packages that demo, test and bench call, through apt, where missing
@@ -68,6 +69,11 @@ test: build
 	tests/demo.sh "$(BIN)"
 	tests/ordinary-user.sh "$(BIN)"
 	tests/install.sh
+	tests/vm/run.sh plain
+
+test-vm: build
+	@tests/deps.sh test
+	tests/vm/run.sh plain
 
 bench: build
 	@tests/deps.sh demo bench
@@ -109,4 +115,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all build linker deps demo check test bench install uninstall clean
+.PHONY: all build linker deps demo check test test-vm bench install uninstall clean

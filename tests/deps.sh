@@ -17,6 +17,9 @@ demo nbdinfo libnbd-bin shows what the NBD server offers
 test qemu-nbd qemu-utils the second party of the image and NBD tests
 test nbdcopy libnbd-bin an NBD client with many connections
 test python3 python3 runs the tests that are scripts
+test xz xz-utils unpacks the modules of the virtual machines' kernel
+test /sbin/mke2fs e2fsprogs makes the virtual machines' root file system
+test /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring to trust the packages that they are made of
 bench python3 python3 runs the benchmark
 bench fio fio makes the load (its nbd engine) and measures the raw file
 bench qemu-nbd qemu-utils the server to compare with

@@ -1,0 +1,125 @@
+# Sourced by the lists of cases, inside the machine. A list defines functions named case_*, in the order in which
+# they run, and ends with `run_cases "$@"`. Each case runs in a shell of its own with a limit, so that one that
+# fails or hangs takes nothing away from the next; its last act is `nothing_left`.
+# shellcheck shell=bash
+
+# A case may take this long on a busy host; the usual is a twentieth of it.
+limit=${case_limit:-240}
+results=/share/results
+
+fail() {
+    echo "FAILED: $*" >&2
+    exit 1
+}
+
+# Waits until a command succeeds; for what sends no event.
+await() { # seconds, what is awaited, command ...
+    local until=$((SECONDS + $1)) what=$2
+    shift 2
+    until "$@" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$until" ] || fail "$what: not within the limit"
+        sleep 0.1
+    done
+}
+
+same() { # what, expected, found
+    [ "$2" = "$3" ] || fail "$1: expected $2, found $3"
+}
+
+sum_of() { sha256sum <"$1" | cut -c1-64; }
+
+# Bytes that compress badly and are the same at every run.
+noise() { # seed, MiB, file
+    local i
+    for ((i = 0; i < $2; i++)); do
+        # One MiB made of a hash that no other MiB has.
+        head -c 1048576 < <(yes "$(echo "$1 $i" | sha256sum)" 2>/dev/null || true)
+    done >"$3"
+}
+
+# Starts a tapdisk for an image; sets pid, minor and socket.
+serve() { # type:path, more options of tap-ctl create
+    local device
+    device=$(tap-ctl create -a "$@") || fail "tap-ctl create -a $*"
+    minor=${device##*-}
+    pid=$(tap-ctl list -m "$minor" | sed -n 's/^pid=\([0-9]*\) .*/\1/p')
+    socket=/run/blktap-control/nbd$pid.$minor
+    [ -S "$socket" ] || fail "no socket $socket"
+}
+
+# What tapdisk promises of its data path: it asks for no memory while it serves, and waits for no page.
+promises_kept() {
+    local stats
+    stats=$(tap-ctl stats -p "$pid" -m "$minor")
+    case $stats in
+        *'"sealed": { "allocations": 0 }'*'"faults": { "major": 0,'*) ;;
+        *) fail "allocations or page faults while serving: $stats" ;;
+    esac
+}
+
+give_back() {
+    promises_kept
+    tap-ctl destroy -p "$pid" -m "$minor"
+}
+
+# No tapdisk, no socket, no mount, no client: the machine is as it was.
+nothing_left() {
+    local left
+    await 20 "the last tapdisk's end" sh -c '! pidof tapdisk'
+    left=$(tap-ctl list)
+    same "tap-ctl list at the end" "" "$left"
+    left=$(find /run/blktap-control -name 'nbd[0-9]*' -o -name 'ctl[0-9]*')
+    same "sockets at the end" "" "$left"
+    left=$(grep -E ' (/mnt|/media)' /proc/mounts || true)
+    same "mounts at the end" "" "$left"
+}
+
+# After a failure: what a person would want to see. A list may define more.
+show_state() {
+    tap-ctl list 2>&1 || true
+    dmesg | tail -n 15
+    tail -n 20 /var/log/blktap/*.log 2>/dev/null || true
+}
+
+# After a failure, so that the next case starts from nothing. A list may define more.
+clean_up() { :; }
+
+# The kernel reports what must never happen, whatever the case was about.
+kernel_is_well() {
+    local bad
+    bad=$(dmesg | grep -E 'BUG:|Oops|general protection|blocked for more than|segfault' || true)
+    same "the kernel's messages" "" "$bad"
+}
+
+run_one() {
+    set -eEuo pipefail
+    trap 'echo "FAILED: line $LINENO: $BASH_COMMAND" >&2' ERR
+    "case_$1"
+    nothing_left
+    kernel_is_well
+}
+
+run_cases() {
+    local name started
+    if [ "${1:-}" = one ]; then
+        run_one "$2"
+        exit 0
+    fi
+    local -a chosen=("$@")
+    [ $# -gt 0 ] || mapfile -t chosen < <(sed -n 's/^case_\([a-z0-9_]*\)() {$/\1/p' "$0")
+    printf '%s\n' "${chosen[@]}" >"$results.planned"
+    : >"$results"
+    for name in "${chosen[@]}"; do
+        started=$SECONDS
+        echo "--- $name"
+        if timeout -k 10 "$limit" bash "$0" one "$name" </dev/null >"/share/$name.log" 2>&1; then
+            echo "ok $name $((SECONDS - started))" | tee -a "$results"
+        else
+            show_state >>"/share/$name.log" 2>&1
+            clean_up >>"/share/$name.log" 2>&1
+            dmesg -C
+            echo "FAILED $name $((SECONDS - started))" | tee -a "$results"
+        fi
+    done
+    ! grep -q '^FAILED' "$results"
+}

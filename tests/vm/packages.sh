@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# Fetches the Debian packages of the virtual machines into the cache, through an apt of its own: its lists, its
+# state and its archives are below the cache, so neither root nor a change to the host is needed, and the release
+# may be another than the host's. The signatures of the archive are checked as usual.
+#
+#   packages.sh [--update]
+#
+# What is fetched once stays (a run needs no network then); --update takes what the archive has now.
+# Leaves in the cache: packages/*.deb, and the lists dom0, host, xen and kernel of file names.
+set -euo pipefail
+# shellcheck source=tests/vm/common.sh
+. "$(dirname "$0")/common.sh"
+
+# Into the root file system of dom0 (and of the machine without Xen).
+dom0_wants=("xen-utils-$vm_xen" xenstore-utils qemu-system-xen qemu-utils nbd-client busybox-static bash coreutils
+    util-linux mount kmod e2fsprogs procps grep sed mawk findutils strace tar gzip iproute2 libaio1t64 liburing2
+    libstdc++6 libgcc-s1 bsdutils)
+# Onto the host, into a folder: the emulator, and what is needed to take kernels apart.
+host_wants=(qemu-system-x86 zstd kmod busybox-static)
+# Would be pulled in by dependencies, and is of no use without an init system, users or Python.
+no_use='^(debconf|dpkg|perl-base|systemd|udev|ucf|init-system-helpers|libpam.*|passwd|adduser|login.*|base-passwd'
+no_use+='|libsemanage.*|libsepol2|python3.*|libpython3.*|libdebconf.*|tzdata|media-types|netbase|iso-codes'
+no_use+='|readline-common|sensible-utils|libtext-.*|gcc-14-base|libaudit-common|libsystemd-shared'
+no_use+='|openssl-provider-legacy|usr-is-merged|debianutils|libdb5.3.*|libsqlite3-0|libexpat1)$'
+
+debs=$vm_cache/packages
+lists=(dom0 host xen kernel)
+
+complete() {
+    local list file
+    for list in "${lists[@]}"; do
+        [ -s "$debs/$list" ] || return 1
+        while read -r file; do
+            [ -s "$debs/$file" ] || return 1
+        done <"$debs/$list"
+    done
+}
+
+# The archive that this machine's own apt uses: whoever set it up chose one that can be reached.
+# shellcheck disable=SC2016
+archive() { # debian | debian-security
+    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+        sed 's#/*$##' | grep -m1 "/$1\$" || true
+}
+
+cannot() {
+    say "$1"
+    die "the virtual machines cannot be made without these packages; without a network, copy $vm_cache from a" \
+        "machine where 'tests/vm/packages.sh' has worked"
+}
+
+# Writes the private apt's configuration and makes this process use it.
+private_apt() {
+    local apt=$vm_cache/apt main security keys=/usr/share/keyrings/debian-archive-keyring.gpg
+    main=${TAPDISK_VM_ARCHIVE:-$(archive debian)}
+    security=${TAPDISK_VM_SECURITY_ARCHIVE:-$(archive debian-security)}
+    [ -n "$main" ] || cannot "apt knows no Debian archive here: set TAPDISK_VM_ARCHIVE to the address of one"
+    [ -r "$keys" ] || cannot "$keys is not there: install debian-archive-keyring"
+    mkdir -p "$apt"/{lists/partial,archives/partial,etc/{apt.conf.d,preferences.d,sources.list.d,trusted.gpg.d},dpkg}
+    # An empty status: what the host has installed does not count.
+    : >"$apt/dpkg/status"
+    {
+        echo "deb [signed-by=$keys] $main $vm_suite main"
+        echo "deb [signed-by=$keys] $main $vm_suite-updates main"
+        [ -z "$security" ] || echo "deb [signed-by=$keys] $security $vm_suite-security main"
+    } >"$apt/etc/sources.list"
+    {
+        # How to get out (a proxy, say) is the host's knowledge.
+        apt-config dump 2>/dev/null | grep -E '^Acquire::(https?|ftp|Retries)' || true
+        cat <<CONF
+Dir::Etc "$apt/etc";
+Dir::Etc::sourcelist "$apt/etc/sources.list";
+Dir::Etc::sourceparts "$apt/etc/sources.list.d";
+Dir::Etc::parts "$apt/etc/apt.conf.d";
+Dir::Etc::trustedparts "$apt/etc/trusted.gpg.d";
+Dir::Etc::preferencesparts "$apt/etc/preferences.d";
+Dir::State "$apt";
+Dir::State::lists "$apt/lists";
+Dir::State::status "$apt/dpkg/status";
+Dir::Cache "$apt";
+Dir::Cache::archives "$apt/archives";
+APT::Architecture "amd64";
+APT::Architectures "amd64";
+APT::Install-Recommends "false";
+# apt's own unprivileged user could not write here.
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+# A machine whose clock is off, or an archive that stands still, is no reason to fail.
+Acquire::Check-Valid-Until "false";
+Acquire::Check-Date "false";
+Acquire::Retries "3";
+Acquire::http::Timeout "30";
+Acquire::https::Timeout "30";
+CONF
+    } >"$apt/apt.conf"
+    export APT_CONFIG=$apt/apt.conf
+}
+
+# The packages that installing these would bring, one a line.
+with_dependencies() {
+    apt-get -s install --no-install-recommends "$@" | awk '/^Inst /{print $2}' | grep -Ev "$no_use" | sort -u
+}
+
+# From package names to the names of the files that were fetched for them.
+file_names() {
+    local package file
+    while read -r package; do
+        file=$(find . -maxdepth 1 -name "${package}_*.deb" -printf '%f\n' | head -1)
+        [ -n "$file" ] || cannot "$package was not fetched"
+        echo "$file"
+    done
+}
+
+fetch() {
+    local new=$vm_cache/packages.new kernel
+    command -v apt-get >/dev/null || cannot "this is no Debian: there is no apt-get here"
+    [ "$(uname -m)" = x86_64 ] || cannot "the machines are x86-64, and their emulator is fetched for x86-64 only"
+    private_apt
+    say "fetching Debian packages ($vm_suite) for the virtual machines into $vm_cache"
+    apt-get update -qq -o APT::Update::Error-Mode=any >&2 || cannot "apt-get update failed"
+    kernel=$(apt-cache depends --no-recommends --no-suggests linux-image-amd64 | sed -n 's/.*Depends: //p' | head -1)
+    [ -n "$kernel" ] || cannot "the archive has no linux-image-amd64 for $vm_suite"
+    rm -rf "$new"
+    mkdir "$new"
+    cd "$new"
+    with_dependencies "${dom0_wants[@]}" >dom0.names || cannot "apt finds no way to install ${dom0_wants[*]}"
+    with_dependencies "${host_wants[@]}" >host.names || cannot "apt finds no way to install ${host_wants[*]}"
+    echo "xen-hypervisor-$vm_xen-amd64" >xen.names
+    echo "$kernel" >kernel.names
+    # Names of packages have no blanks: one argument each.
+    # shellcheck disable=SC2046
+    apt-get download -qq $(sort -u ./*.names) >&2 || cannot "apt-get download failed"
+    local list
+    for list in "${lists[@]}"; do
+        file_names <"$list.names" >"$list"
+    done
+    cd "$vm_cache"
+    rm -rf "$debs"
+    mv "$new" "$debs"
+    # 85 MiB that apt makes anew when it needs them.
+    rm -f "$vm_cache"/apt/*.bin
+    say "fetched $(find "$debs" -name '*.deb' | wc -l) packages, $(du -sh "$debs" | cut -f1)"
+}
+
+lock_cache
+if [ "${1:-}" = --update ] || ! complete; then
+    fetch
+fi

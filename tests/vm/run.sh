@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# The tests that need a machine of their own: boots each of the named machines once, runs its list of cases
+# (cases/NAME.sh) in it with the programs as `make install` puts them, and prints what came of every case.
+#
+#   run.sh MACHINE [CASE ...]     MACHINE: plain (the kernel without Xen) or xen (Xen and dom0)
+#
+# The programs are those of $CARGO_TARGET_DIR/release (make build). Logs stay in $CARGO_TARGET_DIR/vm/MACHINE.
+set -euo pipefail
+# shellcheck source=tests/vm/common.sh
+. "$(dirname "$0")/common.sh"
+
+machine=${1:?which machine: plain or xen}
+shift
+[ -e "$vm_here/cases/$machine.sh" ] || die "there is no list of cases $vm_here/cases/$machine.sh"
+top=$(cd "$vm_here/../.." && pwd)
+target=${CARGO_TARGET_DIR:-$top/target}
+share=$target/vm/$machine
+rm -rf "$share"
+mkdir -p "$share/cases"
+cp "$vm_here"/cases/*.sh "$share/cases/"
+make --no-print-directory -C "$top" install DESTDIR="$share/programs" PREFIX=/usr >"$share/install.log" 2>&1 ||
+    { cat "$share/install.log" >&2 && die "make install failed"; }
+
+options=(-q -t "${TAPDISK_VM_LIMIT:-1200}")
+[ "$machine" != plain ] || options+=(-p)
+started=$SECONDS
+ended=0
+"$vm_here/boot.sh" "${options[@]}" "$share" \
+    "cp -a programs/. / && exec bash cases/$machine.sh $*" || ended=$?
+
+passed=0 failed=0
+if [ ! -s "$share/results.planned" ]; then
+    [ $ended -eq 124 ] || [ $ended -eq 125 ] || tail -n 40 "$share/console.log" | sed 's/^/    /'
+    die "the machine $machine did not get to its cases (status $ended); its console: $share/console.log"
+fi
+while read -r name; do
+    read -r outcome _ seconds < <(grep " $name " "$share/results" || echo "NEVER $name 0")
+    case $outcome in
+        ok)
+            passed=$((passed + 1))
+            echo "vm $machine: $name ... ok ($seconds s)"
+            ;;
+        *)
+            failed=$((failed + 1))
+            echo "vm $machine: $name ... FAILED ($seconds s)"
+            [ "$outcome" != NEVER ] || echo "    the machine ended, or ran out of time, before it was over"
+            tail -n 80 "$share/$name.log" 2>/dev/null | sed 's/^/    /' || true
+            ;;
+    esac
+done <"$share/results.planned"
+if [ $failed -gt 0 ]; then
+    echo "    the end of the console ($share/console.log):"
+    tail -n 40 "$share/console.log" | sed 's/^/    /'
+fi
+rm -rf "$share/programs"
+echo "vm $machine: $((SECONDS - started)) s from boot to end"
+echo "vm-$machine: $passed passed, $failed failed"
+[ $failed -eq 0 ] && [ $ended -eq 0 ]
