@@ -26,16 +26,20 @@ fail() {
 
 make --no-print-directory -C "$here" install DESTDIR="$dest" PREFIX=/usr >/dev/null
 
-for file in usr/sbin/tap-ctl usr/libexec/tapdisk usr/bin/vhd-util; do
+for file in usr/sbin/tap-ctl usr/libexec/tapdisk usr/bin/vhd-util usr/sbin/cbt-util; do
     [ -x "$dest/$file" ] || fail "$file is missing or not executable"
 done
 for file in usr/share/man/man8/tap-ctl.8 usr/share/man/man8/tapdisk.8 \
     usr/share/bash-completion/completions/tap-ctl usr/share/zsh/site-functions/_tap-ctl \
+    usr/share/man/man8/cbt-util.8 usr/share/bash-completion/completions/cbt-util \
+    usr/share/zsh/site-functions/_cbt-util usr/share/fish/vendor_completions.d/cbt-util.fish \
     usr/share/fish/vendor_completions.d/tap-ctl.fish usr/lib/tmpfiles.d/tapdisk-rs.conf \
     etc/logrotate.d/tapdisk-rs usr/share/doc/tapdisk-rs/LICENSE-MIT; do
     [ -s "$dest/$file" ] || fail "$file is missing or empty"
 done
-bash -n "$dest/usr/share/bash-completion/completions/tap-ctl" || fail "the bash completions do not parse"
+for tool in tap-ctl cbt-util; do
+    bash -n "$dest/usr/share/bash-completion/completions/$tool" || fail "the bash completions of $tool do not parse"
+done
 
 truncate -s 16M "$dest/disk.raw"
 device=$("$dest/usr/sbin/tap-ctl" create -a "aio:$dest/disk.raw")

@@ -25,6 +25,8 @@ const UNSAFE: &[&str] = &[
 /// What each crate may depend on inside the workspace.
 const EDGES: &[(&str, &[&str])] = &[
     ("cbt", &[]),
+    ("cbt-util", &["cbt", "cli"]),
+    ("cli", &[]),
     ("image", &[]),
     ("raw", &["image"]),
     ("vhd-rs", &["image"]),
@@ -60,6 +62,8 @@ fn code(path: &Path) -> Vec<String> {
 fn crates() -> BTreeMap<String, PathBuf> {
     let dirs = [
         "drivers/cbt",
+        "drivers/cbt-util",
+        "drivers/cli",
         "drivers/image",
         "drivers/raw",
         "drivers/vhd-rs",

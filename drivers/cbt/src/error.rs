@@ -90,8 +90,8 @@ impl fmt::Display for CbtError {
             }
             CbtError::Short { name, has, needs } => write!(
                 f,
-                "{} has {has} bytes, but a changed-block log like it needs {needs}; \
-                 make a new one with cbt-util create",
+                "{} is not a whole changed-block log ({has} bytes, header and bitmap need {needs}, \
+                 and the disk's size is not 0); make a new one with cbt-util create",
                 name.display()
             ),
             CbtError::Uncovered { name, covers, disk } => write!(

@@ -142,9 +142,10 @@ impl LogFile {
     /// The whole bitmap.
     ///
     /// # Errors
-    /// EIO when the file is shorter than its header says; those of the file system.
+    /// EIO when the file is shorter than its header says; EFBIG above 512 TiB; those of the file system.
     pub fn bitmap(&self) -> Result<Vec<u8>, CbtError> {
         let end = self.complete()?;
+        check_size(&self.name, self.header.disk_bytes)?;
         self.read(HEADER_BYTES as u64, end - HEADER_BYTES as u64)
     }
 
@@ -176,7 +177,8 @@ impl LogFile {
             return Err(CbtError::Shrink { name: self.name.clone(), now });
         }
         check_size(&self.name, disk_bytes)?;
-        let from = self.complete()?;
+        // A header of zeros may get its size here, though it is no whole log before.
+        let from = if now == 0 { HEADER_BYTES as u64 } else { self.complete()? };
         let to = HEADER_BYTES as u64 + bitmap::bytes(disk_bytes);
         let failed = |e| CbtError::io(&self.name, "enlarge the changed-block log", &e);
         zero(&self.file, from, to).map_err(failed)?;
@@ -184,10 +186,11 @@ impl LogFile {
         Ok(())
     }
 
-    /// The end of the bitmap, if the file reaches that far.
+    /// The end of the bitmap, if the file reaches that far. A size of 0 is that of a file that was
+    /// never filled, not of a disk, so it counts as too short.
     fn complete(&self) -> Result<u64, CbtError> {
-        let needs = self.header.file_bytes();
-        if self.bytes < needs {
+        let needs = self.header.file_bytes().max(HEADER_BYTES as u64 + 1);
+        if self.bytes < needs || self.header.disk_bytes == 0 {
             return Err(CbtError::Short { name: self.name.clone(), has: self.bytes, needs });
         }
         Ok(needs)
