@@ -197,7 +197,7 @@ fn place_texts(
     Ok(texts)
 }
 
-fn not_utf8(name: &Path) -> VhdError {
+pub(crate) fn not_utf8(name: &Path) -> VhdError {
     let why = "the parent's path is not UTF-8 and cannot be stored; rename it";
     VhdError::request(name, EILSEQ, why)
 }

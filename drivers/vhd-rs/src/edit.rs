@@ -8,7 +8,12 @@ use crate::footer::{COOKIE, Footer};
 use crate::open::{self, BatmapState, OpenOptions, Opened};
 use crate::{DiskType, FooterAt};
 use image::Storage;
+use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+use std::fs::File;
 use std::path::Path;
+
+/// Where the marker of an image without batmap is kept.
+const MARKER: &str = "user.com.citrix.xenclient.backend.marker";
 
 /// Writes both footers at their places and cuts a file to its end (§2.4). With `copy_only` the copy
 /// at 0 is believed even if the trailing footer is good.
@@ -48,29 +53,47 @@ pub fn set_hidden(storage: &dyn Storage, name: &Path, value: u8) -> Result<(), V
     }
 }
 
-/// Sets the marker in the batmap header and nothing else (the original also wipes the map, E09).
+/// Sets the marker: in the batmap header and nothing else (the original also wipes the map, E09), or in an
+/// extended attribute of an image that has no batmap.
 ///
 /// # Errors
-/// EINVAL without a batmap; as for opening, and those of the device.
-pub fn set_marker(storage: &dyn Storage, name: &Path, value: u8) -> Result<(), VhdError> {
-    let opened = open_to_change(storage, name)?;
+/// EINVAL for a damaged batmap; as for opening, and those of the device or file system.
+pub fn set_marker(file: &File, name: &Path, value: u8) -> Result<(), VhdError> {
+    let opened = open_to_change(file, name)?;
     refuse_poisoned(name, &opened.footer)?;
     match &opened.batmap {
         BatmapState::Valid { header_at, header } => {
             let header = BatmapHeader { marker: value, ..header.clone() };
-            put(storage, name, *header_at, &header.encode())
+            put(file, name, *header_at, &header.encode())?;
+            file.sync_all().map_err(|e| VhdError::io(name, "flush the image", *header_at, &e))
         }
-        BatmapState::Absent | BatmapState::Damaged { .. } => {
-            Err(VhdError::request(name, EINVAL, "there is no batmap to hold a marker"))
+        BatmapState::Absent => fsetxattr(file, MARKER, &[value], XattrFlags::empty())
+            .map_err(|e| VhdError::io(name, "store the marker as an attribute", 0, &e.into())),
+        BatmapState::Damaged { .. } => {
+            let why = "the batmap that holds the marker is damaged; run vhd-util check";
+            Err(VhdError::request(name, EINVAL, why))
         }
     }
 }
 
-fn open_to_change(storage: &dyn Storage, name: &Path) -> Result<Opened, VhdError> {
+/// The marker of an image (§7.2); 0 if none was ever set.
+pub fn marker(file: &File, batmap: &BatmapState) -> u8 {
+    let mut value = [0; 4];
+    match open::batmap_header(batmap) {
+        Some(header) => header.marker,
+        None => fgetxattr(file, MARKER, &mut value).map_or(0, |_| value[0]),
+    }
+}
+
+pub(crate) fn open_to_change(storage: &dyn Storage, name: &Path) -> Result<Opened, VhdError> {
     open::open(storage, name, &OpenOptions::default())
 }
 
-fn refuse_poisoned(name: &Path, footer: &Footer) -> Result<(), VhdError> {
+/// Refuses an image in the middle of a resize, as all commands but the reading ones do (§7.5).
+///
+/// # Errors
+/// EINVAL.
+pub fn refuse_poisoned(name: &Path, footer: &Footer) -> Result<(), VhdError> {
     if footer.poisoned() {
         let why = "the image is in the middle of a resize; run vhd-util revert with its journal";
         return Err(VhdError::request(name, EINVAL, why));
@@ -109,6 +132,11 @@ fn write_footers(
     storage.sync().map_err(|e| VhdError::io(name, "flush the image", 0, &e))
 }
 
-fn put(storage: &dyn Storage, name: &Path, at: u64, bytes: &[u8]) -> Result<(), VhdError> {
+pub(crate) fn put(
+    storage: &dyn Storage,
+    name: &Path,
+    at: u64,
+    bytes: &[u8],
+) -> Result<(), VhdError> {
     storage.write_at(at, bytes).map_err(|e| VhdError::io(name, "write the image", at, &e))
 }

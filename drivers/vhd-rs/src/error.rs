@@ -6,15 +6,20 @@ use std::path::{Path, PathBuf};
 /// Numbers of `errno.h` that this crate answers with.
 pub mod errno {
     #![allow(missing_docs)]
+    pub const EPERM: i32 = 1;
     pub const ENOENT: i32 = 2;
     pub const EIO: i32 = 5;
+    pub const EBUSY: i32 = 16;
+    pub const EEXIST: i32 = 17;
     pub const EINVAL: i32 = 22;
     pub const EFBIG: i32 = 27;
     pub const ENOSPC: i32 = 28;
     pub const EPIPE: i32 = 32;
     pub const ERANGE: i32 = 34;
     pub const ENAMETOOLONG: i32 = 36;
+    pub const ENOSYS: i32 = 38;
     pub const ELOOP: i32 = 40;
+    pub const EOVERFLOW: i32 = 75;
     pub const EILSEQ: i32 = 84;
 }
 use errno::{EFBIG, EINVAL, EIO, ELOOP, EPIPE};

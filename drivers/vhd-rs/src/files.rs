@@ -8,7 +8,7 @@ use crate::error::{
 use crate::footer::EPOCH_2000;
 use crate::header::BLOCK_BYTES;
 use crate::open::{self, OpenOptions};
-use crate::{bat, path};
+use crate::{bat, lock, path};
 use image::Storage;
 use std::fs::{File, OpenOptions as FileOptions};
 use std::io::Read;
@@ -154,10 +154,14 @@ fn in_new_file(
     fill: impl FnOnce(&File) -> Result<(), VhdError>,
 ) -> Result<(), VhdError> {
     let mut options = FileOptions::new();
-    options.read(true).write(true).create(true).truncate(true).mode(0o644);
-    let file = options.open(name).map_err(|e| VhdError::io(name, "create the file", 0, &e))?;
-    let done = fill(&file);
+    options.read(true).write(true).create(true).truncate(false).mode(0o644);
+    let failed = |e: std::io::Error| VhdError::io(name, "create the file", 0, &e);
+    let file = options.open(name).map_err(failed)?;
+    // A disk that is being served is not emptied under its daemon.
+    lock::lock(&file, name, lock::Others::Refuse)?;
     let device = file.metadata().is_ok_and(|m| m.file_type().is_block_device());
+    Storage::set_len(&file, 0).map_err(failed)?;
+    let done = fill(&file);
     if done.is_err() && !device {
         // The first error is the one to report; a leftover is only untidy.
         let _ = std::fs::remove_file(name);

@@ -13,8 +13,13 @@
 //! assert!(key::fits(&stored, &key));
 //! assert!(!key::fits(&stored, &[7; 64]));
 //! ```
-use crate::batmap::KeyHash;
+use crate::batmap::{BatmapHeader, KeyHash};
+use crate::edit::{open_to_change, put, refuse_poisoned};
+use crate::error::{VhdError, errno::EINVAL};
+use crate::open::BatmapState;
+use image::Storage;
 use sha2::{Digest, Sha256};
+use std::path::Path;
 
 /// Bytes of a key of AES-128-XTS and of AES-256-XTS.
 pub const KEY_BYTES: [usize; 2] = [32, 64];
@@ -28,6 +33,29 @@ pub fn hash_of(nonce: &[u8; 32], key: &[u8]) -> KeyHash {
 /// Whether a key is the one whose hash is stored.
 pub fn fits(stored: &KeyHash, key: &[u8]) -> bool {
     hash_of(&stored.nonce, key).hash == stored.hash
+}
+
+/// Makes an empty image an encrypted one.
+///
+/// # Errors
+/// EINVAL for a fixed image, one that already holds data, or one without a batmap.
+pub fn set_hash(storage: &dyn Storage, name: &Path, key: &KeyHash) -> Result<(), VhdError> {
+    let opened = open_to_change(storage, name)?;
+    refuse_poisoned(name, &opened.footer)?;
+    let refuse = |why| Err(VhdError::request(name, EINVAL, why));
+    if opened.header.is_none() {
+        return refuse("can't save key hashes for fixed vhds");
+    }
+    if opened.bat.iter().any(|entry| *entry != crate::bat::UNUSED) {
+        return refuse("can't save key hashes for non-empty vhds");
+    }
+    let BatmapState::Valid { header_at, header } = &opened.batmap else {
+        return refuse("there is no batmap to hold a key hash");
+    };
+    let mut header: BatmapHeader = header.clone();
+    header.set_key_hash(key);
+    put(storage, name, *header_at, &header.encode())?;
+    storage.sync().map_err(|e| VhdError::io(name, "flush the image", *header_at, &e))
 }
 
 /// Lower-case hexadecimal digits.

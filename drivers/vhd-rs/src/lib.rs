@@ -30,6 +30,8 @@ pub mod header;
 pub mod key;
 pub mod locate;
 pub mod locator;
+pub mod lock;
+pub mod modify;
 pub mod open;
 pub mod path;
 

@@ -50,10 +50,7 @@ fn image_report(name: &Path, o: &CheckOptions, term: &mut Term) -> Result<Report
         return Err(crate::EINVAL);
     }
     let report = chain::open_file(name, false).and_then(|f| vhd_rs::check(&f, name, o));
-    report.map_err(|e| {
-        term.say(&format!("error opening {}: -{}\n", name.display(), e.errno()));
-        e.errno()
-    })
+    report.map_err(|e| term.not_opened(name, &e))
 }
 
 /// A line for each image that is valid, or what is wrong with the first that is not.

@@ -183,6 +183,10 @@ fn batmap_text(state: &BatmapState, n: Numbers) -> String {
     line(&mut out, "Batmap offset", &n.text(batmap.map_offset));
     line(&mut out, "Batmap size (secs)", &n.text(u64::from(batmap.map_sectors)));
     line(&mut out, "Batmap version", &format!("{:#010x}", batmap.version));
+    if let Some(key) = batmap.key_hash() {
+        line(&mut out, "Batmap keyhash nonce", &vhd_rs::key::hex(&key.nonce));
+        line(&mut out, "Batmap keyhash hash", &vhd_rs::key::hex(&key.hash));
+    }
     // Only a batmap whose checksum was found good gets here.
     line(&mut out, "Checksum", &sum_text(batmap.checksum, batmap.checksum));
     out.push('\n');

@@ -7,7 +7,10 @@
 mod check;
 mod create;
 mod dump;
+mod key;
+mod modify;
 mod options;
+mod points;
 mod query;
 mod read;
 mod repair;
@@ -32,6 +35,8 @@ type Command = fn(&[OsString], &mut Term) -> i32;
 const COMMANDS: &[(&str, Command)] = &[
     ("check", check::run),
     ("create", create::run),
+    ("key", key::run),
+    ("modify", modify::run),
     ("query", query::run),
     ("read", read::run),
     ("repair", repair::run),
@@ -49,6 +54,10 @@ fn main() -> ExitCode {
     // `--debug` may stand anywhere after the command; it only ever raised logging.
     args.remove(0);
     args.retain(|a| a != "--debug");
+    if args.iter().any(|a| a == "--ignore-lock") {
+        args.retain(|a| a != "--ignore-lock");
+        term.others = vhd_rs::lock::Others::Ignore;
+    }
     let command = COMMANDS.iter().find(|(n, _)| name == *n);
     let Some((_, command)) = command else {
         term.say(USAGE);

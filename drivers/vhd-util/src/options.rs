@@ -3,16 +3,21 @@ use crate::EINVAL;
 use std::ffi::{OsStr, OsString};
 use std::io::{BufWriter, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use vhd_rs::VhdError;
+use vhd_rs::lock::Others;
 
-/// Standard output and error. A reader that has gone away is no reason to stop.
+/// Standard output and error, and what was said for all commands. A reader that has gone away is no reason
+/// to stop.
 pub(crate) struct Term {
     out: BufWriter<std::io::Stdout>,
+    /// `--ignore-lock`: an image that another process is writing is changed all the same.
+    pub(crate) others: Others,
 }
 
 impl Term {
     pub(crate) fn new() -> Term {
-        Term { out: BufWriter::new(std::io::stdout()) }
+        Term { out: BufWriter::new(std::io::stdout()), others: Others::Refuse }
     }
 
     /// Writes text to standard output.
@@ -33,6 +38,19 @@ impl Term {
 
     pub(crate) fn flush(&mut self) {
         let _ = self.out.flush();
+    }
+
+    /// Writes the line that callers know to standard output and the whole story to standard error; the
+    /// exit code.
+    pub(crate) fn failed(&mut self, line: &str, e: &VhdError) -> i32 {
+        self.say(line);
+        self.complain(&format!("{e}\n"));
+        e.errno()
+    }
+
+    /// The same for an image that does not open.
+    pub(crate) fn not_opened(&mut self, name: &Path, e: &VhdError) -> i32 {
+        self.failed(&format!("error opening {}: -{}\n", name.display(), e.errno()), e)
     }
 
     /// The usage text of a command, and its exit code.
@@ -70,6 +88,24 @@ impl Options {
             return Err(0);
         }
         Ok(options)
+    }
+
+    /// The same for a command whose help is wrong usage, as most of the original's are.
+    ///
+    /// # Errors
+    /// The exit code when the command is over with that.
+    pub(crate) fn given_no_help(
+        command: &str,
+        spec: &str,
+        args: &[OsString],
+        usage: &str,
+        term: &mut Term,
+    ) -> Result<Options, i32> {
+        let options = Options::parse(command, spec, args).map_err(|text| {
+            term.complain(&text);
+            term.usage(usage)
+        })?;
+        if options.has('h') || options.rest > 0 { Err(term.usage(usage)) } else { Ok(options) }
     }
 
     /// Reads options of the letters in `spec`, where `:` follows those with an argument. They may

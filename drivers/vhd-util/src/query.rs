@@ -4,8 +4,8 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use vhd_rs::locate::{Headers, headers, headers_of_copy};
-use vhd_rs::open::{OpenOptions, Opened, batmap_header, open, open_copy};
-use vhd_rs::{DiskType, VhdError, chain, open as opening};
+use vhd_rs::open::{OpenOptions, Opened, open, open_copy};
+use vhd_rs::{DiskType, VhdError, chain, edit, open as opening};
 
 const USAGE: &str = "options: <-n name> [-v print virtual size (in MB)] \
     [-s print physical utilization (bytes)] [-p print parent] [-f print fields] \
@@ -35,10 +35,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     let (Some(name), 0) = (o.path('n'), o.rest) else { return term.usage(USAGE) };
     let subject = match look(&name, o.has('b')) {
         Ok(subject) => subject,
-        Err(e) => {
-            term.say(&format!("error opening {}: -{}\n", name.display(), e.errno()));
-            return e.errno();
-        }
+        Err(e) => return term.not_opened(&name, &e),
     };
     let questions: [(char, Question); 8] = [
         ('v', virtual_size),
@@ -110,8 +107,8 @@ fn hidden(s: &Subject, _: bool) -> Answer {
 }
 
 fn marker(s: &Subject, _: bool) -> Answer {
-    let header = s.opened.as_ref().ok().and_then(|o| batmap_header(&o.batmap));
-    Ok(format!("marker: {}", i8::from_be_bytes([header.map_or(0, |h| h.marker)])))
+    let marker = s.opened.as_ref().map_or(0, |o| edit::marker(&s.file, &o.batmap));
+    Ok(format!("marker: {}", i8::from_be_bytes([marker])))
 }
 
 fn depth(s: &Subject, _: bool) -> Answer {

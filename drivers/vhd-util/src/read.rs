@@ -64,20 +64,22 @@ fn look(name: PathBuf, n: Numbers, count: u64, term: &mut Term) -> Result<Subjec
         let text = format!(
             "Failed to open {shown}: -{errno}\n\n{shown} appears invalid; dumping headers\n\n"
         );
-        term.say(&text);
+        term.failed(&text, e);
         if let Ok(file) = File::open(&name) {
             dump::headers(&file, n, term);
         }
         return Err(errno);
     }
-    let no_bat = |term: &mut Term, errno: i32| {
-        term.say(&format!("Failed to get bat for {shown}: -{errno}\n"));
-        errno
+    let no_bat = |term: &mut Term, e: &VhdError| {
+        term.failed(&format!("Failed to get bat for {shown}: -{}\n", e.errno()), e)
     };
     let options = OpenOptions { read_only: true, ..OpenOptions::default() };
     let file = chain::open_file(&name, false).map_err(|e| e.errno())?;
-    let opened = open(&file, &name, &options).map_err(|e| no_bat(term, e.errno()))?;
-    let Some(header) = opened.header.clone() else { return Err(no_bat(term, EINVAL)) };
+    let opened = open(&file, &name, &options).map_err(|e| no_bat(term, &e))?;
+    let Some(header) = opened.header.clone() else {
+        let why = "a fixed image has no table of blocks to look into";
+        return Err(no_bat(term, &VhdError::request(&name, EINVAL, why)));
+    };
     Ok(Subject { name, file, opened, header, n, count })
 }
 

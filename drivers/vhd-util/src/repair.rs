@@ -1,30 +1,22 @@
 //! `repair`: both footers written anew at their places.
 use crate::options::{Options, Term};
 use std::ffi::OsString;
-use vhd_rs::{chain, edit, files};
+use vhd_rs::{edit, files, lock};
 
 const USAGE: &str = "options: <-n name> <-b use the back-up footer> [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::parse("repair", "n:bh", args) {
+    let o = match Options::given_no_help("repair", "n:bh", args, USAGE, term) {
         Ok(o) => o,
-        Err(text) => {
-            term.complain(&text);
-            return term.usage(USAGE);
-        }
+        Err(code) => return code,
     };
-    let (Some(name), false, 0) = (o.path('n'), o.has('h'), o.rest) else {
-        return term.usage(USAGE);
-    };
-    let done = chain::open_file(&name, true).and_then(|file| {
+    let Some(name) = o.path('n') else { return term.usage(USAGE) };
+    let done = lock::open_to_change(&name, term.others).and_then(|file| {
         let uuid = files::new_uuid(&name)?;
         edit::repair(&file, &name, o.has('b'), uuid)
     });
     match done {
         Ok(()) => 0,
-        Err(e) => {
-            term.say(&format!("error opening {}: -{}\n", name.display(), e.errno()));
-            e.errno()
-        }
+        Err(e) => term.not_opened(&name, &e),
     }
 }

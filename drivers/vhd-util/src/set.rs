@@ -2,34 +2,26 @@
 use crate::EINVAL;
 use crate::options::{Options, Term};
 use std::ffi::OsString;
-use vhd_rs::{chain, edit};
+use std::fs::File;
+use std::path::Path;
+use vhd_rs::{edit, lock};
 
 const USAGE: &str = "options: <-n name> <-f field> <-v value> [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::parse("set", "n:f:v:h", args) {
+    let o = match Options::given_no_help("set", "n:f:v:h", args, USAGE, term) {
         Ok(o) => o,
-        Err(text) => {
-            term.complain(&text);
-            return term.usage(USAGE);
-        }
+        Err(code) => return code,
     };
     let (Some(name), Some(field), Some(text)) = (o.path('n'), o.value('f'), o.value('v')) else {
         return term.usage(USAGE);
     };
-    if o.has('h') || o.rest > 0 {
-        return term.usage(USAGE);
-    }
     let Some(value) = o.number('v').flatten().and_then(|v| u8::try_from(v).ok()) else {
         term.say(&format!("invalid value {}\n", text.to_string_lossy()));
         return term.usage(USAGE);
     };
-    let failed = |term: &mut Term, errno: i32| {
-        term.say(&format!("error opening {}: -{errno}\n", name.display()));
-        errno
-    };
     let change = match field.to_str() {
-        Some("hidden") => edit::set_hidden,
+        Some("hidden") => |file: &File, name: &Path, value| edit::set_hidden(file, name, value),
         Some("marker") => edit::set_marker,
         // The original cannot even print a longer one.
         _ if field.len() >= 25 => {
@@ -41,13 +33,13 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
             return term.usage(USAGE);
         }
     };
-    let file = match chain::open_file(&name, true) {
+    let file = match lock::open_to_change(&name, term.others) {
         Ok(file) => file,
-        Err(e) => return failed(term, e.errno()),
+        Err(e) => return term.not_opened(&name, &e),
     };
     match change(&file, &name, value) {
         Ok(()) => 0,
-        Err(e) if e.errno() == EINVAL => failed(term, EINVAL),
+        Err(e) if e.errno() == EINVAL => term.not_opened(&name, &e),
         Err(e) => {
             term.say(&format!("{e}\n"));
             e.errno()

@@ -1,0 +1,68 @@
+//! Keeping two writers off one image.
+//!
+//! The daemon holds an advisory lock (`flock`) on the files of a chain while it serves them: exclusive on the
+//! leaf, which it writes, shared on the parents. Whoever changes an image offline asks for the same lock. Shared
+//! locks of others do not keep a change off: a parent below a running disk is changed by every coalesce, in ways
+//! that the disk does not see. An exclusive lock does: a second writer would destroy the image.
+//!
+//! Block devices are not locked: udev takes a lock on a device as "keep off". There storage managers keep
+//! writers apart.
+use crate::chain;
+use crate::error::{VhdError, errno::EBUSY};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
+use std::path::Path;
+
+/// What is done when somebody else is writing the image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Others {
+    /// Refuse with EBUSY.
+    #[default]
+    Refuse,
+    /// Go on; the caller knows better.
+    Ignore,
+}
+
+/// Opens an image to change it. The lock goes with the file.
+///
+/// ```
+/// use vhd_rs::lock::{Others, open_to_change};
+///
+/// let dir = tempfile::tempdir()?;
+/// let name = dir.path().join("disk.vhd");
+/// vhd_rs::files::create(&name, 16 << 20, None, false)?;
+///
+/// let mine = open_to_change(&name, Others::Refuse)?;
+/// let other = open_to_change(&name, Others::Refuse).unwrap_err();
+/// assert_eq!(other.errno(), 16); // EBUSY
+/// drop(mine);
+/// open_to_change(&name, Others::Refuse)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// Those of the file system; EBUSY while another process writes the image.
+pub fn open_to_change(path: &Path, others: Others) -> Result<File, VhdError> {
+    let file = chain::open_file(path, true)?;
+    lock(&file, path, others)?;
+    Ok(file)
+}
+
+/// Locks an open image against other writers.
+///
+/// # Errors
+/// EBUSY while another process writes the image. A file system without locks is no error.
+pub fn lock(file: &File, path: &Path, others: Others) -> Result<(), VhdError> {
+    if image::Storage::is_device(file) || taken(file) || others == Others::Ignore {
+        return Ok(());
+    }
+    let why = "another process is writing this image; close the disk there first \
+        (or --ignore-lock, if that process is known to be gone)";
+    Err(VhdError::request(path, EBUSY, why))
+}
+
+/// Alone, or with readers only.
+fn taken(file: &File) -> bool {
+    let got = |how| !matches!(flock(file, how), Err(rustix::io::Errno::WOULDBLOCK));
+    got(FlockOperation::NonBlockingLockExclusive) || got(FlockOperation::NonBlockingLockShared)
+}

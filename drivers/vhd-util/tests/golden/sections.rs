@@ -1,0 +1,112 @@
+//! The recordings, and where ours differs on purpose.
+use crate::player::{Difference, Ours, replay};
+
+const BIG: &str = "the format ends at 2040 GiB; the original makes what its driver cannot fill";
+const GONE: &str = "the image beyond 2040 GiB was not made";
+
+const CREATE: &[Difference] = &[
+    Difference {
+        steps: &[22],
+        ours: Ours::Code(22),
+        why: "a size that is no number is refused; the original takes it as 0",
+    },
+    Difference { steps: &[38, 41, 44, 47, 50, 53], ours: Ours::Code(22), why: BIG },
+    Difference {
+        steps: &[39, 42, 45, 48, 51, 54],
+        ours: Ours::Says(2, "error opening big.vhd: -2\n"),
+        why: GONE,
+    },
+    Difference {
+        steps: &[40, 43, 46, 49, 52, 55],
+        ours: Ours::Says(
+            2,
+            "Failed to open big.vhd: -2\n\nbig.vhd appears invalid; dumping headers\n\n",
+        ),
+        why: GONE,
+    },
+];
+
+const READ: &[Difference] = &[
+    Difference {
+        steps: &[38, 80, 122],
+        ours: Ours::Bytes(0, &[0x11; 100]),
+        why: "-R reads any bytes; the original fails where they are not whole sectors",
+    },
+    Difference {
+        steps: &[39, 81, 123],
+        ours: Ours::Bytes(0, &[0x12; 10]),
+        why: "-R reads any bytes; the original fails where they are not whole sectors",
+    },
+];
+
+const FLAGS: &[Difference] = &[
+    Difference {
+        steps: &[13],
+        ours: Ours::Says(
+            22,
+            "invalid value abc\noptions: <-n name> <-f field> <-v value> [-h help]\n",
+        ),
+        why: "a value that is no number is refused; the original takes it as 0",
+    },
+    Difference {
+        steps: &[53, 58],
+        ours: Ours::Replaced(0, "failed to get batmap header\n", BATMAP),
+        why: "setting a marker does not wipe the batmap",
+    },
+    Difference {
+        steps: &[73],
+        ours: Ours::Says(0, ""),
+        why: "setting a marker has not wiped the batmap, so the image can be emptied",
+    },
+    Difference {
+        steps: &[74],
+        ours: Ours::Says(0, "5120\n0\n"),
+        why: "step 73 has emptied the image",
+    },
+    Difference {
+        steps: &[75],
+        ours: Ours::Says(0, "z.vhd is valid\n"),
+        why: "setting a marker has not wiped the batmap",
+    },
+    Difference { steps: &[76], ours: Ours::Bytes(0, &[0]), why: "step 73 has emptied the image" },
+];
+
+const BATMAP: &str = "VHD Batmap Summary:\n-------------------\nBatmap offset       : 2560\n\
+    Batmap size (secs)  : 1\nBatmap version      : 0x00010002\n\
+    Checksum            : @CK@ (Good!)\n\n";
+
+const KEY: &[Difference] = &[Difference {
+    steps: &[9],
+    ours: Ours::Code(22),
+    why: "a missing -k is wrong usage; the original opens a file named (null)",
+}];
+
+#[test]
+fn usage_as_recorded() {
+    replay("usage", &[], |n| n < 28 || (40..=43).contains(&n) || (48..=51).contains(&n));
+}
+
+#[test]
+fn creating_as_recorded() {
+    replay("create", CREATE, |_| true);
+}
+
+#[test]
+fn queries_as_recorded() {
+    replay("query", &[], |_| true);
+}
+
+#[test]
+fn reading_as_recorded() {
+    replay("read", READ, |_| true);
+}
+
+#[test]
+fn flags_repairs_and_parents_as_recorded() {
+    replay("set-repair-modify", FLAGS, |_| true);
+}
+
+#[test]
+fn keys_as_recorded() {
+    replay("key", KEY, |n| n != 26);
+}
