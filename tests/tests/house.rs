@@ -36,6 +36,8 @@ const EDGES: &[(&str, &[&str])] = &[
     ("tests", &["cbt", "image", "raw", "tap-ctl", "tapdisk", "vhd-rs", "xen"]),
     ("xen", &["xen-sys"]),
     ("xen-sys", &[]),
+    ("xenstore-fake", &["xenstore-rs"]),
+    ("xenstore-rs", &[]),
 ];
 
 fn root() -> PathBuf {
@@ -73,6 +75,8 @@ fn crates() -> BTreeMap<String, PathBuf> {
         "tests",
         "xen/xen",
         "xen/xen-sys",
+        "xen/xenstore-fake",
+        "xen/xenstore-rs",
     ];
     let name = |dir: &str| dir.rsplit('/').next().expect("a name").to_string();
     dirs.iter().map(|dir| (name(dir), root().join(dir))).collect()
