@@ -34,7 +34,7 @@ CARGO  ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
 export CARGO
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),$(CURDIR)/target)
 BIN    := $(TARGET)/release
-PROGRAMS := $(BIN)/tap-ctl $(BIN)/tapdisk $(BIN)/vhd-util $(BIN)/cbt-util
+PROGRAMS := $(BIN)/tap-ctl $(BIN)/tapdisk $(BIN)/vhd-util $(BIN)/cbt-util $(BIN)/td-util
 
 BENCH_ARGS ?=
 
@@ -92,16 +92,18 @@ install: $(PROGRAMS)
 	    "$(DESTDIR)$(TMPFILESDIR)" "$(DESTDIR)$(LOGROTATEDIR)"
 	install -m 0755 "$(BIN)/tap-ctl" "$(DESTDIR)$(SBINDIR)/tap-ctl"
 	install -m 0755 "$(BIN)/vhd-util" "$(DESTDIR)$(BINDIR)/vhd-util"
-	install -m 0755 "$(BIN)/cbt-util" "$(DESTDIR)$(SBINDIR)/cbt-util"
+	install -m 0755 "$(BIN)/cbt-util" "$(BIN)/td-util" "$(DESTDIR)$(SBINDIR)/"
 	install -m 0755 "$(BIN)/tapdisk" "$(DESTDIR)$(LIBEXECDIR)/tapdisk"
 	packaging/generate.sh "$(BIN)/tap-ctl" man "$(DESTDIR)$(MANDIR)/man8/tap-ctl.8"
-	install -m 0644 packaging/tapdisk.8 packaging/cbt-util.8 "$(DESTDIR)$(MANDIR)/man8/"
+	install -m 0644 packaging/tapdisk.8 packaging/cbt-util.8 packaging/td-util.8 "$(DESTDIR)$(MANDIR)/man8/"
 	packaging/generate.sh "$(BIN)/tap-ctl" bash "$(DESTDIR)$(DATADIR)/bash-completion/completions/tap-ctl"
 	packaging/generate.sh "$(BIN)/tap-ctl" zsh "$(DESTDIR)$(DATADIR)/zsh/site-functions/_tap-ctl"
 	packaging/generate.sh "$(BIN)/tap-ctl" fish "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/tap-ctl.fish"
-	install -m 0644 packaging/completions/cbt-util.bash "$(DESTDIR)$(DATADIR)/bash-completion/completions/cbt-util"
-	install -m 0644 packaging/completions/cbt-util.zsh "$(DESTDIR)$(DATADIR)/zsh/site-functions/_cbt-util"
-	install -m 0644 packaging/completions/cbt-util.fish "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/cbt-util.fish"
+	set -e; for tool in cbt-util td-util; do \
+	    install -m 0644 packaging/completions/$$tool.bash "$(DESTDIR)$(DATADIR)/bash-completion/completions/$$tool"; \
+	    install -m 0644 packaging/completions/$$tool.zsh "$(DESTDIR)$(DATADIR)/zsh/site-functions/_$$tool"; \
+	    install -m 0644 packaging/completions/$$tool.fish "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/$$tool.fish"; \
+	done
 	install -m 0644 packaging/tmpfiles.conf "$(DESTDIR)$(TMPFILESDIR)/tapdisk-rs.conf"
 	install -m 0644 packaging/logrotate "$(DESTDIR)$(LOGROTATEDIR)/tapdisk-rs"
 	install -m 0644 LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
@@ -114,6 +116,10 @@ uninstall:
 	    "$(DESTDIR)$(DATADIR)/zsh/site-functions/_tap-ctl" \
 	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/tap-ctl.fish" \
 	    "$(DESTDIR)$(SBINDIR)/cbt-util" "$(DESTDIR)$(MANDIR)/man8/cbt-util.8" \
+	    "$(DESTDIR)$(SBINDIR)/td-util" "$(DESTDIR)$(MANDIR)/man8/td-util.8" \
+	    "$(DESTDIR)$(DATADIR)/bash-completion/completions/td-util" \
+	    "$(DESTDIR)$(DATADIR)/zsh/site-functions/_td-util" \
+	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/td-util.fish" \
 	    "$(DESTDIR)$(DATADIR)/bash-completion/completions/cbt-util" \
 	    "$(DESTDIR)$(DATADIR)/zsh/site-functions/_cbt-util" \
 	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/cbt-util.fish" \

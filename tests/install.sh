@@ -26,18 +26,20 @@ fail() {
 
 make --no-print-directory -C "$here" install DESTDIR="$dest" PREFIX=/usr >/dev/null
 
-for file in usr/sbin/tap-ctl usr/libexec/tapdisk usr/bin/vhd-util usr/sbin/cbt-util; do
+for file in usr/sbin/tap-ctl usr/libexec/tapdisk usr/bin/vhd-util usr/sbin/cbt-util usr/sbin/td-util; do
     [ -x "$dest/$file" ] || fail "$file is missing or not executable"
 done
 for file in usr/share/man/man8/tap-ctl.8 usr/share/man/man8/tapdisk.8 \
     usr/share/bash-completion/completions/tap-ctl usr/share/zsh/site-functions/_tap-ctl \
+    usr/share/man/man8/td-util.8 usr/share/bash-completion/completions/td-util \
+    usr/share/zsh/site-functions/_td-util usr/share/fish/vendor_completions.d/td-util.fish \
     usr/share/man/man8/cbt-util.8 usr/share/bash-completion/completions/cbt-util \
     usr/share/zsh/site-functions/_cbt-util usr/share/fish/vendor_completions.d/cbt-util.fish \
     usr/share/fish/vendor_completions.d/tap-ctl.fish usr/lib/tmpfiles.d/tapdisk-rs.conf \
     etc/logrotate.d/tapdisk-rs usr/share/doc/tapdisk-rs/LICENSE-MIT; do
     [ -s "$dest/$file" ] || fail "$file is missing or empty"
 done
-for tool in tap-ctl cbt-util; do
+for tool in tap-ctl cbt-util td-util; do
     bash -n "$dest/usr/share/bash-completion/completions/$tool" || fail "the bash completions of $tool do not parse"
 done
 

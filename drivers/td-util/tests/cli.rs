@@ -1,0 +1,146 @@
+//! The command as its callers see it.
+use std::process::Command;
+
+struct Dir(tempfile::TempDir);
+
+impl Dir {
+    fn new() -> Dir {
+        Dir(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.0.path().canonicalize().unwrap().join(name)
+    }
+
+    /// Exit code, standard output, standard error.
+    fn run(&self, line: &str) -> (i32, String, String) {
+        let out = Command::new(env!("CARGO_BIN_EXE_td-util"))
+            .args(line.split_whitespace())
+            .current_dir(self.0.path())
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
+    }
+
+    /// Standard output of a command that must succeed and say nothing else.
+    fn ok(&self, line: &str) -> String {
+        let (code, out, err) = self.run(line);
+        assert_eq!((code, err.as_str()), (0, ""), "{line}: {out}");
+        out
+    }
+}
+
+#[test]
+fn what_is_no_command_ends_with_255() {
+    let d = Dir::new();
+    for wrong in ["", "create", "bogus vhd 1 f", "create qcow2 1 f", "create -r vhd 1 f"] {
+        let (code, out, err) = d.run(wrong);
+        assert_eq!((code, out.as_str()), (255, ""), "{wrong}");
+        assert!(err.contains("usage: td-util COMMAND TYPE"), "{wrong}: {err}");
+    }
+    assert!(d.ok("--help").starts_with("usage: td-util COMMAND TYPE"));
+    assert!(d.ok("--version").starts_with("td-util "));
+}
+
+#[test]
+fn wrong_operands_and_options_end_with_22_and_help_with_0() {
+    let d = Dir::new();
+    for wrong in [
+        "create vhd",
+        "create vhd 10",
+        "create vhd ten f",
+        "create vhd 10 f g",
+        "create vhd -Z 10 f",
+        "create aio -r 0 f",
+        "snapshot vhd f",
+        "snapshot vhd -l x f g",
+        "snapshot aio f g",
+        "query vhd",
+        "query vhd f g",
+        "query aio -p f",
+        "set aio f hidden 1",
+        "set vhd f hidden",
+        "set vhd f hidden 256",
+        "set vhd f bogus 1",
+    ] {
+        let (code, out, _) = d.run(wrong);
+        let words = format!("usage: td-util {} ", wrong.split(' ').next().unwrap());
+        assert!(code == 22 && out.contains(&words), "{wrong}: {code} {out}");
+    }
+    for command in ["create", "snapshot", "query", "set"] {
+        let usage = d.ok(&format!("{command} vhd -h"));
+        assert!(usage.starts_with(&format!("usage: td-util {command} vhd")), "{usage}");
+    }
+    assert_eq!(d.run("create vhd -b 10 f").0, 22);
+    assert!(std::fs::read_dir(d.path("")).unwrap().next().is_none(), "nothing was made");
+}
+
+#[test]
+fn a_fresh_vhd_answers_as_for_the_old_storage_manager() {
+    let d = Dir::new();
+    d.ok("create vhd 10 a.vhd");
+    assert_eq!(std::fs::metadata(d.path("a.vhd")).unwrap().len(), 3584);
+    let all = "10\na.vhd has no parent\nhidden: 0\n";
+    assert_eq!(d.ok("query vhd -vpf a.vhd"), all);
+    assert_eq!(d.ok("query vhd -vpfb a.vhd"), all);
+    assert_eq!(d.ok("query vhd a.vhd -d -v"), "10\nchain depth: 1\n");
+    assert_eq!(d.ok("query vhd a.vhd"), "");
+    d.ok("set vhd a.vhd hidden 1");
+    assert_eq!(d.ok("query vhd -f a.vhd"), "hidden: 1\n");
+}
+
+#[test]
+fn a_fixed_vhd_and_a_raw_image_are_written_whole() {
+    let d = Dir::new();
+    d.ok("create vhd -r 4 f.vhd");
+    assert_eq!(std::fs::metadata(d.path("f.vhd")).unwrap().len(), (4 << 20) + 512);
+    let sparse = "Cannot create sparse aio image\n";
+    assert_eq!(d.run("create aio 10 a.raw"), (22, String::new(), sparse.into()));
+    assert!(!d.path("a.raw").exists());
+    d.ok("create aio -r 10 a.raw");
+    let raw = std::fs::read(d.path("a.raw")).unwrap();
+    assert!(raw.len() == 10 << 20 && raw.iter().all(|b| *b == 0));
+    use std::os::unix::fs::MetadataExt;
+    assert!(std::fs::metadata(d.path("a.raw")).unwrap().blocks() * 512 >= 10 << 20);
+    assert_eq!(d.ok("query aio -v a.raw"), "10\n");
+    assert_eq!(d.ok("query aio a.raw"), "");
+}
+
+#[test]
+fn snapshots_name_the_child_first() {
+    let d = Dir::new();
+    d.ok("create vhd 10 p.vhd");
+    d.ok("snapshot vhd c.vhd p.vhd");
+    let parent = d.path("p.vhd").display().to_string();
+    assert_eq!(d.ok("query vhd -pd c.vhd"), format!("{parent}\nchain depth: 2\n"));
+    let deep = "snapshot depth exceeded: current depth: 1, limit: 1\n";
+    assert_eq!(d.run("snapshot vhd -l 1 e.vhd c.vhd"), (28, deep.into(), String::new()));
+    d.ok("snapshot vhd -l 2 e.vhd c.vhd");
+    // The empty snapshot in between is left out of the chain.
+    assert_eq!(d.ok("query vhd -p e.vhd"), format!("{parent}\n"));
+    d.ok("create aio -r 2 raw");
+    d.ok("snapshot vhd -m r.vhd raw");
+    assert_eq!(d.ok("query vhd -v r.vhd"), "2\n");
+    std::fs::remove_file(d.path("p.vhd")).unwrap();
+    let (code, out, _) = d.run("query vhd -pf c.vhd");
+    assert_eq!((code, out.as_str()), (2, "query failed\nhidden: 0\n"));
+}
+
+#[test]
+fn what_does_not_open_has_its_number() {
+    let d = Dir::new();
+    std::fs::write(d.path("txt"), "hello\n").unwrap();
+    for (line, name, errno) in
+        [("query vhd -v", "none", 2), ("query vhd -v", "txt", 5), ("query aio -v", "none", 2)]
+    {
+        let (code, out, _) = d.run(&format!("{line} {name}"));
+        assert_eq!((code, out), (errno, format!("failed opening {name}: -{errno}\n")), "{line}");
+    }
+    assert_eq!(d.run("query aio -v .").0, 21);
+    assert_eq!(d.run("create vhd 10 none/a.vhd").0, 2);
+    assert_eq!(d.run("create aio -r 10 none/a").0, 2);
+    assert_eq!(d.run("snapshot vhd c.vhd none").0, 2);
+    assert_eq!(d.run("set vhd none hidden 1").0, 2);
+    assert_eq!(std::fs::read(d.path("txt")).unwrap(), b"hello\n");
+}
