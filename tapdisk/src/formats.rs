@@ -10,10 +10,13 @@
 mod direct;
 mod file;
 mod kind;
+mod medium;
+mod nbd;
 mod parents;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use image::{Image, Storage};
 use raw::Raw;
@@ -23,9 +26,12 @@ use vhd_rs::{BatmapState, DiskType, FooterAt, OpenOptions, Opened, VhdError};
 
 use crate::disk::align::alignment_of;
 use crate::engine::FileInfo;
+use crate::receiver::Stash;
 pub use direct::DirectFile;
 use file::{OpenFile, Way};
 pub use kind::{Kind, Source, chain_lines, parse};
+pub use medium::Medium;
+use nbd::RemoteImage;
 use parents::Passed;
 
 /// Images of one chain at most; SM's own limit is 30 (spec/drivers.md §5.1).
@@ -89,8 +95,8 @@ pub struct Layer {
     pub path: PathBuf,
     /// The driver; lent to the engine while the disk is served.
     pub image: Option<Box<dyn Image>>,
-    /// The file.
-    pub file: DirectFile,
+    /// The file, or what stands for one.
+    pub file: Medium,
     /// Opened for writing.
     pub writable: bool,
 }
@@ -109,14 +115,14 @@ pub struct Images {
     pub notes: Vec<String>,
 }
 
-/// Opens a chain.
+/// Opens a chain. `stash` has the descriptors that were passed for NBD images.
 ///
 /// # Errors
 /// The first thing that is wrong. Nothing is left open or changed.
-pub fn open(wish: &Wish) -> Result<Images, OpenError> {
+pub fn open(wish: &Wish, stash: &Arc<Stash>) -> Result<Images, OpenError> {
     let mut listed = listed(wish)?.into_iter();
-    let mut opening =
-        Opening { wish, layers: Vec::new(), notes: Vec::new(), passed: Passed::default() };
+    let passed = Passed::default();
+    let mut opening = Opening { wish, stash, layers: Vec::new(), notes: Vec::new(), passed };
     let mut next = listed.next();
     while let Some((kind, path, writable)) = next {
         let parent = opening.open(kind, path, writable)?;
@@ -145,6 +151,7 @@ fn listed(wish: &Wish) -> Result<Vec<Item>, OpenError> {
 /// A chain that is being opened.
 struct Opening<'a> {
     wish: &'a Wish,
+    stash: &'a Arc<Stash>,
     layers: Vec<(Layer, Found)>,
     notes: Vec<String>,
     passed: Passed,
@@ -172,6 +179,9 @@ impl Opening<'_> {
             );
             return Err(OpenError::new(libc::ELOOP, text));
         }
+        if kind == Kind::Nbd {
+            return self.remote(path, writable);
+        }
         let way = if self.cached(kind, writable) { Way::Cached } else { Way::Direct };
         let OpenFile { mut file, identity, sector_size } =
             file::open(&path, kind, writable, way, &mut self.notes)?;
@@ -179,6 +189,7 @@ impl Opening<'_> {
         let found = match kind {
             Kind::Raw => raw(&file, &path, sector_size)?,
             Kind::Vhd => self.vhd(&file, &path, writable)?,
+            Kind::Nbd => unreachable!("it is no file"),
         };
         if writable && end_would_move(&file, &found) {
             self.notes.push(format!(
@@ -189,12 +200,33 @@ impl Opening<'_> {
             file = file::open(&path, kind, writable, Way::Synchronous, &mut self.notes)?.file;
         }
         let parent = self.below(&path, &found)?;
+        file::lock(&file, &path, writable, &mut self.notes)?;
+        self.add(kind, path, Medium::Local(file), writable, found)?;
+        Ok(parent)
+    }
+
+    /// Negotiates with the server of an image that is elsewhere; it has no parent.
+    fn remote(&mut self, path: PathBuf, writable: bool) -> Result<Option<Item>, OpenError> {
+        let remote = RemoteImage::open(&path, writable, self.stash)?;
+        let found = Found::Raw { sectors: remote.sectors(), sector_size: 512 };
+        self.add(Kind::Nbd, path, Medium::Remote(remote), writable, found)?;
+        Ok(None)
+    }
+
+    /// Adds an open image if it belongs below the one above.
+    fn add(
+        &mut self,
+        kind: Kind,
+        path: PathBuf,
+        file: Medium,
+        writable: bool,
+        found: Found,
+    ) -> Result<(), OpenError> {
         if let Some((child, child_found)) = self.layers.last() {
             parents::check(&child.path, child_found, &path, &found)?;
         }
-        file::lock(&file, &path, writable, &mut self.notes)?;
         self.layers.push((Layer { kind, path, image: None, file, writable }, found));
-        Ok(parent)
+        Ok(())
     }
 
     /// Whether `-D` sends this image through the page cache (spec/drivers.md §5.3). What is written

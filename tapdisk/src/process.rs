@@ -211,6 +211,7 @@ fn prepare(foreground: bool) -> Result<Ready, Failure> {
         registry: registry()?,
         waker: Arc::new(waker),
         memory,
+        stash: receiver.stash(),
     };
     let server = Server::new(poll, Daemon::new(env, receiver), control, signals)
         .map_err(|e| Failure::io("poll for signals", &e))?;

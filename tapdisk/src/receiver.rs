@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
@@ -18,14 +19,67 @@ const NAME_MAX: usize = 39;
 /// Longest message in bytes.
 const MESSAGE_BYTES: usize = 16384;
 
-/// The socket and what came in through it.
+/// What keeping a descriptor came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// It is there under its name.
+    Yes,
+    /// All places are taken: it was closed.
+    Full,
+}
+
+type Places = Vec<(Vec<u8>, OwnedFd)>;
+
+/// The descriptors that were passed, by name; shared with the workers that open and close images.
+#[derive(Debug, Default)]
+pub struct Stash(Mutex<Places>);
+
+impl Stash {
+    /// Takes a descriptor out, for an image that is opened.
+    pub fn take(&self, name: &[u8]) -> Option<OwnedFd> {
+        let mut places = self.places();
+        let at = places.iter().position(|(other, _)| other == significant(name))?;
+        Some(places.swap_remove(at).1)
+    }
+
+    /// Keeps one that came. A name that is there is replaced.
+    fn put(&self, name: &[u8], fd: OwnedFd) -> Kept {
+        let (mut places, name) = (self.places(), significant(name));
+        if let Some((_, old)) = places.iter_mut().find(|(other, _)| other == name) {
+            *old = fd;
+        } else if places.len() < PLACES {
+            places.push((name.to_vec(), fd));
+        } else {
+            return Kept::Full;
+        }
+        Kept::Yes
+    }
+
+    /// Puts one back after its image was closed, unless a newer one of its name has come.
+    pub fn put_back(&self, name: &[u8], fd: OwnedFd) -> Kept {
+        if self.places().iter().any(|(other, _)| other == significant(name)) {
+            return Kept::Yes;
+        }
+        self.put(name, fd)
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.0.lock().expect("nothing panics under the lock: the program aborts on a panic")
+    }
+}
+
+fn significant(name: &[u8]) -> &[u8] {
+    &name[..name.len().min(NAME_MAX)]
+}
+
+/// The socket, and where what comes in through it goes.
 #[derive(Debug)]
 pub struct Receiver {
     path: PathBuf,
     listener: UnixListener,
     tokens: [Token; 2],
     sender: Option<UnixStream>,
-    places: Vec<(Vec<u8>, OwnedFd)>,
+    stash: Arc<Stash>,
 }
 
 impl Receiver {
@@ -36,7 +90,7 @@ impl Receiver {
     pub fn open(path: PathBuf, registry: &Registry, tokens: [Token; 2]) -> io::Result<Receiver> {
         let mut listener = bind(&path)?;
         registry.register(&mut listener, tokens[0], Interest::READABLE)?;
-        Ok(Receiver { path, listener, tokens, sender: None, places: Vec::new() })
+        Ok(Receiver { path, listener, tokens, sender: None, stash: Arc::default() })
     }
 
     /// Something happened on one of the two tokens.
@@ -65,26 +119,21 @@ impl Receiver {
         }
     }
 
-    /// A name that is there is replaced; with all places taken the descriptor is closed.
+    /// With all places taken the descriptor is closed.
     fn keep(&mut self, text: &[u8], fd: OwnedFd, log: &Logger) {
         let name = text.split(|byte| *byte == 0).next().unwrap_or_default();
-        let name = &name[..name.len().min(NAME_MAX)];
-        let shown = String::from_utf8_lossy(name).into_owned();
-        if let Some((_, old)) = self.places.iter_mut().find(|(other, _)| other == name) {
-            *old = fd;
-        } else if self.places.len() < PLACES {
-            self.places.push((name.to_vec(), fd));
-        } else {
-            warn!(log, "no place for the descriptor \"{shown}\": {PLACES} are kept already");
-            return;
+        let shown = String::from_utf8_lossy(significant(name)).into_owned();
+        match self.stash.put(name, fd) {
+            Kept::Yes => info!(log, "received the descriptor \"{shown}\""),
+            Kept::Full => {
+                warn!(log, "no place for the descriptor \"{shown}\": {PLACES} are kept already");
+            }
         }
-        info!(log, "received the descriptor \"{shown}\"");
     }
 
-    /// Takes a descriptor out, for an image that is opened.
-    pub fn take(&mut self, name: &[u8]) -> Option<OwnedFd> {
-        let at = self.places.iter().position(|(other, _)| other == name)?;
-        Some(self.places.swap_remove(at).1)
+    /// What came in.
+    pub fn stash(&self) -> Arc<Stash> {
+        Arc::clone(&self.stash)
     }
 }
 

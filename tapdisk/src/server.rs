@@ -21,7 +21,7 @@ use crate::disk::Disk;
 use crate::disk::probe::AnyDisk;
 use crate::sealed::Seal;
 use crate::signals::{Signal, Signals};
-use crate::vbd::Vbd;
+use crate::vbd::{REMOTE_TOKEN, Vbd};
 
 /// Wakes the loop when a worker is done.
 pub const WAKER: Token = Token(0);
@@ -45,7 +45,7 @@ const CALM_TICK_US: u64 = 10 * TICK_US;
 const DRAIN_US: u64 = 10_000_000;
 
 const _: () = assert!(CONTROL + control::TOKENS <= VBD_TOKENS_BASE);
-const _: () = assert!(crate::transport::nbd::TOKENS <= DISK_TOKEN);
+const _: () = assert!(crate::transport::nbd::TOKENS <= REMOTE_TOKEN && REMOTE_TOKEN < DISK_TOKEN);
 
 /// The daemon, ready to run.
 pub struct Server {
@@ -149,7 +149,7 @@ impl Server {
         let Some(served) = vbd.and_then(Vbd::served) else { return false };
         let disk = served.engine.disk();
         let Some(result) = disk.submit_and_wait(watch, timeout) else { return false };
-        let polled = disk.inner().take_watch_ready();
+        let polled = disk.inner().inner().take_watch_ready();
         served.note_disk(result);
         self.events.clear();
         if polled {
@@ -189,7 +189,7 @@ impl Server {
             let fd = disk.wake_fd();
             let registry = self.poll.registry();
             let known = self.watched.iter().position(|other| *other == token);
-            if self.sleeper.is_none() && matches!(disk.inner_ref(), AnyDisk::Uring(_)) {
+            if self.sleeper.is_none() && matches!(disk.inner_ref().inner_ref(), AnyDisk::Uring(_)) {
                 self.sleeper = Some(token);
                 if let Some(at) = known {
                     self.watched.swap_remove(at);
@@ -241,7 +241,7 @@ impl Server {
                     }
                 }
                 None => {}
-                Some(at) if at % VBD_TOKENS == DISK_TOKEN => {}
+                Some(at) if matches!(at % VBD_TOKENS, DISK_TOKEN | REMOTE_TOKEN) => {}
                 Some(_) => {
                     let vbds = &mut daemon.vbds;
                     let served = vbds.iter_mut().filter_map(Vbd::served);

@@ -27,8 +27,9 @@ use crate::formats::{OpenError, Wish};
 use crate::job::Job;
 use crate::log::Log;
 use crate::memory::Memory;
+use crate::receiver::Stash;
 use crate::sys;
-pub use served::Served;
+pub use served::{REMOTE_TOKEN, Served};
 pub use state::{Goal, Rest, State};
 pub use wish::{Extra, wish};
 
@@ -48,6 +49,8 @@ pub struct Env {
     pub waker: Arc<Waker>,
     /// What may be locked.
     pub memory: Memory,
+    /// Descriptors that were passed for NBD images.
+    pub stash: Arc<Stash>,
 }
 
 /// What an operation came to: a positive errno on failure.
@@ -176,7 +179,8 @@ impl Vbd {
         info!(env.log, "minor {}: opening {}", self.minor, wish.name);
         let timeout_s = if params.req_timeout > 0 { params.req_timeout } else { 120 };
         self.wish = Some(Opened { wish, timeout_s });
-        let job = Job::start(&env.waker, move || crate::formats::open(&wish));
+        let stash = Arc::clone(&env.stash);
+        let job = Job::start(&env.waker, move || crate::formats::open(&wish, &stash));
         self.state = State::Opening { job, before };
         Ok(())
     }

@@ -14,6 +14,7 @@ const UNSAFE: &[&str] = &[
     "tapdisk/src/signals.rs",
     "tapdisk/src/sys.rs",
     "tapdisk/src/disk/",
+    "tapdisk/src/socket.rs",
     "tapdisk/src/transport/blkif/memory.rs",
     "tapdisk/src/transport/nbd/sys.rs",
     "xen/xen/src/devices.rs",

@@ -8,6 +8,7 @@ pub mod align;
 mod files;
 pub mod lane;
 pub mod probe;
+pub mod remote;
 pub mod uring;
 
 use std::io;

@@ -17,6 +17,8 @@ pub enum Kind {
     Raw,
     /// `vhd`.
     Vhd,
+    /// `nbd`: a disk that an NBD server has.
+    Nbd,
 }
 
 impl Kind {
@@ -25,6 +27,7 @@ impl Kind {
         match self {
             Kind::Raw => "aio",
             Kind::Vhd => "vhd",
+            Kind::Nbd => "nbd",
         }
     }
 
@@ -33,6 +36,7 @@ impl Kind {
         match self {
             Kind::Raw => 0,
             Kind::Vhd => 4,
+            Kind::Nbd => 15,
         }
     }
 }
@@ -63,6 +67,7 @@ pub fn parse(text: &[u8]) -> Result<Source, OpenError> {
     match name {
         b"aio" => Ok(Source::Image(Kind::Raw, path.into())),
         b"vhd" => Ok(Source::Image(Kind::Vhd, path.into())),
+        b"nbd" => Ok(Source::Image(Kind::Nbd, path.into())),
         CHAIN_FILE => Ok(Source::ChainFile(path.into())),
         _ if name.len() > NAME_MAX => Err(OpenError::new(
             libc::ENAMETOOLONG,
@@ -81,12 +86,11 @@ fn absent(name: &[u8], path: &Path, shown: &str) -> OpenError {
         }
         // Layers that only the stack inserts.
         b"bc" | b"lle" | b"llp" => libc::EINVAL,
-        // Every failure of the NBD client is EPERM (spec/operations.md §5).
-        b"nbd" | b"log" => libc::EPERM,
+        b"log" => libc::EPERM,
         _ => libc::ENOENT,
     };
     let known = if errno == libc::ENOENT && name != b"ram" { "unknown" } else { "not usable here" };
-    OpenError::new(errno, format!("\"{shown}\": this type is {known}; use aio or vhd"))
+    OpenError::new(errno, format!("\"{shown}\": this type is {known}; use aio, vhd or nbd"))
 }
 
 /// The lines of a chain file, leaf first: image and whether it is marked `ro`.
@@ -130,6 +134,11 @@ mod tests {
         let path = PathBuf::from("/a:b c=d");
         assert_eq!(parse(b"aio:/a:b c=d").unwrap(), Source::Image(Kind::Raw, path));
         assert_eq!(parse(b"vhd:").unwrap(), Source::Image(Kind::Vhd, PathBuf::new()));
+        let address = PathBuf::from("10.0.0.1:10809:exportname=x");
+        assert_eq!(
+            parse(b"nbd:10.0.0.1:10809:exportname=x").unwrap(),
+            Source::Image(Kind::Nbd, address)
+        );
     }
 
     #[test]
@@ -145,7 +154,6 @@ mod tests {
             ("ram:/dev/null", 38),
             ("sync:/x", 38),
             ("qcow:/x", 38),
-            ("nbd:/nosock", 1),
             ("log:/x", 1),
             ("bc:/x", 22),
             (long.as_str(), 36),

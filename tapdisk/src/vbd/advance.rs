@@ -136,8 +136,8 @@ impl Vbd {
             }
             Step::Wait { .. } => {
                 let step = Step::Try({
-                    let wish = wish.clone();
-                    Job::start(&env.waker, move || crate::formats::open(&wish))
+                    let (wish, stash) = (wish.clone(), Arc::clone(&env.stash));
+                    Job::start(&env.waker, move || crate::formats::open(&wish, &stash))
                 });
                 return (State::Resuming { wish, tries: tries + 1, step }, None);
             }

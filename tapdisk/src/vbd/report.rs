@@ -89,7 +89,7 @@ fn image((path, kind): (&str, Kind), layer: &chain::Layer, pending: u64, j: &mut
                         j.member("pending", pending);
                     });
                 }),
-                Kind::Vhd => j.member("status", "null"),
+                Kind::Vhd | Kind::Nbd => j.member("status", "null"),
             }
         });
     });

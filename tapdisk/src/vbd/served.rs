@@ -3,34 +3,39 @@
 //! ```text
 //!   nbd.take ─► engine.step ─► nbd.complete ─► nbd.kick          submit: the server's, once a turn
 //! ```
-use std::os::fd::{AsRawFd, RawFd};
-use std::time::Instant;
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
 
-use mio::Token;
+use mio::unix::SourceFd;
+use mio::{Interest, Token};
 use slog::{info, warn};
 use tap_ctl::messages::ImageInfo;
 
 use super::{Env, Opened, socket_paths};
-use crate::disk::Disk;
-use crate::disk::align::{Aligned, BOUNCE_BYTES, BOUNCES, alignment_of};
+use crate::control::VBD_TOKENS;
+use crate::disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
 use crate::disk::probe::{AnyDisk, choose};
+use crate::disk::remote::{Peer, Remote};
+use crate::disk::{Disk, FileId};
 use crate::engine::chain::{Chain, Layer};
 use crate::engine::limits::Limits;
 use crate::engine::{Engine, Policy};
-use crate::formats::{Images, LAYERS_MAX, OpenError};
+use crate::formats::{Images, Kind, LAYERS_MAX, OpenError};
 use crate::memory::Memory;
 use crate::pool::{Arena, Locked};
 use crate::sys;
 use crate::transport::nbd::{Export, NbdServer};
 use crate::transport::{Request, Transport};
 
+/// Of the tokens of a disk, the one of the NBD servers that it uses.
+pub const REMOTE_TOKEN: usize = VBD_TOKENS - 2;
 /// Rounds of one turn at most, before control and the other disks have theirs.
 const ROUNDS_MAX: u32 = 8;
 
 /// Everything that a request touches.
 pub struct Served {
     /// The request engine.
-    pub engine: Engine<Aligned<AnyDisk>>,
+    pub engine: Engine<Aligned<Remote<AnyDisk>>>,
     /// Its clients.
     pub nbd: NbdServer,
     /// The open images; their drivers are lent to the engine.
@@ -75,6 +80,13 @@ impl Served {
             Err(error) => return Err((error, images)),
         };
         info!(env.log, "minor {minor}: {why}");
+        let (fd, its_token) = (disk.inner_ref().poll_fd(), Token(token + REMOTE_TOKEN));
+        let polled = env.registry.register(&mut SourceFd(&fd), its_token, Interest::READABLE);
+        if let Err(error) = polled {
+            let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
+            let text = format!("NBD servers cannot be polled: {error}");
+            return Err((OpenError::new(errno, text), images));
+        }
         let locked = disk.arena_ref().locked();
         if let Locked::Refused(errno) = locked {
             let error = std::io::Error::from_raw_os_error(errno);
@@ -118,10 +130,13 @@ impl Served {
             Ok(infos) => infos,
             Err(error) => return Err((error, images)),
         };
-        let fds: Vec<RawFd> =
-            images.layers.iter().map(|layer| layer.file.file().as_raw_fd()).collect();
+        let fds: Vec<RawFd> = images.layers.iter().map(|layer| layer.file.raw_fd()).collect();
+        let patience = Duration::from_secs(opened.timeout_s.into());
         let disk = self.engine.disk();
-        let taken = disk.set_alignments(&alignments(&images)).and_then(|()| disk.set_files(&fds));
+        let taken = disk
+            .set_alignments(&alignments(&images))
+            .and_then(|()| disk.inner().set_remotes(remotes(&images), patience))
+            .and_then(|()| disk.set_files(&fds));
         if let Err(error) = taken {
             let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
             let text = format!("the disk engine does not take the files: {error}");
@@ -216,6 +231,14 @@ impl Served {
             let error = std::io::Error::from_raw_os_error(*errno);
             warn!(env.log, "minor {minor}: the disk engine refuses a call: {error}");
         }
+        while let Some((file, why)) = self.engine.disk().inner().take_ended() {
+            let layer = self.images.as_ref().and_then(|i| i.layers.get(usize::from(file.0)));
+            let path = layer.map(|layer| layer.path.display().to_string()).unwrap_or_default();
+            warn!(
+                env.log,
+                "minor {minor}: nbd:{path} is lost: {why}; pause and unpause connects again"
+            );
+        }
         if let Some((request, errno)) = self.failed.take() {
             let errors = self.engine.stats().errors;
             // The first few in full; a dead disk must not fill the log.
@@ -251,6 +274,7 @@ impl Served {
     /// About once a second.
     pub fn tick(&mut self, now: Instant) {
         self.nbd.tick(now);
+        self.engine.disk().inner().tick(now);
     }
 }
 
@@ -264,7 +288,8 @@ fn export(images: &Images) -> Export {
         sectors: images.sectors,
         sector_size: images.sector_size,
         read_only: !images.layers[0].writable,
-        fast_zero: true,
+        // What a server does with zeros is not known.
+        fast_zero: images.layers[0].kind != Kind::Nbd,
     }
 }
 
@@ -283,12 +308,18 @@ fn for_chain(limits: Limits, bitmaps: usize) -> Limits {
 
 /// What offset and length of operations on each file must be multiples of.
 fn alignments(images: &Images) -> Vec<u32> {
-    images.layers.iter().map(|layer| alignment_of(layer.file.file())).collect()
+    images.layers.iter().map(|layer| layer.file.alignment()).collect()
+}
+
+/// Which files are with a server.
+fn remotes(images: &Images) -> Vec<(FileId, Peer)> {
+    let peers = (0..).zip(&images.layers).map(|(i, layer)| Some((FileId(i), layer.file.peer()?)));
+    peers.flatten().collect()
 }
 
 /// An arena and a disk engine over it. One bounce buffer is always there: a snapshot may bring a leaf with
 /// larger sectors later.
-fn disk(limits: &Limits, images: &Images) -> Result<(Aligned<AnyDisk>, String), OpenError> {
+fn disk(limits: &Limits, images: &Images) -> Result<(Aligned<Remote<AnyDisk>>, String), OpenError> {
     let failed = |what: &str, error: &std::io::Error| {
         let errno = error.raw_os_error().unwrap_or(libc::ENOSYS);
         OpenError::new(errno, format!("{what}: {error}"))
@@ -301,5 +332,7 @@ fn disk(limits: &Limits, images: &Images) -> Result<(Aligned<AnyDisk>, String), 
     let files_max = u8::try_from(LAYERS_MAX).expect("a file is named by eight bits");
     let chosen =
         choose(arena, limits.ops(), files_max, None).map_err(|e| failed("no disk engine", &e))?;
-    Ok((Aligned::open(chosen.disk, reserve, limits.ops()), chosen.why))
+    let remote = Remote::open(chosen.disk, limits.ops())
+        .map_err(|e| failed("no descriptor for NBD servers", &e))?;
+    Ok((Aligned::open(remote, reserve, limits.ops()), chosen.why))
 }

@@ -2,7 +2,7 @@
 //! tables are made once; a place in them is named by its index.
 use std::ops::{Index, IndexMut};
 
-use super::proto::{self, Head, flag};
+use crate::nbd_proto::{self as proto, Head, flag};
 use crate::transport::{SlotId, Verb};
 
 /// Requests of one connection at once; more wait in the socket.

@@ -5,8 +5,8 @@
 //! ```
 //! Nothing allocates: an option is answered once it lies whole in the receive buffer, and all answers
 //! of a negotiation together fit the text buffer, because there are at most [`OPTIONS_MAX`] of them.
-use super::proto::{self, answer, feature, info, option, u32_at, u64_at};
 use super::{Export, notice::Why};
+use crate::nbd_proto::{self as proto, answer, feature, info, option, u32_at, u64_at};
 
 /// Options in one negotiation (control-socket.md §6.3).
 pub(super) const OPTIONS_MAX: u32 = 32;

@@ -25,7 +25,6 @@ mod listen;
 mod notice;
 mod outq;
 mod pace;
-mod proto;
 mod quota;
 mod receive;
 mod reply;

@@ -4,8 +4,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::calls::{CALLS_MAX, PIECES_MAX};
-use super::proto::Head;
 use super::{handshake, sys};
+use crate::nbd_proto::Head;
 use crate::transport::{SlotId, Slots};
 
 /// Every piece and every call of the connection may have an answer waiting here.

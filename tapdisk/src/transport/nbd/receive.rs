@@ -3,8 +3,8 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::proto::REQUEST_BYTES;
 use super::sys;
+use crate::nbd_proto::REQUEST_BYTES;
 
 const BUFFER_BYTES: usize = 64 << 10;
 /// Taken at most into the buffer in one call while large payloads come: a header and a bit, so that

@@ -9,7 +9,7 @@ use super::calls::{At, Kind, NO_PIECE, Piece};
 use super::conn::{Conn, Phase, Turn};
 use super::intake::Intake;
 use super::notice::Why;
-use super::proto::{Head, STATE_HOLE_ZERO, error_of, flag};
+use crate::nbd_proto::{Head, STATE_HOLE_ZERO, error_of, flag};
 use crate::transport::{Outcome, SlotId, Slots};
 
 impl Conn {

@@ -1,59 +1,15 @@
-//! The system calls of the NBD transport that the standard library has no safe form of: scattered
-//! receive, gathered send, a descriptor received over a socket, socket buffer sizes.
-//!
-//! Every call is made with `MSG_DONTWAIT`, so that a descriptor that somebody else handed to us keeps
-//! its own flags. Nothing here allocates.
+//! The system calls of the NBD transport: those on connected sockets ([`crate::socket`]), and a
+//! descriptor received over one. Nothing here waits or allocates.
 #![allow(unsafe_code)]
 use std::io;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// Most pieces of memory in one send (the kernel's limit is 1024).
-pub(super) const PARTS_MAX: usize = 256;
+pub(super) use crate::socket::{Buffer, receive, send, size_buffer, untaken};
+
 /// Most text that comes along with a descriptor (control-socket.md §7).
 const MESSAGE_BYTES: usize = 16384;
 /// Descriptors accepted in one message; all but the first are closed.
 const DESCRIPTORS_MAX: usize = 16;
-
-/// Receives into `first`, and into `second` when `first` is full. 0 is the end of the stream.
-pub(super) fn receive(
-    fd: BorrowedFd<'_>,
-    first: &mut [u8],
-    second: &mut [u8],
-) -> io::Result<usize> {
-    let mut parts = [
-        libc::iovec { iov_base: first.as_mut_ptr().cast(), iov_len: first.len() },
-        libc::iovec { iov_base: second.as_mut_ptr().cast(), iov_len: second.len() },
-    ];
-    let mut message = empty_message();
-    message.msg_iov = parts.as_mut_ptr();
-    message.msg_iovlen = parts.len() as _;
-    // SAFETY: `message` names `parts`, which names two exclusively borrowed slices; all outlive the
-    // call, and no name or control buffer is given.
-    let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) };
-    outcome(n)
-}
-
-/// Sends the first [`PARTS_MAX`] of `parts`, in order, as far as the socket takes them.
-pub(super) fn send<'a>(
-    fd: BorrowedFd<'_>,
-    parts: impl Iterator<Item = &'a [u8]>,
-) -> io::Result<usize> {
-    let mut list = [const { MaybeUninit::<libc::iovec>::uninit() }; PARTS_MAX];
-    let mut count = 0;
-    for (place, part) in list.iter_mut().zip(parts) {
-        let base = part.as_ptr().cast_mut().cast();
-        place.write(libc::iovec { iov_base: base, iov_len: part.len() });
-        count += 1;
-    }
-    let mut message = empty_message();
-    message.msg_iov = list.as_mut_ptr().cast();
-    message.msg_iovlen = count as _;
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the first `count` places of `list` were written above and name slices borrowed for 'a,
-    // which the kernel only reads; `list` outlives the call.
-    outcome(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, flags) })
-}
 
 /// What arrived at a descriptor receiver.
 #[derive(Debug)]
@@ -108,39 +64,6 @@ unsafe fn adopt(header: *const libc::cmsghdr, bytes: usize, first: &mut Option<O
         let owned = unsafe { OwnedFd::from_raw_fd(raw) };
         first.get_or_insert(owned);
     }
-}
-
-/// A buffer of a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Buffer {
-    Receive,
-    Send,
-}
-
-/// Asks for a socket buffer of that size; what the kernel refuses stays as it is.
-pub(super) fn size_buffer(fd: BorrowedFd<'_>, buffer: Buffer, bytes: i32) {
-    let option = match buffer {
-        Buffer::Receive => libc::SO_RCVBUF,
-        Buffer::Send => libc::SO_SNDBUF,
-    };
-    // SAFETY: the option's value is an int that outlives the call, and its size is given.
-    unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            libc::SOL_SOCKET,
-            option,
-            std::ptr::from_ref(&bytes).cast(),
-            size_of::<i32>() as libc::socklen_t,
-        )
-    };
-}
-
-/// Bytes (with overhead) that were sent and that the peer has not taken yet; 0 where nobody knows.
-pub(super) fn untaken(fd: BorrowedFd<'_>) -> i32 {
-    let mut bytes = 0;
-    // SAFETY: TIOCOUTQ (SIOCOUTQ on a socket) writes one int, which outlives the call.
-    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
-    if done == 0 { bytes } else { 0 }
 }
 
 fn empty_message() -> libc::msghdr {

@@ -1,27 +1,28 @@
-//! The NBD protocol's numbers and its fixed-size messages, all big-endian.
+//! The NBD protocol's numbers and its fixed-size messages, all big-endian: what the server
+//! ([`crate::transport::nbd`]) and the client ([`crate::disk::remote`]) share.
 //!
 //! Source: the public protocol document of the NetworkBlockDevice project (doc/proto.md); what the
 //! original does differently is in control-socket.md §6.
 
 /// "NBDMAGIC", first word of every greeting.
-pub(super) const GREETING: u64 = 0x4e42_444d_4147_4943;
+pub(crate) const GREETING: u64 = 0x4e42_444d_4147_4943;
 /// "IHAVEOPT", second word of the newstyle greeting, first of every option.
-pub(super) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
+pub(crate) const OPTION_MAGIC: u64 = 0x4948_4156_454f_5054;
 /// Second word of the oldstyle greeting.
-pub(super) const OLDSTYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
+pub(crate) const OLDSTYLE_MAGIC: u64 = 0x0000_4202_8186_1253;
 /// First word of every reply to an option.
-pub(super) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
+pub(crate) const OPTION_REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 const REQUEST_MAGIC: u32 = 0x2560_9513;
 const SIMPLE_MAGIC: u32 = 0x6744_6698;
 const CHUNK_MAGIC: u32 = 0x668e_33ef;
 
 /// Handshake flags, the server's and the client's: fixed newstyle.
-pub(super) const FIXED_NEWSTYLE: u16 = 1 << 0;
+pub(crate) const FIXED_NEWSTYLE: u16 = 1 << 0;
 /// No 124 zeros after EXPORT_NAME.
-pub(super) const NO_ZEROES: u16 = 1 << 1;
+pub(crate) const NO_ZEROES: u16 = 1 << 1;
 
 /// Options of the negotiation.
-pub(super) mod option {
+pub(crate) mod option {
     pub const EXPORT_NAME: u32 = 1;
     pub const ABORT: u32 = 2;
     pub const LIST: u32 = 3;
@@ -33,18 +34,23 @@ pub(super) mod option {
 }
 
 /// Types of replies to options.
-pub(super) mod answer {
+pub(crate) mod answer {
     pub const ACK: u32 = 1;
     pub const SERVER: u32 = 2;
     pub const INFO: u32 = 3;
     pub const META_CONTEXT: u32 = 4;
     pub const ERR_UNSUP: u32 = 0x8000_0001;
+    pub const ERR_POLICY: u32 = 0x8000_0002;
     pub const ERR_INVALID: u32 = 0x8000_0003;
+    pub const ERR_TLS_REQD: u32 = 0x8000_0005;
+    pub const ERR_UNKNOWN: u32 = 0x8000_0006;
+    pub const ERR_SHUTDOWN: u32 = 0x8000_0007;
+    pub const ERR_BLOCK_SIZE_REQD: u32 = 0x8000_0008;
     pub const ERR_TOO_BIG: u32 = 0x8000_0009;
 }
 
 /// Pieces of information in a reply to INFO and GO.
-pub(super) mod info {
+pub(crate) mod info {
     pub const EXPORT: u16 = 0;
     pub const NAME: u16 = 1;
     pub const DESCRIPTION: u16 = 2;
@@ -52,7 +58,7 @@ pub(super) mod info {
 }
 
 /// Transmission flags.
-pub(super) mod feature {
+pub(crate) mod feature {
     pub const HAS_FLAGS: u16 = 1 << 0;
     pub const READ_ONLY: u16 = 1 << 1;
     pub const SEND_FLUSH: u16 = 1 << 2;
@@ -66,7 +72,7 @@ pub(super) mod feature {
 }
 
 /// Commands.
-pub(super) mod command {
+pub(crate) mod command {
     pub const READ: u16 = 0;
     pub const WRITE: u16 = 1;
     pub const DISC: u16 = 2;
@@ -78,7 +84,7 @@ pub(super) mod command {
 }
 
 /// Flags of a command.
-pub(super) mod flag {
+pub(crate) mod flag {
     pub const FUA: u16 = 1 << 0;
     pub const NO_HOLE: u16 = 1 << 1;
     pub const DF: u16 = 1 << 2;
@@ -87,7 +93,7 @@ pub(super) mod flag {
 }
 
 /// Types of structured reply chunks.
-pub(super) mod chunk {
+pub(crate) mod chunk {
     pub const NONE: u16 = 0;
     pub const OFFSET_DATA: u16 = 1;
     pub const OFFSET_HOLE: u16 = 2;
@@ -97,19 +103,19 @@ pub(super) mod chunk {
 }
 
 /// Name of the only metadata context.
-pub(super) const ALLOCATION: &[u8] = b"base:allocation";
+pub(crate) const ALLOCATION: &[u8] = b"base:allocation";
 /// Its number once selected.
-pub(super) const ALLOCATION_ID: u32 = 1;
+pub(crate) const ALLOCATION_ID: u32 = 1;
 /// State of a hole that reads as zeros in `base:allocation`: NBD_STATE_HOLE | NBD_STATE_ZERO.
-pub(super) const STATE_HOLE_ZERO: u32 = 3;
+pub(crate) const STATE_HOLE_ZERO: u32 = 3;
 
 /// Bytes of a request's header.
-pub(super) const REQUEST_BYTES: usize = 28;
+pub(crate) const REQUEST_BYTES: usize = 28;
 /// Longest read or write, and the maximum block size that is announced.
-pub(super) const REQUEST_DATA_MAX: u32 = 32 << 20;
+pub(crate) const REQUEST_DATA_MAX: u32 = 32 << 20;
 
 /// Error numbers on the wire.
-pub(super) mod error {
+pub(crate) mod error {
     pub const EPERM: u32 = 1;
     pub const EIO: u32 = 5;
     pub const ENOMEM: u32 = 12;
@@ -121,7 +127,7 @@ pub(super) mod error {
 }
 
 /// The wire's number for a positive errno; anything it has no number for is EIO.
-pub(super) fn error_of(errno: i32) -> u32 {
+pub(crate) fn error_of(errno: i32) -> u32 {
     match errno {
         libc::EPERM | libc::EROFS | libc::EACCES => error::EPERM,
         libc::ENOMEM => error::ENOMEM,
@@ -134,9 +140,43 @@ pub(super) fn error_of(errno: i32) -> u32 {
     }
 }
 
+/// The errno for a number on the wire that is not 0. Numbers that the protocol does not have are EIO; the
+/// original sends negative ones (control-socket.md §6.4).
+pub(crate) fn errno_of(number: u32) -> i32 {
+    match (number as i32).unsigned_abs() {
+        error::EPERM => libc::EPERM,
+        error::ENOMEM => libc::ENOMEM,
+        error::EINVAL => libc::EINVAL,
+        error::ENOSPC => libc::ENOSPC,
+        error::EOVERFLOW => libc::EOVERFLOW,
+        error::ENOTSUP => libc::EOPNOTSUPP,
+        error::ESHUTDOWN => libc::ESHUTDOWN,
+        _ => libc::EIO,
+    }
+}
+
+/// Bytes of a simple reply, without data.
+pub(crate) const SIMPLE_BYTES: usize = 16;
+
+/// A simple reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SimpleReply {
+    /// 0 is success.
+    pub error: u32,
+    pub cookie: u64,
+}
+
+impl SimpleReply {
+    /// The reply in 16 bytes; `None` if its magic is wrong.
+    pub(crate) fn parse(raw: &[u8; SIMPLE_BYTES]) -> Option<SimpleReply> {
+        (u32_at(raw, 0) == SIMPLE_MAGIC)
+            .then(|| SimpleReply { error: u32_at(raw, 4), cookie: u64_at(raw, 8) })
+    }
+}
+
 /// A request's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RequestHead {
+pub(crate) struct RequestHead {
     pub flags: u16,
     pub command: u16,
     pub cookie: u64,
@@ -146,7 +186,7 @@ pub(super) struct RequestHead {
 
 impl RequestHead {
     /// The header in 28 bytes; `None` if its magic is wrong.
-    pub(super) fn parse(raw: &[u8; REQUEST_BYTES]) -> Option<RequestHead> {
+    pub(crate) fn parse(raw: &[u8; REQUEST_BYTES]) -> Option<RequestHead> {
         if u32_at(raw, 0) != REQUEST_MAGIC {
             return None;
         }
@@ -159,15 +199,27 @@ impl RequestHead {
             bytes: u32_at(raw, 24),
         })
     }
+
+    /// The 28 bytes of it.
+    pub(crate) fn bytes(&self) -> [u8; REQUEST_BYTES] {
+        let mut raw = [0; REQUEST_BYTES];
+        raw[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+        raw[4..6].copy_from_slice(&self.flags.to_be_bytes());
+        raw[6..8].copy_from_slice(&self.command.to_be_bytes());
+        raw[8..16].copy_from_slice(&self.cookie.to_be_bytes());
+        raw[16..24].copy_from_slice(&self.offset.to_be_bytes());
+        raw[24..].copy_from_slice(&self.bytes.to_be_bytes());
+        raw
+    }
 }
 
 /// Big-endian u32 at a byte position that lies inside `raw`.
-pub(super) fn u32_at(raw: &[u8], at: usize) -> u32 {
+pub(crate) fn u32_at(raw: &[u8], at: usize) -> u32 {
     u32::from_be_bytes(raw[at..at + 4].try_into().expect("four bytes"))
 }
 
 /// Big-endian u64 at a byte position that lies inside `raw`.
-pub(super) fn u64_at(raw: &[u8], at: usize) -> u64 {
+pub(crate) fn u64_at(raw: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(raw[at..at + 8].try_into().expect("eight bytes"))
 }
 
@@ -176,17 +228,17 @@ const HEAD_BYTES: usize = 36;
 
 /// The header of a reply, built in place.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Head {
+pub(crate) struct Head {
     raw: [u8; HEAD_BYTES],
     used: u8,
 }
 
 impl Head {
     /// No bytes.
-    pub(super) const EMPTY: Head = Head { raw: [0; HEAD_BYTES], used: 0 };
+    pub(crate) const EMPTY: Head = Head { raw: [0; HEAD_BYTES], used: 0 };
 
     /// A simple reply; `error` 0 is success.
-    pub(super) fn simple(cookie: u64, error: u32) -> Head {
+    pub(crate) fn simple(cookie: u64, error: u32) -> Head {
         Head::EMPTY.u32(SIMPLE_MAGIC).u32(error).u64(cookie)
     }
 
@@ -196,37 +248,37 @@ impl Head {
     }
 
     /// An empty chunk that ends a reply.
-    pub(super) fn none(cookie: u64) -> Head {
+    pub(crate) fn none(cookie: u64) -> Head {
         Head::chunk(cookie, chunk::NONE, true, 0)
     }
 
     /// Announces `bytes` bytes of data that belong at `offset` of the disk.
-    pub(super) fn data(cookie: u64, last: bool, offset: u64, bytes: u32) -> Head {
+    pub(crate) fn data(cookie: u64, last: bool, offset: u64, bytes: u32) -> Head {
         Head::chunk(cookie, chunk::OFFSET_DATA, last, bytes + 8).u64(offset)
     }
 
     /// `bytes` zeros at `offset` of the disk.
-    pub(super) fn hole(cookie: u64, last: bool, offset: u64, bytes: u32) -> Head {
+    pub(crate) fn hole(cookie: u64, last: bool, offset: u64, bytes: u32) -> Head {
         Head::chunk(cookie, chunk::OFFSET_HOLE, last, 12).u64(offset).u32(bytes)
     }
 
     /// The whole request failed.
-    pub(super) fn error(cookie: u64, error: u32) -> Head {
+    pub(crate) fn error(cookie: u64, error: u32) -> Head {
         Head::chunk(cookie, chunk::ERROR, true, 6).u32(error).u16(0)
     }
 
     /// The part of the request at `offset` of the disk failed.
-    pub(super) fn error_at(cookie: u64, last: bool, error: u32, offset: u64) -> Head {
+    pub(crate) fn error_at(cookie: u64, last: bool, error: u32, offset: u64) -> Head {
         Head::chunk(cookie, chunk::ERROR_OFFSET, last, 14).u32(error).u16(0).u64(offset)
     }
 
     /// Announces `count` extents of `base:allocation`, 8 bytes each.
-    pub(super) fn status(cookie: u64, count: u32) -> Head {
+    pub(crate) fn status(cookie: u64, count: u32) -> Head {
         Head::chunk(cookie, chunk::BLOCK_STATUS, true, 4 + count * 8).u32(ALLOCATION_ID)
     }
 
     /// The bytes.
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.raw[..usize::from(self.used)]
     }
 
@@ -247,5 +299,30 @@ impl Head {
 
     fn u64(self, value: u64) -> Head {
         self.put(&value.to_be_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_built_is_what_is_parsed() {
+        let head = RequestHead { flags: 2, command: 6, cookie: 1 << 40, offset: 3 << 33, bytes: 5 };
+        assert_eq!(RequestHead::parse(&head.bytes()), Some(head));
+        let simple = Head::simple(7, 5);
+        let reply = SimpleReply::parse(simple.bytes().try_into().unwrap());
+        assert_eq!(reply, Some(SimpleReply { error: 5, cookie: 7 }));
+        assert_eq!(SimpleReply::parse(&[0; SIMPLE_BYTES]), None);
+    }
+
+    #[test]
+    fn numbers_on_the_wire_become_the_errnos_they_were() {
+        for errno in [libc::EPERM, libc::ENOSPC, libc::EINVAL, libc::EIO, libc::EOPNOTSUPP] {
+            assert_eq!(errno_of(error_of(errno)), errno);
+            assert_eq!(errno_of(errno.wrapping_neg() as u32), errno, "as the original sends it");
+        }
+        assert_eq!((errno_of(11), errno_of(u32::MAX - 3)), (libc::EIO, libc::EIO));
+        assert_eq!(errno_of(1 << 31), libc::EIO);
     }
 }

@@ -1,0 +1,127 @@
+//! Calls on connected sockets that the standard library has no safe form of: scattered receive, gathered
+//! send, buffer sizes, a wait for one of them.
+//!
+//! Sending and receiving never wait (`MSG_DONTWAIT`), so that a descriptor that somebody else handed to us
+//! keeps its own flags. Nothing here allocates.
+#![allow(unsafe_code)]
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+/// Most pieces of memory in one send (the kernel's limit is 1024).
+pub(crate) const PARTS_MAX: usize = 256;
+
+/// Receives into `first`, and into `second` when `first` is full. 0 is the end of the stream.
+pub(crate) fn receive(
+    fd: BorrowedFd<'_>,
+    first: &mut [u8],
+    second: &mut [u8],
+) -> io::Result<usize> {
+    let mut parts = [
+        libc::iovec { iov_base: first.as_mut_ptr().cast(), iov_len: first.len() },
+        libc::iovec { iov_base: second.as_mut_ptr().cast(), iov_len: second.len() },
+    ];
+    let mut message = empty_message();
+    message.msg_iov = parts.as_mut_ptr();
+    message.msg_iovlen = parts.len() as _;
+    // SAFETY: `message` names `parts`, which names two exclusively borrowed slices; all outlive the
+    // call, and no name or control buffer is given.
+    let n = unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) };
+    outcome(n)
+}
+
+/// Sends the first [`PARTS_MAX`] of `parts`, in order, as far as the socket takes them.
+pub(crate) fn send<'a>(
+    fd: BorrowedFd<'_>,
+    parts: impl Iterator<Item = &'a [u8]>,
+) -> io::Result<usize> {
+    let mut list = [const { MaybeUninit::<libc::iovec>::uninit() }; PARTS_MAX];
+    let mut count = 0;
+    for (place, part) in list.iter_mut().zip(parts) {
+        let base = part.as_ptr().cast_mut().cast();
+        place.write(libc::iovec { iov_base: base, iov_len: part.len() });
+        count += 1;
+    }
+    let mut message = empty_message();
+    message.msg_iov = list.as_mut_ptr().cast();
+    message.msg_iovlen = count as _;
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the first `count` places of `list` were written above and name slices borrowed for 'a,
+    // which the kernel only reads; `list` outlives the call.
+    outcome(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, flags) })
+}
+
+/// A buffer of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Buffer {
+    Receive,
+    Send,
+}
+
+/// Asks for a socket buffer of that size; what the kernel refuses stays as it is.
+pub(crate) fn size_buffer(fd: BorrowedFd<'_>, buffer: Buffer, bytes: i32) {
+    let option = match buffer {
+        Buffer::Receive => libc::SO_RCVBUF,
+        Buffer::Send => libc::SO_SNDBUF,
+    };
+    // SAFETY: the option's value is an int that outlives the call, and its size is given.
+    unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            std::ptr::from_ref(&bytes).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+}
+
+/// Bytes (with overhead) that were sent and that the peer has not taken yet; 0 where nobody knows.
+pub(crate) fn untaken(fd: BorrowedFd<'_>) -> i32 {
+    let mut bytes = 0;
+    // SAFETY: TIOCOUTQ (SIOCOUTQ on a socket) writes one int, which outlives the call.
+    let done = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+    if done == 0 { bytes } else { 0 }
+}
+
+/// Something that a descriptor can be waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ready {
+    /// Bytes to receive, or the end of the stream.
+    Receive,
+    /// Room to send.
+    Send,
+}
+
+/// Waits until a descriptor is ready; false when the time is over first. Control path only.
+///
+/// # Errors
+/// Those of `poll(2)`; Interrupted after a signal.
+pub(crate) fn wait(fd: BorrowedFd<'_>, ready: Ready, limit: Duration) -> io::Result<bool> {
+    let events = match ready {
+        Ready::Receive => libc::POLLIN,
+        Ready::Send => libc::POLLOUT,
+    };
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
+    // Rounded up, so that the last wait is not a busy one.
+    let ms = i32::try_from(limit.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+    // SAFETY: one pollfd, which outlives the call.
+    let n = unsafe { libc::poll(&raw mut poll, 1, ms) };
+    outcome(n as isize).map(|n| n > 0)
+}
+
+/// Ends both directions. The peer sees it even while somebody else holds a copy of the descriptor.
+pub(crate) fn shut_down(fd: BorrowedFd<'_>) {
+    // SAFETY: takes numbers only. An error means that there is no connection, which is what we want.
+    unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
+}
+
+fn empty_message() -> libc::msghdr {
+    // SAFETY: msghdr is plain data; all zeros is a message without name, memory or control data.
+    unsafe { std::mem::zeroed() }
+}
+
+fn outcome(n: isize) -> io::Result<usize> {
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
