@@ -78,7 +78,7 @@ fn batmap_writes(o: &Opened, header: &Header, full: &[u8]) -> Option<(u64, Vec<u
 }
 
 /// A new batmap header that keeps the marker and the key hash of the damaged one.
-fn renewed(o: &Opened, header_at: u64, max_entries: u32) -> BatmapHeader {
+pub(crate) fn renewed(o: &Opened, header_at: u64, max_entries: u32) -> BatmapHeader {
     let mut out = BatmapHeader::new(header_at, max_entries);
     if let Some(old) = batmap_header(&o.batmap) {
         out.marker = old.marker;

@@ -103,7 +103,7 @@ pub fn refuse_poisoned(name: &Path, footer: &Footer) -> Result<(), VhdError> {
 
 /// Order of §2.4: trailing footer, truncate, copy. `move_it` puts a file's trailing footer right
 /// behind the data; otherwise it stays where it was found, if it was.
-fn write_footers(
+pub(crate) fn write_footers(
     storage: &dyn Storage,
     name: &Path,
     o: &Opened,

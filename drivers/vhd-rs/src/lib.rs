@@ -27,6 +27,7 @@ pub mod files;
 pub mod footer;
 pub mod geometry;
 pub mod header;
+pub mod journal;
 pub mod key;
 pub mod locate;
 pub mod locator;
@@ -34,6 +35,8 @@ pub mod lock;
 pub mod modify;
 pub mod open;
 pub mod path;
+pub mod resize;
+pub mod revert;
 
 pub use check::{CheckOptions, Parents, Report, check};
 pub use closing::closing;

@@ -14,6 +14,8 @@ mod points;
 mod query;
 mod read;
 mod repair;
+mod resize;
+mod revert;
 mod set;
 mod snapshot;
 
@@ -40,6 +42,8 @@ const COMMANDS: &[(&str, Command)] = &[
     ("query", query::run),
     ("read", read::run),
     ("repair", repair::run),
+    ("resize", resize::run),
+    ("revert", revert::run),
     ("set", set::run),
     ("snapshot", snapshot::run),
 ];

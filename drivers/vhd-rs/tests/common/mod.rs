@@ -1,6 +1,8 @@
 //! Images in memory for the tests: made by the crate, then given blocks by hand.
 #![allow(dead_code)]
 
+pub mod crash;
+
 use image::{MemStorage, Storage};
 use std::path::{Path, PathBuf};
 use vhd_rs::create::{NewImage, ParentRef, dynamic};
