@@ -50,6 +50,8 @@ pub struct Wish {
     pub local_cache: bool,
     /// `-E`: a key was given.
     pub key: bool,
+    /// `-e`: the NBD socket of the disk that stands in for the leaf's parents.
+    pub parent: Option<Text>,
     /// A reopen after a pause: mark a writable VHD as in use until it is closed.
     pub strict: bool,
 }
@@ -125,7 +127,12 @@ pub fn open(wish: &Wish, stash: &Arc<Stash>) -> Result<Images, OpenError> {
     let mut opening = Opening { wish, stash, layers: Vec::new(), notes: Vec::new(), passed };
     let mut next = listed.next();
     while let Some((kind, path, writable)) = next {
-        let parent = opening.open(kind, path, writable)?;
+        let leaf = opening.layers.is_empty();
+        let named = opening.open(kind, path, writable)?;
+        let parent = match wish.parent.filter(|_| leaf) {
+            Some(socket) => Some((Kind::Nbd, socket.as_path().into(), false)),
+            None => named,
+        };
         next = listed.next().map(|(kind, path, _)| (kind, path, false)).or(parent);
     }
     opening.finish()
@@ -137,6 +144,10 @@ type Item = (Kind, PathBuf, bool);
 fn listed(wish: &Wish) -> Result<Vec<Item>, OpenError> {
     match parse(wish.name.as_bytes())? {
         Source::Image(kind, path) => Ok(vec![(kind, path, !wish.read_only)]),
+        Source::ChainFile(path) if wish.parent.is_some() => Err(OpenError::new(
+            libc::EINVAL,
+            format!("{}: a chain file lists its parents; open it without -e", path.display()),
+        )),
         Source::ChainFile(path) => {
             let text = file::text(&path)?;
             let lines = chain_lines(&text, &path)?;

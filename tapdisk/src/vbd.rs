@@ -214,7 +214,8 @@ impl Vbd {
             self.refuse(env, &error)
         })?;
         wish::check_resume(params, extra, &env.log).map_err(|e| self.refuse(env, &e))?;
-        let mut wish = Wish { strict: true, ..opened.wish };
+        // The parents that the leaf names now: it may be another leaf, or have others by now.
+        let mut wish = Wish { strict: true, parent: None, ..opened.wish };
         if !params.path.is_empty() {
             wish.name = params.path;
         }

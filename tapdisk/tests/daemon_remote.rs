@@ -3,9 +3,10 @@
 mod daemon_support;
 
 use std::fs;
+use std::path::Path;
 
 use daemon_support::{Daemon, images, read_only};
-use tap_ctl::messages::kind;
+use tap_ctl::messages::{flag, kind};
 
 const BYTES: u64 = 16 << 20;
 
@@ -87,4 +88,91 @@ fn an_export_for_reading_is_opened_for_reading() {
     assert_eq!(near.open(0, &name), libc::EROFS);
     assert_eq!(near.open_with(0, &name, read_only), 0);
     assert_eq!(near.nbd(0).read(0, 512), Ok(vec![0; 512]));
+}
+
+// ---- -e: the disk of another tapdisk in place of the parents ------------------------------------------
+
+/// Opens minor 0 with `-e minor`.
+fn reuse(daemon: &Daemon, name: &str, minor: u32) -> i32 {
+    daemon.open_with(0, name, |params| {
+        params.flags |= flag::REUSE_PRT;
+        params.prt_devnum = minor;
+    })
+}
+
+/// Types of the images, leaf first.
+fn types(daemon: &Daemon) -> Vec<u64> {
+    let images = daemon.stats(0)["images"].as_array().unwrap().clone();
+    images.iter().map(|image| image["driver"]["type"].as_u64().unwrap()).collect()
+}
+
+/// A daemon that serves `d.vhd` as minor 3 in a run directory that others may share.
+fn parent_tapdisk(run: &Path) -> Daemon {
+    let daemon = Daemon::spawn_in(run, |_| {});
+    daemon.attach(3);
+    assert_eq!(daemon.open(3, &format!("vhd:{}", run.join("d.vhd").display())), 0);
+    daemon
+}
+
+#[test]
+fn a_leaf_reads_through_the_tapdisk_of_its_parent() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path();
+    images::vhd(&run.join("d.vhd"), 1);
+    let leaf = images::child(&run.join("c.vhd"), 2, "d.vhd", Some(1));
+    let near = Daemon::spawn_in(run, |_| {});
+    near.attach(0);
+    assert_eq!(reuse(&near, &leaf, 3), libc::ENOENT);
+    let far = parent_tapdisk(run);
+    far.nbd(3).write(1 << 20, &[5; 4096]).unwrap();
+    assert_eq!(reuse(&near, &leaf, 3), 0);
+    assert_eq!(types(&near), [4, 15]);
+    let mut client = near.nbd(0);
+    assert_eq!(client.read(1 << 20, 4096), Ok(vec![5; 4096]));
+    client.write((1 << 20) + 512, &[6; 512]).unwrap();
+    let want = [vec![5; 512], vec![6; 512], vec![5; 3072]].concat();
+    assert_eq!(client.read(1 << 20, 4096), Ok(want.clone()));
+    assert_eq!(far.nbd(3).read(1 << 20, 4096), Ok(vec![5; 4096]));
+    // As recorded of the original, a resume opens the parents that the leaf names.
+    assert_eq!((near.ask(kind::PAUSE, 0), far.ask(kind::CLOSE, 3), near.resume(0, "")), (0, 0, 0));
+    assert_eq!(types(&near), [4, 4]);
+    assert_eq!(client.read(1 << 20, 4096), Ok(want));
+}
+
+#[test]
+fn a_dead_tapdisk_s_socket_is_passed_over_and_two_living_ones_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path();
+    images::vhd(&run.join("d.vhd"), 1);
+    let leaf = images::child(&run.join("c.vhd"), 2, "d.vhd", Some(1));
+    let dead = parent_tapdisk(run);
+    dead.signal(libc::SIGKILL);
+    dead.wait_for_end();
+    let near = Daemon::spawn_in(run, |_| {});
+    near.attach(0);
+    assert_eq!(reuse(&near, &leaf, 3), libc::EPERM, "the only socket there is");
+    let _far = parent_tapdisk(run);
+    assert_eq!(reuse(&near, &leaf, 3), 0);
+    assert_eq!(near.ask(kind::CLOSE, 0), 0);
+    let other = Daemon::spawn_in(run, |_| {});
+    other.attach(4);
+    fs::hard_link(other.path("ctl"), other.socket("nbd", 3)).unwrap();
+    assert_eq!(reuse(&near, &leaf, 3), libc::EINVAL);
+}
+
+#[test]
+fn only_a_leaf_that_has_a_parent_takes_another_disk_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path();
+    let whole = images::vhd(&run.join("d.vhd"), 1);
+    let raw = images::raw(&run.join("a.raw"), BYTES);
+    let far = parent_tapdisk(run);
+    far.attach(0);
+    let copy = format!("vhd:{}", run.join("w.vhd").display());
+    fs::copy(run.join("d.vhd"), run.join("w.vhd")).unwrap();
+    fs::write(run.join("chain"), format!("{whole}\n")).unwrap();
+    let chain = format!("x-chain:{}", run.join("chain").display());
+    for name in [copy, raw, chain] {
+        assert_eq!(reuse(&far, &name, 3), libc::EINVAL, "{name}");
+    }
 }
