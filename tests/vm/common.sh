@@ -34,3 +34,21 @@ lock_cache() {
     exec 9>"$vm_cache/lock"
     flock -n 9 || { say "another run is at work in $vm_cache; waiting for it" && flock 9; }
 }
+
+vm_top=$(cd "$vm_here/../.." && pwd)
+vm_target=${CARGO_TARGET_DIR:-$vm_top/target}
+# Where the logs of the last run of a machine stay.
+export vm_logs=$vm_target/vm
+
+# Makes a new folder to be a machine's /share: the programs as `make install` puts them (and the load program of
+# the tests), and our scripts.
+fill_share() { # folder
+    rm -rf "$1"
+    mkdir -p "$1"
+    cp -r "$vm_here" "$1/vm"
+    make --no-print-directory -C "$vm_top" install DESTDIR="$1/programs" PREFIX=/usr >"$1/install.log" 2>&1 || {
+        cat "$1/install.log" >&2
+        die "make install failed"
+    }
+    cp "$vm_target/release/disk-load" "$1/programs/usr/bin/"
+}

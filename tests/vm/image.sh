@@ -191,7 +191,8 @@ for name in $("$busybox" --list); do
     [ -e "$root/usr/bin/$name" ] || [ -e "$root/usr/sbin/$name" ] || ln -s busybox "$root/usr/bin/$name"
 done
 ln -sf bash "$root/usr/bin/sh"
-cp "$new/vmlinux" "$new/guest" "$root/vm/"
+cp "$new/vmlinux" "$root/vm/"
+cp "$new/guest" "$root/vm/guest-base"
 printf 'root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534::/:/bin/false\n' >"$root/etc/passwd"
 printf 'root:x:0:\ndisk:x:6:\nnogroup:x:65534:\n' >"$root/etc/group"
 printf '127.0.0.1 localhost dom0\n' >"$root/etc/hosts"

@@ -12,21 +12,15 @@ set -euo pipefail
 machine=${1:?which machine: plain or xen}
 shift
 [ -e "$vm_here/cases/$machine.sh" ] || die "there is no list of cases $vm_here/cases/$machine.sh"
-top=$(cd "$vm_here/../.." && pwd)
-target=${CARGO_TARGET_DIR:-$top/target}
-share=$target/vm/$machine
-rm -rf "$share"
-mkdir -p "$share/cases"
-cp "$vm_here"/cases/*.sh "$share/cases/"
-make --no-print-directory -C "$top" install DESTDIR="$share/programs" PREFIX=/usr >"$share/install.log" 2>&1 ||
-    { cat "$share/install.log" >&2 && die "make install failed"; }
+share=$vm_logs/$machine
+fill_share "$share"
 
 options=(-q -t "${TAPDISK_VM_LIMIT:-1200}")
 [ "$machine" != plain ] || options+=(-p)
 started=$SECONDS
 ended=0
 "$vm_here/boot.sh" "${options[@]}" "$share" \
-    "cp -a programs/. / && exec bash cases/$machine.sh $*" || ended=$?
+    "cp -a programs/. / && exec bash vm/cases/$machine.sh $*" || ended=$?
 
 passed=0 failed=0
 if [ ! -s "$share/results.planned" ]; then

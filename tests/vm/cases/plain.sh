@@ -2,7 +2,7 @@
 # block layer's own sizes and queues, and real errors of devices, which no test on the host can make.
 # shellcheck shell=bash
 # shellcheck source=tests/vm/cases/lib.sh
-. /share/cases/lib.sh
+. /share/vm/cases/lib.sh
 
 disk=/dev/nbd0
 

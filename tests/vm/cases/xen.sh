@@ -1,0 +1,346 @@
+# Real Xen: dom0 with tapback and tapdisk, disks plugged by xl with Xen's own block-tap script, and guests whose
+# kernel's blkfront uses them. One guest without disks lives through most cases and gets its disks while it runs.
+# shellcheck shell=bash
+# shellcheck source=tests/vm/cases/lib.sh
+. /share/vm/cases/lib.sh
+
+start_tapback() {
+    tapback -p /run/tapback.pid
+    await 30 "tapback's pid file" test -s /run/tapback.pid
+}
+
+clean_up() {
+    local domain tapdisk
+    for domain in $(xl list | awk 'NR > 2 {print $1}'); do
+        xl destroy "$domain"
+    done
+    kill -9 "$(cat /run/tapback.pid)"
+    for tapdisk in $(pidof tapdisk); do
+        kill -9 "$tapdisk"
+    done
+    umount -l /mnt
+    rm -rf /srv/* /run/blktap-control/*
+    xenstore-rm /local/domain/0/backend/vbd3
+    start_tapback
+}
+
+show_state() {
+    local log
+    xl list
+    xenstore-ls -f /local/domain/0/backend
+    tap-ctl list
+    dmesg | tail -n 15
+    tail -n 30 /var/log/blktap/*.log /var/log/tapback.log 2>/dev/null
+    tail -n 15 /var/log/xen/xen-hotplug.log /var/log/xen/xl-*.log 2>/dev/null
+    for log in /var/log/xen/console/guest-*.log; do
+        echo "==> $log"
+        tail -n 40 "$log"
+    done
+}
+
+# The guest of most cases; started by the first that needs it.
+need_guest() { # name
+    xl domid "$1" >/dev/null 2>&1 || guest start "$1"
+}
+
+xl_disk() { # vdev, format, path, access
+    echo "vdev=$1,access=${4:-rw},backendtype=tap,format=$2,target=$3"
+}
+
+# Number of a device in xenstore, as Xen's public/io/blkif.h has it: 202 << 8 | disk << 4.
+device_number() { # xvdX
+    local letter
+    letter=$(printf '%d' "'${1#xvd}")
+    echo $((202 << 8 | (letter - 97) << 4))
+}
+
+# Sets pid and minor of the tapdisk behind a guest's disk, and node, its place in xenstore.
+behind() { # guest, vdev
+    node=/local/domain/0/backend/vbd3/$(xl domid "$1")/$(device_number "$2")
+    pid=$(xenstore-read "$node/pid")
+    minor=$(xenstore-read "$node/minor")
+}
+
+attach() { # guest, vdev, format, path, access
+    xl block-attach "$1" "$(xl_disk "${@:2}")"
+    guest run "$1" "i=0; until [ -b /dev/$2 ] && [ \$(cat /sys/block/$2/size) -gt 0 ]; do
+        i=\$((i + 1)); [ \$i -lt 600 ] || exit 1; usleep 100000; done"
+    behind "$1" "$2"
+}
+
+detach() { # guest, vdev
+    behind "$1" "$2"
+    promises_kept
+    xl block-detach "$1" "$2"
+    guest run "$1" "i=0; while [ -e /sys/block/$2 ]; do i=\$((i + 1)); [ \$i -lt 600 ] || exit 1; usleep 100000; done"
+    await 30 "the end of tapdisk $pid" sh -c "! kill -0 $pid"
+    ! xenstore-exists "$node" || fail "$node is still there"
+}
+
+# What an image holds, as other people's program reads it.
+as_raw() { # vhd
+    qemu-img convert -f vpc -O raw "$1" /srv/read-back.raw
+}
+
+# Whatever the guest was about, it has no complaint of its own.
+guest_is_well() { # guest
+    local said
+    said=$(guest run "$1" "dmesg | grep -E 'BUG:|Oops|general protection|blocked for more than' || true")
+    same "the kernel's messages in guest $1" "" "$(echo "$said" | grep -v '^$' || true)"
+}
+
+# ---- plug, use, unplug -----------------------------------------------------------------------------------------
+
+# Disks that are there from the start, two guests at once, and the end of a guest that powers off.
+case_two_guests_with_two_disks_each() {
+    local name
+    for name in left right; do
+        vhd-util create -n "/srv/$name.vhd" -s 64
+        truncate -s 64M "/srv/$name.raw"
+    done
+    for name in left right; do
+        guest start "$name" "$(xl_disk xvda vhd "/srv/$name.vhd")" "$(xl_disk xvdb raw "/srv/$name.raw")"
+    done
+    same "tapdisks" 4 "$(tap-ctl list | wc -l)"
+    local -a running=()
+    for name in left right; do
+        guest run "$name" "disk-load write /dev/xvda seed=${#name} bytes=33554432 block=65536 depth=8 &&
+            disk-load write /dev/xvdb seed=1${#name} bytes=33554432 &
+            disk-load write /dev/xvdb seed=2${#name} from=33554432 bytes=16777216 block=16384 && wait \$! &&
+            disk-load check /dev/xvda seed=${#name} bytes=33554432" &
+        running+=($!)
+    done
+    wait "${running[0]}" || fail "the left guest's load"
+    wait "${running[1]}" || fail "the right guest's load"
+    for name in left right; do
+        guest_is_well "$name"
+        guest stop "$name"
+    done
+    await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
+    for name in left right; do
+        vhd-util check -n "/srv/$name.vhd"
+        as_raw "/srv/$name.vhd"
+        disk-load check /srv/read-back.raw seed=${#name} bytes=33554432
+        disk-load check "/srv/$name.raw" seed="1${#name}" bytes=33554432
+        disk-load check "/srv/$name.raw" seed="2${#name}" from=33554432 bytes=16777216
+    done
+    rm /srv/*
+}
+
+case_file_system_across_plugs() {
+    need_guest one
+    vhd-util create -n /srv/disk.vhd -s 96
+    attach one xvda vhd /srv/disk.vhd
+    guest run one "mke2fs -b 4096 /dev/xvda >/dev/null && mount -t ext4 /dev/xvda /mnt && cp -a /bin /modules /mnt/ &&
+        cd /mnt && find . -type f | sort | xargs sha256sum >sums && cd / && umount /mnt"
+    detach one xvda
+    attach one xvdb vhd /srv/disk.vhd
+    guest run one "mount -t ext4 /dev/xvdb /mnt && cd /mnt && sha256sum -c sums >/dev/null && cd / && umount /mnt"
+    guest_is_well one
+    detach one xvdb
+    vhd-util check -n /srv/disk.vhd
+    as_raw /srv/disk.vhd
+    e2fsck -fn /srv/read-back.raw
+    mount -o loop,ro /srv/read-back.raw /mnt
+    (cd /mnt && sha256sum --quiet -c sums)
+    umount /mnt
+    rm /srv/*
+}
+
+# Every layer holds a part; the guest sees all of it as one disk, and what it writes goes to the top.
+case_chain_of_five() {
+    need_guest one
+    local layer below=''
+    for layer in 1 2 3 4 5; do
+        if [ -z "$below" ]; then
+            vhd-util create -n /srv/1.vhd -s 64
+        else
+            vhd-util snapshot -n "/srv/$layer.vhd" -p "$below"
+        fi
+        below=/srv/$layer.vhd
+        serve "vhd:$below"
+        qemu-io -f raw -c "write -P $layer $((layer * 4))M 6M" "nbd+unix:///?socket=$socket" >/dev/null
+        give_back
+    done
+    local -a before=()
+    for layer in 1 2 3 4; do
+        before+=("$(sum_of "/srv/$layer.vhd")")
+    done
+    attach one xvda vhd /srv/5.vhd
+    # Layer n left 4 MiB of its 6, the next one overwrote the rest.
+    guest run one "disk-load write /dev/xvda seed=5 from=33554432 bytes=16777216 &&
+        for layer in 1 2 3 4 5; do
+            dd if=/dev/xvda bs=1M skip=\$((layer * 4)) count=4 2>/dev/null | tr -d \"\\\\00\$layer\" | cmp - /dev/null || exit 1
+        done
+        disk-load check /dev/xvda seed=5 from=33554432 bytes=16777216"
+    detach one xvda
+    for layer in 1 2 3 4; do
+        same "layer $layer after writes to the top" "${before[layer - 1]}" "$(sum_of "/srv/$layer.vhd")"
+    done
+    vhd-util check -n /srv/5.vhd -p
+    rm /srv/*
+}
+
+case_discard_and_flush() {
+    need_guest one
+    vhd-util create -n /srv/disk.vhd -s 64
+    attach one xvda vhd /srv/disk.vhd
+    guest run one "disk-load write /dev/xvda bytes=50331648 block=65536"
+    local before after flushes
+    before=$(du -m /srv/disk.vhd | cut -f1)
+    flushes=$(tap-ctl stats -p "$pid" -m "$minor" | sed -n 's/.*"flush": \([0-9]*\).*/\1/p')
+    [ "${flushes:-0}" -gt 0 ] || fail "no flush of the guest reached tapdisk"
+    guest run one "blkdiscard -o 0 -l 33554432 /dev/xvda && disk-load check /dev/xvda from=33554432 bytes=16777216 &&
+        dd if=/dev/xvda bs=1M count=32 2>/dev/null | tr -d '\\000' | cmp - /dev/null"
+    detach one xvda
+    after=$(du -m /srv/disk.vhd | cut -f1)
+    [ "$after" -le $((before - 30)) ] || fail "discard freed too little: $before MiB before, $after MiB after"
+    vhd-util check -n /srv/disk.vhd
+    rm /srv/*
+}
+
+case_read_only_disk() {
+    need_guest one
+    truncate -s 16M /srv/disk.raw
+    disk-load write /srv/disk.raw
+    local before
+    before=$(sum_of /srv/disk.raw)
+    attach one xvda raw /srv/disk.raw ro
+    guest run one "disk-load check /dev/xvda; [ \$(cat /sys/block/xvda/ro) = 1 ] &&
+        ! disk-load write /dev/xvda seed=2 2>/dev/null"
+    detach one xvda
+    same "the read-only image" "$before" "$(sum_of /srv/disk.raw)"
+    rm /srv/*
+}
+
+# ---- under I/O ---------------------------------------------------------------------------------------------------
+
+case_snapshots_under_guest_io() {
+    need_guest one
+    vhd-util create -n /srv/0.vhd -s 64
+    attach one xvda vhd /srv/0.vhd
+    guest run one "(disk-load write /dev/xvda depth=8; echo \$? >/tmp/ended) >/tmp/said 2>&1 &"
+    local layer
+    for layer in 1 2 3; do
+        tap-ctl pause -p "$pid" -m "$minor"
+        vhd-util snapshot -n "/srv/$layer.vhd" -p "/srv/$((layer - 1)).vhd"
+        tap-ctl unpause -p "$pid" -m "$minor" -a "vhd:/srv/$layer.vhd"
+        sleep 0.5
+    done
+    guest run one "while [ ! -e /tmp/ended ]; do usleep 100000; done; cat /tmp/said; [ \$(cat /tmp/ended) = 0 ] &&
+        rm /tmp/ended && disk-load check /dev/xvda"
+    guest_is_well one
+    detach one xvda
+    vhd-util check -n /srv/3.vhd -p
+    serve vhd:/srv/3.vhd
+    qemu-img convert -f raw -O raw "nbd+unix:///?socket=$socket" /srv/read-back.raw
+    give_back
+    disk-load check /srv/read-back.raw
+    rm /srv/*
+}
+
+# A tapdisk that dies takes no byte with it that it had acknowledged; the disk can be plugged again.
+case_killed_tapdisk() {
+    guest start victim
+    vhd-util create -n /srv/disk.vhd -s 64
+    attach victim xvda vhd /srv/disk.vhd
+    guest run victim "disk-load write /dev/xvda bytes=16777216"
+    guest run victim "disk-load write /dev/xvda seed=2 from=16777216 bytes=33554432 depth=4 >/dev/null 2>&1 &"
+    sleep 1
+    local killed=$pid dead=$minor
+    kill -9 "$killed"
+    await 20 "the end of tapdisk $killed" sh -c "! kill -0 $killed"
+    vhd-util check -i -n /srv/disk.vhd
+    xl destroy victim
+    tap-ctl free -m "$dead" || true
+    rm -f "/run/blktap-control/ctl$killed" "/run/blktap-control/nbd$killed.$dead"
+    need_guest one
+    attach one xvda vhd /srv/disk.vhd
+    guest run one "disk-load check /dev/xvda bytes=16777216 && disk-load write /dev/xvda seed=3 from=16777216"
+    detach one xvda
+    vhd-util check -n /srv/disk.vhd
+    as_raw /srv/disk.vhd
+    disk-load check /srv/read-back.raw bytes=16777216
+    disk-load check /srv/read-back.raw seed=3 from=16777216
+    rm /srv/*
+}
+
+# tapback is not on the path of I/O: it may go and come back.
+case_restarted_tapback() {
+    need_guest one
+    truncate -s 64M /srv/disk.raw
+    attach one xvda raw /srv/disk.raw
+    guest run one "(disk-load write /dev/xvda depth=4; echo \$? >/tmp/ended) >/tmp/said 2>&1 &"
+    kill "$(cat /run/tapback.pid)"
+    await 20 "tapback's end" sh -c '! pidof tapback'
+    start_tapback
+    guest run one "while [ ! -e /tmp/ended ]; do usleep 100000; done; cat /tmp/said; [ \$(cat /tmp/ended) = 0 ] &&
+        rm /tmp/ended"
+    kill -9 "$(cat /run/tapback.pid)"
+    await 20 "tapback's end" sh -c '! pidof tapback'
+    rm -f /run/tapback.pid
+    start_tapback
+    guest run one "disk-load check /dev/xvda"
+    detach one xvda
+    disk-load check /srv/disk.raw
+    rm /srv/*
+}
+
+# ---- ends of guests ------------------------------------------------------------------------------------------------
+
+case_destroyed_under_io() {
+    vhd-util create -n /srv/disk.vhd -s 64
+    guest start victim "$(xl_disk xvda vhd /srv/disk.vhd)"
+    guest run victim "disk-load write /dev/xvda bytes=16777216"
+    guest run victim "disk-load write /dev/xvda seed=2 from=16777216 >/dev/null 2>&1 &"
+    xl destroy victim
+    await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
+    same "back ends" "" "$(xenstore-list /local/domain/0/backend/vbd3 2>/dev/null | grep -v "$(xl domid one 2>/dev/null)" || true)"
+    vhd-util check -n /srv/disk.vhd
+    as_raw /srv/disk.vhd
+    disk-load check /srv/read-back.raw bytes=16777216
+    rm /srv/*
+}
+
+case_rebooted_guest() {
+    vhd-util create -n /srv/disk.vhd -s 64
+    guest start again "$(xl_disk xvda vhd /srv/disk.vhd)"
+    guest run again "disk-load write /dev/xvda bytes=16777216 && (sleep 1; reboot -f) &"
+    guest wait again
+    guest run again "disk-load check /dev/xvda bytes=16777216 && disk-load write /dev/xvda seed=2 bytes=16777216"
+    guest stop again
+    await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
+    as_raw /srv/disk.vhd
+    disk-load check /srv/read-back.raw seed=2 bytes=16777216
+    rm /srv/*
+}
+
+case_saved_and_restored_guest() {
+    vhd-util create -n /srv/disk.vhd -s 64
+    guest start saved "$(xl_disk xvda vhd /srv/disk.vhd)"
+    guest run saved "disk-load write /dev/xvda bytes=16777216"
+    xl save saved /srv/saved
+    await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
+    xl restore /srv/saved
+    guest run saved "disk-load check /dev/xvda bytes=16777216 && disk-load write /dev/xvda seed=2 from=16777216 bytes=16777216"
+    guest stop saved
+    await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
+    as_raw /srv/disk.vhd
+    disk-load check /srv/read-back.raw bytes=16777216
+    disk-load check /srv/read-back.raw seed=2 from=16777216 bytes=16777216
+    rm /srv/*
+}
+
+# An image that is not there: xl says so, and nothing is left.
+case_missing_image() {
+    need_guest one
+    if xl block-attach one "$(xl_disk xvda vhd /srv/no-such.vhd)"; then
+        fail "xl plugged an image that does not exist"
+    fi
+    await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
+}
+
+modprobe loop
+mkdir -p /var/log/blktap
+start_tapback
+run_cases "$@"
