@@ -5,8 +5,10 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod copy;
 mod create;
 mod dump;
+mod fill;
 mod key;
 mod modify;
 mod options;
@@ -36,7 +38,9 @@ type Command = fn(&[OsString], &mut Term) -> i32;
 /// All subcommands by name; a new one is a module and a line here.
 const COMMANDS: &[(&str, Command)] = &[
     ("check", check::run),
+    ("copy", copy::run),
     ("create", create::run),
+    ("fill", fill::run),
     ("key", key::run),
     ("modify", modify::run),
     ("query", query::run),
