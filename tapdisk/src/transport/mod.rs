@@ -6,7 +6,9 @@
 //! ```
 //! A slot owns its buffer for life. A transport that finds no free slot leaves the request where it
 //! is (in the ring, in the socket): that is the back-pressure.
+pub mod blkif;
 pub mod nbd;
+mod quota;
 
 use image::Span;
 

@@ -21,9 +21,9 @@ use super::intake::{Intake, Progress};
 use super::notice::{Log, Why};
 use super::outq::{OutQueue, Sent};
 use super::pace::Pace;
-use super::quota::{Held, Stall};
 use super::receive::{Got, Receive};
 use crate::transport::Slots;
+use crate::transport::quota::{Held, Stall};
 
 /// Receive calls for one client in one turn.
 const RECEIVES_MAX: u32 = 32;

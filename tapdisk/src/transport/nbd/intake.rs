@@ -18,8 +18,8 @@ use super::conn::{Conn, Phase, Turn};
 use super::handshake::Features;
 use super::notice::{Counters, Why};
 use super::outq::REPLIES_MAX;
-use super::quota::{SMALL_BYTES, Stall};
 use crate::nbd_proto::{REQUEST_BYTES, REQUEST_DATA_MAX, RequestHead, command, error, flag};
+use crate::transport::quota::{SMALL_BYTES, Stall};
 use crate::transport::{Request, SlotId, Slots};
 
 /// A payload beyond this is not even discarded: the client is out of its mind.

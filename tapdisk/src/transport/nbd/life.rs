@@ -12,9 +12,9 @@ use super::conn::{Conn, Phase, Style};
 use super::handshake::{self, Features, Handshake};
 use super::intake::Intake;
 use super::notice::{Log, Notice, Why};
-use super::quota::Stall;
 use super::sys::{self, Buffer};
 use crate::transport::Slots;
+use crate::transport::quota::Stall;
 
 pub(super) const SOCKET_BUFFER_BYTES: i32 = 1 << 20;
 

@@ -25,7 +25,6 @@ mod listen;
 mod notice;
 mod outq;
 mod pace;
-mod quota;
 mod receive;
 mod reply;
 mod sys;

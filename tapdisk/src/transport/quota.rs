@@ -1,6 +1,6 @@
-//! How many slots one client may hold, so that one that stops reading its replies, or stops in the
-//! middle of a payload, costs only itself.
-use crate::transport::{SlotCounts, SlotId, Slots};
+//! How many slots one client may hold (an NBD connection, a guest's ring), so that one that stops
+//! reading its replies, stops in the middle of a payload, or asks for very much, costs only itself.
+use super::{SlotCounts, SlotId, Slots};
 
 /// Size of a small slot's buffer.
 pub(super) const SMALL_BYTES: u32 = 4096;
