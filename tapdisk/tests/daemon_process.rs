@@ -236,40 +236,13 @@ fn descriptors_are_kept_in_ten_places() {
             - 3
     };
     let send = |name: &str| {
-        let stream = std::os::unix::net::UnixStream::connect(daemon.path("nbdclient")).unwrap();
-        pass(&stream, name.as_bytes(), File::open("/dev/null").unwrap().as_raw_fd());
-        // Closed by the receiver once it has read.
-        daemon_support::readable(
-            stream.as_raw_fd(),
-            std::time::Instant::now() + daemon_support::PATIENCE,
-        );
+        daemon_support::pass(&daemon.path("nbdclient"), name, &File::open("/dev/null").unwrap());
     };
     (0..12).for_each(|i| send(&format!("name{i}")));
     until("ten of twelve", || open() == 10);
     send("name3");
     until("replaced", || open() == 10);
     assert!(daemon.list().is_empty());
-}
-
-/// Sends a descriptor with a text.
-fn pass(stream: &std::os::unix::net::UnixStream, text: &[u8], fd: i32) {
-    let mut room = [0u64; 4];
-    let mut part = libc::iovec { iov_base: text.as_ptr().cast_mut().cast(), iov_len: text.len() };
-    // SAFETY: zeros are a valid msghdr; it names memory that outlives the call; `room` is large enough
-    // for one descriptor and aligned for its header.
-    unsafe {
-        let mut header: libc::msghdr = std::mem::zeroed();
-        header.msg_iov = &mut part;
-        header.msg_iovlen = 1;
-        header.msg_control = room.as_mut_ptr().cast();
-        header.msg_controllen = libc::CMSG_SPACE(4) as _;
-        let control = libc::CMSG_FIRSTHDR(&header);
-        (*control).cmsg_level = libc::SOL_SOCKET;
-        (*control).cmsg_type = libc::SCM_RIGHTS;
-        (*control).cmsg_len = libc::CMSG_LEN(4) as _;
-        libc::CMSG_DATA(control).cast::<i32>().write_unaligned(fd);
-        assert_eq!(libc::sendmsg(stream.as_raw_fd(), &header, 0), text.len() as isize);
-    }
 }
 
 #[test]

@@ -3,9 +3,12 @@
 mod daemon_support;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::Instant;
 
-use daemon_support::{Daemon, images, read_only};
+use daemon_support::{Daemon, images, nbd, read_only, until};
 use tap_ctl::messages::{flag, kind};
 
 const BYTES: u64 = 16 << 20;
@@ -88,6 +91,112 @@ fn an_export_for_reading_is_opened_for_reading() {
     assert_eq!(near.open(0, &name), libc::EROFS);
     assert_eq!(near.open_with(0, &name, read_only), 0);
     assert_eq!(near.nbd(0).read(0, 512), Ok(vec![0; 512]));
+}
+
+// ---- passed descriptors ------------------------------------------------------------------------------
+
+/// A storage migration (spec/operations.md §11): both ends of a stream are passed, the disk is paused and
+/// unpaused, and the same stream is negotiated on anew each time.
+#[test]
+fn a_passed_stream_is_greeted_anew_after_each_pause() {
+    for receiver in ["nbdserver", "nbdserver-new"] {
+        let (far, _) = server();
+        let (their_end, our_end) = UnixStream::pair().unwrap();
+        daemon_support::pass(&far.socket(receiver, 0), "informative", &their_end);
+        let near = Daemon::attached();
+        daemon_support::pass(&near.path("nbdclient"), "mirror", &our_end);
+        // Nobody but the two daemons has the stream any more.
+        drop((their_end, our_end));
+        assert_eq!(near.open(0, "nbd:other"), libc::EPERM);
+        assert_eq!(near.open(0, "nbd:mirror"), 0);
+        near.attach(1);
+        assert_eq!(near.open(1, "nbd:mirror"), libc::EPERM, "it is in use");
+        let mut client = near.nbd(0);
+        for i in 1..6 {
+            client.write(u64::from(i) * 4096, &[i; 4096]).unwrap();
+            assert_eq!((near.ask(kind::PAUSE, 0), near.resume(0, "")), (0, 0), "{receiver} {i}");
+            assert_eq!(client.read(u64::from(i) * 4096, 4096), Ok(vec![i; 4096]));
+        }
+        assert_eq!(far.nbd(0).read(5 * 4096, 4096), Ok(vec![5; 4096]));
+        assert_eq!((near.ask(kind::CLOSE, 0), near.open(1, "nbd:mirror")), (0, 0));
+    }
+}
+
+#[test]
+fn a_server_that_died_fails_requests_until_the_disk_is_paused_and_unpaused() {
+    for engine in ["uring", "aio"] {
+        let (far, name) = server();
+        let near = Daemon::spawn_with(daemon_support::set("TAPDISK_ENGINE", engine));
+        near.attach(0);
+        assert_eq!(near.open(0, &name), 0);
+        let mut client = near.nbd(0);
+        client.write(0, &[1; 4096]).unwrap();
+        far.signal(libc::SIGKILL);
+        far.wait_for_end();
+        let eio = 5;
+        assert_eq!(client.read(0, 4096), Err(eio));
+        assert_eq!(client.write(0, &[1; 4096]), Err(eio));
+        assert_eq!(near.stats(0)["images"][0]["fail"], serde_json::json!([8, 8]));
+        near.signal(libc::SIGUSR1);
+        until("the log tells", || near.log().contains("is lost: the server closed the connection"));
+        assert_eq!((near.ask(kind::PAUSE, 0), near.state(0)), (0, 0x2a));
+        fs::remove_file(far.socket("nbd", 0)).unwrap();
+        let listener = UnixListener::bind(far.socket("nbd", 0)).unwrap();
+        let again = std::thread::spawn(move || oldstyle(listener.accept().unwrap().0));
+        assert_eq!(near.resume(0, ""), 0);
+        assert_eq!(client.read(0, 4096), Ok(vec![0xa5; 4096]));
+        assert_eq!(near.ask(kind::CLOSE, 0), 0);
+        again.join().unwrap();
+    }
+}
+
+/// An oldstyle server that serves reads until DISC.
+fn oldstyle(mut stream: UnixStream) {
+    let head = [0x4e42_444d_4147_4943, 0x0000_4202_8186_1253, BYTES].map(u64::to_be_bytes);
+    stream.write_all(&head.concat()).unwrap();
+    stream.write_all(&[0; 128]).unwrap();
+    let mut request = [0; 28];
+    loop {
+        stream.read_exact(&mut request).unwrap();
+        match request[7] {
+            0 => {
+                let bytes = u32::from_be_bytes(request[24..].try_into().unwrap()) as usize;
+                let head = [&0x6744_6698u32.to_be_bytes()[..], &[0; 4], &request[8..16]].concat();
+                stream.write_all(&[head, vec![0xa5; bytes]].concat()).unwrap();
+            }
+            2 => return,
+            other => panic!("command {other}"),
+        }
+    }
+}
+
+#[test]
+fn a_server_that_says_nothing_costs_the_time_limit_of_the_disk() {
+    let daemon = Daemon::attached();
+    let path = daemon.run.join("silent");
+    let listener = UnixListener::bind(&path).unwrap();
+    let silent = std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let head = [0x4e42_444d_4147_4943, 0x0000_4202_8186_1253, BYTES].map(u64::to_be_bytes);
+        stream.write_all(&[&head.concat()[..], &[0; 128]].concat()).unwrap();
+        // All that the client says, until it gives up.
+        let mut heard = Vec::new();
+        stream.read_to_end(&mut heard).unwrap();
+        heard.len()
+    });
+    let open = daemon.open_with(0, &format!("nbd:{}", path.display()), |p| p.req_timeout = 2);
+    assert_eq!(open, 0);
+    let mut client = daemon.nbd(0);
+    let start = Instant::now();
+    client.ask(nbd::READ, 1, 0, 512, &[]);
+    client.ask(nbd::READ, 2, 4096, 512, &[]);
+    assert_eq!(client.reply().1, 5);
+    assert_eq!(client.reply().1, 5);
+    let took = start.elapsed().as_millis();
+    assert!((1_900..10_000).contains(&took), "{took} ms");
+    assert_eq!(silent.join().unwrap(), 2 * 28, "no farewell");
+    assert_eq!(client.read(0, 512), Err(5), "later requests fail at once");
+    assert_eq!(daemon.ask(kind::CLOSE, 0), 0);
 }
 
 // ---- -e: the disk of another tapdisk in place of the parents ------------------------------------------

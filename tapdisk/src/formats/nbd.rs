@@ -8,6 +8,8 @@
 mod address;
 mod greeting;
 mod talk;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::TcpStream;

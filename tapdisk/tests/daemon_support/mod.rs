@@ -358,6 +358,30 @@ pub fn until(what: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
+/// Sends a descriptor with a text to a receiver, and waits until it has been read.
+pub fn pass(receiver: &Path, text: &str, fd: &impl AsRawFd) {
+    let stream = UnixStream::connect(receiver).expect("the receiver accepts");
+    let mut room = [0u64; 4];
+    let mut part = libc::iovec { iov_base: text.as_ptr().cast_mut().cast(), iov_len: text.len() };
+    // SAFETY: zeros are a valid msghdr; it names memory that outlives the call; `room` is large enough
+    // for one descriptor and aligned for its header.
+    unsafe {
+        let mut header: libc::msghdr = std::mem::zeroed();
+        header.msg_iov = &mut part;
+        header.msg_iovlen = 1;
+        header.msg_control = room.as_mut_ptr().cast();
+        header.msg_controllen = libc::CMSG_SPACE(4) as _;
+        let control = libc::CMSG_FIRSTHDR(&header);
+        (*control).cmsg_level = libc::SOL_SOCKET;
+        (*control).cmsg_type = libc::SCM_RIGHTS;
+        (*control).cmsg_len = libc::CMSG_LEN(4) as _;
+        libc::CMSG_DATA(control).cast::<i32>().write_unaligned(fd.as_raw_fd());
+        assert_eq!(libc::sendmsg(stream.as_raw_fd(), &header, 0), text.len() as isize);
+    }
+    // Closed by the receiver once it has read.
+    assert!(readable(stream.as_raw_fd(), Instant::now() + PATIENCE), "the receiver reads");
+}
+
 fn pidfd(pid: i32) -> OwnedFd {
     // SAFETY: takes numbers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
