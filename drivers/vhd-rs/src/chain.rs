@@ -6,6 +6,7 @@ use crate::error::{
 use crate::open::{self, OpenOptions, Opened, Parent};
 use crate::{bat, batmap, locate, path};
 use image::Storage;
+use rustix::fs::{Advice, fadvise};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -49,10 +50,26 @@ pub fn identity(file: &File) -> io::Result<Identity> {
 pub fn open_file(path: &Path, write: bool) -> Result<File, VhdError> {
     let failed = |e: &io::Error| VhdError::io(path, "open the file", 0, e);
     let file = File::options().read(true).write(write).open(path).map_err(|e| failed(&e))?;
-    if file.metadata().is_ok_and(|m| m.is_dir()) {
+    let kind = file.metadata().map_err(|e| failed(&e))?.file_type();
+    if kind.is_dir() {
         return Err(failed(&io::Error::from_raw_os_error(21)));
     }
+    if kind.is_block_device() {
+        forget_cached(&file);
+    }
     Ok(file)
+}
+
+/// Drops what the page cache holds of a device: it may be older than what was written through another node, or on
+/// another machine.
+pub fn forget_cached(file: &File) {
+    // Only advice; a kernel that does not take it reads what it has.
+    let _ = fadvise(file, 0, None, Advice::DontNeed);
+}
+
+/// Tells the kernel that only what is asked for will be read.
+pub fn no_read_ahead(file: &File) {
+    let _ = fadvise(file, 0, None, Advice::Random);
 }
 
 /// A step from an image to the one below: its path and whether it is raw.

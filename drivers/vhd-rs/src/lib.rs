@@ -40,6 +40,7 @@ pub mod open;
 pub mod path;
 pub mod resize;
 pub mod revert;
+pub mod scan;
 
 pub use check::{CheckOptions, Parents, Report, check};
 pub use closing::closing;

@@ -16,7 +16,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         Err(code) => return code,
     };
     let excluded = o.has('B') && (o.has('b') || o.has('s'));
-    let (Some(name), 0, false) = (o.path('n'), o.rest, excluded) else {
+    let (Some(name), 0, false) = (o.path('n'), o.rest.len(), excluded) else {
         return term.usage(USAGE);
     };
     let options = CheckOptions {

@@ -18,7 +18,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     };
     let (Some(name), Some(size)) = (o.path('n'), o.number('s')) else { return term.usage(USAGE) };
     let room = o.number('S');
-    if o.has('h') || o.rest > 0 {
+    if o.has('h') || !o.rest.is_empty() {
         return term.usage(USAGE);
     }
     let (Some(size), Some(room)) = (size, room.unwrap_or(size)) else {

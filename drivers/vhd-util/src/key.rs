@@ -32,7 +32,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         return wrong(term, 0);
     }
     let modes = ['C', 's', 'c', 'p'].into_iter().filter(|m| o.has(*m)).collect::<Vec<_>>();
-    let ([mode], 0) = (modes.as_slice(), o.rest) else { return wrong(term, EINVAL) };
+    let ([mode], 0) = (modes.as_slice(), o.rest.len()) else { return wrong(term, EINVAL) };
     let (name, file) = (o.path('n'), o.path('k'));
     let done = match (mode, name, file) {
         ('C', _, Some(file)) => calculate(&file, &o, term),

@@ -18,6 +18,7 @@ mod read;
 mod repair;
 mod resize;
 mod revert;
+mod scan;
 mod set;
 mod snapshot;
 
@@ -48,6 +49,7 @@ const COMMANDS: &[(&str, Command)] = &[
     ("repair", repair::run),
     ("resize", resize::run),
     ("revert", revert::run),
+    ("scan", scan::run),
     ("set", set::run),
     ("snapshot", snapshot::run),
 ];

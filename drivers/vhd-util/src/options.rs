@@ -63,8 +63,8 @@ impl Term {
 /// Options of one command line, in order.
 pub(crate) struct Options {
     found: Vec<(u8, OsString)>,
-    /// Arguments that belong to no option; no command takes any.
-    pub(crate) rest: usize,
+    /// Arguments that belong to no option; only `scan` takes any.
+    pub(crate) rest: Vec<OsString>,
 }
 
 impl Options {
@@ -105,7 +105,11 @@ impl Options {
             term.complain(&text);
             term.usage(usage)
         })?;
-        if options.has('h') || options.rest > 0 { Err(term.usage(usage)) } else { Ok(options) }
+        if options.has('h') || !options.rest.is_empty() {
+            Err(term.usage(usage))
+        } else {
+            Ok(options)
+        }
     }
 
     /// Reads options of the letters in `spec`, where `:` follows those with an argument. They may
@@ -114,15 +118,15 @@ impl Options {
     /// # Errors
     /// What getopt says on standard error.
     pub(crate) fn parse(command: &str, spec: &str, args: &[OsString]) -> Result<Options, String> {
-        let mut out = Options { found: Vec::new(), rest: 0 };
+        let mut out = Options { found: Vec::new(), rest: Vec::new() };
         let mut args = args.iter();
         while let Some(arg) = args.next() {
             match arg.as_bytes() {
-                b"--" => out.rest += args.by_ref().count(),
+                b"--" => out.rest.extend(args.by_ref().cloned()),
                 [b'-', cluster @ ..] if !cluster.is_empty() => {
                     out.cluster(command, spec.as_bytes(), cluster, &mut args)?;
                 }
-                _ => out.rest += 1,
+                _ => out.rest.push(arg.clone()),
             }
         }
         Ok(out)
@@ -201,7 +205,7 @@ mod tests {
         assert!(o.has('v'));
         assert_eq!(o.number('s'), Some(Some(5)));
         assert_eq!(o.number('n'), Some(None));
-        assert_eq!(o.rest, 2);
+        assert_eq!(o.rest, ["rest", "-v"]);
     }
 
     #[test]

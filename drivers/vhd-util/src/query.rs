@@ -32,7 +32,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         Ok(o) => o,
         Err(code) => return code,
     };
-    let (Some(name), 0) = (o.path('n'), o.rest) else { return term.usage(USAGE) };
+    let (Some(name), 0) = (o.path('n'), o.rest.len()) else { return term.usage(USAGE) };
     let subject = match look(&name, o.has('b')) {
         Ok(subject) => subject,
         Err(e) => return term.not_opened(&name, &e),

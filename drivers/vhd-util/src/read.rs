@@ -44,7 +44,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
             return term.usage(USAGE);
         }
     };
-    let (Some(name), false, 0) = (o.path('n'), o.has('h'), o.rest) else {
+    let (Some(name), false, 0) = (o.path('n'), o.has('h'), o.rest.len()) else {
         return term.usage(USAGE);
     };
     let Some(count) = o.number('c').unwrap_or(Some(1)) else { return term.usage(USAGE) };

@@ -13,7 +13,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         Ok(o) => o,
         Err(code) => return code,
     };
-    let (Some(name), Some(parent), 0) = (o.path('n'), o.path('p'), o.rest) else {
+    let (Some(name), Some(parent), 0) = (o.path('n'), o.path('p'), o.rest.len()) else {
         return term.usage(USAGE);
     };
     let (Some(limit), Some(room)) =

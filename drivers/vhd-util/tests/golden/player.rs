@@ -39,7 +39,6 @@ pub enum Ours {
     /// An exit code and these bytes.
     Bytes(i32, &'static [u8]),
     /// The same exit code, and the same lines in another order (scans).
-    #[allow(dead_code)]
     Sorted,
     /// An exit code; the output is the original's with this instead of that.
     Replaced(i32, &'static str, &'static str),

@@ -1,0 +1,183 @@
+//! One image of a scan: looked at, and written as a line.
+use super::lvm::{Group, Volume};
+use image::Storage;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use vhd_rs::scan::{self, Facts, Look, ScanFault};
+use vhd_rs::{Parent, VhdError, chain, key, path};
+
+/// What of an image is looked at and written.
+#[derive(Clone, Copy)]
+pub(crate) struct Wish {
+    pub(crate) look: Look,
+    /// Marker and key hash (`-M`).
+    pub(crate) marks: bool,
+    /// Whole paths (`-v`).
+    pub(crate) paths: bool,
+    /// The parent is looked for on the file system (`-a`, `-p`, `-v`).
+    pub(crate) resolve: bool,
+}
+
+/// Something to look at.
+#[derive(Clone)]
+pub(crate) struct Target {
+    /// As given, or canonical where it was found as a parent.
+    pub(crate) path: PathBuf,
+    /// As it is written with `-v`.
+    pub(crate) shown: PathBuf,
+    /// A raw image.
+    pub(crate) raw: bool,
+    pub(crate) volume: Option<Volume>,
+}
+
+/// What was found.
+pub(crate) struct Image {
+    pub(crate) path: PathBuf,
+    shown: PathBuf,
+    pub(crate) facts: Facts,
+    pub(crate) parent: Option<Link>,
+}
+
+/// The way to the parent.
+pub(crate) struct Link {
+    /// Canonical if it is there, else as the locator says.
+    pub(crate) path: PathBuf,
+    pub(crate) raw: bool,
+    /// Whether it is there.
+    pub(crate) found: bool,
+}
+
+impl Target {
+    pub(crate) fn file(path: PathBuf) -> Target {
+        Target { shown: path.clone(), path, raw: false, volume: None }
+    }
+
+    /// A volume; SM calls raw ones `LV-…`.
+    pub(crate) fn volume(volume: &Volume, group: &Group) -> Target {
+        let raw = volume.name.starts_with("LV-");
+        let path = volume.path(&group.name);
+        Target { shown: path.clone(), path, raw, volume: Some(volume.clone()) }
+    }
+
+    /// Looks at it.
+    pub(crate) fn look(&self, wish: Wish, group: Option<&Group>) -> Result<Image, ScanFault> {
+        match (&self.volume, group) {
+            (Some(volume), Some(group)) => {
+                let storage: &dyn Storage = volume;
+                let mut image = self.facts(storage, Wish { look: Look::Fast, ..wish })?;
+                let parent = image.facts.parent.take();
+                image.parent = parent.map(|parent| volume_link(&parent, group));
+                Ok(image)
+            }
+            _ => self.look_at_file(wish),
+        }
+    }
+
+    fn look_at_file(&self, wish: Wish) -> Result<Image, ScanFault> {
+        let failed = |doing, e: &std::io::Error| ScanFault {
+            doing,
+            error: VhdError::io(&self.path, "look at the file", 0, e),
+        };
+        std::fs::metadata(&self.path).map_err(|e| failed("failure scanning target", &e))?;
+        let file = chain::open_file(&self.path, false)
+            .map_err(|error| ScanFault { doing: "opening file", error })?;
+        chain::no_read_ahead(&file);
+        let mut image = self.facts(&file, wish)?;
+        if wish.marks {
+            scan::add_attribute(&mut image.facts, &file);
+        }
+        let Some(first) = image.facts.parent.take() else { return Ok(image) };
+        let whole = if wish.resolve {
+            scan::parent_of(&file, &self.path, wish.look).unwrap_or(first)
+        } else {
+            first
+        };
+        image.parent = Some(file_link(&self.path, &whole, wish.resolve));
+        Ok(image)
+    }
+
+    fn facts(&self, storage: &dyn Storage, wish: Wish) -> Result<Image, ScanFault> {
+        let mut facts = if self.raw {
+            let failed = |e| ScanFault {
+                doing: "getting physical size",
+                error: VhdError::io(&self.path, "learn the size", 0, &e),
+            };
+            let size = storage.len().map_err(failed)?;
+            Facts { capacity: size, size, hidden: 1, ..Facts::default() }
+        } else {
+            scan::facts(storage, &self.path, wish.look)?
+        };
+        if wish.marks && !self.raw {
+            scan::add_marks(&mut facts, storage, &self.path, wish.look);
+        }
+        let (path, shown) = (self.path.clone(), self.shown.clone());
+        Ok(Image { path, shown, facts, parent: None })
+    }
+}
+
+fn file_link(child: &Path, parent: &Parent, resolve: bool) -> Link {
+    let raw = parent.uuid.is_none();
+    let stored = || parent.candidates.first().cloned().unwrap_or_default();
+    match resolve.then(|| vhd_rs::resolve_parent(child, parent)) {
+        Some(Ok(path)) => Link { path, raw, found: true },
+        _ => Link { path: stored(), raw, found: false },
+    }
+}
+
+fn volume_link(parent: &Parent, group: &Group) -> Link {
+    let stored = parent.candidates.first().cloned().unwrap_or_default();
+    let mapped = base(&stored).to_string_lossy().into_owned();
+    let name = group.volume_of(&mapped).unwrap_or(mapped);
+    let found = group.volumes.iter().any(|v| v.name == name);
+    let path = Path::new("/dev").join(&group.name).join(name);
+    Link { path, raw: parent.uuid.is_none(), found }
+}
+
+/// The last part of a path; all of it if it has none.
+pub(crate) fn base(path: &Path) -> &OsStr {
+    path.file_name().unwrap_or(path.as_os_str())
+}
+
+fn shown(path: &Path, whole: bool) -> OsString {
+    if whole { path.as_os_str().to_owned() } else { base(path).to_owned() }
+}
+
+impl Image {
+    /// The line of an image, without its end.
+    pub(crate) fn line(&self, wish: Wish) -> Vec<u8> {
+        let f = &self.facts;
+        let mut out = b"vhd=".to_vec();
+        out.extend_from_slice(shown(&self.shown, wish.paths).as_bytes());
+        let (capacity, size, hidden) = (f.capacity, f.size, f.hidden);
+        out.extend(format!(" capacity={capacity} size={size} hidden={hidden}").bytes());
+        if wish.marks {
+            let hash = f.key_hash.map_or(String::new(), |k| key::hex(&k.hash));
+            out.extend(format!(" marker={} keyhash={hash}", f.marker).bytes());
+        }
+        out.extend_from_slice(b" parent=");
+        match &self.parent {
+            Some(link) => {
+                // A fast look does not look where the parent is.
+                let whole = wish.paths && wish.look == Look::Full;
+                out.extend_from_slice(shown(&link.path, whole).as_bytes());
+            }
+            None => out.extend_from_slice(b"none"),
+        }
+        out
+    }
+}
+
+/// The line of an image that could not be looked at.
+pub(crate) fn error_line(name: &Path, fault: &ScanFault) -> Vec<u8> {
+    let mut out = b"vhd=".to_vec();
+    out.extend_from_slice(name.as_os_str().as_bytes());
+    let (errno, doing) = (fault.error.errno(), fault.doing);
+    out.extend(format!(" scan-error=-{errno} error-message='{doing}'\n").bytes());
+    out
+}
+
+/// The one name of a file that has many.
+pub(crate) fn canonical(path: &Path) -> PathBuf {
+    path::canonical(path).unwrap_or_else(|_| path.into())
+}
