@@ -19,6 +19,7 @@ pub mod check;
 mod check_bat;
 mod check_parent;
 pub mod closing;
+pub mod coalesce;
 pub mod copy;
 pub mod create;
 pub mod crypt;

@@ -5,14 +5,17 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod coalesce;
 mod copy;
 mod create;
 mod dump;
 mod fill;
 mod key;
+mod long;
 mod modify;
 mod options;
 mod points;
+mod progress;
 mod query;
 mod read;
 mod repair;
@@ -39,6 +42,7 @@ type Command = fn(&[OsString], &mut Term) -> i32;
 /// All subcommands by name; a new one is a module and a line here.
 const COMMANDS: &[(&str, Command)] = &[
     ("check", check::run),
+    ("coalesce", coalesce::run),
     ("copy", copy::run),
     ("create", create::run),
     ("fill", fill::run),

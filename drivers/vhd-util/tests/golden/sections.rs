@@ -110,6 +110,7 @@ const FILL: &[Difference] = &[
 const CIPHERTEXT: [u8; 16] = 0x1303_1a66_9592_2014_c9bd_d4eb_2f95_aa4f_u128.to_be_bytes();
 
 const COPY: &[Difference] = &[
+    Difference { steps: &[5], ours: Ours::Bytes(0, &[0x33; 4]), why: ANY_BYTES },
     Difference { steps: &[39], ours: Ours::Bytes(0, &CIPHERTEXT), why: ANY_BYTES },
     Difference {
         steps: &[42],
@@ -167,7 +168,7 @@ const SCAN: &[Difference] = &[
 
 #[test]
 fn usage_as_recorded() {
-    replay("usage", &[], |n| !(36..=39).contains(&n));
+    replay("usage", &[], |_| true);
 }
 
 #[test]
@@ -200,8 +201,8 @@ fn filling_and_resizing_as_recorded() {
 }
 
 #[test]
-fn copies_as_recorded() {
-    replay("coalesce-copy", COPY, |n| n > 23);
+fn coalescing_and_copies_as_recorded() {
+    replay("coalesce-copy", COPY, |_| true);
 }
 
 #[test]

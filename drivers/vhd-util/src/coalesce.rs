@@ -1,0 +1,95 @@
+//! `coalesce`: an image into its parent, or with `--into` into an ancestor.
+use crate::options::{Options, Term};
+use crate::progress::Way;
+use crate::{EINVAL, long};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use vhd_rs::coalesce::{self, Failure, Progress, Step};
+
+const USAGE: &str = "options: <-n name> [-s sparse] [-p progress] [-h help]\n";
+
+pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
+    let mut args = args.to_vec();
+    let into = match long::value("coalesce", &mut args, "--into") {
+        Ok(into) => into.map(PathBuf::from),
+        Err(text) => {
+            term.complain(&text);
+            return term.usage(USAGE);
+        }
+    };
+    let mut way = match Way::given("coalesce", &mut args, USAGE, term) {
+        Ok(way) => way,
+        Err(code) => return code,
+    };
+    // -o, -a and -x are in the original's table, each with an argument, and lead to nothing.
+    let o = match Options::given_no_help("coalesce", "n:o:a:x:sph", &args, USAGE, term) {
+        Ok(o) => o,
+        Err(code) => return code,
+    };
+    let Some(name) = o.path('n').filter(|_| !"oax".chars().any(|letter| o.has(letter))) else {
+        return term.usage(USAGE);
+    };
+    let mut said = Said { sparse: o.has('s'), percent: o.has('p'), upto: 0, begun: false };
+    let options =
+        coalesce::Options { into, sparse: o.has('s'), rate: way.rate, others: term.others };
+    let done = coalesce::coalesce(&name, &options, &mut |p| {
+        said.tell(p, term);
+        way.bar.tell(p);
+    });
+    way.bar.end();
+    match done {
+        Ok(done) => {
+            said.end(term);
+            term.say(&format!("Coalesced {} sectors", done.sectors));
+            0
+        }
+        Err(e) => failed(&e, term),
+    }
+}
+
+/// What the original says while it works.
+struct Said {
+    sparse: bool,
+    percent: bool,
+    /// The next block to be told.
+    upto: u32,
+    begun: bool,
+}
+
+impl Said {
+    /// A share of the disk for every block that is behind us, as the original before each block.
+    fn tell(&mut self, p: &Progress, term: &mut Term) {
+        if self.sparse && !self.begun {
+            term.say("opening for sparse writes\n");
+        }
+        self.begun = true;
+        let upto = (p.upto + 1).min(p.blocks_disk);
+        if !self.percent || self.upto >= upto {
+            return;
+        }
+        for block in self.upto..upto {
+            let part = f64::from(block) / f64::from(p.blocks_disk) * 100.0;
+            term.say(&format!("\r{part:6.2}%"));
+        }
+        self.upto = upto;
+        term.flush();
+    }
+
+    fn end(&self, term: &mut Term) {
+        if self.percent {
+            term.say("\r100.00%\n");
+        }
+    }
+}
+
+fn failed(e: &Failure, term: &mut Term) -> i32 {
+    let (name, errno) = (e.name.display(), e.error.errno());
+    let line = match e.step {
+        Step::Open => format!("error opening {name}: -{errno}\n"),
+        Step::NoParent => "coalescing of non-differencing disks is not supported\n".to_string(),
+        Step::FindParent => format!("error finding {name} parent: -{errno}\n"),
+        Step::Move => String::new(),
+    };
+    debug_assert!(e.step != Step::NoParent || errno == EINVAL);
+    term.failed(&format!("{line}error coalescing: -{errno}\n"), &e.error)
+}
