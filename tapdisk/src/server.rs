@@ -21,7 +21,7 @@ use crate::disk::Disk;
 use crate::disk::probe::AnyDisk;
 use crate::sealed::Seal;
 use crate::signals::{Signal, Signals};
-use crate::vbd::{REMOTE_TOKEN, Vbd};
+use crate::vbd::{REMOTE_TOKEN, RINGS_TOKEN, Vbd};
 
 /// Wakes the loop when a worker is done.
 pub const WAKER: Token = Token(0);
@@ -216,8 +216,7 @@ impl Server {
             if let Some(served) = vbd.served() {
                 sooner(served.engine.next_retry());
                 // Without clients there is little to look after.
-                let calm = served.idle() && served.nbd.clients() == 0;
-                sooner(Some(self.ticked + if calm { CALM_TICK_US } else { TICK_US }));
+                sooner(Some(self.ticked + if served.is_calm() { CALM_TICK_US } else { TICK_US }));
             }
         }
         let wait = next.map(|at| Duration::from_micros(at.saturating_sub(now)));
@@ -242,6 +241,13 @@ impl Server {
                 }
                 None => {}
                 Some(at) if matches!(at % VBD_TOKENS, DISK_TOKEN | REMOTE_TOKEN) => {}
+                Some(at) if at % VBD_TOKENS == RINGS_TOKEN => {
+                    let mut vbds = daemon.vbds.iter_mut();
+                    let vbd = vbds.find(|vbd| vbd.token + RINGS_TOKEN == token.0);
+                    if let Some(rings) = vbd.and_then(Vbd::served).and_then(|s| s.rings.as_mut()) {
+                        rings.event();
+                    }
+                }
                 Some(_) => {
                     let vbds = &mut daemon.vbds;
                     let served = vbds.iter_mut().filter_map(Vbd::served);
@@ -267,7 +273,11 @@ impl Server {
                     let head = format!("report of tapdisk {}: {} disks", env.pid, report.len());
                     env.sink.report(&format!("{head}\n{}", report.join("\n")));
                 }
-                Signal::PollRings => info!(env.log, "there are no rings to poll"),
+                Signal::PollRings => {
+                    info!(env.log, "asked to poll all rings");
+                    let served = self.daemon.vbds.iter_mut().filter_map(Vbd::served);
+                    served.filter_map(|s| s.rings.as_mut()).for_each(|rings| rings.poll_now());
+                }
                 Signal::Stop => {
                     info!(env.log, "asked to stop by a signal");
                     self.stopping = true;

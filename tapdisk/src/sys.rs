@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 /// `_IOR(0x12, 114, size_t)` of linux/fs.h: size of a block device in bytes.
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
@@ -149,6 +149,17 @@ pub fn trim_heap() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Has an epoll descriptor watch another for reading, level-triggered, under a number.
+///
+/// # Errors
+/// Those of `epoll_ctl(2)`.
+pub fn watch_level(epoll: RawFd, watched: BorrowedFd<'_>, number: u64) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: number };
+    let (add, fd) = (libc::EPOLL_CTL_ADD, watched.as_raw_fd());
+    // SAFETY: the kernel reads `event`, which outlives the call; both descriptors are open.
+    check(unsafe { libc::epoll_ctl(epoll, add, fd, &mut event) }).map(drop)
 }
 
 /// Receives one message with at most one descriptor. What it carried is the caller's.

@@ -11,6 +11,7 @@
 //! they are open and kept until CLOSE, also over a pause. Nothing here waits.
 mod advance;
 mod report;
+mod rings;
 mod served;
 mod state;
 mod wish;
@@ -29,6 +30,7 @@ use crate::log::Log;
 use crate::memory::Memory;
 use crate::receiver::Stash;
 use crate::sys;
+pub use rings::{RINGS_TOKEN, name_of as ring_name};
 pub use served::{REMOTE_TOKEN, Served};
 pub use state::{Goal, Rest, State};
 pub use wish::{Extra, wish};
@@ -71,6 +73,8 @@ pub struct Vbd {
     info: ImageInfo,
     /// Engine, sockets and images.
     served: Option<Served>,
+    /// Rings that were connected before the disk was opened.
+    early_rings: Option<Box<rings::GuestRings>>,
     /// Sectors read and written before the present engine was made.
     secs_before: [u64; 2],
     /// A signal asked for the end.
@@ -126,6 +130,7 @@ impl Vbd {
             wish: None,
             info: ImageInfo::default(),
             served: None,
+            early_rings: None,
             secs_before: [0; 2],
             stopping: false,
         }))
@@ -255,7 +260,7 @@ impl Vbd {
         }
         if let Some(served) = &mut self.served {
             match goal {
-                Goal::Pause => served.nbd.suspend(),
+                Goal::Pause => served.suspend(),
                 Goal::Close | Goal::Fail { .. } => served.hang_up(),
             }
         }
@@ -263,6 +268,7 @@ impl Vbd {
 
     /// The end of CLOSE: sockets, engine and name go. Counters are kept.
     fn forget(&mut self, env: &Env) {
+        self.early_rings = None;
         if let Some(served) = self.served.take() {
             let secs = served.engine.stats().secs;
             self.secs_before = [self.secs_before[0] + secs[0], self.secs_before[1] + secs[1]];

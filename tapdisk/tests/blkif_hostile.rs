@@ -145,10 +145,10 @@ fn a_producer_that_runs_away_ends_its_ring_and_no_other() {
         bad.lie(lie);
         bench.guest.notify(bad.port());
         bench.turn();
-        let Some(Notice::Broken { queue: 0, runaway, .. }) = bench.rings.take_notice() else {
+        let Some(Notice::Broken { name: broken, runaway }) = bench.rings.take_notice() else {
             panic!("{lie}: it was not noticed")
         };
-        assert_eq!((runaway.req_prod, runaway.req_cons), (lie, 2));
+        assert_eq!((broken, runaway.req_prod, runaway.req_cons), (name(0), lie, 2));
         bench.memory.hold = false;
         bench.turn();
         assert_eq!(answers(&mut bad), [], "nothing is written to it any more");

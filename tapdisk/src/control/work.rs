@@ -1,12 +1,12 @@
 //! What the requests do, and what is answered.
-use slog::{info, warn};
+use slog::info;
 use tap_ctl::messages::{
-    COOKIE_ALL, ListEntry, Message, Request, Response, StatInfo, TapdiskPid, kind,
+    Blkif, COOKIE_ALL, ListEntry, Message, Request, Response, StatInfo, TapdiskPid, kind,
 };
 
 use crate::receiver::Receiver;
 use crate::stats_json::Json;
-use crate::vbd::{Attach, Env, Extra, State, Vbd};
+use crate::vbd::{Attach, Env, Extra, State, Vbd, ring_name};
 
 /// A marker that another process holds is tried again after this time, in µs.
 const MARKER_RETRY_US: u64 = 100_000;
@@ -91,23 +91,28 @@ impl Daemon {
                     Ok(())
                 });
             }
-            Request::Connect { minor, blkif } => {
-                let no = if self.find(*minor).is_some() { libc::ENOSYS } else { libc::ENODEV };
-                let (domain, device) = (blkif.domid, blkif.devid);
-                warn!(
-                    self.env.log,
-                    "minor {minor}: the ring of domain {domain}, device {device} cannot be connected: \
-                     guest rings are not supported yet, NBD is"
-                );
-                Err(no)
+            Request::Connect { minor, blkif } => self.connect(*minor, blkif),
+            Request::Disconnect { domid, devid } => {
+                let Daemon { env, vbds, .. } = self;
+                let found = vbds.iter_mut().any(|vbd| vbd.disconnect_ring(env, *domid, *devid));
+                if found { Ok(()) } else { Err(libc::ENODEV) }
             }
-            Request::Disconnect { .. } => Err(libc::ENODEV),
             Request::DiskInfo { minor } => self.find(*minor).map(|_| ()).ok_or(libc::ENODEV),
             Request::Pid | Request::List | Request::Stats { .. } => {
                 unreachable!("answered at once")
             }
         };
         Begun::Done(self.reply(request, result))
+    }
+
+    /// Connects a ring, unless it is connected to some disk of ours.
+    fn connect(&mut self, minor: u16, blkif: &Blkif) -> Result<(), i32> {
+        let Daemon { env, vbds, .. } = self;
+        let Some(at) = vbds.iter().position(|vbd| vbd.minor == minor) else {
+            return Err(libc::ENODEV);
+        };
+        let known = ring_name(blkif).is_ok_and(|name| vbds.iter().any(|vbd| vbd.has_ring(name)));
+        if known { Err(libc::EALREADY) } else { vbds[at].connect_ring(env, blkif) }
     }
 
     /// Begins something on a disk and sees whether it is over already.

@@ -60,6 +60,9 @@ pub struct Request {
     pub mark: u64,
 }
 
+/// Set in the marks of guest rings' requests, and in no others': both may be in one engine.
+pub const RINGS_MARK: u64 = 1 << 63;
+
 /// The outcome of a request: a positive errno on failure. `Ok` of Status is the number of extents.
 pub type Outcome = Result<u32, i32>;
 

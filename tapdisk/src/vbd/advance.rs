@@ -68,6 +68,7 @@ impl Vbd {
             Ok(served) => {
                 self.info = found;
                 self.served = Some(served);
+                self.take_early_rings(env);
                 self.announce(env);
                 (State::Open, Some(Ok(())))
             }

@@ -1,6 +1,7 @@
 //! What a disk tells about itself: STATS for programs, a few lines for the log.
 use std::fmt::Write;
 
+use super::rings::GuestRings;
 use super::{Env, Served, Vbd};
 use crate::disk::Disk;
 use crate::engine::chain;
@@ -130,6 +131,9 @@ fn ours(served: &Served, env: &Env, j: &mut Json) {
         j.member("major", major.saturating_sub(served.faults.1));
         j.member("minor", minor.saturating_sub(served.faults.0));
     });
+    if let Some(rings) = &served.rings {
+        ring_counters(rings, j);
+    }
     let nbd = served.nbd.counters();
     j.key("nbd").object(|j| {
         j.member("clients", served.nbd.clients());
@@ -139,6 +143,37 @@ fn ours(served: &Served, env: &Env, j: &mut Json) {
         j.member("errors", nbd.errors);
         j.member("receives", nbd.receives);
         j.member("sends", nbd.sends);
+    });
+}
+
+/// What guests asked for, and what it cost in calls of the kernel.
+fn ring_counters(rings: &GuestRings, j: &mut Json) {
+    let c = rings.counters();
+    j.key("rings").object(|j| {
+        j.key("connected").array(|j| {
+            rings.names().for_each(|name| {
+                j.object(|j| {
+                    j.member("domid", name.domid);
+                    j.member("devid", name.devid);
+                    j.member("queue", name.queue);
+                });
+            });
+        });
+        let kinds = ["read", "write", "barrier", "flush", "discard", "refused"];
+        j.key("requests")
+            .object(|j| kinds.iter().zip(c.requests).for_each(|(k, n)| j.member(k, n)));
+        let members = [
+            ("indirect", c.indirect),
+            ("answers", c.answers),
+            ("errors", c.errors),
+            ("copy_calls", c.copy_calls),
+            ("copies", c.copies),
+            ("notifications", c.notifications),
+            ("wakes", c.wakes),
+            ("polls", c.polls),
+        ];
+        members.iter().for_each(|(name, n)| j.member(name, n));
+        j.key("ticks_us").object(|j| pair(j, c.ticks_us));
     });
 }
 

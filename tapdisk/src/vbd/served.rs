@@ -1,7 +1,7 @@
 //! A disk that is served: its engine, its sockets, and its images while they are open; and the turn.
 //!
 //! ```text
-//!   nbd.take ─► engine.step ─► nbd.complete ─► nbd.kick          submit: the server's, once a turn
+//!   nbd, rings: take ─► engine.step ─► complete ─► kick          submit: the server's, once a turn
 //! ```
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use mio::{Interest, Token};
 use slog::{info, warn};
 use tap_ctl::messages::ImageInfo;
 
+use super::rings::GuestRings;
 use super::{Env, Opened, socket_paths};
 use crate::control::VBD_TOKENS;
 use crate::disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
@@ -25,7 +26,7 @@ use crate::memory::Memory;
 use crate::pool::{Arena, Locked};
 use crate::sys;
 use crate::transport::nbd::{Export, NbdServer};
-use crate::transport::{Request, Transport};
+use crate::transport::{RINGS_MARK, Request, Transport};
 
 /// Of the tokens of a disk, the one of the NBD servers that it uses.
 pub const REMOTE_TOKEN: usize = VBD_TOKENS - 2;
@@ -38,6 +39,8 @@ pub struct Served {
     pub engine: Engine<Aligned<Remote<AnyDisk>>>,
     /// Its clients.
     pub nbd: NbdServer,
+    /// Rings of guests, if there were any since the disk was opened.
+    pub rings: Option<Box<GuestRings>>,
     /// The open images; their drivers are lent to the engine.
     pub images: Option<Images>,
     /// Why this disk engine, for people.
@@ -104,6 +107,7 @@ impl Served {
         let mut served = Served {
             engine: Engine::new(disk, grant.limits),
             nbd,
+            rings: None,
             images: None,
             why,
             locked,
@@ -152,6 +156,9 @@ impl Served {
         };
         self.engine.attach(chain, &infos, policy);
         self.nbd.resume(export(&images));
+        if let Some(rings) = &mut self.rings {
+            rings.resume();
+        }
         self.images = Some(images);
         self.faults = sys::faults();
         Ok(())
@@ -169,31 +176,71 @@ impl Served {
         Some(images)
     }
 
+    /// PAUSE: nothing more is taken in.
+    pub(super) fn suspend(&mut self) {
+        self.nbd.suspend();
+        if let Some(rings) = &mut self.rings {
+            rings.suspend();
+        }
+    }
+
     /// CLOSE: the clients go.
     pub(super) fn hang_up(&mut self) {
         self.nbd.close(&mut self.engine);
+        if let Some(rings) = &mut self.rings {
+            rings.disconnect_all();
+        }
+    }
+
+    /// Whether nobody uses it just now, and nothing has to be looked after each second.
+    pub fn is_calm(&self) -> bool {
+        let ticks = self.rings.as_ref().is_some_and(|rings| rings.wants_ticks());
+        self.idle() && self.nbd.clients() == 0 && !ticks
     }
 
     /// Whether no request is in flight, here or below.
     pub fn idle(&self) -> bool {
-        self.engine.idle() && self.nbd.idle()
+        let rings = self.rings.as_ref().is_none_or(|rings| rings.idle());
+        self.engine.idle() && self.nbd.idle() && rings
     }
 
     /// The sealed part of a turn: nothing here allocates, blocks, logs or loops without a bound. True if
     /// there is more to do without waiting.
     pub fn turn(&mut self, now: u64) -> bool {
         let mut more = false;
+        if let Some(rings) = &mut self.rings {
+            rings.clock(now);
+        }
         for _ in 0..ROUNDS_MAX {
-            let arrived = self.nbd.take(&mut self.engine);
+            let arrived = self.take();
             let again = self.engine.step(now);
             let finished = self.finish();
-            self.nbd.kick(&mut self.engine);
-            more = again || self.nbd.pending(&self.engine) || (arrived && finished);
+            let pending = self.kick();
+            more = again || pending || (arrived && finished);
             if !more {
                 break;
             }
         }
         more
+    }
+
+    fn take(&mut self) -> bool {
+        let mut more = self.nbd.take(&mut self.engine);
+        if let Some(rings) = &mut self.rings {
+            more |= rings.take(&mut self.engine);
+        }
+        more
+    }
+
+    /// True if a transport has more to do at once.
+    fn kick(&mut self) -> bool {
+        self.nbd.kick(&mut self.engine);
+        let mut pending = self.nbd.pending(&self.engine);
+        if let Some(rings) = &mut self.rings {
+            rings.kick(&mut self.engine);
+            pending |= rings.pending(&self.engine);
+        }
+        pending
     }
 
     /// Hands finished requests back. Whether there was one.
@@ -203,7 +250,12 @@ impl Served {
             if let Err(errno) = outcome {
                 self.failed = Some((request, errno));
             }
-            self.nbd.complete(&mut self.engine, slot, &request, outcome);
+            match &mut self.rings {
+                Some(rings) if request.mark & RINGS_MARK != 0 => {
+                    rings.complete(&mut self.engine, slot, &request, outcome);
+                }
+                _ => self.nbd.complete(&mut self.engine, slot, &request, outcome),
+            }
             any = true;
         }
         any
@@ -257,6 +309,9 @@ impl Served {
         while let Some(notice) = self.nbd.take_notice() {
             info!(env.log, "minor {minor}: nbd {notice:?}");
         }
+        while let Some(notice) = self.rings.as_mut().and_then(|rings| rings.take_notice()) {
+            warn!(env.log, "minor {minor}: {notice}");
+        }
     }
 
     /// Whether requests have been in flight for ten seconds without any progress; once.
@@ -274,6 +329,9 @@ impl Served {
     /// About once a second.
     pub fn tick(&mut self, now: Instant) {
         self.nbd.tick(now);
+        if let Some(rings) = &mut self.rings {
+            rings.tick();
+        }
         self.engine.disk().inner().tick(now);
     }
 }

@@ -12,7 +12,7 @@ use super::Parts;
 use super::calls::{Stage, Work};
 use super::queue::Queue;
 use crate::transport::quota::Stall;
-use crate::transport::{Request, Slots, Verb};
+use crate::transport::{RINGS_MARK, Request, Slots, Verb};
 
 /// Sectors of one piece of a discard.
 const DISCARD_MAX: u64 = 1 << 30;
@@ -80,7 +80,7 @@ impl Queue {
             } else {
                 let span = Span { start: call.sector + call.issued, count };
                 self.start_piece();
-                slots.start(slot, Request { verb, span, mark: u64::from(id) });
+                slots.start(slot, Request { verb, span, mark: RINGS_MARK | u64::from(id) });
             }
             let call = &mut parts.calls[id];
             call.issued += sectors;
@@ -101,7 +101,7 @@ impl Queue {
         self.start_piece();
         parts.calls[id].outstanding += 1;
         let span = Span::default();
-        slots.start(slot, Request { verb: Verb::Flush, span, mark: u64::from(id) });
+        slots.start(slot, Request { verb: Verb::Flush, span, mark: RINGS_MARK | u64::from(id) });
         Continue(())
     }
 

@@ -34,7 +34,7 @@ use self::calls::{Calls, Lists, Work};
 use self::notice::Log;
 use self::queue::{Bounds, Queue};
 use super::quota::Stall;
-use super::{Outcome, Request, SlotId, Slots, Transport, Verb};
+use super::{Outcome, RINGS_MARK, Request, SlotId, Slots, Transport, Verb};
 
 /// Rings of a disk at once, those included that are disconnected and have requests in flight.
 pub const RINGS_MAX: usize = 32;
@@ -219,7 +219,10 @@ impl<X: GrantTable + EventChannels> Rings<X> {
                 let span = image::Span { start, count: piece.sectors };
                 let verb = Verb::Write { fua: false };
                 queue.start_piece();
-                slots.start(piece.slot, Request { verb, span, mark: u64::from(piece.call) });
+                slots.start(
+                    piece.slot,
+                    Request { verb, span, mark: RINGS_MARK | u64::from(piece.call) },
+                );
             } else {
                 queue.held.release(slots, piece.slot);
                 queue.piece_over(piece.call, Some(status::ERROR), &mut self.parts);

@@ -1,5 +1,9 @@
 //! What rings tell the server: counters, and a short queue of notices that it logs between turns.
+use std::{fmt, io};
+
 use xen::Runaway;
+
+use super::queue::RingName;
 
 /// Counted since the disk was opened, over all rings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,12 +41,8 @@ pub struct Counters {
 pub enum Notice {
     /// A front end's producer index ran away: its ring is not served any more.
     Broken {
-        /// The front end's domain.
-        domid: u16,
-        /// Its device.
-        devid: u32,
-        /// Which of its rings.
-        queue: u32,
+        /// Which ring.
+        name: RingName,
         /// What was seen.
         runaway: Runaway,
     },
@@ -52,6 +52,29 @@ pub enum Notice {
     NotifyFailed(i32),
     /// A port could not be unmasked, with this errno.
     UnmaskFailed(i32),
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let because = |errno: &i32| io::Error::from_raw_os_error(*errno);
+        match self {
+            Notice::Broken { name, runaway } => write!(
+                f,
+                "the ring of {name} is not served any more: its producer index says {}, and {} \
+                 requests were taken; disconnecting and connecting it again mends it",
+                runaway.req_prod, runaway.req_cons
+            ),
+            Notice::CopyFailed(errno) => {
+                write!(f, "a grant copy call failed, and its requests: {}", because(errno))
+            }
+            Notice::NotifyFailed(errno) => {
+                write!(f, "a guest cannot be notified: {}", because(errno))
+            }
+            Notice::UnmaskFailed(errno) => {
+                write!(f, "an event channel cannot be unmasked: {}", because(errno))
+            }
+        }
+    }
 }
 
 const NOTICES_MAX: usize = 16;

@@ -1,0 +1,134 @@
+//! The guest rings of a disk, as tapback asks for them (spec/control-socket.md §5.9–5.10).
+//!
+//! ```text
+//!   connect ─► early (the disk is not open) ── OPEN ──► Served, beside its NBD clients ── CLOSE ──► gone
+//! ```
+//! The devices of Xen are opened with a disk's first ring and closed when the disk is. What can be wrong
+//! is said in the log, since the reply has room for an errno only.
+use std::os::fd::{AsFd, AsRawFd};
+
+use mio::Registry;
+use slog::{info, warn};
+use tap_ctl::messages::Blkif;
+use xen::devices::Devices;
+
+use super::{Env, State, Vbd};
+use crate::control::VBD_TOKENS;
+use crate::sys;
+use crate::transport::blkif::{ConnectError, PollPolicy, RingName, RingWish, Rings};
+
+/// Of the tokens of a disk, the one of its event channels.
+pub const RINGS_TOKEN: usize = VBD_TOKENS - 3;
+const _: () = assert!(RINGS_TOKEN >= crate::transport::nbd::TOKENS);
+
+/// The rings of one disk.
+pub type GuestRings = Rings<Devices>;
+
+impl Vbd {
+    /// The rings that are connected, whether the disk is open or not.
+    pub(super) fn rings(&self) -> Option<&GuestRings> {
+        let served = self.served.as_ref().and_then(|served| served.rings.as_deref());
+        served.or(self.early_rings.as_deref())
+    }
+
+    /// Whether a ring is connected to this disk.
+    pub fn has_ring(&self, name: RingName) -> bool {
+        self.rings().is_some_and(|rings| rings.has(name))
+    }
+
+    /// Connects a ring. It is served while the disk is open.
+    ///
+    /// # Errors
+    /// What is wrong, said in the log.
+    pub fn connect_ring(&mut self, env: &Env, asked: &Blkif) -> super::Result<()> {
+        let connected = self.try_connect(env, asked);
+        let (minor, domid, devid) = (self.minor, asked.domid, asked.devid);
+        match &connected {
+            Ok(name) => info!(env.log, "minor {minor}: the ring of {name} is connected"),
+            Err(error) => warn!(
+                env.log,
+                "minor {minor}: the ring of domain {domid}, device {devid} is not connected: {error}"
+            ),
+        }
+        connected.map(drop).map_err(|error| error.errno)
+    }
+
+    fn try_connect(&mut self, env: &Env, asked: &Blkif) -> Result<RingName, ConnectError> {
+        let wish = wish(asked)?;
+        let open = matches!(self.state, State::Open);
+        let place = match &mut self.served {
+            Some(served) => &mut served.rings,
+            None => &mut self.early_rings,
+        };
+        let fresh = place.is_none();
+        let rings = match place {
+            Some(rings) => rings,
+            None => {
+                let devices = Devices::open()
+                    .map_err(|error| ConnectError::new(error.errno(), error.to_string()))?;
+                place.insert(Box::new(Rings::new(devices)))
+            }
+        };
+        rings.connect(&wish)?;
+        if !open {
+            rings.suspend();
+        }
+        if fresh && self.served.is_some() {
+            self.poll_rings(env);
+        }
+        Ok(wish.name)
+    }
+
+    /// Lets go of all rings of a device. False if there are none.
+    pub fn disconnect_ring(&mut self, env: &Env, domid: u32, devid: u32) -> bool {
+        let served = self.served.as_mut().and_then(|served| served.rings.as_deref_mut());
+        let Some(rings) = served.or(self.early_rings.as_deref_mut()) else { return false };
+        let found = rings.disconnect(domid, devid);
+        if found {
+            let minor = self.minor;
+            info!(env.log, "minor {minor}: the rings of domain {domid}, device {devid} are gone");
+        }
+        found
+    }
+
+    /// The disk is open: rings that were connected before are served from now on.
+    pub(super) fn take_early_rings(&mut self, env: &Env) {
+        let (Some(served), Some(mut rings)) = (&mut self.served, self.early_rings.take()) else {
+            return;
+        };
+        rings.resume();
+        served.rings = Some(rings);
+        self.poll_rings(env);
+    }
+
+    fn poll_rings(&self, env: &Env) {
+        let Some(rings) = self.served.as_ref().and_then(|served| served.rings.as_ref()) else {
+            return;
+        };
+        if let Err(error) = watch(&env.registry, rings.xen(), self.token + RINGS_TOKEN) {
+            warn!(env.log, "minor {}: event channels cannot be polled: {error}", self.minor);
+        }
+    }
+}
+
+/// Level-triggered, unlike everything else: a port that fires while others are being read does not wake
+/// anybody again.
+fn watch(registry: &Registry, devices: &Devices, token: usize) -> std::io::Result<()> {
+    sys::watch_level(registry.as_raw_fd(), devices.as_fd(), token as u64)
+}
+
+/// What a message asks for.
+fn wish(asked: &Blkif) -> Result<RingWish, ConnectError> {
+    let name = name_of(asked)?;
+    let poll =
+        PollPolicy { duration_us: asked.poll_duration, idle_threshold: asked.poll_idle_threshold };
+    RingWish::new(name, (asked.order, &asked.gref), asked.port, asked.proto, poll)
+}
+
+/// The ring that a message names.
+///
+/// # Errors
+/// EINVAL for numbers that are none.
+pub fn name_of(asked: &Blkif) -> Result<RingName, ConnectError> {
+    RingWish::name((asked.domid, asked.devid), (asked.queue, asked.queues))
+}
