@@ -70,10 +70,12 @@ test: build
 	tests/ordinary-user.sh "$(BIN)"
 	tests/install.sh
 	tests/vm/run.sh plain
+	tests/vm/run.sh xen hostile_front_end
 
 test-vm: build
 	@tests/deps.sh test
 	tests/vm/run.sh plain
+	tests/vm/run.sh xen hostile_front_end
 
 bench: build
 	@tests/deps.sh demo bench

@@ -35,7 +35,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("vhd-util", &["image", "vhd-rs"]),
     ("tap-ctl", &[]),
     ("tapdisk", &["cbt", "image", "raw", "tap-ctl", "vhd-rs", "xen"]),
-    ("tests", &["cbt", "image", "raw", "tap-ctl", "tapdisk", "vhd-rs", "xen"]),
+    ("tests", &["cbt", "image", "raw", "tap-ctl", "tapdisk", "vhd-rs", "xen", "xen-sys"]),
     ("xen", &["xen-sys"]),
     ("xen-sys", &[]),
     ("xenstore-fake", &["xenstore-rs"]),

@@ -50,5 +50,5 @@ fill_share() { # folder
         cat "$1/install.log" >&2
         die "make install failed"
     }
-    cp "$vm_target/release/disk-load" "$1/programs/usr/bin/"
+    cp "$vm_target/release/disk-load" "$vm_target/release/hostile-front" "$1/programs/usr/bin/"
 }

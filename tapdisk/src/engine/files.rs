@@ -109,24 +109,15 @@ impl FileState {
     }
 }
 
-/// The flush of the files that are written.
-#[derive(Debug)]
+/// The flush of the leaf.
+#[derive(Debug, Default)]
 pub struct Flushing {
-    /// Files of the one in flight that are not done.
-    pub parts: u8,
-    /// What came of the others.
-    pub outcome: Result<(), i32>,
+    /// One is in flight.
+    pub busy: bool,
     /// Slots that wait for it.
     pub joined: SlotSet,
     /// Slots that wait for the next one.
     pub queued: SlotSet,
-}
-
-impl Default for Flushing {
-    fn default() -> Flushing {
-        let none = SlotSet::EMPTY;
-        Flushing { parts: 0, outcome: Ok(()), joined: none, queued: none }
-    }
 }
 
 /// The views of all layers.

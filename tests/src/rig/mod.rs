@@ -18,6 +18,7 @@ mod run;
 mod sys;
 mod tools;
 pub mod vhdgen;
+pub mod xen_front;
 
 pub use daemon::{Engine, Rig, Served};
 pub use programs::{Programs, programs};

@@ -9,7 +9,6 @@
 pub mod disk;
 pub mod model;
 pub mod rng;
-mod stack;
 pub mod world;
 
-pub use world::{Ran, Setup, run};
+pub use world::{Setup, run};

@@ -4,7 +4,13 @@
 # shellcheck source=tests/vm/cases/lib.sh
 . /share/vm/cases/lib.sh
 
+# One tapback serves all domains. Not every case needs it.
+need_tapback() {
+    pidof tapback >/dev/null || start_tapback
+}
+
 start_tapback() {
+    rm -f /run/tapback.pid
     tapback -p /run/tapback.pid
     await 30 "tapback's pid file" test -s /run/tapback.pid
 }
@@ -14,14 +20,13 @@ clean_up() {
     for domain in $(xl list | awk 'NR > 2 {print $1}'); do
         xl destroy "$domain"
     done
-    kill -9 "$(cat /run/tapback.pid)"
+    pkill -9 -x tapback
     for tapdisk in $(pidof tapdisk); do
         kill -9 "$tapdisk"
     done
     umount -l /mnt
     rm -rf /srv/* /run/blktap-control/*
     xenstore-rm /local/domain/0/backend/vbd3
-    start_tapback
 }
 
 show_state() {
@@ -40,7 +45,12 @@ show_state() {
 
 # The guest of most cases; started by the first that needs it.
 need_guest() { # name
-    xl domid "$1" >/dev/null 2>&1 || guest start "$1"
+    xl domid "$1" >/dev/null 2>&1 || start_guest "$1"
+}
+
+start_guest() { # name, xl's disk lines
+    need_tapback
+    guest start "$@"
 }
 
 xl_disk() { # vdev, format, path, access
@@ -99,7 +109,7 @@ case_two_guests_with_two_disks_each() {
         truncate -s 64M "/srv/$name.raw"
     done
     for name in left right; do
-        guest start "$name" "$(xl_disk xvda vhd "/srv/$name.vhd")" "$(xl_disk xvdb raw "/srv/$name.raw")"
+        start_guest "$name" "$(xl_disk xvda vhd "/srv/$name.vhd")" "$(xl_disk xvdb raw "/srv/$name.raw")"
     done
     same "tapdisks" 4 "$(tap-ctl list | wc -l)"
     local -a running=()
@@ -241,7 +251,7 @@ case_snapshots_under_guest_io() {
 
 # A tapdisk that dies takes no byte with it that it had acknowledged; the disk can be plugged again.
 case_killed_tapdisk() {
-    guest start victim
+    start_guest victim
     vhd-util create -n /srv/disk.vhd -s 64
     attach victim xvda vhd /srv/disk.vhd
     guest run victim "disk-load write /dev/xvda bytes=16777216"
@@ -278,7 +288,6 @@ case_restarted_tapback() {
         rm /tmp/ended"
     kill -9 "$(cat /run/tapback.pid)"
     await 20 "tapback's end" sh -c '! pidof tapback'
-    rm -f /run/tapback.pid
     start_tapback
     guest run one "disk-load check /dev/xvda"
     detach one xvda
@@ -286,11 +295,38 @@ case_restarted_tapback() {
     rm /srv/*
 }
 
+# Rings that no honest guest would make, from dom0's own grants. The same process serves another disk, whose bytes
+# must stay what they are.
+case_hostile_front_end() {
+    local canary
+    vhd-util create -n /srv/hostile.vhd -s 32
+    truncate -s 8M /srv/canary.raw
+    disk-load write /srv/canary.raw seed=9
+    serve vhd:/srv/hostile.vhd
+    qemu-io -f raw -c "write -P 7 8M 8M" "nbd+unix:///?socket=$socket" >/dev/null
+    canary=$(tap-ctl allocate)
+    canary=${canary##*-}
+    tap-ctl attach -p "$pid" -m "$canary"
+    tap-ctl open -p "$pid" -m "$canary" -a aio:/srv/canary.raw
+    hostile-front "$pid" "$minor" 1
+    hostile-front "$pid" "$minor" 2
+    # Beyond the first MiB nothing was written that the checks below would not find.
+    qemu-io -f raw -c "read -P 7 8M 8M" -c "read -P 0 16M 16M" "nbd+unix:///?socket=$socket" | tee /srv/said
+    ! grep -q failed /srv/said || fail "the disk holds other bytes than its owner wrote"
+    tap-ctl close -p "$pid" -m "$canary"
+    tap-ctl detach -p "$pid" -m "$canary"
+    tap-ctl free -m "$canary"
+    give_back
+    disk-load check /srv/canary.raw seed=9
+    vhd-util check -n /srv/hostile.vhd
+    rm /srv/*
+}
+
 # ---- ends of guests ------------------------------------------------------------------------------------------------
 
 case_destroyed_under_io() {
     vhd-util create -n /srv/disk.vhd -s 64
-    guest start victim "$(xl_disk xvda vhd /srv/disk.vhd)"
+    start_guest victim "$(xl_disk xvda vhd /srv/disk.vhd)"
     guest run victim "disk-load write /dev/xvda bytes=16777216"
     guest run victim "disk-load write /dev/xvda seed=2 from=16777216 >/dev/null 2>&1 &"
     xl destroy victim
@@ -304,7 +340,7 @@ case_destroyed_under_io() {
 
 case_rebooted_guest() {
     vhd-util create -n /srv/disk.vhd -s 64
-    guest start again "$(xl_disk xvda vhd /srv/disk.vhd)"
+    start_guest again "$(xl_disk xvda vhd /srv/disk.vhd)"
     guest run again "disk-load write /dev/xvda bytes=16777216 && (sleep 1; reboot -f) &"
     guest wait again
     guest run again "disk-load check /dev/xvda bytes=16777216 && disk-load write /dev/xvda seed=2 bytes=16777216"
@@ -317,7 +353,7 @@ case_rebooted_guest() {
 
 case_saved_and_restored_guest() {
     vhd-util create -n /srv/disk.vhd -s 64
-    guest start saved "$(xl_disk xvda vhd /srv/disk.vhd)"
+    start_guest saved "$(xl_disk xvda vhd /srv/disk.vhd)"
     guest run saved "disk-load write /dev/xvda bytes=16777216"
     xl save saved /srv/saved
     await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
@@ -342,5 +378,4 @@ case_missing_image() {
 
 modprobe loop
 mkdir -p /var/log/blktap
-start_tapback
 run_cases "$@"
