@@ -125,6 +125,14 @@ impl RunDir {
         self.marker_dir().join(format!("tapdisk-{minor}"))
     }
 
+    /// The file that a daemon makes when a leaf has no space left and its secondary takes over:
+    /// `/run/tapdisk-enospc<minor>`, or in the directory itself if it is not the usual one.
+    pub fn enospc(&self, minor: u16) -> PathBuf {
+        let usual = self.path == Path::new(ROOT_RUN_DIR);
+        let dir = self.path.parent().filter(|_| usual).unwrap_or(&self.path);
+        dir.join(format!("tapdisk-enospc{minor}"))
+    }
+
     /// The numbers of all `ctl<pid>` names, in byte order of the names (ctl100 before ctl99).
     ///
     /// # Errors

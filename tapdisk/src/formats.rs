@@ -9,7 +9,9 @@
 //! what is wrong, and what to do.
 mod direct;
 mod file;
+mod key;
 mod kind;
+mod log;
 mod medium;
 mod nbd;
 mod parents;
@@ -26,10 +28,15 @@ use vhd_rs::{BatmapState, DiskType, FooterAt, OpenOptions, Opened, VhdError};
 
 use crate::disk::align::alignment_of;
 use crate::engine::FileInfo;
+use crate::engine::chain::Cipher;
+use crate::engine::chain::Purpose;
 use crate::receiver::Stash;
+use crate::sys;
 pub use direct::DirectFile;
 use file::{OpenFile, Way};
+pub use key::Key;
 pub use kind::{Kind, Source, chain_lines, parse};
+pub use log::{ChangeLog, Marks};
 pub use medium::Medium;
 use nbd::RemoteImage;
 use parents::Passed;
@@ -38,7 +45,7 @@ use parents::Passed;
 pub const LAYERS_MAX: usize = 128;
 
 /// What to open and how: the arguments of OPEN that stay in force over every pause.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Wish {
     /// `type:path`.
     pub name: Text,
@@ -48,8 +55,16 @@ pub struct Wish {
     pub page_cache: bool,
     /// `-r`.
     pub local_cache: bool,
-    /// `-E`: a key was given.
-    pub key: bool,
+    /// `-E`: the key.
+    pub key: Option<Arc<Key>>,
+    /// `-2`: the second image that is written, `type:path`.
+    pub second: Option<Text>,
+    /// `-s`: it takes over when the leaf has no space; else it is a mirror.
+    pub standby: bool,
+    /// It has taken over: the leaf is only read.
+    pub taken_over: bool,
+    /// `-C`: the changed-block log.
+    pub log: Option<Text>,
     /// `-e`: the NBD socket of the disk that stands in for the leaf's parents.
     pub parent: Option<Text>,
     /// A reopen after a pause: mark a writable VHD as in use until it is closed.
@@ -101,12 +116,31 @@ pub struct Layer {
     pub file: Medium,
     /// Opened for writing.
     pub writable: bool,
+    /// Its data is encrypted; lent to the engine like the driver.
+    pub cipher: Option<Box<dyn Cipher>>,
+}
+
+/// The second image that is written, which is the last layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SecondImage {
+    /// What for.
+    pub purpose: Purpose,
+    /// It has taken over already.
+    pub taken_over: bool,
 }
 
 /// An open chain, leaf first.
 pub struct Images {
-    /// The images; at least one.
+    /// The images; at least one. Leaf first; a second image that is written comes last.
     pub layers: Vec<Layer>,
+    /// Whether there is such a one, and what for.
+    pub second: Option<SecondImage>,
+    /// The changed-block log.
+    pub log: Option<Arc<ChangeLog>>,
+    /// What is read from below the leaf is kept in it.
+    pub local_cache: bool,
+    /// A remote mirror was asked for and could not be had.
+    pub mirror_failed: bool,
     /// Size of the disk in sectors of 512 bytes.
     pub sectors: u64,
     /// Logical sector size in bytes.
@@ -123,19 +157,26 @@ pub struct Images {
 /// The first thing that is wrong. Nothing is left open or changed.
 pub fn open(wish: &Wish, stash: &Arc<Stash>) -> Result<Images, OpenError> {
     let mut listed = listed(wish)?.into_iter();
-    let passed = Passed::default();
-    let mut opening = Opening { wish, stash, layers: Vec::new(), notes: Vec::new(), passed };
+    let mut opening = Opening {
+        wish,
+        stash,
+        layers: Vec::new(),
+        notes: Vec::new(),
+        passed: Passed::default(),
+        mirror_failed: false,
+    };
     let mut next = listed.next();
     while let Some((kind, path, writable)) = next {
         let leaf = opening.layers.is_empty();
-        let named = opening.open(kind, path, writable)?;
+        let named = opening.open(kind, path, writable && !wish.taken_over)?;
         let parent = match wish.parent.filter(|_| leaf) {
             Some(socket) => Some((Kind::Nbd, socket.as_path().into(), false)),
             None => named,
         };
         next = listed.next().map(|(kind, path, _)| (kind, path, false)).or(parent);
     }
-    opening.finish()
+    let second = opening.second()?;
+    opening.finish(second)
 }
 
 type Item = (Kind, PathBuf, bool);
@@ -166,6 +207,15 @@ struct Opening<'a> {
     layers: Vec<(Layer, Found)>,
     notes: Vec<String>,
     passed: Passed,
+    mirror_failed: bool,
+}
+
+/// An image, opened and looked at.
+struct Loaded {
+    layer: Layer,
+    found: Found,
+    /// Of its file: the same for every name of it.
+    identity: Option<(u64, u64)>,
 }
 
 /// What an image turned out to be.
@@ -190,15 +240,42 @@ impl Opening<'_> {
             );
             return Err(OpenError::new(libc::ELOOP, text));
         }
-        if kind == Kind::Nbd {
-            return self.remote(path, writable);
-        }
         let way = if self.cached(kind, writable) { Way::Cached } else { Way::Direct };
+        let Loaded { layer, found, identity } = self.load(kind, path, writable, way)?;
+        if let Some(identity) = identity {
+            self.passed.file(&layer.path, identity)?;
+        }
+        if let Found::Vhd(opened) = &found {
+            self.passed.uuid(&layer.path, opened.footer.uuid)?;
+        }
+        let parent = self.below(&layer.path, &found)?;
+        if let Some((child, child_found)) = self.layers.last() {
+            parents::check(&child.path, child_found, &layer.path, &found)?;
+        }
+        self.lock(&layer)?;
+        self.layers.push((layer, found));
+        Ok(parent)
+    }
+
+    /// Opens the file of an image, or negotiates with its server, and learns what it is.
+    fn load(
+        &mut self,
+        kind: Kind,
+        path: PathBuf,
+        writable: bool,
+        way: Way,
+    ) -> Result<Loaded, OpenError> {
+        if kind == Kind::Nbd {
+            let remote = RemoteImage::open(&path, writable, self.stash)?;
+            let found = Found::Raw { sectors: remote.sectors(), sector_size: 512 };
+            let file = Medium::Remote(remote);
+            let layer = Layer { kind, path, image: None, file, writable, cipher: None };
+            return Ok(Loaded { layer, found, identity: None });
+        }
         let OpenFile { mut file, identity, sector_size } =
             file::open(&path, kind, writable, way, &mut self.notes)?;
-        self.passed.file(&path, identity)?;
-        let found = match kind {
-            Kind::Raw => raw(&file, &path, sector_size)?,
+        let (found, cipher) = match kind {
+            Kind::Raw => (raw(&file, &path, sector_size)?, None),
             Kind::Vhd => self.vhd(&file, &path, writable)?,
             Kind::Nbd => unreachable!("it is no file"),
         };
@@ -210,34 +287,54 @@ impl Opening<'_> {
             ));
             file = file::open(&path, kind, writable, Way::Synchronous, &mut self.notes)?.file;
         }
-        let parent = self.below(&path, &found)?;
-        file::lock(&file, &path, writable, &mut self.notes)?;
-        self.add(kind, path, Medium::Local(file), writable, found)?;
-        Ok(parent)
+        let file = Medium::Local(file);
+        let layer = Layer { kind, path, image: None, file, writable, cipher };
+        Ok(Loaded { layer, found, identity: Some(identity) })
     }
 
-    /// Negotiates with the server of an image that is elsewhere; it has no parent.
-    fn remote(&mut self, path: PathBuf, writable: bool) -> Result<Option<Item>, OpenError> {
-        let remote = RemoteImage::open(&path, writable, self.stash)?;
-        let found = Found::Raw { sectors: remote.sectors(), sector_size: 512 };
-        self.add(Kind::Nbd, path, Medium::Remote(remote), writable, found)?;
-        Ok(None)
-    }
-
-    /// Adds an open image if it belongs below the one above.
-    fn add(
-        &mut self,
-        kind: Kind,
-        path: PathBuf,
-        file: Medium,
-        writable: bool,
-        found: Found,
-    ) -> Result<(), OpenError> {
-        if let Some((child, child_found)) = self.layers.last() {
-            parents::check(&child.path, child_found, &path, &found)?;
+    fn lock(&mut self, layer: &Layer) -> Result<(), OpenError> {
+        match &layer.file {
+            Medium::Local(file) => file::lock(file, &layer.path, layer.writable, &mut self.notes),
+            Medium::Remote(_) => Ok(()),
         }
-        self.layers.push((Layer { kind, path, image: None, file, writable }, found));
-        Ok(())
+    }
+
+    /// Opens the second image that is written, on its own: its parents are not opened, and it may be one of
+    /// the chain's (spec/operations.md §4.4).
+    fn second(&mut self) -> Result<Option<SecondImage>, OpenError> {
+        let Some(name) = &self.wish.second else { return Ok(None) };
+        let Source::Image(kind, path) = parse(name.as_bytes())? else {
+            let text = format!("-2 {name}: a secondary is one image, not a list of them");
+            return Err(OpenError::new(libc::EINVAL, text));
+        };
+        let standby = self.wish.standby;
+        if standby && kind != Kind::Vhd {
+            // It would hide everything that was written before it takes over.
+            let text = format!("-2 {name} -s: only a VHD can take over from the leaf");
+            return Err(OpenError::new(libc::EINVAL, text));
+        }
+        let Loaded { layer, found, .. } =
+            match self.load(kind, path, !self.wish.read_only, Way::Direct) {
+                Ok(loaded) => loaded,
+                Err(error) if kind == Kind::Nbd => {
+                    self.notes.push(format!("there is no mirror: {error}"));
+                    self.mirror_failed = true;
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            };
+        let (leaf, has) = (self.layers.first().map(|(_, found)| found.sectors()), found.sectors());
+        if leaf != Some(has) {
+            let text = format!(
+                "-2 {name} has {has} sectors and the disk {}: give it the same size",
+                leaf.unwrap_or(0)
+            );
+            return Err(OpenError::new(libc::EINVAL, text));
+        }
+        self.lock(&layer)?;
+        self.layers.push((layer, found));
+        let purpose = if standby { Purpose::Standby } else { Purpose::Mirror };
+        Ok(Some(SecondImage { purpose, taken_over: self.wish.taken_over }))
     }
 
     /// Whether `-D` sends this image through the page cache (spec/drivers.md §5.3). What is written
@@ -247,10 +344,14 @@ impl Opening<'_> {
         kind == Kind::Vhd && self.wish.page_cache && !writable && !(parent && self.wish.local_cache)
     }
 
-    fn vhd(&mut self, file: &DirectFile, path: &Path, writable: bool) -> Result<Found, OpenError> {
+    fn vhd(
+        &mut self,
+        file: &DirectFile,
+        path: &Path,
+        writable: bool,
+    ) -> Result<(Found, Option<Box<dyn Cipher>>), OpenError> {
         let opened = vhd_rs::open(file, path, &options(writable))?;
-        self.encryption(path, opened.key_hash.is_some())?;
-        self.passed.uuid(path, opened.footer.uuid)?;
+        let cipher = self.encryption(path, &opened)?;
         if !opened.bad_blocks.is_empty() {
             let (n, first) = (opened.bad_blocks.len(), opened.bad_blocks[0]);
             self.notes.push(format!(
@@ -259,16 +360,23 @@ impl Opening<'_> {
                 path.display()
             ));
         }
-        Ok(Found::Vhd(Box::new(opened)))
+        Ok((Found::Vhd(Box::new(opened)), cipher))
     }
 
     /// An encrypted image without its key would be served as noise.
-    fn encryption(&self, path: &Path, encrypted: bool) -> Result<(), OpenError> {
-        let (errno, why) = match (encrypted, self.wish.key) {
-            (false, false) => return Ok(()),
-            (true, false) => (libc::EINVAL, "is encrypted: open it with its key (open -E)"),
-            (true, true) => (libc::ENOSYS, "is encrypted, which this tapdisk cannot read yet"),
-            (false, true) => {
+    fn encryption(
+        &self,
+        path: &Path,
+        opened: &Opened,
+    ) -> Result<Option<Box<dyn Cipher>>, OpenError> {
+        let (errno, why) = match (&opened.key_hash, &self.wish.key) {
+            (None, None) => return Ok(None),
+            (Some(stored), Some(key)) if vhd_rs::key::fits(stored, key.bytes()) => {
+                return Ok(Some(Box::new(key.cipher())));
+            }
+            (Some(_), Some(_)) => (libc::ENOKEY, "is encrypted with another key"),
+            (Some(_), None) => (libc::EINVAL, "is encrypted: open it with its key (open -E)"),
+            (None, Some(_)) => {
                 (libc::EINVAL, "is not encrypted, but a key was given: open it without -E")
             }
         };
@@ -284,22 +392,47 @@ impl Opening<'_> {
     }
 
     /// All are open and fit: mark the leaf if asked to, and make the drivers.
-    fn finish(self) -> Result<Images, OpenError> {
-        let Opening { wish, layers, notes, .. } = self;
+    fn finish(self, second: Option<SecondImage>) -> Result<Images, OpenError> {
+        let Opening { wish, layers, notes, mirror_failed, .. } = self;
         let (sectors, sector_size) = match layers.first() {
             Some((_, Found::Raw { sectors, sector_size })) => (*sectors, *sector_size),
             Some((_, Found::Vhd(opened))) => (opened.sectors, 512),
             None => return Err(OpenError::new(libc::EINVAL, "a chain of no images")),
         };
+        let log =
+            wish.log.as_ref().map(|name| ChangeLog::open(name.as_path(), sectors)).transpose()?;
         let mut ready = Vec::with_capacity(layers.len());
         let mut wanted = 0;
         for (mut layer, found) in layers {
             wanted += bitmaps(&found);
-            let strict = wish.strict && ready.is_empty() && layer.writable;
+            let strict = wish.strict && layer.writable;
             layer.image = Some(driver(&layer, found, strict)?);
             ready.push(layer);
         }
-        Ok(Images { layers: ready, sectors, sector_size, bitmaps: wanted, notes })
+        let local_cache = wish.local_cache && ready[0].writable;
+        let log = log.map(Arc::new);
+        let layers = ready;
+        Ok(Images {
+            layers,
+            second,
+            log,
+            local_cache,
+            mirror_failed,
+            sectors,
+            sector_size,
+            bitmaps: wanted,
+            notes,
+        })
+    }
+}
+
+impl Found {
+    /// Size of the disk in sectors.
+    fn sectors(&self) -> u64 {
+        match self {
+            Found::Raw { sectors, .. } => *sectors,
+            Found::Vhd(opened) => opened.sectors,
+        }
     }
 }
 
@@ -384,16 +517,40 @@ impl Images {
     /// # Errors
     /// The first write that failed; the files are closed nevertheless.
     pub fn close(mut self) -> Result<(), OpenError> {
-        let leaf = &mut self.layers[0];
-        let Some(image) = leaf.image.as_mut().filter(|_| leaf.writable) else { return Ok(()) };
-        let closing = image.closing();
-        let failed = |e: &std::io::Error| OpenError::io(&leaf.path, "write the end of", e);
-        for (i, (at, bytes)) in closing.writes.iter().enumerate() {
-            leaf.file.write_at(*at, bytes).map_err(|e| failed(&e))?;
-            if let (0, Some(length)) = (i, closing.truncate) {
-                leaf.file.set_len(length).map_err(|e| failed(&e))?;
-            }
+        let mut outcome = Ok(());
+        for layer in self.layers.iter_mut().filter(|layer| layer.writable) {
+            outcome = outcome.and(layer.end());
         }
-        leaf.file.sync().map_err(|e| OpenError::io(&leaf.path, "flush", &e))
+        match &self.log {
+            Some(log) => outcome.and(log.sync()),
+            None => outcome,
+        }
+    }
+
+    /// Whether the disk takes writes.
+    pub fn writable(&self) -> bool {
+        self.layers[0].writable || self.second.is_some_and(|second| second.taken_over)
+    }
+
+    /// Whether the leaf's file system has room for what is read from its parents. A device has.
+    pub fn has_room(&self) -> bool {
+        const ROOM_BYTES: u64 = 2 << 20;
+        match &self.layers[0].file {
+            Medium::Local(leaf) if !leaf.is_device() => {
+                sys::free_bytes(leaf.file()).is_ok_and(|free| free > ROOM_BYTES)
+            }
+            Medium::Local(_) | Medium::Remote(_) => true,
+        }
+    }
+}
+
+impl Layer {
+    /// Writes what the format wants written at the end, and waits until all is on the disk.
+    fn end(&mut self) -> Result<(), OpenError> {
+        let Some(image) = &mut self.image else { return Ok(()) };
+        let closing = image.closing();
+        let applied = closing.apply(&self.file);
+        applied.map_err(|e| OpenError::io(&self.path, "write the end of", &e))?;
+        self.file.sync().map_err(|e| OpenError::io(&self.path, "flush", &e))
     }
 }

@@ -53,6 +53,19 @@ pub fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
     }
 }
 
+/// Bytes that an ordinary process may still take on the file system of a file.
+///
+/// # Errors
+/// Those of `fstatvfs(3)`, such as EIO.
+pub fn free_bytes(file: &File) -> io::Result<u64> {
+    let mut stat = MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the kernel fills the structure, which is plain numbers; the descriptor is borrowed.
+    check(unsafe { libc::fstatvfs(file.as_raw_fd(), stat.as_mut_ptr()) })?;
+    // SAFETY: zeroed numbers are valid, and the call succeeded.
+    let stat = unsafe { stat.assume_init() };
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// Minor and major page faults of the calling thread since it began.
 pub fn faults() -> (u64, u64) {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use mio::{Registry, Waker};
 use slog::{Logger, info, warn};
-use tap_ctl::messages::{ImageInfo, Params, Text};
+use tap_ctl::messages::{ImageInfo, Params, Text, flag};
 use tap_ctl::paths::RunDir;
 
 use crate::formats::{OpenError, Wish};
@@ -75,6 +75,8 @@ pub struct Vbd {
     served: Option<Served>,
     /// Rings that were connected before the disk was opened.
     early_rings: Option<Box<rings::GuestRings>>,
+    /// The mirror failed and was left behind.
+    mirror_failed: bool,
     /// Sectors read and written before the present engine was made.
     secs_before: [u64; 2],
     /// A signal asked for the end.
@@ -82,7 +84,7 @@ pub struct Vbd {
 }
 
 /// What stays in force from OPEN to CLOSE.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Opened {
     wish: Wish,
     timeout_s: u16,
@@ -131,6 +133,7 @@ impl Vbd {
             info: ImageInfo::default(),
             served: None,
             early_rings: None,
+            mirror_failed: false,
             secs_before: [0; 2],
             stopping: false,
         }))
@@ -183,7 +186,8 @@ impl Vbd {
         let before = self.state.rest().ok_or(libc::EBUSY)?;
         info!(env.log, "minor {}: opening {}", self.minor, wish.name);
         let timeout_s = if params.req_timeout > 0 { params.req_timeout } else { 120 };
-        self.wish = Some(Opened { wish, timeout_s });
+        self.mirror_failed = false;
+        self.wish = Some(Opened { wish: wish.clone(), timeout_s });
         let stash = Arc::clone(&env.stash);
         let job = Job::start(&env.waker, move || crate::formats::open(&wish, &stash));
         self.state = State::Opening { job, before };
@@ -213,19 +217,19 @@ impl Vbd {
     pub fn resume(&mut self, env: &Env, params: &Params, extra: &Extra) -> Result<()> {
         let State::Paused { .. } = self.state else { return Err(libc::EINVAL) };
         self.state = State::Paused { resume_failed: true };
-        let opened = self.wish.ok_or_else(|| {
+        let opened = self.wish.clone().ok_or_else(|| {
             let error =
                 OpenError::new(libc::EINVAL, "nothing was open, so there is nothing to resume");
             self.refuse(env, &error)
         })?;
-        wish::check_resume(params, extra, &env.log).map_err(|e| self.refuse(env, &e))?;
-        // The parents that the leaf names now: it may be another leaf, or have others by now.
-        let mut wish = Wish { strict: true, parent: None, ..opened.wish };
-        if !params.path.is_empty() {
-            wish.name = params.path;
+        let wish = wish::resumed(&opened.wish, params, extra);
+        if params.has(flag::SECONDARY) {
+            self.mirror_failed = false;
         }
         // What no second try can mend.
-        crate::formats::parse(wish.name.as_bytes()).map_err(|e| self.refuse(env, &e))?;
+        for name in [Some(wish.name), wish.second].into_iter().flatten() {
+            crate::formats::parse(name.as_bytes()).map_err(|e| self.refuse(env, &e))?;
+        }
         info!(env.log, "minor {}: resuming with {}", self.minor, wish.name);
         self.state = State::Resuming {
             wish: Box::new(wish),

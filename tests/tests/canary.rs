@@ -116,6 +116,10 @@ fn every_planted_bug_is_found() {
     must_find("freed space is used again at once", planted::<SPACE_REUSED_AT_ONCE>);
     must_find("no barrier over a volatile cache", planted::<NO_BARRIER>);
     must_find("a failed change is taken as done", planted::<SUCCESS_AFTER_FAILURE>);
+    must_find("what is read is kept over a later change", |seed| Setup {
+        careless_cache: true,
+        ..Setup::new(seed)
+    });
     must_find("the disk's flush does nothing", |seed| Setup {
         lazy_flush: true,
         ..Setup::new(seed)

@@ -1,5 +1,5 @@
 //! 500 seeds of the simulator with three power cuts each; `SIM_SEEDS=n` and `SIM_FIRST=n` for long runs.
-use tests::sim::{Setup, run};
+use tests::sim::{Ran, Setup, run};
 
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |v| v.parse().expect("a number of seeds"))
@@ -8,17 +8,17 @@ fn number(name: &str, default: u64) -> u64 {
 #[test]
 fn no_seed_loses_a_write_or_gets_stuck() {
     let (first, seeds) = (number("SIM_FIRST", 0), number("SIM_SEEDS", 500));
-    let mut ended = [0; 2];
+    let mut ran = Ran::default();
     for seed in first..first + seeds {
         match run(Setup::new(seed)) {
-            Ok(n) => ended = [ended[0] + n[0], ended[1] + n[1]],
+            Ok(n) => ran.add(n),
             Err(why) => panic!("seed {seed}: {why}"),
         }
     }
-    println!(
-        "{seeds} seeds: {} requests answered, {} of them with an error",
-        ended[0] + ended[1],
-        ended[1]
-    );
-    assert!(ended[0] > seeds * 100, "requests succeed");
+    println!("{seeds} seeds: {ran:?}");
+    assert!(ran.ended[0] > seeds * 100, "requests succeed");
+    if seeds >= 100 {
+        let seen = ran.kept > 0 && ran.taken_over > 0 && ran.mirrors[0] > 0 && ran.mirrors[1] > 0;
+        assert!(seen, "the local cache and every fate of a secondary are seen");
+    }
 }

@@ -3,7 +3,7 @@
 //! two looks are kept out by looking several times before.
 use serde_json::Value;
 use tests::load::Load;
-use tests::rig::{Engine, Rig};
+use tests::rig::{Engine, Rig, Served, files};
 
 const WARM_UP: u32 = 20_000;
 const REQUESTS: u32 = 100_000;
@@ -43,13 +43,17 @@ fn number(stats: &Value, path: &str) -> u64 {
 fn prove(engine: Engine, format: &str, depth: u32) {
     let rig = Rig::new(engine);
     let image = chain(&rig, format, depth);
+    measure(engine, &image, &rig.serve(&image, &[]), REQUESTS);
+}
+
+/// Requests on a disk that is served, and what they cost.
+fn measure(engine: Engine, image: &str, disk: &Served<'_>, requests: u32) {
     let engine = name_of(engine);
-    let disk = rig.serve(&image, &[]);
     let mut load = Load::connect(&disk.socket(), 42).expect("a client");
     load.mixed(WARM_UP, 32).expect("the warm-up");
     (0..5).for_each(|_| drop(disk.stats()));
     let before = disk.stats();
-    load.mixed(REQUESTS, 32).expect("the requests");
+    load.mixed(requests, 32).expect("the requests");
     let after = disk.stats();
     for counter in ["/sealed/allocations", "/faults/major", "/faults/minor"] {
         let (old, new) = (number(&before, counter), number(&after, counter));
@@ -69,10 +73,8 @@ fn prove(engine: Engine, format: &str, depth: u32) {
         all.iter().map(|op| number(stats, &format!("/perf/ops/{op}"))).sum::<u64>()
     };
     let served = ops(&after) - ops(&before);
-    assert!(served >= u64::from(REQUESTS), "{served} requests were served");
-    println!(
-        "{engine} {format} depth {depth}: {served} requests, 0 allocations, 0 faults, {locked} bytes locked"
-    );
+    assert!(served >= u64::from(requests), "{served} requests were served");
+    println!("{engine} {image}: {served} requests, 0 allocations, 0 faults, {locked} bytes locked");
 }
 
 fn name_of(engine: Engine) -> &'static str {
@@ -106,4 +108,37 @@ fn raw_and_vhd_over_raw_on_io_uring() {
 #[test]
 fn raw_and_vhd_over_raw_on_linux_aio() {
     depths(Engine::Aio, "aio");
+}
+
+/// The layers that options put beside the images: log, local cache, mirror, all at once; and encryption.
+fn beside(engine: Engine) {
+    let rig = Rig::new(engine);
+    let path = |name: &str| rig.path(name).display().to_string();
+    files::sparse(&rig.path("log"), 48 + 128);
+    files::poke(&rig.path("log"), 40, &(64_u64 << 20).to_le_bytes());
+    rig.vhd_util(&["create", "-n", "mirror.vhd", "-s", DISK_MIB]).ok();
+    let image = chain(&rig, "vhd", 3);
+    let (log, mirror) = (path("log"), rig.name("vhd", "mirror.vhd"));
+    let (log, cache, mirror) = (["-C", &log], ["-r"], ["-2", &mirror]);
+    let all = [&log[..], &cache, &mirror].concat();
+    for options in [&log[..], &cache, &mirror, &all] {
+        let disk = rig.serve(&image, options);
+        measure(engine, &format!("{image} {options:?}"), &disk, REQUESTS / 4);
+        disk.destroy();
+    }
+    files::unpack("encrypted-512.vhd.gz", &rig.path("e.vhd"));
+    let (image, key) = (rig.name("vhd", "e.vhd"), Vec::from_iter(0..64));
+    let disk = rig.serve_with_key(&image, &key).expect("the key fits");
+    measure(engine, &image, &disk, REQUESTS / 4);
+    disk.destroy();
+}
+
+#[test]
+fn what_stands_beside_images_on_io_uring() {
+    beside(Engine::Uring);
+}
+
+#[test]
+fn what_stands_beside_images_on_linux_aio() {
+    beside(Engine::Aio);
 }

@@ -22,7 +22,21 @@ pub struct Layer<'a> {
 ///
 /// # Errors
 /// Those of the files; EIO where a driver says that the image is corrupt.
-pub fn read(chain: &[Layer<'_>], mut span: Span, mut buf: &mut [u8]) -> io::Result<()> {
+pub fn read(chain: &[Layer<'_>], span: Span, buf: &mut [u8]) -> io::Result<()> {
+    read_with(chain, span, buf, |_, _, _| {})
+}
+
+/// The same, and shows each run to `decode` as it was found, to be changed in place: the number of the layer
+/// (`None` for zeros that no layer holds), its first sector and its bytes. For images whose data is encrypted.
+///
+/// # Errors
+/// As for [`read`].
+pub fn read_with(
+    chain: &[Layer<'_>],
+    mut span: Span,
+    mut buf: &mut [u8],
+    mut decode: impl FnMut(Option<usize>, u64, &mut [u8]),
+) -> io::Result<()> {
     let mut caches: Vec<Cache> = chain.iter().map(|_| Cache::default()).collect();
     while span.count > 0 {
         let (place, count) = find(chain, &mut caches, span)?;
@@ -31,6 +45,7 @@ pub fn read(chain: &[Layer<'_>], mut span: Span, mut buf: &mut [u8]) -> io::Resu
             Some((layer, byte)) => chain[layer].storage.read_exact_at(byte, now)?,
             None => now.fill(0),
         }
+        decode(place.map(|(layer, _)| layer), span.start, now);
         buf = later;
         span = span.skip(count);
     }

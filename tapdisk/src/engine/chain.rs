@@ -1,4 +1,9 @@
-//! The images of one disk, leaf first, read as one.
+//! The images of one disk read as one, and what stands beside them: a secondary, a changed-block log,
+//! the rule that what is read from below is kept in the leaf.
+//!
+//! ```text
+//!   writes ─► log ─► secondary (mirror), then top                reads: order[0] ─► order[1] ─► … ─► zeros
+//! ```
 use image::{Image, Meta, Place, Run, Span, Stop};
 
 use crate::disk::FileId;
@@ -7,6 +12,8 @@ use crate::disk::FileId;
 pub struct Layer {
     /// The format driver.
     pub image: Box<dyn Image>,
+    /// Data of this image is encrypted.
+    pub cipher: Option<Box<dyn Cipher>>,
     /// Sectors this layer answered: read, written.
     pub hits: [u64; 2],
     /// Sectors of these that failed: read, written.
@@ -16,14 +23,59 @@ pub struct Layer {
 impl Layer {
     /// A layer without history.
     pub fn new(image: Box<dyn Image>) -> Layer {
-        Layer { image, hits: [0; 2], fails: [0; 2] }
+        Layer { image, cipher: None, hits: [0; 2], fails: [0; 2] }
     }
+}
+
+/// What encrypts the data of an image, sector by sector, in place. Allocates nothing.
+pub trait Cipher: Send {
+    /// Encrypts whole sectors, the first of which is number `sector` of the disk.
+    fn encrypt(&self, sector: u64, bytes: &mut [u8]);
+    /// The reverse.
+    fn decrypt(&self, sector: u64, bytes: &mut [u8]);
+}
+
+/// Who is told of changes before they are made: the changed-block log.
+pub trait Changes: Send {
+    /// These sectors are about to change. Does not allocate, block on I/O it issues itself, or fail.
+    fn mark(&mut self, span: Span);
+}
+
+/// What a second writable image is for (spec/operations.md §4.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Every change goes there first, then to the top.
+    Mirror,
+    /// It takes over when the top has no space left.
+    Standby,
+}
+
+/// A second writable image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Second {
+    /// Its file.
+    pub file: FileId,
+    /// What for.
+    pub purpose: Purpose,
+    /// It is remote: when it fails the disk goes on without it.
+    pub remote: bool,
+    /// It is read as a layer of the chain, and can take over. A raw or remote mirror is only written: it holds
+    /// every sector, so it would hide what lies below.
+    pub read: bool,
 }
 
 /// The images of one disk; `layers[i]` lies in file `FileId(i)`.
 pub struct Chain {
-    /// Leaf first.
+    /// By file.
     pub layers: Vec<Layer>,
+    /// In the order of reading, top first. A secondary that is only written is not in it.
+    order: Vec<FileId>,
+    /// The second writable image, while it serves its purpose.
+    pub second: Option<Second>,
+    /// Told of every change first.
+    pub changes: Option<Box<dyn Changes>>,
+    /// What is read from below the top is written into it (`-r`).
+    pub local_cache: bool,
 }
 
 /// Where a run was found: the layer and the byte in its file, or nowhere.
@@ -47,12 +99,56 @@ pub trait Views {
 }
 
 impl Chain {
-    /// Size of the disk in sectors.
-    pub fn sectors(&self) -> u64 {
-        self.layers[0].image.sectors()
+    /// A chain of images, leaf first, and nothing else.
+    pub fn new(layers: Vec<Layer>) -> Chain {
+        // Room for a secondary, so that taking over allocates nothing.
+        let mut order = Vec::with_capacity(layers.len() + 1);
+        order.extend((0..layers.len()).map(|i| FileId(i as u8)));
+        Chain { layers, order, second: None, changes: None, local_cache: false }
     }
 
-    /// Where the first sectors of `span` are, from layer `from` down.
+    /// Gives the chain a second writable image, which is one of `layers`. A mirror may hold data that the leaf
+    /// has not, so it is read right below the leaf; a standby is not read until it takes over.
+    pub fn set_second(&mut self, second: Second) {
+        self.order.retain(|file| *file != second.file);
+        if second.purpose == Purpose::Mirror && second.read {
+            self.order.insert(1, second.file);
+        }
+        self.second = Some(second);
+    }
+
+    /// The image that takes writes.
+    pub fn top(&self) -> FileId {
+        self.order[0]
+    }
+
+    /// The images that are read, top first.
+    pub fn order(&self) -> &[FileId] {
+        &self.order
+    }
+
+    /// The secondary takes the place above the old top, whose data stays readable below it; false if there is
+    /// none that can. Allocates nothing: the order has room.
+    pub fn take_over(&mut self) -> bool {
+        let Some(second) = self.second.take_if(|second| second.read) else { return false };
+        match self.order.iter().position(|file| *file == second.file) {
+            Some(at) => self.order[..=at].rotate_right(1),
+            None => self.order.insert(0, second.file),
+        }
+        true
+    }
+
+    /// Size of the disk in sectors.
+    pub fn sectors(&self) -> u64 {
+        self.layers[usize::from(self.order[0].0)].image.sectors()
+    }
+
+    /// How far down the order the layers below `file` begin; all of them if it is not read.
+    pub fn below(&self, file: FileId) -> usize {
+        self.order.iter().position(|f| *f == file).map_or(0, |at| at + 1)
+    }
+
+    /// Where the first sectors of `span` are, from place `from` of the order down.
     ///
     /// # Errors
     /// What the named layer has to have first.
@@ -62,8 +158,8 @@ impl Chain {
         from: usize,
         mut span: Span,
     ) -> Result<(Found, u32), (FileId, Stop)> {
-        for (depth, layer) in self.layers.iter().enumerate().skip(from) {
-            let id = FileId(depth as u8);
+        for &id in self.order.iter().skip(from) {
+            let layer = &self.layers[usize::from(id.0)];
             let sectors = layer.image.sectors();
             // A parent may be shorter than its child: zeros beyond its end (spec/vhd.md §9).
             if span.start >= sectors {

@@ -109,15 +109,24 @@ impl FileState {
     }
 }
 
-/// The flush of the leaf.
-#[derive(Debug, Default)]
+/// The flush of the files that are written.
+#[derive(Debug)]
 pub struct Flushing {
-    /// One is in flight.
-    pub busy: bool,
+    /// Files of the one in flight that are not done.
+    pub parts: u8,
+    /// What came of the others.
+    pub outcome: Result<(), i32>,
     /// Slots that wait for it.
     pub joined: SlotSet,
     /// Slots that wait for the next one.
     pub queued: SlotSet,
+}
+
+impl Default for Flushing {
+    fn default() -> Flushing {
+        let none = SlotSet::EMPTY;
+        Flushing { parts: 0, outcome: Ok(()), joined: none, queued: none }
+    }
 }
 
 /// The views of all layers.

@@ -26,8 +26,8 @@ pub const PLANS_MAX: usize = 2;
 pub const PINS_MAX: usize = 3;
 /// Data operations a slot has in flight at most.
 pub const SLOT_OPS_MAX: u16 = 4;
-/// Operations that belong to no slot: growing the leaf, flushing it.
-pub const SHARED_OPS: u32 = 2;
+/// Operations that belong to no slot: growing and flushing the leaf and a secondary.
+pub const SHARED_OPS: u32 = 4;
 
 /// Sizes of the reserves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

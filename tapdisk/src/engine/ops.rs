@@ -22,8 +22,8 @@ pub enum Owner {
     Meta(BlockId),
     /// The growth of a file.
     Grow(FileId),
-    /// The flush of the leaf.
-    Sync,
+    /// The flush of a file.
+    Sync(FileId),
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -36,6 +36,7 @@ impl<D: Disk> Slots for Engine<D> {
 
     fn start(&mut self, slot: SlotId, request: Request) {
         let wrong = self.wrong(slot, &request);
+        let target = self.first_target();
         self.seq += 1;
         let s = &mut self.slots[usize::from(slot.0)];
         assert!(s.state == State::Filling, "a request is started in a reserved slot");
@@ -45,10 +46,15 @@ impl<D: Disk> Slots for Engine<D> {
             seq: self.seq,
             since: self.now,
             error: wrong,
+            target,
             ..Slot::free()
         };
         self.active += 1;
         self.ready.insert(slot);
+        if wrong.is_none() {
+            self.note_overlaps(slot);
+            self.note_change(&request);
+        }
         let sectors = u64::from(request.span.count);
         match request.verb {
             Verb::Read => self.stats.secs[0] += sectors,
@@ -58,16 +64,12 @@ impl<D: Disk> Slots for Engine<D> {
     }
 
     fn release(&mut self, slot: SlotId) {
-        let s = &mut self.slots[usize::from(slot.0)];
         assert!(
-            matches!(s.state, State::Filling | State::Done),
+            matches!(self.slot(slot).state, State::Filling | State::Done),
             "a slot is given back by its owner"
         );
-        s.state = State::Free;
-        if slot.0 < self.limits.small {
-            self.small_free.push(slot.0);
-        } else {
-            self.large_free.push(slot.0);
+        if !self.keep(slot) {
+            self.free_slot(slot);
         }
     }
 
@@ -94,6 +96,29 @@ impl<D: Disk> Slots for Engine<D> {
 }
 
 impl<D: Disk> Engine<D> {
+    /// Puts a slot back where `reserve` finds it.
+    pub(super) fn free_slot(&mut self, slot: SlotId) {
+        self.slots[usize::from(slot.0)].state = State::Free;
+        if slot.0 < self.limits.small {
+            self.small_free.push(slot.0);
+        } else {
+            self.large_free.push(slot.0);
+        }
+    }
+
+    /// A change is about to be made: the changed-block log knows before any disk does.
+    fn note_change(&mut self, request: &Request) {
+        let (Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. }) = request.verb else {
+            return;
+        };
+        if self.events.taken_over {
+            self.stats.redirected += u64::from(request.span.count);
+        }
+        if let Some(changes) = self.chain.as_mut().and_then(|chain| chain.changes.as_mut()) {
+            changes.mark(request.span);
+        }
+    }
+
     /// The errno of a request that must not reach a driver (spec/drivers.md §3).
     fn wrong(&self, slot: SlotId, request: &Request) -> Option<i32> {
         let span = request.span;

@@ -1,7 +1,9 @@
 //! Slots: what a request in flight is waiting for, as one state.
 use image::{Plan, Span};
 
-use crate::engine::limits::PLANS_MAX;
+use crate::disk::FileId;
+use crate::engine::limits::{LARGE_BYTES, PLANS_MAX};
+use crate::engine::local::Local;
 use crate::transport::{Outcome, Request, Verb};
 
 /// Where a slot is. A request waits while `pending` is not 0; the state says what comes then.
@@ -35,6 +37,12 @@ pub struct Slot {
     pub state: State,
     /// What it works on.
     pub request: Request,
+    /// The image that a change goes to now.
+    pub target: FileId,
+    /// Sectors of the buffer that are encrypted for the target, as bits.
+    pub coded: u128,
+    /// What the local cache knows of it.
+    pub local: Local,
     /// Sectors of the request that are mapped or planned.
     pub cursor: u32,
     /// Things it waits for.
@@ -64,6 +72,9 @@ impl Slot {
         Slot {
             state: State::Free,
             request,
+            target: FileId(0),
+            coded: 0,
+            local: Local::default(),
             cursor: 0,
             pending: 0,
             ops: 0,
@@ -82,6 +93,15 @@ impl Slot {
         self.request.span.skip(self.cursor)
     }
 
+    /// The next part to change: what is left, or of it the next run that the local cache wants.
+    pub fn piece(&self) -> Span {
+        let rest = self.rest();
+        if !self.local.writing {
+            return rest;
+        }
+        rest.first((self.local.wanted() >> self.cursor).trailing_ones())
+    }
+
     /// Whether the engine works on it.
     pub fn active(&self) -> bool {
         !matches!(self.state, State::Free | State::Filling | State::Done)
@@ -94,4 +114,12 @@ impl Slot {
             Verb::Read | Verb::Flush | Verb::Status => false,
         }
     }
+}
+
+/// Sectors of a slot's buffer, as bits.
+pub fn sectors_mask(first: u32, count: u32) -> u128 {
+    const SECTORS_MAX: u32 = u128::BITS;
+    const { assert!(LARGE_BYTES / 512 == SECTORS_MAX, "a bit for each sector of a buffer") };
+    assert!(first + count <= SECTORS_MAX, "sectors {first}+{count} lie in a buffer");
+    if count == 0 { 0 } else { (u128::MAX >> (SECTORS_MAX - count)) << first }
 }

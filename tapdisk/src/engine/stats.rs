@@ -12,6 +12,8 @@ pub struct Stats {
     pub bytes: [u64; 2],
     /// Sectors asked for since attach: read, write (the `secs` of `tap-ctl stats`).
     pub secs: [u64; 2],
+    /// Sectors written to a secondary that has taken over.
+    pub redirected: u64,
     /// Requests that failed.
     pub errors: u64,
     /// Latency histograms of reads and writes.
@@ -26,6 +28,7 @@ impl Default for Stats {
             ops: [0; 5],
             bytes: [0; 2],
             secs: [0; 2],
+            redirected: 0,
             errors: 0,
             latency: [[0; BUCKETS]; 2],
             turns: 0,

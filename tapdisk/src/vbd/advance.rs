@@ -62,7 +62,8 @@ impl Vbd {
             }
         };
         self.note(env, &images);
-        let opened = self.wish.expect("what is being opened was asked for");
+        let opened = self.wish.clone().expect("what is being opened was asked for");
+        self.mirror_failed |= images.mirror_failed;
         let found = info(&images);
         match Served::start(env, (self.minor, self.token), &opened, images) {
             Ok(served) => {
@@ -85,6 +86,15 @@ impl Vbd {
         let Some(served) = &mut self.served else { return self.arrive(env, goal, Ok(())) };
         if !served.idle() {
             return (State::Draining { goal }, None);
+        }
+        let events = served.engine.events();
+        if let Some(opened) = &mut self.wish {
+            opened.wish.taken_over |= events.taken_over;
+            if events.mirror_lost.is_some() {
+                // Not tried again until a new one is named.
+                opened.wish.second = None;
+                self.mirror_failed = true;
+            }
         }
         match served.take_out() {
             Some(images) => (shut(env, images, goal), None),
@@ -147,7 +157,8 @@ impl Vbd {
         match job.take() {
             None => (State::Resuming { wish, tries, step: Step::Try(job) }, None),
             Some(Ok(images)) => {
-                self.resumed(env, images, Opened { wish: *wish, ..self.wish.expect("it was open") })
+                let timeout_s = self.wish.as_ref().expect("it was open").timeout_s;
+                self.resumed(env, images, Opened { wish: *wish, timeout_s })
             }
             Some(Err(error)) if tries < TRIES_MAX => {
                 info!(
@@ -167,6 +178,7 @@ impl Vbd {
     /// The images are open again: they must be the same disk.
     fn resumed(&mut self, env: &Env, images: Images, opened: Opened) -> Next {
         self.note(env, &images);
+        self.mirror_failed |= images.mirror_failed;
         let (had, has) = (self.info, info(&images));
         let fail = |errno| Goal::Fail { errno, rest: Rest::Paused { resume_failed: true } };
         if had != has {

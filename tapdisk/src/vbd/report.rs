@@ -12,6 +12,9 @@ use crate::sealed;
 use crate::stats_json::Json;
 use crate::sys;
 
+/// Numbers of the layers that have no image (spec/drivers.md §1).
+const LOG_TYPE: u32 = 9;
+const LOCAL_CACHE_TYPE: u32 = 11;
 /// Requests the original's drivers have at most (spec/drivers.md §4); readers know the number.
 const REQUESTS_MAX: u64 = 352;
 
@@ -19,15 +22,18 @@ impl Vbd {
     /// The object of STATS: the original's members (spec/tap-ctl.md §5), then ours.
     pub fn stats(&self, env: &Env, j: &mut Json) {
         let served = self.served.as_ref();
-        let name = self.wish.map_or("(null)".into(), |opened| opened.wish.name.to_string());
-        let caching = self.wish.is_some_and(|opened| opened.wish.page_cache);
+        let opened = self.wish.as_ref();
+        let name = opened.map_or("(null)".into(), |opened| opened.wish.name.to_string());
+        let caching = opened.is_some_and(|opened| opened.wish.page_cache);
+        let redirected = served.map_or(0, |served| served.engine.stats().redirected);
+        let lost = served.is_some_and(|served| served.engine.events().mirror_lost.is_some());
         let active = served.map_or(0, |served| served.engine.active());
         j.object(|j| {
             j.key("name").string(&name);
             j.numbers("secs", &self.secs());
             j.key("images").array(|j| served.into_iter().for_each(|served| images(served, j)));
-            j.member("FIXME_enospc_redirect_count", 0);
-            j.member("nbd_mirror_failed", 0);
+            j.member("FIXME_enospc_redirect_count", redirected);
+            j.member("nbd_mirror_failed", u32::from(lost || self.mirror_failed));
             j.member("reqs_outstanding", active);
             j.key("read_caching").string(if caching { "true" } else { "false" });
             if let Some(served) = served {
@@ -69,10 +75,35 @@ impl Vbd {
 /// One object for each open image, leaf first.
 fn images(served: &Served, j: &mut Json) {
     let (Some(images), Some(chain)) = (&served.images, served.engine.chain()) else { return };
-    for (i, (layer, driver)) in images.layers.iter().zip(&chain.layers).enumerate() {
+    if let Some(log) = &images.log {
+        filter((&log.path().to_string_lossy(), "log", LOG_TYPE), j);
+    }
+    let unread = chain.second.filter(|second| second.purpose == chain::Purpose::Mirror);
+    let unread = unread.map(|second| second.file).filter(|file| !chain.order().contains(file));
+    let (top, rest) = (&chain.order()[..1], &chain.order()[1..]);
+    for (i, file) in top.iter().chain(&unread).chain(rest).enumerate() {
+        let (layer, driver) =
+            (&images.layers[usize::from(file.0)], &chain.layers[usize::from(file.0)]);
         let pending = if i == 0 { u64::from(served.engine.active()) } else { 0 };
         image((&layer.path.to_string_lossy(), layer.kind), driver, pending, j);
+        if i == 0 && images.local_cache {
+            filter((&layer.path.to_string_lossy(), "lc", LOCAL_CACHE_TYPE), j);
+        }
     }
+}
+
+/// A layer without data of its own.
+fn filter((path, name, number): (&str, &str, u32), j: &mut Json) {
+    j.object(|j| {
+        j.key("name").string(path);
+        j.numbers("hits", &[0; 2]);
+        j.numbers("fail", &[0; 2]);
+        j.key("driver").object(|j| {
+            j.member("type", number);
+            j.key("name").string(name);
+            j.member("status", "null");
+        });
+    });
 }
 
 fn image((path, kind): (&str, Kind), layer: &chain::Layer, pending: u64, j: &mut Json) {

@@ -18,10 +18,10 @@ use crate::disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
 use crate::disk::probe::{AnyDisk, choose};
 use crate::disk::remote::{Peer, Remote};
 use crate::disk::{Disk, FileId};
-use crate::engine::chain::{Chain, Layer};
+use crate::engine::chain::{Chain, Layer, Second};
 use crate::engine::limits::Limits;
 use crate::engine::{Engine, Policy};
-use crate::formats::{Images, Kind, LAYERS_MAX, OpenError};
+use crate::formats::{Images, Kind, LAYERS_MAX, Marks, OpenError};
 use crate::memory::Memory;
 use crate::pool::{Arena, Locked};
 use crate::sys;
@@ -58,6 +58,8 @@ pub struct Served {
     warned: bool,
     /// What the disk engine said last when it refused a call, and whether the log knows.
     disk_failed: Option<(i32, bool)>,
+    /// Management has been told that the secondary took over.
+    told_takeover: bool,
 }
 
 impl Served {
@@ -117,6 +119,7 @@ impl Served {
             watched: (0, 0),
             warned: false,
             disk_failed: None,
+            told_takeover: false,
         };
         match served.put_in(images, opened) {
             Ok(()) => Ok(served),
@@ -146,19 +149,20 @@ impl Served {
             let text = format!("the disk engine does not take the files: {error}");
             return Err((OpenError::new(errno, text), images));
         }
-        let drivers = images.layers.iter_mut().filter_map(|layer| layer.image.take());
-        let chain = Chain { layers: drivers.map(Layer::new).collect() };
+        let chain = chain(&mut images);
         let policy = Policy {
-            read_only: !images.layers[0].writable,
+            read_only: !images.writable(),
             barriers: barriers(),
             timeout_s: opened.timeout_s,
             sector_size: images.sector_size,
         };
         self.engine.attach(chain, &infos, policy);
+        self.engine.set_room(images.has_room());
         self.nbd.resume(export(&images));
         if let Some(rings) = &mut self.rings {
             rings.resume();
         }
+        self.told_takeover = false;
         self.images = Some(images);
         self.faults = sys::faults();
         Ok(())
@@ -170,6 +174,7 @@ impl Served {
         let chain = self.engine.detach().expect("open images are under the engine");
         for (layer, driver) in images.layers.iter_mut().zip(chain.layers) {
             layer.image = Some(driver.image);
+            layer.cipher = driver.cipher;
         }
         // The kernel lets go of the files, so that closing them really closes them.
         let _ = self.engine.disk().set_files(&[]);
@@ -216,7 +221,7 @@ impl Served {
             let again = self.engine.step(now);
             let finished = self.finish();
             let pending = self.kick();
-            more = again || pending || (arrived && finished);
+            more = again || self.engine.has_ready() || pending || (arrived && finished);
             if !more {
                 break;
             }
@@ -306,6 +311,9 @@ impl Served {
                 );
             }
         }
+        if self.engine.events().taken_over && !std::mem::replace(&mut self.told_takeover, true) {
+            takeover(env, minor);
+        }
         while let Some(notice) = self.nbd.take_notice() {
             info!(env.log, "minor {minor}: nbd {notice:?}");
         }
@@ -333,6 +341,45 @@ impl Served {
             rings.tick();
         }
         self.engine.disk().inner().tick(now);
+        if let Some(images) = self.images.as_ref().filter(|_| self.engine.keeps_reads()) {
+            self.engine.set_room(images.has_room());
+        }
+    }
+}
+
+/// The chain of open images; their drivers are lent to it.
+fn chain(images: &mut Images) -> Chain {
+    let layers = images.layers.iter_mut().filter_map(|layer| {
+        let image = layer.image.take()?;
+        Some(Layer { cipher: layer.cipher.take(), ..Layer::new(image) })
+    });
+    let mut chain = Chain::new(layers.collect());
+    if let (Some(second), Some(last)) = (images.second, images.layers.len().checked_sub(1)) {
+        let file = FileId(u8::try_from(last).expect("a file is named by eight bits"));
+        let kind = images.layers[last].kind;
+        let (read, remote) = (kind == Kind::Vhd, kind == Kind::Nbd);
+        chain.set_second(Second { file, purpose: second.purpose, remote, read });
+        if second.taken_over {
+            chain.take_over();
+        }
+    }
+    let log = images.log.clone();
+    chain.changes = log.map(|log| Box::new(Marks(log)) as Box<dyn crate::engine::chain::Changes>);
+    chain.local_cache = images.local_cache;
+    chain
+}
+
+/// The leaf has no space left and the secondary took over: a file tells management, which neither the
+/// original nor we ever look at (spec/operations.md §4.4).
+fn takeover(env: &Env, minor: u16) {
+    let path = env.run.enospc(minor);
+    warn!(
+        env.log,
+        "minor {minor}: the leaf has no space left, the secondary takes the writes now; {} says so",
+        path.display()
+    );
+    if let Err(error) = std::fs::File::create(&path) {
+        warn!(env.log, "minor {minor}: cannot make {}: {error}", path.display());
     }
 }
 
@@ -345,7 +392,7 @@ fn export(images: &Images) -> Export {
     Export {
         sectors: images.sectors,
         sector_size: images.sector_size,
-        read_only: !images.layers[0].writable,
+        read_only: !images.writable(),
         // What a server does with zeros is not known.
         fast_zero: images.layers[0].kind != Kind::Nbd,
     }

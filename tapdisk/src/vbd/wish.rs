@@ -3,12 +3,13 @@
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use slog::{Logger, info};
 use tap_ctl::messages::{Params, Text, flag};
 use tap_ctl::paths::RunDir;
 
-use crate::formats::{OpenError, Wish};
+use crate::formats::{Key, OpenError, Wish};
 
 /// What may follow the message of OPEN and RESUME.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -33,13 +34,9 @@ impl Drop for Extra {
 /// # Errors
 /// ENOSYS for what is not supported; ENOENT, EINVAL and EPERM where the original gives them first.
 pub fn wish(params: &Params, extra: &Extra, run: &RunDir, log: &Logger) -> Result<Wish, OpenError> {
-    check_layers(params, extra)?;
     let parent = params.parent().map(|minor| parent_socket(run, minor)).transpose()?;
     if params.has(flag::VHD_INDEX) {
         return Err(OpenError::new(libc::ENOSYS, "VHD indexes are not supported"));
-    }
-    if params.has(flag::ADD_LCACHE) {
-        info!(log, "open -r: what is read from the parents is not copied into the leaf, only read");
     }
     if params.has(flag::ADD_CACHE) {
         info!(
@@ -49,7 +46,11 @@ pub fn wish(params: &Params, extra: &Extra, run: &RunDir, log: &Logger) -> Resul
     }
     Ok(Wish {
         name: params.path,
-        key: params.has(flag::OPEN_ENCRYPTED),
+        key: key(params, extra)?,
+        second: second(params),
+        standby: params.has(flag::STANDBY),
+        taken_over: false,
+        log: extra.log_path,
         read_only: params.has(flag::RDONLY),
         page_cache: params.has(flag::NO_O_DIRECT),
         local_cache: params.has(flag::ADD_LCACHE),
@@ -58,36 +59,37 @@ pub fn wish(params: &Params, extra: &Extra, run: &RunDir, log: &Logger) -> Resul
     })
 }
 
-/// What RESUME may bring beside a path.
-///
-/// # Errors
-/// As for [`wish`].
-pub fn check_resume(params: &Params, extra: &Extra, log: &Logger) -> Result<(), OpenError> {
-    if params.has(flag::SECONDARY) && params.secondary.as_bytes() == b"null" {
-        info!(log, "unpause -2 null: there is no secondary to remove");
+/// The wish of a RESUME: what was open, with what the request changes (spec/control-socket.md §5.6).
+pub fn resumed(before: &Wish, params: &Params, extra: &Extra) -> Wish {
+    // The parents that the leaf names now: it may be another leaf, or have others by now.
+    let mut wish = Wish { strict: true, log: extra.log_path, parent: None, ..before.clone() };
+    if !params.path.is_empty() {
+        wish.name = params.path;
+        if wish.taken_over {
+            // The secondary has become the disk; with another leaf its part is over.
+            wish.taken_over = false;
+            wish.second = None;
+        }
     }
-    check_layers(params, extra)
+    if params.has(flag::SECONDARY) && !params.secondary.is_empty() {
+        wish.second = second(params);
+        wish.taken_over = false;
+    }
+    wish
 }
 
-/// The secondary and the changed-block log.
-fn check_layers(params: &Params, extra: &Extra) -> Result<(), OpenError> {
-    let secondary = params.has(flag::SECONDARY) && !params.secondary.is_empty();
-    if secondary && params.secondary.as_bytes() != b"null" {
-        let text = format!("-2 {}: secondary images are not supported yet", params.secondary);
-        return Err(OpenError::new(libc::ENOSYS, text));
+/// The secondary; "null" is none.
+fn second(params: &Params) -> Option<Text> {
+    let named = params.has(flag::SECONDARY) && !params.secondary.is_empty();
+    (named && params.secondary.as_bytes() != b"null").then_some(params.secondary)
+}
+
+fn key(params: &Params, extra: &Extra) -> Result<Option<Arc<Key>>, OpenError> {
+    if !params.has(flag::OPEN_ENCRYPTED) {
+        return Ok(None);
     }
-    match extra.log_path {
-        None => Ok(()),
-        // What the original gives for any failure with the log.
-        Some(path) if !path.as_path().is_file() => Err(OpenError::new(
-            libc::EPERM,
-            format!("-C {path}: the log is missing; make it with cbt-util create"),
-        )),
-        Some(path) => Err(OpenError::new(
-            libc::ENOSYS,
-            format!("-C {path}: changed-block logs are not supported yet"),
-        )),
-    }
+    let bytes = extra.key.clone().unwrap_or_default();
+    Key::new(bytes).map(|key| Some(Arc::new(key)))
 }
 
 /// `-e`: the other disk is found by its socket (spec/operations.md §4.3). A tapdisk that was killed leaves its

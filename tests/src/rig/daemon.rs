@@ -136,6 +136,28 @@ impl Rig {
         Ok(Served { rig: self, pid, minor, ended: Cell::new(false) })
     }
 
+    /// Serves an image with a key, step by step as a storage manager does it, or tells how the open ended.
+    ///
+    /// # Errors
+    /// What `tap-ctl open` did; nothing is left then.
+    #[track_caller]
+    pub fn serve_with_key(&self, image: &str, key: &[u8]) -> Result<Served<'_>, Outcome> {
+        let pid = self.tap_ctl(&["spawn"]).ok().out.trim_end().to_owned();
+        let path = self.tap_ctl(&["allocate"]).ok().out;
+        let minor = path.trim_end().rsplit('-').next().expect("a path ends with the minor");
+        let disk = ["-p", &pid, "-m", minor];
+        self.tap_ctl(&[&["attach"], &disk[..]].concat()).ok();
+        let opened = self.tap_ctl_with(&[&["open"], &disk[..], &["-a", image, "-E"]].concat(), key);
+        if opened.code != 0 {
+            self.tap_ctl(&[&["detach"], &disk[..]].concat()).ok();
+            self.tap_ctl(&["free", "-m", minor]).ok();
+            return Err(opened);
+        }
+        let pid = pid.parse().expect("spawn prints a pid");
+        let minor = minor.parse().expect("a minor is a number");
+        Ok(Served { rig: self, pid, minor, ended: Cell::new(false) })
+    }
+
     /// The daemon that has a minor.
     pub fn pid_of(&self, minor: u16) -> Option<i32> {
         let listed = self.tap_ctl(&["list", "-m", &minor.to_string()]).ok();

@@ -9,6 +9,7 @@
 pub mod disk;
 pub mod model;
 pub mod rng;
+mod stack;
 pub mod world;
 
-pub use world::{Setup, run};
+pub use world::{Ran, Setup, run};

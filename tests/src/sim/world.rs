@@ -4,8 +4,9 @@ use std::path::Path;
 
 use image::blocking;
 use image::{Image, MemStorage, Span};
+use tapdisk::disk::FileId;
 use tapdisk::disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
-use tapdisk::engine::chain::{Chain, Layer};
+use tapdisk::engine::chain::{self, Chain, Layer, Purpose};
 use tapdisk::engine::limits::Limits;
 use tapdisk::engine::{Engine, FileInfo, Policy};
 use tapdisk::transport::{Outcome, Request, SlotId, Slots, Verb};
@@ -15,6 +16,7 @@ use vhd_rs::{DiskType, Footer, Header, OpenOptions};
 use super::disk::{Faults, SimDisk, SimFile};
 use super::model::{ANY, Ended, Model, ZERO, fill, parse};
 use super::rng::Rng;
+use super::stack::Stack;
 
 /// Wraps the leaf's driver; the canary plants its bugs here.
 pub type Wrap = fn(Box<dyn Image>) -> Box<dyn Image>;
@@ -36,6 +38,8 @@ pub struct Setup {
     pub large_sectors: Option<bool>,
     /// Rewrites of parts of large sectors lock them (false: a planted bug).
     pub locks: bool,
+    /// The local cache forgets which sectors were changed meanwhile (a planted bug).
+    pub careless_cache: bool,
 }
 
 impl Setup {
@@ -49,6 +53,7 @@ impl Setup {
             lazy_flush: false,
             large_sectors: None,
             locks: true,
+            careless_cache: false,
         }
     }
 }
@@ -84,15 +89,41 @@ pub struct World {
     churn: bool,
     spot: u64,
     at_work: HashMap<SlotId, (Request, u64, u64)>,
+    stack: Stack,
+    mirror_lost: bool,
+    ran: Ran,
+}
+
+/// What a seed has seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ran {
     /// Requests that ended well and badly.
     pub ended: [u64; 2],
+    /// Sectors kept by the local cache.
+    pub kept: u64,
+    /// Secondaries that took over.
+    pub taken_over: u64,
+    /// Remote mirrors that were left behind, and those that were compared at the end.
+    pub mirrors: [u64; 2],
+}
+
+impl Ran {
+    /// Adds another seed.
+    pub fn add(&mut self, other: Ran) {
+        for i in 0..2 {
+            self.ended[i] += other.ended[i];
+            self.mirrors[i] += other.mirrors[i];
+        }
+        self.kept += other.kept;
+        self.taken_over += other.taken_over;
+    }
 }
 
 /// Runs a seed.
 ///
 /// # Errors
 /// A sentence about the first broken promise.
-pub fn run(setup: Setup) -> Result<[u64; 2], String> {
+pub fn run(setup: Setup) -> Result<Ran, String> {
     let mut world = World::new(setup)?;
     // Hot seeds: many short lives, with requests that fight for the same few sectors of a fresh place.
     let (cuts, requests) =
@@ -104,7 +135,9 @@ pub fn run(setup: Setup) -> Result<[u64; 2], String> {
     world.live(setup.requests)?;
     world.drain()?;
     world.verify_all("at the end", false)?;
-    Ok(world.ended)
+    world.verify_mirror()?;
+    world.note_events();
+    Ok(world.ran)
 }
 
 impl World {
@@ -146,7 +179,18 @@ impl World {
             lazy_flush: setup.lazy_flush,
         };
         let volatile = rng.one_in(2);
-        let files = vec![SimFile::new(bytes, device)];
+        let mut files = vec![SimFile::new(bytes, device)];
+        let mut formats = vec![format];
+        let stack = Stack::new(setup.seed, sectors);
+        if let Some(second) = stack.second {
+            let format = if second.remote { Format::Raw } else { Format::Dynamic };
+            let bytes = match format {
+                Format::Raw => vec![0; sectors as usize * 512],
+                _ => dynamic(sectors, None, false, 1 << 40),
+            };
+            files.push(SimFile::new(bytes, second.remote));
+            formats.push(format);
+        }
         let mut large = Rng::new(setup.seed ^ 4096);
         let large_sectors = large.one_in(3);
         // One buffer is enough, and hard.
@@ -154,8 +198,17 @@ impl World {
         let mut world = World {
             setup,
             engine: no_engine(limits),
-            model: Model::new(&vec![initial; sectors as usize]),
-            formats: vec![format],
+            // The zeros that an encrypted fixed image is made of read as noise.
+            model: Model::new(&vec![
+                if stack.encrypted && format == Format::Fixed {
+                    ANY
+                } else {
+                    initial
+                };
+                sectors as usize
+            ]),
+            formats: formats.clone(),
+            stack,
             limits,
             volatile,
             faults,
@@ -169,10 +222,12 @@ impl World {
             churn: rng.one_in(4),
             spot: 0,
             at_work: HashMap::new(),
-            ended: [0; 2],
+            mirror_lost: false,
+            ran: Ran::default(),
             rng,
         };
-        let files = files.into_iter().map(|file| world.unit(file, format)).collect();
+        let files =
+            files.into_iter().zip(formats).map(|(file, format)| world.unit(file, format)).collect();
         world.open(files)?;
         Ok(world)
     }
@@ -199,12 +254,32 @@ impl World {
             disk.without_locks();
         }
         self.engine = Engine::new(disk, self.limits);
-        let layers = chain
-            .into_iter()
-            .enumerate()
-            .map(|(i, image)| Layer::new(if i == 0 { (self.setup.wrap)(image) } else { image }));
+        let last = chain.len() - 1;
+        let layers =
+            chain.into_iter().enumerate().zip(&self.formats).map(|((i, image), format)| {
+                let image = if i == 0 { (self.setup.wrap)(image) } else { image };
+                let cipher = self.stack.cipher().filter(|_| *format != Format::Raw);
+                let cipher = cipher.map(|cipher| Box::new(cipher) as Box<dyn chain::Cipher>);
+                Layer { cipher, ..Layer::new(image) }
+            });
+        let mut chain = Chain::new(layers.collect());
+        if let Some(second) = self.stack.second {
+            let (purpose, remote) = (second.purpose, second.remote);
+            let file = FileId(last as u8);
+            chain.set_second(chain::Second { file, purpose, remote, read: !remote });
+            if second.taken_over {
+                chain.take_over();
+            }
+        }
+        chain.local_cache = self.stack.local_cache;
+        chain.changes = Some(Box::new(self.stack.marked.clone()));
+        self.stack.mirrored.fill(false);
         let policy = Policy { barriers: self.volatile, timeout_s: 600, ..Policy::default() };
-        self.engine.attach(Chain { layers: layers.collect() }, &infos, policy);
+        self.engine.attach(chain, &infos, policy);
+        self.engine.set_room(true);
+        if self.setup.careless_cache {
+            self.engine.forget_overlaps();
+        }
         Ok(())
     }
 
@@ -224,8 +299,8 @@ impl World {
                     return Ok(Box::new(raw::Raw::new(self.sectors, file.device)));
                 }
                 let storage = MemStorage::new(file.bytes.clone(), file.device);
-                let options =
-                    OpenOptions { read_only: i > 0, for_io: true, ..OpenOptions::default() };
+                let read_only = i > 0 && !(self.stack.second.is_some() && i == files.len() - 1);
+                let options = OpenOptions { read_only, for_io: true, ..OpenOptions::default() };
                 let opened = vhd_rs::open(&storage, Path::new("sim.vhd"), &options)
                     .map_err(|e| format!("layer {i} does not open: {e}"))?;
                 if !opened.bad_blocks.is_empty() {
@@ -243,17 +318,24 @@ impl World {
     /// Pause, a new leaf on top or the same one again, unpause.
     fn pause(&mut self) -> Result<(), String> {
         self.drain()?;
+        self.note_events();
         let mut chain = self.engine.detach().expect("a chain was attached");
         let mut files = std::mem::take(&mut self.engine.disk().inner().files);
-        let closing = chain.layers[0].image.closing();
-        let storage = MemStorage::new(std::mem::take(&mut files[0].bytes), files[0].device);
-        closing.apply(&storage).map_err(|e| format!("closing: {e}"))?;
-        // A close ends with a flush.
-        let unit = files[0].unit;
-        files[0] = SimFile::new(storage.into_inner(), files[0].device).with_unit(unit);
+        let second = chain.layers.len() - 1;
+        let written = if self.stack.second.is_some() { vec![0, second] } else { vec![0] };
+        for i in written {
+            let closing = chain.layers[i].image.closing();
+            let storage = MemStorage::new(std::mem::take(&mut files[i].bytes), files[i].device);
+            closing.apply(&storage).map_err(|e| format!("closing: {e}"))?;
+            // A close ends with a flush.
+            let unit = files[i].unit;
+            files[i] = SimFile::new(storage.into_inner(), files[i].device).with_unit(unit);
+        }
+        self.drop_lost(&mut files);
         let now = self.model.tick();
         self.model.flush(now);
-        if self.formats.len() < 5 && self.rng.one_in(2) {
+        let taken_over = self.stack.second.is_some_and(|second| second.taken_over);
+        if self.formats.len() < 5 && self.rng.one_in(2) && !taken_over {
             let parent = (self.formats[0] != Format::Raw).then(|| uuid_of(&files[0].bytes));
             let device = self.rng.one_in(3);
             let bytes = dynamic(self.sectors, Some(parent), device, self.value);
@@ -265,9 +347,16 @@ impl World {
     }
 
     fn power_cut(mut self) -> Result<World, String> {
+        self.note_events();
         let engine = std::mem::replace(&mut self.engine, no_engine(self.limits));
-        let (files, _) = engine.into_disk().into_inner().power_cut();
+        let (mut files, _) = engine.into_disk().into_inner().power_cut();
         self.at_work.clear();
+        self.drop_lost(&mut files);
+        if self.stack.stale_mirror() {
+            let last = files.pop().expect("the mirror is a file");
+            let bytes = dynamic(self.sectors, None, false, 1 << 40);
+            files.push(SimFile::new(bytes, false).with_unit(last.unit));
+        }
         self.open(files)?;
         let values = self.verify_all("after a power cut", true)?;
         self.model = Model::new(&values);
@@ -285,6 +374,7 @@ impl World {
                 _ => self.engine.disk().inner().complete_one(),
             }
             self.turn()?;
+            self.engine.set_room(true);
             if self.rng.one_in(150) {
                 self.pause()?;
             }
@@ -355,7 +445,7 @@ impl World {
             Verb::Discard { .. } => {
                 // On a device anything may be there afterwards, on a file the old or zeros.
                 let device = self.engine.disk_ref().inner_ref().files[0].device;
-                self.model.begin(range, if device { ANY } else { ZERO });
+                self.model.begin(range, self.stack.discarded(device));
                 start = self.model.time;
             }
             Verb::Read => self.engine.buffer_mut(slot).fill(0xcc),
@@ -403,7 +493,8 @@ impl World {
         if request.mark != value {
             return Err("the answer to another request".into());
         }
-        self.ended[usize::from(outcome.is_err())] += 1;
+        self.ran.ended[usize::from(outcome.is_err())] += 1;
+        self.note_change(request, outcome)?;
         let range = request.span.start..request.span.end();
         let ok = |fua: bool| match (outcome, fua) {
             (Err(_), _) => Ended::Failed,
@@ -419,11 +510,12 @@ impl World {
             Verb::Flush | Verb::Read | Verb::Status => {}
         }
         if outcome.is_err() && self.faults.eio == 0 && self.faults.nospace == 0 {
-            let full =
-                outcome == Err(libc::ENOSPC) && self.engine.disk_ref().inner_ref().files[0].device;
+            let devices = self.engine.disk_ref().inner_ref().files.iter().any(|f| f.device);
+            let full = outcome == Err(libc::ENOSPC) && devices;
             // What is to be quick fails where nothing quick is possible.
             let quick = matches!(request.verb, Verb::Zero { fast: true, .. });
-            let slow = outcome == Err(libc::EOPNOTSUPP) && quick && self.faults.no_zero;
+            let cannot = self.faults.no_zero || self.stack.encrypted;
+            let slow = outcome == Err(libc::EOPNOTSUPP) && quick && cannot;
             if !full && !slow {
                 return Err(format!("{request:?} failed without a fault: {outcome:?}"));
             }
@@ -480,14 +572,19 @@ impl World {
         let images = self.chain_of(&files)?;
         let stores: Vec<MemStorage> =
             files.iter().map(|f| MemStorage::new(f.bytes.clone(), f.device)).collect();
-        let layers: Vec<blocking::Layer<'_>> = images
-            .iter()
-            .zip(&stores)
-            .map(|(image, storage)| blocking::Layer { image: &**image, storage })
-            .collect();
+        let layer = |i: usize| blocking::Layer { image: &*images[i], storage: &stores[i] };
+        let layers: Vec<blocking::Layer<'_>> =
+            self.stack.order(files.len()).into_iter().map(layer).collect();
         let mut buf = vec![0; self.sectors as usize * 512];
         let span = Span { start: 0, count: self.sectors as u32 };
-        blocking::read(&layers, span, &mut buf).map_err(|e| format!("{when}: {e}"))?;
+        let (cipher, order) = (self.stack.cipher(), self.stack.order(files.len()));
+        let decode = |layer: Option<usize>, first: u64, bytes: &mut [u8]| {
+            let encrypted = layer.is_some_and(|i| self.formats[order[i]] != Format::Raw);
+            if let Some(cipher) = cipher.as_ref().filter(|_| encrypted) {
+                cipher.decrypt(first, bytes);
+            }
+        };
+        blocking::read_with(&layers, span, &mut buf, decode).map_err(|e| format!("{when}: {e}"))?;
         let values: Vec<u64> =
             (0..self.sectors).map(|s| parse(&buf[s as usize * 512..][..512], s)).collect();
         for (s, value) in (0..).zip(&values) {
@@ -497,6 +594,66 @@ impl World {
             }
         }
         Ok(values)
+    }
+}
+
+impl World {
+    // ---- what stands beside the chain --------------------------------------------------------------
+
+    /// What happened to the secondary since the last look.
+    fn note_events(&mut self) {
+        self.ran.kept += self.engine.kept_sectors();
+        let events = self.engine.events();
+        self.mirror_lost = events.mirror_lost.is_some();
+        let Some(second) = &mut self.stack.second else { return };
+        if events.taken_over && !second.taken_over {
+            second.taken_over = true;
+            self.ran.taken_over += 1;
+        }
+    }
+
+    /// A remote mirror that failed is not opened again.
+    fn drop_lost(&mut self, files: &mut Vec<SimFile>) {
+        if std::mem::take(&mut self.mirror_lost) {
+            files.pop();
+            self.formats.pop();
+            self.stack.second = None;
+            self.ran.mirrors[0] += 1;
+        }
+    }
+
+    /// A change is answered: it was marked before, and if it went well it is in the mirror.
+    fn note_change(&mut self, request: &Request, outcome: Outcome) -> Result<(), String> {
+        let (Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. }) = request.verb else {
+            return Ok(());
+        };
+        if !self.stack.marked.all(request.span) {
+            return Err(format!("{request:?} was not marked in the log of changes"));
+        }
+        if outcome.is_ok() && !matches!(request.verb, Verb::Discard { .. }) {
+            let range = request.span.start as usize..request.span.end() as usize;
+            self.stack.mirrored[range].fill(true);
+        }
+        Ok(())
+    }
+
+    /// A remote mirror that never failed holds everything that was answered since it was opened.
+    fn verify_mirror(&mut self) -> Result<(), String> {
+        let mirror = self.stack.second.filter(|s| s.remote && s.purpose == Purpose::Mirror);
+        if mirror.is_none() || self.engine.events().mirror_lost.is_some() {
+            return Ok(());
+        }
+        self.ran.mirrors[1] += 1;
+        let files = &self.engine.disk_ref().inner_ref().files;
+        let bytes = &files[files.len() - 1].bytes;
+        for s in (0..self.sectors).filter(|s| self.stack.mirrored[*s as usize]) {
+            let value = parse(&bytes[s as usize * 512..][..512], s);
+            if !self.model.may_survive(s, value, false) {
+                let why = self.model.explain(s);
+                return Err(format!("the mirror's sector {s} holds {value:#x}, allowed {why}"));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -15,26 +15,6 @@ const DIFFERENCES: &[Difference] = &[
         why: "our NBD server offers flush, FUA, trim, zero, block status, read-only and more",
     },
     Difference {
-        step: 66,
-        ours: Ours::SaysMore,
-        why: "-r: there is no local cache layer yet; reads give the same bytes",
-    },
-    Difference {
-        step: 73,
-        ours: Ours::Refuses(libc::ENOSYS, 4),
-        why: "-2: secondary images come later, and must not be ignored in silence",
-    },
-    Difference {
-        step: 78,
-        ours: Ours::Refuses(libc::ENOSYS, 4),
-        why: "-2 -s: secondary images come later",
-    },
-    Difference {
-        step: 86,
-        ours: Ours::Refuses(libc::ENOSYS, 4),
-        why: "-C: changed-block logs come later, and must not be ignored in silence",
-    },
-    Difference {
         step: 175,
         ours: Ours::Refuses(libc::EINVAL, 0),
         why: "an encrypted image without its key is refused; the original serves noise",
@@ -43,11 +23,6 @@ const DIFFERENCES: &[Difference] = &[
         step: 176,
         ours: Ours::Says("pid=@P22@ minor=0 state=0\n"),
         why: "step 175 has opened nothing",
-    },
-    Difference {
-        step: 183,
-        ours: Ours::Code(libc::ENOSYS),
-        why: "encrypted images come later, so no key is right or wrong",
     },
     Difference {
         step: 219,

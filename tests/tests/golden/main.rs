@@ -17,6 +17,7 @@ fn images(rig: &Rig) {
     }
     // As `cbt-util create -s 67108864` makes it: a header and a bit for each 64 KiB.
     tests::rig::files::sparse(&rig.path("log.cbt"), 48 + 128);
+    tests::rig::files::poke(&rig.path("log.cbt"), 40, &(64_u64 << 20).to_ne_bytes());
     rig.vhd_util(&["create", "-n", "d.vhd", "-s", "64"]).ok();
     rig.vhd_util(&["create", "-n", "fx.vhd", "-s", "8", "-r"]).ok();
     rig.vhd_util(&["snapshot", "-n", "c.vhd", "-p", "d.vhd"]).ok();

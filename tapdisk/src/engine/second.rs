@@ -1,0 +1,122 @@
+//! The secondary: a mirror that gets every change first, or a standby that takes over (spec/operations.md
+//! §4.4).
+//!
+//! ```text
+//!   change ─► target = mirror ─► landed ─► target = top ─► landed ─► done
+//!                  │ remote, failed             │ ENOSPC
+//!                  └─► go on without it         └─► the secondary is the top now: target = it, from the start
+//! ```
+//! A change is one request to one image after the other, each in the phases of its own format; a target that
+//! changes means the request starts anew there. So nothing is acknowledged that is not where reads look.
+use super::Engine;
+use super::chain::{Layer, Purpose};
+use super::slot::sectors_mask;
+use crate::disk::{Disk, FileId};
+use crate::transport::{SlotId, Verb};
+
+impl<D: Disk> Engine<D> {
+    /// The image that takes writes.
+    pub(super) fn top(&self) -> FileId {
+        self.chain.as_ref().map_or(FileId(0), |chain| chain.top())
+    }
+
+    /// Where a new change goes first.
+    pub(super) fn first_target(&self) -> FileId {
+        let mirror = self.chain.as_ref().and_then(|chain| chain.second);
+        mirror.filter(|s| s.purpose == Purpose::Mirror).map_or(self.top(), |s| s.file)
+    }
+
+    pub(super) fn layer(&self, file: FileId) -> &Layer {
+        let chain = self.chain.as_ref().expect("a request runs on a chain");
+        &chain.layers[usize::from(file.0)]
+    }
+
+    /// All of a change is in its target. Whether it has to go to the top as well.
+    pub(super) fn goes_on_top(&mut self, id: SlotId) -> bool {
+        let slot = self.slot(id);
+        let change = matches!(
+            slot.request.verb,
+            Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. }
+        );
+        if !change || slot.local.writing || slot.target == self.top() {
+            return false;
+        }
+        self.retarget(id);
+        true
+    }
+
+    /// A request has failed. Whether it goes on elsewhere.
+    pub(super) fn goes_on_elsewhere(&mut self, id: SlotId, errno: i32) -> bool {
+        let (slot, top) = (self.slot(id), self.top());
+        let target = slot.target;
+        let change = matches!(
+            slot.request.verb,
+            Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. }
+        );
+        if !change || slot.local.writing {
+            return false;
+        }
+        if target != top {
+            // A mirror that is out of the chain (it was forgiven its failure), or the top of before.
+            let current = self.chain.as_ref().and_then(|c| c.second).map(|s| s.file);
+            let gone = self.forgiven(target) || current != Some(target) && errno == libc::ENOSPC;
+            if gone {
+                self.retarget(id);
+            }
+            return gone;
+        }
+        let taken =
+            errno == libc::ENOSPC && self.chain.as_mut().is_some_and(|chain| chain.take_over());
+        if taken {
+            self.events.taken_over = true;
+            self.written = [Some(self.top()), Some(target)];
+            self.retarget(id);
+        }
+        taken
+    }
+
+    /// Whether a failure of this file does not count: it is a remote mirror. The disk goes on without.
+    pub(super) fn forgiven(&mut self, file: FileId) -> bool {
+        if self.events.mirror_lost == Some(file) {
+            return true;
+        }
+        let Some(chain) = &mut self.chain else { return false };
+        let lost = chain
+            .second
+            .is_some_and(|s| s.file == file && s.remote && s.purpose == Purpose::Mirror);
+        if lost {
+            chain.second = None;
+            self.events.mirror_lost = Some(file);
+            self.written = [Some(self.top()), None];
+        }
+        lost
+    }
+
+    /// The request starts anew on the top, with its data as it came.
+    fn retarget(&mut self, id: SlotId) {
+        self.plain(id);
+        let top = self.top();
+        let slot = &mut self.slots[usize::from(id.0)];
+        slot.error = None;
+        slot.cursor = 0;
+        slot.target = top;
+        if self.events.taken_over {
+            self.stats.redirected += u64::from(slot.request.span.count);
+        }
+    }
+
+    /// Undoes the encryption for the present target.
+    fn plain(&mut self, id: SlotId) {
+        let slot = &mut self.slots[usize::from(id.0)];
+        let chain = self.chain.as_ref().expect("a request runs on a chain");
+        let Some(cipher) = &chain.layers[usize::from(slot.target.0)].cipher else { return };
+        while slot.coded != 0 {
+            let first = slot.coded.trailing_zeros();
+            let count = (slot.coded >> first).trailing_ones();
+            slot.coded &= !sectors_mask(first, count);
+            let buf = self.limits.slot_buf(id.0).part(first * 512, count * 512);
+            let sector = slot.request.span.start + u64::from(first);
+            cipher.decrypt(sector, self.disk.arena().slice_mut(buf));
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What stands beside the chain of a simulated disk: encryption, the local cache, a secondary, a log of
+//! changes. Its chances are its own, so that old seeds stay what they were.
+use std::sync::{Arc, Mutex};
+
+use image::Span;
+use tapdisk::engine::chain::{Changes, Purpose};
+use vhd_rs::crypt::Cipher;
+
+use super::model::{ANY, ZERO};
+use super::rng::Rng;
+
+/// A second image that is written. It is the last file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Second {
+    /// What for.
+    pub purpose: Purpose,
+    /// Remote (raw, never read), or a VHD.
+    pub remote: bool,
+    /// It has taken over.
+    pub taken_over: bool,
+}
+
+/// What a world has.
+#[derive(Debug)]
+pub struct Stack {
+    /// VHDs are encrypted.
+    pub encrypted: bool,
+    /// What is read from below is kept in the leaf.
+    pub local_cache: bool,
+    /// The secondary.
+    pub second: Option<Second>,
+    /// Sectors that were marked before they changed.
+    pub marked: Marks,
+    /// Sectors that were acknowledged since the remote mirror is there.
+    pub mirrored: Vec<bool>,
+}
+
+/// A log of changes in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Marks(Arc<Mutex<Vec<bool>>>);
+
+impl Stack {
+    /// By chance: most seeds have nothing, so that nothing hides what is wrong without it.
+    pub fn new(seed: u64, sectors: u64) -> Stack {
+        let mut rng = Rng::new(seed ^ 0x57ac);
+        let second = match rng.below(8) {
+            0 => Some((Purpose::Mirror, false)),
+            1 => Some((Purpose::Mirror, true)),
+            2 => Some((Purpose::Standby, false)),
+            _ => None,
+        };
+        let second = second.map(|(purpose, remote)| Second { purpose, remote, taken_over: false });
+        Stack {
+            encrypted: rng.one_in(5),
+            local_cache: rng.one_in(4),
+            second,
+            marked: Marks(Arc::new(Mutex::new(vec![false; sectors as usize]))),
+            mirrored: vec![false; sectors as usize],
+        }
+    }
+
+    /// The cipher of every VHD.
+    pub fn cipher(&self) -> Option<Cipher> {
+        let key: Vec<u8> = (0..64).collect();
+        self.encrypted.then(|| Cipher::new(&key).expect("a key of a known length"))
+    }
+
+    /// The order in which `files` are read.
+    pub fn order(&self, files: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..files).collect();
+        let Some(second) = self.second else { return order };
+        let last = order.pop().expect("the secondary is a file");
+        match second {
+            Second { taken_over: true, .. } => order.insert(0, last),
+            Second { purpose: Purpose::Mirror, remote: false, .. } => order.insert(1, last),
+            _ => {}
+        }
+        order
+    }
+
+    /// Whether a crash leaves the secondary useless: a mirror may hold what was never acknowledged and is not
+    /// in the leaf, which would come to light under the next snapshot. Who mirrors makes it anew.
+    pub fn stale_mirror(&self) -> bool {
+        self.second.is_some_and(|s| s.purpose == Purpose::Mirror && !s.remote && !s.taken_over)
+    }
+
+    /// What a discarded sector may hold.
+    pub fn discarded(&self, device: bool) -> u64 {
+        // Zeros that were not encrypted are noise to who decrypts them.
+        if device || self.encrypted || self.second.is_some() { ANY } else { ZERO }
+    }
+}
+
+impl Marks {
+    /// Whether every sector of a span is marked.
+    pub fn all(&self, span: Span) -> bool {
+        let marked = self.0.lock().expect("no panic while it is held");
+        (span.start..span.end()).all(|s| marked[s as usize])
+    }
+}
+
+impl Changes for Marks {
+    fn mark(&mut self, span: Span) {
+        let mut marked = self.0.lock().expect("no panic while it is held");
+        (span.start..span.end()).for_each(|s| marked[s as usize] = true);
+    }
+}
