@@ -198,6 +198,13 @@ pub fn set_full(map: &mut [u8], block: u32) {
     }
 }
 
+/// Clears the bit of a block; beyond the map nothing happens.
+pub fn clear_full(map: &mut [u8], block: u32) {
+    if let Some(byte) = usize::try_from(block / 8).ok().and_then(|at| map.get_mut(at)) {
+        *byte &= !(0x80 >> (block % 8));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -61,6 +61,24 @@ pub fn lock(file: &File, path: &Path, others: Others) -> Result<(), VhdError> {
     Err(VhdError::request(path, EBUSY, why))
 }
 
+/// Locks an open image against readers too: its blocks are about to change their places, which a daemon
+/// that has the table in memory would not see.
+///
+/// # Errors
+/// EBUSY while another process has the image open. A file system without locks is no error.
+pub fn lock_alone(file: &File, path: &Path, others: Others) -> Result<(), VhdError> {
+    let busy = || {
+        let how = FlockOperation::NonBlockingLockExclusive;
+        matches!(flock(file, how), Err(rustix::io::Errno::WOULDBLOCK))
+    };
+    if image::Storage::is_device(file) || others == Others::Ignore || !busy() {
+        return Ok(());
+    }
+    let why = "another process has this image open; close all disks above it first \
+        (or --ignore-lock, if that process is known to be gone)";
+    Err(VhdError::request(path, EBUSY, why))
+}
+
 /// Alone, or with readers only.
 fn taken(file: &File) -> bool {
     let got = |how| !matches!(flock(file, how), Err(rustix::io::Errno::WOULDBLOCK));

@@ -6,12 +6,16 @@
 
 mod check;
 mod coalesce;
+mod compact;
+mod convert;
 mod copy;
 mod create;
 mod dump;
 mod fill;
+mod info;
 mod key;
 mod long;
+mod map;
 mod modify;
 mod options;
 mod points;
@@ -43,10 +47,14 @@ type Command = fn(&[OsString], &mut Term) -> i32;
 const COMMANDS: &[(&str, Command)] = &[
     ("check", check::run),
     ("coalesce", coalesce::run),
+    ("compact", compact::run),
+    ("convert", convert::run),
     ("copy", copy::run),
     ("create", create::run),
     ("fill", fill::run),
+    ("info", info::run),
     ("key", key::run),
+    ("map", map::run),
     ("modify", modify::run),
     ("query", query::run),
     ("read", read::run),

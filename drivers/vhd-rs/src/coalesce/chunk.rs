@@ -146,10 +146,7 @@ impl Chunk<'_> {
             }
             let source = &self.sources[i];
             let buf = self.sectors(extent.first, end - extent.first);
-            source
-                .medium
-                .read_exact_at(byte, buf)
-                .map_err(|e| VhdError::io(&source.name, "read data", byte, &e))?;
+            read_all(source, byte, buf)?;
             gaps.into_iter().for_each(|(first, count)| self.sectors(first, count).fill(0));
         }
         Ok(())
@@ -286,4 +283,15 @@ impl Chunk<'_> {
     fn sectors(&mut self, first: u32, count: u32) -> &mut [u8] {
         &mut self.pages.all()[PAGE + first as usize * 512..][..count as usize * 512]
     }
+}
+
+/// Reads bytes of a layer; a raw image may end within a sector, a VHD must have them all.
+fn read_all(source: &Source, byte: u64, buf: &mut [u8]) -> Result<(), VhdError> {
+    let failed = |e| VhdError::io(&source.name, "read data", byte, &e);
+    let got = source.medium.read_at(byte, buf).map_err(failed)?;
+    if got < buf.len() && !source.is_raw() {
+        return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
+    }
+    buf[got..].fill(0);
+    Ok(())
 }

@@ -189,7 +189,7 @@ impl Table {
 }
 
 /// The next LBA whose data begins on a 4 KiB boundary (spec/vhd.md §6).
-fn aligned(lba: u64) -> u64 {
+pub(super) fn aligned(lba: u64) -> u64 {
     (lba + 1).next_multiple_of(8) - 1
 }
 

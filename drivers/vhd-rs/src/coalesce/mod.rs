@@ -1,4 +1,5 @@
-//! Merging layers of a chain into one image: coalesce into a parent, conversion into a new image.
+//! Merging layers of a chain into one image: coalesce into a parent, conversion into a new image; and
+//! what else looks at all data: the map of a disk, giving space back.
 //!
 //! ```text
 //!   child ──┐  blocks the child has, bitmaps, runs       ┌─► data ─► flush ─► bitmaps, table ─► …
@@ -22,7 +23,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 mod chunk;
+pub mod compact;
+pub mod convert;
 mod machine;
+pub mod map;
 mod mask;
 mod medium;
 mod pump;

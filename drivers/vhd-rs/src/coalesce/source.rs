@@ -34,9 +34,18 @@ impl Source {
     }
 
     /// A raw image of that many bytes.
-    #[allow(dead_code, reason = "conversions read raw images")]
     pub(super) fn raw(name: &Path, medium: Box<dyn Medium>, bytes: u64) -> Source {
         Source { name: name.into(), medium, sectors: bytes.div_ceil(512), opened: None }
+    }
+
+    /// Whether its data is encrypted.
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.opened.as_ref().is_some_and(|o| o.key_hash.is_some())
+    }
+
+    /// Whether it is a raw image.
+    pub(super) fn is_raw(&self) -> bool {
+        self.opened.is_none()
     }
 
     /// Size in sectors.

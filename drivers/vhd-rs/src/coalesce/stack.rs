@@ -127,7 +127,7 @@ fn upper(path: &Path, o: &Options, seen: &mut Vec<Identity>) -> Result<Upper, Fa
     Ok(Upper { path: path.into(), medium, opened })
 }
 
-fn not_poisoned(path: &Path, opened: Opened) -> Result<Opened, VhdError> {
+pub(super) fn not_poisoned(path: &Path, opened: Opened) -> Result<Opened, VhdError> {
     if opened.footer.poisoned() {
         let why = "the image is in the middle of a resize; run vhd-util revert with its journal";
         return Err(VhdError::request(path, EINVAL, why));
@@ -150,7 +150,7 @@ fn writable(medium: &FileMedium, path: &Path, uuid: [u8; 16]) -> Result<Opened, 
     Ok(opened)
 }
 
-const OTHER_UUID: &str =
+pub(super) const OTHER_UUID: &str =
     "is not the parent its child was made for: the unique ids differ; run vhd-util modify -p";
 
 fn same_uuid(path: &Path, uuid: Option<[u8; 16]>) -> Result<(), VhdError> {

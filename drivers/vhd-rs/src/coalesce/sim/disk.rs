@@ -45,6 +45,8 @@ pub(super) struct Disk {
     device: bool,
     volatile: bool,
     power: Power,
+    /// One operation at a time: nothing else is in flight when the power goes.
+    pub(super) alone: bool,
     /// Operations until the power goes.
     pub(super) cut_in: Option<u64>,
     /// One write in so many fails.
@@ -76,6 +78,7 @@ impl SimMedium {
             device,
             volatile,
             power: Power::On,
+            alone: false,
             cut_in: None,
             eio: 0,
             room: None,
@@ -121,8 +124,8 @@ impl Disk {
     fn begin(&mut self) -> io::Result<()> {
         match self.power {
             Power::On => {}
-            Power::Going => return Ok(()),
-            Power::Off => return Err(io::Error::from_raw_os_error(5)),
+            Power::Going if !self.alone => return Ok(()),
+            Power::Going | Power::Off => return Err(io::Error::from_raw_os_error(5)),
         }
         match &mut self.cut_in {
             Some(0) => self.power = Power::Going,

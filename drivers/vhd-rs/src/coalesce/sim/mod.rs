@@ -57,6 +57,42 @@ fn no_seed_shows_another_sector_after_a_cut() {
     assert!(u64::from(cuts) > count / 2, "the power is cut often enough");
 }
 
+/// Runs a seed of compact: cut off up to three times, and then to its end.
+fn run_compact(seed: u64, bug: Bug) -> Result<u32, String> {
+    let mut rng = Rng(seed);
+    let mut world = World::new(&mut rng, bug);
+    if !world.has_blocks() {
+        return Ok(0);
+    }
+    let mut cuts = 0;
+    for _ in 0..rng.below(4) {
+        cuts += u32::from(world.compact(Some(rng.below(60))).is_none());
+        world.check_old("after a cut", false)?;
+    }
+    match world.compact(None) {
+        Some(Ok(())) => world.check_old("at the end", true)?,
+        other => return Err(format!("without faults it ended as {other:?}")),
+    }
+    Ok(cuts)
+}
+
+#[test]
+fn no_seed_of_compact_shows_another_sector_after_a_cut() {
+    let seeds = seeds();
+    let mut cuts = 0;
+    for seed in seeds.clone() {
+        cuts += run_compact(seed, Bug::None).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    }
+    println!("{} seeds of compact, {cuts} power cuts", seeds.end - seeds.start);
+    assert!(u64::from(cuts) > (seeds.end - seeds.start) / 4, "the power is cut often enough");
+}
+
+#[test]
+fn compact_without_flushes_is_found_out() {
+    let found = (0..CANARY).find_map(|seed| run_compact(seed, Bug::FlushLies).err());
+    println!("FlushLies: {}", found.expect("the simulator finds it"));
+}
+
 fn first_find(bug: Bug) -> Option<(u64, String)> {
     let quiet = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));

@@ -314,6 +314,50 @@ impl World {
     }
 }
 
+impl World {
+    /// Compacts the parent until the end, or until the power goes.
+    pub(super) fn compact(&mut self, cut_in: Option<u64>) -> Option<Result<(), i32>> {
+        let rng = Rng(self.rng.below(u64::MAX));
+        let medium = SimMedium::new(self.parent.clone(), self.device, self.volatile, rng);
+        medium.with(|disk| {
+            (disk.cut_in, disk.alone) = (cut_in, true);
+            disk.lies = self.bug == Bug::FlushLies;
+        });
+        let done = super::super::compact::on(Path::new("sim"), &medium, &mut |_| {});
+        let cut = medium.with(|disk| disk.is_off());
+        self.parent = match cut {
+            true => medium.with(|disk| disk.after_the_cut()),
+            false => medium.with(|disk| disk.bytes.clone()),
+        };
+        (!cut).then_some(done.map(drop).map_err(|e| e.errno()))
+    }
+
+    /// Whether there is a table to compact.
+    pub(super) fn has_blocks(&self) -> bool {
+        !self.raw
+    }
+
+    /// The parent shows what it showed at first.
+    pub(super) fn check_old(&self, when: &str, whole: bool) -> Result<(), String> {
+        let alone = self.shown(false).map_err(|e| format!("{when}: {e}"))?;
+        if let Some(s) = (0..self.sectors as usize).find(|s| {
+            let at = s * 512..s * 512 + 512;
+            alone[at.clone()] != self.old[at]
+        }) {
+            return Err(format!("{when}: sector {s} is another one"));
+        }
+        if whole {
+            let store = MemStorage::new(self.parent.clone(), self.device);
+            let o = CheckOptions { ignore_footer: true, ..CheckOptions::default() };
+            let report = check(&store, Path::new("sim"), &o).map_err(|e| format!("{when}: {e}"))?;
+            if let Some((text, _)) = report.fault {
+                return Err(format!("{when}: {text}"));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// As `begin`, but nothing is cut off and nothing made zero.
 fn stale_begin(
     target: &Target,

@@ -1,0 +1,189 @@
+//! Conversion: a whole chain, or a raw image, into a new image that stands alone.
+//!
+//! It is a coalesce of all layers into an empty image: the same threads, the same zeros left out, the
+//! same sharing of space where the file system can.
+//!
+//! ```
+//! use vhd_rs::coalesce::convert::{Format, Options, convert};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let (disk, flat) = (dir.path().join("disk.vhd"), dir.path().join("disk.raw"));
+//! vhd_rs::files::create(&disk, 16 << 20, None, false)?;
+//! convert(&disk, &flat, &Options { format: Format::Raw, ..Options::default() }, &mut |_| {})?;
+//! assert_eq!(std::fs::metadata(&flat)?.len(), 16 << 20);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+use std::fs::File;
+use std::num::NonZeroU64;
+use std::path::Path;
+
+use image::Storage;
+
+use super::machine::Table;
+use super::medium::FileMedium;
+use super::source::Source;
+use super::target::Target;
+use super::{Done, Progress, stack};
+use crate::chain;
+use crate::create::{self, NewImage};
+use crate::error::{
+    VhdError,
+    errno::{EINVAL, ENOSPC},
+};
+use crate::files::{new_uuid, now};
+use crate::footer::{DiskType, Footer};
+use crate::lock::{Others, lock};
+use crate::open::{self, OpenOptions};
+
+/// What the new image is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// A VHD that takes the space of its data.
+    #[default]
+    Dynamic,
+    /// A VHD of all its bytes (with holes, on a file).
+    Fixed,
+    /// The bytes of the disk (with holes, on a file).
+    Raw,
+}
+
+/// How to convert.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// What the new image is.
+    pub format: Format,
+    /// The old image is raw, whatever it looks like.
+    pub raw: bool,
+    /// Bytes a second, about.
+    pub rate: Option<NonZeroU64>,
+    /// What to do when somebody is writing the old image.
+    pub others: Others,
+}
+
+/// Makes a new image of what an image and its parents show.
+///
+/// # Errors
+/// Those of the old images and of the file system, EEXIST if the new file is there already. A new
+/// file that could not be completed is removed.
+pub fn convert(
+    from: &Path,
+    to: &Path,
+    o: &Options,
+    report: &mut dyn FnMut(&Progress),
+) -> Result<Done, VhdError> {
+    let sources = layers(from, o.raw, Some(o.others))?;
+    let bytes = sources.first().map_or(0, Source::sectors).saturating_mul(512);
+    let (file, made) = new_file(to)?;
+    let done = fill(to, file, bytes, o, sources, report);
+    if done.is_err() && made {
+        // The first error is the one to report; a leftover is only untidy.
+        let _ = std::fs::remove_file(to);
+    }
+    done
+}
+
+/// An image and all its parents, for reading. With `others` the image must not be at work.
+pub(super) fn layers(
+    name: &Path,
+    raw: bool,
+    others: Option<Others>,
+) -> Result<Vec<Source>, VhdError> {
+    let mut sources = Vec::new();
+    let mut uuid = None;
+    chain::walk(name, raw, |path, file, raw| {
+        if let (true, Some(others)) = (sources.is_empty(), others) {
+            lock(&file, &path, others)?;
+        }
+        let failed = |e| VhdError::io(&path, "learn about the file", 0, &e);
+        let medium = FileMedium::of(file, false).map_err(failed)?;
+        if raw {
+            let bytes = Storage::len(&medium).map_err(failed)?;
+            sources.push(Source::raw(&path, Box::new(medium), bytes));
+            return Ok(None);
+        }
+        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let opened = open::open(&medium, &path, &options)?;
+        let opened = stack::not_poisoned(&path, opened)?;
+        if uuid.is_some_and(|uuid| uuid != opened.footer.uuid) {
+            return Err(VhdError::request(&path, EINVAL, stack::OTHER_UUID));
+        }
+        let parent = opened.parent.clone();
+        uuid = parent.as_ref().and_then(|p| p.uuid);
+        let next = parent.map(|p| chain::below(&path, &p)).transpose()?;
+        sources.push(Source::vhd(&path, Box::new(medium), opened));
+        Ok(next)
+    })?;
+    Ok(sources)
+}
+
+/// A file that was not there, or a device that was; whether it was made.
+fn new_file(to: &Path) -> Result<(File, bool), VhdError> {
+    use std::os::unix::fs::FileTypeExt;
+    let device = std::fs::metadata(to).is_ok_and(|m| m.file_type().is_block_device());
+    let mut options = File::options();
+    options.read(true).write(true).create_new(!device);
+    let failed = |e| VhdError::io(to, "create the file", 0, &e);
+    Ok((options.open(to).map_err(failed)?, !device))
+}
+
+fn fill(
+    to: &Path,
+    file: File,
+    bytes: u64,
+    o: &Options,
+    sources: Vec<Source>,
+    report: &mut dyn FnMut(&Progress),
+) -> Result<Done, VhdError> {
+    if let Some(encrypted) = sources.iter().find(|s| s.is_encrypted()) {
+        let why = "is encrypted; its data means nothing without the key";
+        return Err(VhdError::request(&encrypted.name, EINVAL, why));
+    }
+    let (target, table) = match o.format {
+        Format::Dynamic => dynamic(to, file, bytes)?,
+        Format::Fixed | Format::Raw => (flat(to, file, bytes, o.format)?, None),
+    };
+    let done = super::merge(sources, &target, table, o.rate, report)?;
+    target.flush()?;
+    Ok(done)
+}
+
+fn dynamic(to: &Path, file: File, bytes: u64) -> Result<(Target, Option<Table>), VhdError> {
+    let new = NewImage { bytes, room_bytes: bytes, uuid: new_uuid(to)?, timestamp: now() };
+    create::dynamic(&file, to, &new, None)?;
+    let medium = medium(to, file)?;
+    let opened = open::open(&medium, to, &OpenOptions { for_io: true, ..OpenOptions::default() })?;
+    stack::target(to, medium, Some(opened), false, true)
+}
+
+/// An image of all bytes, which are zeros at first.
+fn flat(to: &Path, file: File, bytes: u64, format: Format) -> Result<Target, VhdError> {
+    let failed = |doing| move |e: std::io::Error| VhdError::io(to, doing, 0, &e);
+    let footer = match format {
+        Format::Fixed => 512,
+        Format::Raw | Format::Dynamic => 0,
+    };
+    let all = bytes.saturating_add(footer);
+    if file.is_device() {
+        let room = Storage::len(&file).map_err(failed("learn the size"))?;
+        if room < all {
+            let why = format!("the device has {room} bytes, and {all} are needed");
+            return Err(VhdError::request(to, ENOSPC, why));
+        }
+        file.zero_at(0, bytes, false).map_err(failed("write zeros"))?;
+    }
+    Storage::set_len(&file, all).map_err(failed("make the file longer"))?;
+    if format == Format::Fixed {
+        let at = match file.is_device() {
+            true => Storage::len(&file).map_err(failed("learn the size"))? - 512,
+            false => bytes,
+        };
+        let footer = Footer::new(DiskType::Fixed, bytes, new_uuid(to)?, now()).encode();
+        Storage::write_at(&file, at, &footer).map_err(failed("write the footer"))?;
+    }
+    let (target, _) = stack::target(to, medium(to, file)?, None, false, true)?;
+    Ok(Target { sectors: bytes / 512, fresh: true, ..target })
+}
+
+fn medium(to: &Path, file: File) -> Result<FileMedium, VhdError> {
+    FileMedium::of(file, true).map_err(|e| VhdError::io(to, "learn about the file", 0, &e))
+}

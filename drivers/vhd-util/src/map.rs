@@ -1,0 +1,53 @@
+//! `map`: which layer of a chain holds which range of the disk.
+use crate::options::{Options, Term};
+use crate::{EINVAL, long};
+use serde_json::json;
+use std::ffi::OsString;
+use vhd_rs::coalesce::map::{Range, map};
+
+const USAGE: &str = "options: <-n name> [-f vhd|raw] [--json] [-h help]\n";
+
+pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
+    let mut args = args.to_vec();
+    let as_json = long::flag(&mut args, "--json");
+    let o = match Options::given("map", "n:f:h", &args, USAGE, term) {
+        Ok(o) => o,
+        Err(code) => return code,
+    };
+    let (Some(name), true) = (o.path('n'), o.rest.is_empty()) else { return term.usage(USAGE) };
+    let raw = match o.value('f').map(|v| v.to_string_lossy().into_owned()).as_deref() {
+        None | Some("vhd") => false,
+        Some("raw") => true,
+        Some(other) => {
+            term.complain(&format!("'{other}' is no format; vhd and raw are\n"));
+            return EINVAL;
+        }
+    };
+    let mut ranges: Vec<Range> = Vec::new();
+    let layers = match map(&name, raw, &mut |range| ranges.push(*range)) {
+        Ok(layers) => layers,
+        Err(e) => return term.not_opened(&name, &e),
+    };
+    let layers: Vec<String> = layers.iter().map(|path| path.display().to_string()).collect();
+    if as_json {
+        let ranges: Vec<_> = ranges
+            .iter()
+            .map(|r| {
+                json!({
+                    "start": r.start * 512, "length": r.sectors * 512,
+                    "layer": r.layer, "offset": r.byte,
+                })
+            })
+            .collect();
+        term.say(&format!("{}\n", json!({ "layers": layers, "ranges": ranges })));
+        return 0;
+    }
+    term.say(&format!("{:>16} {:>16} {:>16}  layer\n", "start", "length", "file offset"));
+    for r in &ranges {
+        let byte = r.byte.map_or("-".to_string(), |byte| byte.to_string());
+        let layer = r.layer.and_then(|i| layers.get(i)).map_or("zeros", String::as_str);
+        let (start, length) = (r.start * 512, r.sectors * 512);
+        term.say(&format!("{start:>16} {length:>16} {byte:>16}  {layer}\n"));
+    }
+    0
+}
