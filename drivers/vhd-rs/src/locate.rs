@@ -162,7 +162,10 @@ fn forged(storage: &dyn Storage, name: &Path, found: &Found, copy: Option<&Foote
 
 /// Reads a header, several times if asked to.
 fn header(storage: &dyn Storage, name: &Path, at: u64, retries: u32) -> Result<Header, VhdError> {
-    let mut left = retries;
+    let end = at.saturating_add(HEADER_BYTES as u64);
+    // A file that ends within its header is damaged, not half written.
+    let whole = storage.len().is_ok_and(|bytes| bytes >= end);
+    let mut left = if whole { retries } else { 0 };
     loop {
         match header_once(storage, name, at)? {
             Ok(header) => return Ok(header),
