@@ -5,6 +5,7 @@
 #   make check      style, lints and the fast tests (minutes)
 #   make test       everything, the virtual machines as well
 #   make test-vm    only what runs in virtual machines (no hardware virtualisation needed; tests/vm/README.md)
+#   make fuzz       every parser under the fuzzer, FUZZ_SECONDS=60 each, guided by branches; FUZZ_ARGS=NAME for one
 #   make bench      tapdisk beside qemu-nbd, nbdkit and fio on the raw file (BENCH_ARGS="--help" lists options)
 #   make install    PREFIX=/usr/local DESTDIR=
 #   make deps       the Debian packages that demo, test and bench call, through apt, where missing
@@ -77,6 +78,18 @@ test-vm: build
 	tests/vm/run.sh plain
 	tests/vm/run.sh xen hostile_front_end
 
+# LLVM's coverage counters, part of every Rust tool chain: no other tools. The inputs that together take every
+# branch that was taken become tests/corpus. Built apart from everything else.
+FUZZ_SECONDS ?= 60
+FUZZ_ARGS    ?=
+COUNTERS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=3 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters
+
+fuzz: linker
+	host=$$($(CARGO) -vV | sed -n 's/^host: //p') && \
+	RUSTFLAGS="$(COUNTERS)" CARGO_TARGET_DIR="$(TARGET)/fuzz" FUZZ_KEEP=1 FUZZ_SECONDS=$(FUZZ_SECONDS) \
+	    $(CARGO) test --target "$$host" -p tests --test fuzz -- --nocapture --test-threads=1 $(FUZZ_ARGS)
+
 bench: build
 	@tests/deps.sh demo bench
 	tests/bench/bench.py --bin "$(BIN)" $(BENCH_ARGS)
@@ -131,4 +144,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all build linker deps demo check test test-vm bench install uninstall clean
+.PHONY: all build linker deps demo check test test-vm fuzz bench install uninstall clean

@@ -7,7 +7,7 @@
 //! No client can hold up another: nothing is waited for, whoever is silent is the first to go when
 //! there are many, and replies of any length wait in memory for whoever reads slowly.
 mod conn;
-mod frame;
+pub mod frame;
 mod work;
 
 use std::collections::VecDeque;

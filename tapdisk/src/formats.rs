@@ -13,7 +13,7 @@ mod key;
 mod kind;
 mod log;
 mod medium;
-mod nbd;
+pub mod nbd;
 mod parents;
 
 use std::fmt;

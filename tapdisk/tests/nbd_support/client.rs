@@ -84,7 +84,7 @@ impl Client {
         bench.settle();
         let mut rest = Vec::new();
         match self.socket.read_to_end(&mut rest) {
-            Ok(_) => assert_eq!(rest, [], "last words"),
+            Ok(_) => assert!(rest.is_empty(), "last words: {rest:?}"),
             Err(e) => assert_eq!(e.kind(), io::ErrorKind::ConnectionReset, "{e}"),
         }
     }
