@@ -15,6 +15,7 @@ demo qemu-img qemu-utils checks our images from outside; qemu-io is the demo's N
 demo qemu-io qemu-utils reads and writes a served disk over NBD
 demo nbdinfo libnbd-bin shows what the NBD server offers
 test qemu-nbd qemu-utils the second party of the image and NBD tests
+test nbdkit nbdkit an NBD server whose disks are images of ours
 test nbdcopy libnbd-bin an NBD client with many connections
 test python3 python3 runs the tests that are scripts
 test xz xz-utils unpacks the modules of the virtual machines' kernel

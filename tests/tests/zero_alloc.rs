@@ -142,3 +142,30 @@ fn what_stands_beside_images_on_io_uring() {
 fn what_stands_beside_images_on_linux_aio() {
     beside(Engine::Aio);
 }
+
+/// A disk that another tapdisk serves, as an image and as the parent of a VHD.
+fn remotes(engine: Engine) {
+    let rig = Rig::new(engine);
+    let far = rig.serve(&chain(&rig, "aio", 1), &[]);
+    let image = format!("nbd:{}", far.socket().display());
+    let disk = rig.serve(&image, &[]);
+    measure(engine, &image, &disk, REQUESTS);
+    disk.destroy();
+    let (leaf, parent) = (rig.path("leaf"), rig.path("aio1"));
+    let (leaf, parent) = (leaf.display().to_string(), parent.display().to_string());
+    rig.vhd_util(&["snapshot", "-n", &leaf, "-p", &parent, "-m"]).ok();
+    let minor = far.minor.to_string();
+    let disk = rig.serve(&format!("vhd:{leaf}"), &["-e", &minor]);
+    measure(engine, "vhd over nbd", &disk, REQUESTS / 4);
+    disk.destroy();
+}
+
+#[test]
+fn nbd_and_vhd_over_nbd_on_io_uring() {
+    remotes(Engine::Uring);
+}
+
+#[test]
+fn nbd_and_vhd_over_nbd_on_linux_aio() {
+    remotes(Engine::Aio);
+}

@@ -115,7 +115,11 @@ impl RemoteImage {
         let reply = answer.as_ref().ok().and_then(SimpleReply::parse);
         match reply.filter(|reply| reply.cookie == COOKIE) {
             Some(SimpleReply { error: 0, .. }) => Ok(()),
-            Some(reply) => Err(io::Error::from_raw_os_error(errno_of(reply.error))),
+            Some(reply) => match errno_of(reply.error) {
+                // Announced, and then not there.
+                libc::EINVAL | libc::EOPNOTSUPP => Ok(()),
+                errno => Err(io::Error::from_raw_os_error(errno)),
+            },
             None => {
                 self.ended.set();
                 Err(answer.err().unwrap_or_else(|| io::Error::from_raw_os_error(libc::EPROTO)))

@@ -2,6 +2,7 @@
 //! on both disk engines.
 mod hostile;
 mod ops;
+mod random;
 mod sealed;
 mod support;
 mod wake;

@@ -94,6 +94,22 @@ fn an_error_is_that_request_s_alone() {
 }
 
 #[test]
+fn a_command_that_is_announced_and_called_invalid_is_as_good_as_not_offered() {
+    each(|bench| {
+        let mut b = bench(offer());
+        b.push(0, Kind::Zero { bytes: 512, punch: true }, 0, 0);
+        b.push(1, Kind::Discard { bytes: 512 }, 0, 0);
+        b.push(2, Kind::Sync, 0, 0);
+        b.turn();
+        for _ in 0..3 {
+            let handle = b.request().handle;
+            b.say(&reply(handle, 22));
+        }
+        assert_eq!(b.finish(3), [(0, Err(libc::EOPNOTSUPP)), (1, Ok(0)), (2, Ok(0))]);
+    });
+}
+
+#[test]
 fn answers_may_come_byte_by_byte() {
     each(|bench| {
         let mut b = bench(offer());

@@ -1,8 +1,9 @@
 //! Beside others: qemu and libnbd as second party, random work compared with a shadow, pauses and crashes
-//! under a writer, space given back.
+//! under a writer, space given back, other servers as images.
 mod clients;
 mod qemu;
 mod random;
+mod servers;
 mod space;
 mod under_load;
 mod writer;

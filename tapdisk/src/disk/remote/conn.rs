@@ -331,7 +331,7 @@ impl Conn {
         match (reply.error, call.kind) {
             (0, Kind::Read) if call.buf.bytes > 0 => self.filling = Some((id, 0)),
             (0, _) => self.finish(id, Ok(call.moved()), turn),
-            (number, _) => self.finish(id, Err(errno_of(number)), turn),
+            (number, kind) => self.finish(id, refused(kind, errno_of(number)), turn),
         }
         Ok(())
     }
@@ -357,6 +357,16 @@ impl Conn {
             let (id, _) = turn.table.of(self.id).next().expect("what is in flight is in the table");
             self.finish(id, Err(libc::EIO), turn);
         }
+    }
+}
+
+/// What an error is worth. A server may announce a command and then say that it is invalid (nbdkit does in
+/// oldstyle); that is as good as not having it.
+fn refused(kind: Kind, errno: i32) -> Result<u32, i32> {
+    match (kind, errno) {
+        (Kind::Sync | Kind::Discard { .. }, libc::EINVAL | libc::EOPNOTSUPP) => Ok(0),
+        (Kind::Zero { .. }, libc::EINVAL) => Err(libc::EOPNOTSUPP),
+        _ => Err(errno),
     }
 }
 

@@ -12,7 +12,7 @@
 //! negotiates again). Nothing reconnects in between: what the server had acknowledged may be lost with it.
 //!
 //! Answers to what a server does not offer: FLUSH and TRIM succeed, there is nothing to do; WRITE_ZEROES and
-//! growth are EOPNOTSUPP.
+//! growth are EOPNOTSUPP. The same if a server offers one and then calls it invalid.
 //!
 //! The sockets are in an epoll descriptor of its own, which the caller polls besides `wake_fd`. Nothing here
 //! waits, and nothing allocates after `set_remotes`.

@@ -247,6 +247,7 @@ fn a_last_flush_tells_what_the_server_tells() {
         (flushed, image.ended.is())
     };
     assert_eq!(answers(0, b"farewell"), (Ok(()), false));
+    assert_eq!(answers(22, b"farewell"), (Ok(()), false), "it has none after all");
     assert_eq!(answers(28, b"farewell"), (Err(Some(libc::ENOSPC)), false));
     assert_eq!(answers(0, b"welcome!"), (Err(Some(libc::EPROTO)), true));
 }
@@ -258,4 +259,37 @@ fn what_is_no_socket_is_refused() {
     server.stash.take(b"x").unwrap();
     server.stash.put_back(b"x", file.into());
     assert!(server.refused().contains("the connection broke at the greeting"));
+}
+
+/// Greetings of which some bytes are wrong or missing: an answer, in time, and no panic.
+#[test]
+fn damaged_greetings_are_refused_or_understood() {
+    let good = [
+        oldstyle(SIZE),
+        [fixed(), blocks(512, 1 << 20), export(SIZE, FLAGS), ack()].concat(),
+        [fixed(), unknown(), name_answer(SIZE), vec![0; 124]].concat(),
+        [newstyle(0), name_answer(SIZE), vec![0; 124]].concat(),
+    ];
+    let mut seed = 1u64;
+    let mut random = |n: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (seed >> 33) as usize % n
+    };
+    let mut understood = 0;
+    for i in 0..400 {
+        let mut script = good[i % good.len()].clone();
+        let at = random(script.len());
+        script[at] ^= 1 << random(8);
+        script.truncate(script.len() - random(3) * random(20));
+        let server = Server::saying(&[&script]);
+        server.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        match server.open("x") {
+            Ok(image) => {
+                assert!(image.sectors() > 0 && image.offer.longest >= image.offer.unit);
+                understood += 1;
+            }
+            Err(error) => assert!(matches!(error.errno, libc::EPERM | libc::EROFS), "{error}"),
+        }
+    }
+    assert!(understood > 20, "{understood} of 400");
 }
