@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use daemon_support::{Daemon, images, nbd, read_only, until};
-use tap_ctl::messages::{flag, kind};
+use tap_ctl::messages::{Message, Params, flag, kind};
 
 const BYTES: u64 = 16 << 20;
 
@@ -120,6 +120,42 @@ fn a_passed_stream_is_greeted_anew_after_each_pause() {
         assert_eq!(far.nbd(0).read(5 * 4096, 4096), Ok(vec![5; 4096]));
         assert_eq!((near.ask(kind::CLOSE, 0), near.open(1, "nbd:mirror")), (0, 0));
     }
+}
+
+/// The source's side of it: the stream becomes the mirror of a running disk, over several pauses, until the
+/// destination dies.
+#[test]
+fn a_passed_stream_mirrors_a_running_disk() {
+    let (far, _) = server();
+    let (their_end, our_end) = UnixStream::pair().unwrap();
+    daemon_support::pass(&far.socket("nbdserver", 0), "dp", &their_end);
+    let near = Daemon::attached();
+    daemon_support::pass(&near.path("nbdclient"), "dp", &our_end);
+    drop((their_end, our_end));
+    assert_eq!(near.open(0, &images::raw(&near.run.join("leaf"), BYTES)), 0);
+    let mut client = near.nbd(0);
+    client.write(0, &[1; 4096]).unwrap();
+    assert_eq!(near.ask(kind::PAUSE, 0), 0);
+    let secondary = daemon_support::text("nbd:dp");
+    let mirror = Params { secondary, flags: flag::SECONDARY, ..Params::default() };
+    assert_eq!(near.call(&Message::with(kind::RESUME, 0, &mirror), &[]).errno(), 0);
+    for i in 2..6 {
+        client.write(u64::from(i) * 4096, &[i; 4096]).unwrap();
+        assert_eq!(far.nbd(0).read(u64::from(i) * 4096, 4096), Ok(vec![i; 4096]));
+        assert_eq!((near.ask(kind::PAUSE, 0), near.resume(0, "")), (0, 0));
+        assert_eq!(near.stats(0)["nbd_mirror_failed"], 0, "pause {i}");
+    }
+    assert_eq!(types(&near), [0, 15]);
+    assert_eq!(far.nbd(0).read(0, 4096), Ok(vec![0; 4096]), "only what is written from now on");
+    assert_eq!(client.read(0, 4096), Ok(vec![1; 4096]));
+    far.signal(libc::SIGKILL);
+    far.wait_for_end();
+    for i in 6..9 {
+        client.write(u64::from(i) * 4096, &[i; 4096]).unwrap();
+        assert_eq!(client.read(u64::from(i) * 4096, 4096), Ok(vec![i; 4096]));
+    }
+    assert_eq!(near.stats(0)["nbd_mirror_failed"], 1);
+    assert_eq!(near.ask(kind::CLOSE, 0), 0);
 }
 
 #[test]

@@ -394,7 +394,7 @@ fn export(images: &Images) -> Export {
         sector_size: images.sector_size,
         read_only: !images.writable(),
         // What a server does with zeros is not known.
-        fast_zero: images.layers[0].kind != Kind::Nbd,
+        fast_zero: !images.layers.iter().any(|layer| layer.writable && layer.kind == Kind::Nbd),
     }
 }
 
