@@ -24,9 +24,11 @@ DOCDIR     ?= $(DATADIR)/doc/tapdisk-rs
 # Where systemd and logrotate look does not move with PREFIX, except below /usr.
 ifeq ($(PREFIX),/usr)
 TMPFILESDIR  ?= /usr/lib/tmpfiles.d
+UNITDIR      ?= /usr/lib/systemd/system
 LOGROTATEDIR ?= /etc/logrotate.d
 else
 TMPFILESDIR  ?= $(PREFIX)/lib/tmpfiles.d
+UNITDIR      ?= $(PREFIX)/lib/systemd/system
 LOGROTATEDIR ?= $(PREFIX)/etc/logrotate.d
 endif
 
@@ -35,7 +37,7 @@ CARGO  ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
 export CARGO
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),$(CURDIR)/target)
 BIN    := $(TARGET)/release
-PROGRAMS := $(BIN)/tap-ctl $(BIN)/tapdisk $(BIN)/vhd-util $(BIN)/cbt-util $(BIN)/td-util
+PROGRAMS := $(BIN)/tap-ctl $(BIN)/tapdisk $(BIN)/vhd-util $(BIN)/cbt-util $(BIN)/td-util $(BIN)/tapback
 
 BENCH_ARGS ?=
 
@@ -104,7 +106,11 @@ install: $(PROGRAMS)
 	    "$(DESTDIR)$(DATADIR)/bash-completion/completions" \
 	    "$(DESTDIR)$(DATADIR)/zsh/site-functions" \
 	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d" \
-	    "$(DESTDIR)$(TMPFILESDIR)" "$(DESTDIR)$(LOGROTATEDIR)"
+	    "$(DESTDIR)$(TMPFILESDIR)" "$(DESTDIR)$(LOGROTATEDIR)" "$(DESTDIR)$(UNITDIR)"
+	install -m 0755 "$(BIN)/tapback" "$(DESTDIR)$(SBINDIR)/tapback"
+	install -m 0644 packaging/tapback.8 "$(DESTDIR)$(MANDIR)/man8/tapback.8"
+	sed 's|@SBINDIR@|$(SBINDIR)|' packaging/tapback.service >"$(DESTDIR)$(UNITDIR)/tapback.service"
+	chmod 0644 "$(DESTDIR)$(UNITDIR)/tapback.service"
 	install -m 0755 "$(BIN)/tap-ctl" "$(DESTDIR)$(SBINDIR)/tap-ctl"
 	install -m 0755 "$(BIN)/vhd-util" "$(DESTDIR)$(BINDIR)/vhd-util"
 	install -m 0755 "$(BIN)/cbt-util" "$(BIN)/td-util" "$(DESTDIR)$(SBINDIR)/"
@@ -138,6 +144,8 @@ uninstall:
 	    "$(DESTDIR)$(DATADIR)/bash-completion/completions/cbt-util" \
 	    "$(DESTDIR)$(DATADIR)/zsh/site-functions/_cbt-util" \
 	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/cbt-util.fish" \
+	    "$(DESTDIR)$(SBINDIR)/tapback" "$(DESTDIR)$(MANDIR)/man8/tapback.8" \
+	    "$(DESTDIR)$(UNITDIR)/tapback.service" \
 	    "$(DESTDIR)$(TMPFILESDIR)/tapdisk-rs.conf" "$(DESTDIR)$(LOGROTATEDIR)/tapdisk-rs"
 	rm -rf "$(DESTDIR)$(DOCDIR)"
 

@@ -26,10 +26,11 @@ fail() {
 
 make --no-print-directory -C "$here" install DESTDIR="$dest" PREFIX=/usr >/dev/null
 
-for file in usr/sbin/tap-ctl usr/libexec/tapdisk usr/bin/vhd-util usr/sbin/cbt-util usr/sbin/td-util; do
+for file in usr/sbin/tap-ctl usr/sbin/tapback usr/libexec/tapdisk usr/bin/vhd-util usr/sbin/cbt-util usr/sbin/td-util; do
     [ -x "$dest/$file" ] || fail "$file is missing or not executable"
 done
-for file in usr/share/man/man8/tap-ctl.8 usr/share/man/man8/tapdisk.8 \
+for file in usr/share/man/man8/tap-ctl.8 usr/share/man/man8/tapdisk.8 usr/share/man/man8/tapback.8 \
+    usr/lib/systemd/system/tapback.service \
     usr/share/bash-completion/completions/tap-ctl usr/share/zsh/site-functions/_tap-ctl \
     usr/share/man/man8/td-util.8 usr/share/bash-completion/completions/td-util \
     usr/share/zsh/site-functions/_td-util usr/share/fish/vendor_completions.d/td-util.fish \

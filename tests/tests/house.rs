@@ -17,6 +17,7 @@ const UNSAFE: &[&str] = &[
     "tapdisk/src/socket.rs",
     "tapdisk/src/transport/blkif/memory.rs",
     "tapdisk/src/transport/nbd/sys.rs",
+    "xen/tapback/src/sys.rs",
     "xen/xen/src/devices.rs",
     // The unsafe trait that names the caller's memory, and its implementation in tests.
     "xen/xen/src/lib.rs",
@@ -38,6 +39,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("tests", &["cbt", "image", "raw", "tap-ctl", "tapdisk", "vhd-rs", "xen", "xen-sys"]),
     ("xen", &["xen-sys"]),
     ("xen-sys", &[]),
+    ("tapback", &["cli", "tap-ctl", "xenstore-rs"]),
     ("xenstore-fake", &["xenstore-rs"]),
     ("xenstore-rs", &[]),
 ];
@@ -78,6 +80,7 @@ fn crates() -> BTreeMap<String, PathBuf> {
         "tests",
         "xen/xen",
         "xen/xen-sys",
+        "xen/tapback",
         "xen/xenstore-fake",
         "xen/xenstore-rs",
     ];

@@ -127,6 +127,16 @@ impl Fake {
         self.shared.lock().tree.permissions_text(path)
     }
 
+    /// Set permissions, as text: `n5 r3`.
+    ///
+    /// # Panics
+    /// For text that is none, or a node that is not there.
+    pub fn grant(&self, path: &str, permissions: &str) {
+        let parse = |word: &str| xenstore::Permission::parse(word.as_bytes()).expect("n5");
+        let list = permissions.split(' ').map(parse).collect();
+        assert!(self.shared.lock().tree.set_permissions(path, list), "{path} is not there");
+    }
+
     /// Wait until the tree looks like this; `what` is said when it never does.
     ///
     /// # Panics
@@ -238,6 +248,8 @@ impl Drop for Fake {
 pub struct Usage {
     /// Connections.
     pub connections: usize,
+    /// Connections ever made.
+    pub accepted: u64,
     /// Open transactions.
     pub transactions: usize,
     /// The paths of watches, sorted.

@@ -30,6 +30,7 @@ fn serve(mut stream: UnixStream, domid: u32, shared: &Shared) {
     let id = {
         let mut world = shared.lock();
         let id = u64::from(world.number());
+        world.accepted += 1;
         world.connections.insert(id, Connection { domid, stream: copy, watches: Vec::new() });
         id
     };

@@ -49,6 +49,7 @@ pub(crate) struct World {
     pub introduced: BTreeSet<u32>,
     pub faults: Faults,
     pub requests: u64,
+    pub accepted: u64,
     pub over: bool,
     next: u32,
 }
@@ -62,6 +63,7 @@ impl World {
             introduced: BTreeSet::from([0]),
             faults: Faults::default(),
             requests: 0,
+            accepted: 0,
             over: false,
             next: 0,
         }
@@ -73,6 +75,7 @@ impl World {
         watches.sort();
         Usage {
             connections: self.connections.len(),
+            accepted: self.accepted,
             transactions: self.transactions.len(),
             watches,
             requests: self.requests,

@@ -393,6 +393,11 @@ impl Watch {
         self.number
     }
 
+    /// Is the connection that it was made on still there?
+    pub fn is_live(&self) -> bool {
+        self.store.is_connected() && self.store.epoch() == self.epoch
+    }
+
     /// What it watches.
     pub fn path(&self) -> &str {
         &self.path

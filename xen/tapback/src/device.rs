@@ -1,0 +1,297 @@
+//! The life of one disk, a task: look, decide, do one step, until there is nothing to do; then sleep until
+//! the bell rings, or until it is time to try again what has failed.
+
+use crate::bell::Bell;
+use crate::config::DeviceId;
+use crate::decide::{Memory, Ring, Step, decide};
+use crate::desk::Desk;
+use crate::reactor::{Either, either};
+use crate::steps::Steps;
+use crate::trouble::{Cause, Trouble};
+use crate::view::{Node, Reader, View};
+use slog::{debug, error, info, o, warn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use xenstore::{Error, Watch};
+
+/// A step that failed, and when it is tried again.
+struct Retry {
+    step: Step,
+    at: Instant,
+    pause: Duration,
+}
+
+/// What comes after a turn.
+enum Then {
+    Again,
+    Sleep,
+    Until(Instant),
+    End,
+}
+
+/// A disk.
+pub(crate) struct Device {
+    desk: Rc<Desk>,
+    id: DeviceId,
+    bell: Rc<Bell>,
+    log: slog::Logger,
+    /// `backend/vbd3/5/51712`.
+    path: String,
+    memory: Memory,
+    /// On the frontend's state.
+    watch: Option<Watch>,
+    retry: Option<Retry>,
+    /// What is published in the store.
+    trouble: Option<Trouble>,
+}
+
+impl Device {
+    pub fn new(desk: Rc<Desk>, id: DeviceId, bell: Rc<Bell>) -> Device {
+        let path = format!("{}/{id}", desk.root());
+        let log = desk.log.new(o!("disk" => path.clone()));
+        let (memory, watch) = (Memory::default(), None);
+        Device { desk, id, bell, log, path, memory, watch, retry: None, trouble: None }
+    }
+
+    /// Until the disk is gone.
+    pub async fn live(mut self) {
+        loop {
+            match self.turn().await {
+                Then::Again => {}
+                Then::Sleep => self.bell.heard().await,
+                Then::Until(at) => {
+                    let (mut heard, mut time) =
+                        (pin!(self.bell.heard()), pin!(self.desk.reactor.until(at)));
+                    either(&mut heard, &mut time).await;
+                }
+                Then::End if self.bell.is_rung() => {}
+                Then::End => break,
+            }
+        }
+        self.desk.forget(self.id, self.watch.as_ref().map(Watch::number));
+    }
+
+    async fn turn(&mut self) -> Then {
+        let (frontend, view) = match self.look().await {
+            Ok(seen) => seen,
+            Err(error) if error.is_lost() => return Then::Sleep,
+            Err(error) => return self.failed(Step::Nothing, error.into(), "").await,
+        };
+        let step = decide(&view, &self.memory);
+        self.note_progress(&view);
+        debug!(self.log, "{step:?}"; "frontend" => ?view.front, "backend" => ?view.backend);
+        self.desk.note(self.id, &view, &self.memory);
+        match &self.retry {
+            Some(retry) if retry.step == step && Instant::now() < retry.at => {
+                return Then::Until(retry.at);
+            }
+            _ => {}
+        }
+        match (Trouble::of_view(&view, &self.memory), &self.trouble) {
+            (Some(trouble), _) => self.tell(&trouble, &frontend).await,
+            (None, Some(old)) if old.cause == Cause::Toolstack => self.mended(&frontend).await,
+            (None, _) => {}
+        }
+        match step {
+            Step::Nothing => Then::Sleep,
+            Step::Forget => self.gone().await,
+            step => self.act(step, &frontend, &view).await,
+        }
+    }
+
+    /// A frontend that has left what it was refused for may try again.
+    fn note_progress(&mut self, view: &View) {
+        use crate::view::{Front, state};
+        if !matches!(view.front, Front::At(state::INITIALISED | state::CONNECTED)) {
+            self.memory.refused = false;
+        }
+    }
+
+    /// Read everything, after making sure that changes are reported.
+    async fn look(&mut self) -> Result<(String, View), Error> {
+        let desk = Rc::clone(&self.desk);
+        let path = self.path.clone();
+        let reader = Reader { store: &desk.store, path: &path, run: &desk.config.run };
+        let frontend = match reader.frontend().await? {
+            Ok(frontend) => frontend,
+            Err(node) => {
+                self.watch_nothing();
+                return Ok((String::new(), View::empty(node)));
+            }
+        };
+        self.watch_frontend(&frontend).await?;
+        let view = reader.view(self.id, &frontend).await?;
+        Ok((frontend, view))
+    }
+
+    async fn watch_frontend(&mut self, frontend: &str) -> Result<(), Error> {
+        let path = format!("{frontend}/state");
+        if self.watch.as_ref().is_some_and(|watch| watch.is_live() && watch.path() == path) {
+            return Ok(());
+        }
+        self.watch_nothing();
+        let number = self.desk.store.watch_number();
+        self.desk.listen(number, &self.bell);
+        match self.desk.store.watch(&path, number).await {
+            Ok(watch) => {
+                self.watch = Some(watch);
+                Ok(())
+            }
+            Err(error) => {
+                self.desk.unlisten(number);
+                Err(error)
+            }
+        }
+    }
+
+    fn watch_nothing(&mut self) {
+        if let Some(watch) = self.watch.take() {
+            self.desk.unlisten(watch.number());
+        }
+    }
+
+    async fn act(&mut self, step: Step, frontend: &str, view: &View) -> Then {
+        let result = match self.perform(&step, frontend, view).await {
+            Some(result) => result,
+            None => {
+                debug!(self.log, "{step:?} is no longer wanted");
+                return Then::Again;
+            }
+        };
+        match result {
+            Ok(()) => self.done(step, frontend).await,
+            Err(trouble) => self.failed(step, trouble, frontend).await,
+        }
+    }
+
+    /// Do it. What waits for a tapdisk is given up when it is not the thing to do any more: `None`.
+    async fn perform(
+        &mut self,
+        step: &Step,
+        frontend: &str,
+        view: &View,
+    ) -> Option<Result<(), Trouble>> {
+        let (desk, log, path) = (Rc::clone(&self.desk), self.log.clone(), self.path.clone());
+        let steps = Steps { desk: &desk, log: &log, id: self.id, path: &path, frontend };
+        let memory = self.memory.clone();
+        match step {
+            Step::Nothing | Step::Forget => Some(Ok(())),
+            Step::Announce => Some(steps.announce().await),
+            Step::Enter(state) => Some(steps.enter(*state).await),
+            Step::Abandon => Some(steps.abandon().await),
+            Step::Disconnect => Some(steps.disconnect(&memory, view).await),
+            Step::Meet(tap) => {
+                let meeting = pin!(steps.meet(*tap));
+                self.unless_overtaken(step, meeting).await
+            }
+            Step::Connect(tap) => {
+                // Until it has been answered, nobody knows.
+                self.memory.ring = Ring::Unsure(Some(*tap));
+                let connecting = pin!(steps.connect(*tap, &memory, view));
+                self.unless_overtaken(step, connecting).await
+            }
+        }
+    }
+
+    async fn unless_overtaken(
+        &mut self,
+        step: &Step,
+        mut doing: impl Future<Output = Result<(), Trouble>> + Unpin,
+    ) -> Option<Result<(), Trouble>> {
+        let bell = Rc::clone(&self.bell);
+        // As it was decided: an order without an answer yet changes what is remembered, not what is wanted.
+        loop {
+            let mut heard = pin!(bell.heard());
+            match either(&mut doing, &mut heard).await {
+                Either::First(result) => return Some(result),
+                Either::Second(()) => match self.look().await {
+                    Ok((_, view)) if decide(&view, &self.memory) == *step => {}
+                    _ => {
+                        self.bell.ring();
+                        return None;
+                    }
+                },
+            }
+        }
+    }
+
+    async fn done(&mut self, step: Step, frontend: &str) -> Then {
+        self.retry = None;
+        match step {
+            Step::Nothing | Step::Forget | Step::Enter(_) | Step::Abandon => {}
+            Step::Announce => {
+                self.memory = Memory { ring: Ring::Down, met: None, refused: false };
+                info!(self.log, "a new disk"; "frontend" => frontend.to_owned());
+            }
+            Step::Meet(tap) => self.memory.met = Some(tap),
+            Step::Connect(tap) => self.memory.ring = Ring::Up(tap),
+            Step::Disconnect => self.memory.ring = Ring::Down,
+        }
+        if matches!(step, Step::Connect(_) | Step::Meet(_)) {
+            self.mended(frontend).await;
+        }
+        Then::Again
+    }
+
+    async fn failed(&mut self, step: Step, trouble: Trouble, frontend: &str) -> Then {
+        match trouble.cause {
+            Cause::Lost => return Then::Sleep,
+            Cause::Frontend => {
+                self.memory.refused = true;
+                self.tell(&trouble, frontend).await;
+                return Then::Again;
+            }
+            Cause::Toolstack | Cause::Tapdisk | Cause::Store => {}
+        }
+        self.tell(&trouble, frontend).await;
+        // A tapdisk that could not be asked may have been replaced by another of the same number.
+        if trouble.cause == Cause::Tapdisk && step != Step::Disconnect {
+            self.memory.met = None;
+        }
+        let limits = self.desk.config.limits;
+        let pause = match &self.retry {
+            Some(retry) if retry.step == step => (retry.pause * 2).min(limits.retry_max),
+            _ => limits.retry_first,
+        };
+        let at = Instant::now() + pause;
+        self.retry = Some(Retry { step, at, pause });
+        Then::Until(at)
+    }
+
+    /// Into the log and the store, once.
+    async fn tell(&mut self, trouble: &Trouble, frontend: &str) {
+        if self.trouble.as_ref() == Some(trouble) {
+            return;
+        }
+        match trouble.cause {
+            Cause::Frontend => warn!(self.log, "{}", trouble.text),
+            _ => error!(self.log, "{}", trouble.text),
+        }
+        self.trouble = Some(trouble.clone());
+        let (desk, log) = (&self.desk, &self.log);
+        let steps = Steps { desk, log, id: self.id, path: &self.path, frontend };
+        if let Err(other) = steps.publish(trouble).await {
+            warn!(self.log, "and it cannot be written to xenstore: {}", other.text);
+        }
+    }
+
+    async fn mended(&mut self, frontend: &str) {
+        if self.trouble.take().is_none() {
+            return;
+        }
+        let (desk, log) = (&self.desk, &self.log);
+        let steps = Steps { desk, log, id: self.id, path: &self.path, frontend };
+        if let Err(other) = steps.unpublish().await {
+            debug!(self.log, "the error cannot be removed from xenstore: {}", other.text);
+        }
+    }
+
+    async fn gone(&mut self) -> Then {
+        self.mended("").await;
+        self.watch_nothing();
+        info!(self.log, "gone");
+        debug_assert_eq!(decide(&View::empty(Node::Gone), &self.memory), Step::Forget);
+        Then::End
+    }
+}

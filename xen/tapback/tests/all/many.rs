@@ -1,0 +1,98 @@
+//! Many disks, and anything in any order.
+
+use crate::guest::Guest;
+use crate::rig::Rig;
+
+#[test]
+fn a_hundred_disks_come_and_go() {
+    let rig = Rig::new();
+    let tapdisk = rig.tapdisk(77);
+    let guests: Vec<Guest<'_>> =
+        (0..100).map(|n| Guest::new(&rig.fake, 1 + n / 4, n % 4)).collect();
+    for guest in &guests {
+        guest.xl_plug("w");
+        guest.script(&rig.tap_path(77, 0));
+        guest.start(&[8]);
+    }
+    for guest in &guests {
+        guest.wait_backend(4);
+    }
+    assert_eq!(tapdisk.state().rings.len(), 100);
+    for domid in 1..=25 {
+        rig.fake.rm(&format!("/local/domain/0/backend/vbd3/{domid}"));
+    }
+    tapdisk.wait("no ring", |state| state.rings.is_empty());
+    rig.fake.wait_clients("two watches, no transaction", |usage| {
+        usage.watches.len() == 2 && usage.transactions == 0
+    });
+}
+
+/// xorshift64*: enough for a test, and seeded.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) % sides
+    }
+}
+
+#[test]
+fn after_any_history_a_disk_can_be_used_and_nothing_leaks() {
+    for seed in 1..=12 {
+        eprintln!("seed {seed}");
+        history(seed);
+    }
+}
+
+fn history(seed: u64) {
+    let mut dice = Dice(seed);
+    let mut rig = Rig::new();
+    let tapdisks = [rig.tapdisk(77), rig.tapdisk(78)];
+    for _ in 0..60 {
+        if dice.roll(25) == 0 {
+            rig.stop();
+            rig.start();
+        }
+        let guest = Guest::new(&rig.fake, 5, dice.roll(3) as u32);
+        let tapdisk = &tapdisks[dice.roll(2) as usize];
+        match dice.roll(16) {
+            0 | 1 => guest.xl_plug("w"),
+            2 => guest.xenopsd_plug(),
+            3 | 4 => guest.script(&rig.tap_path(tapdisk.pid, dice.roll(2) as u16)),
+            5 | 6 => guest.start(&[dice.roll(100) as u32]),
+            7..=10 => guest.enter(dice.roll(9) as u32),
+            11 => guest.ask_to_go(),
+            12 => rig.fake.rm(guest.front("").trim_end_matches('/')),
+            13 => rig.fake.rm(guest.back("").trim_end_matches('/')),
+            14 => tapdisk.set(|state| state.stalled = !state.stalled),
+            _ => match dice.roll(3) {
+                0 => rig.fake.kick_all(),
+                1 => rig.fake.conflict_next(dice.roll(6) as u32),
+                _ => tapdisk.set(|state| {
+                    state.refuse = if state.refuse.is_some() { None } else { Some(22) };
+                }),
+            },
+        }
+    }
+    for tapdisk in &tapdisks {
+        tapdisk.set(|state| (state.stalled, state.refuse) = (false, None));
+    }
+    for devid in 0..3 {
+        let guest = Guest::new(&rig.fake, 5, devid);
+        rig.fake.rm(guest.front("").trim_end_matches('/'));
+        rig.fake.rm(guest.back("").trim_end_matches('/'));
+    }
+    for tapdisk in &tapdisks {
+        tapdisk.wait("no ring", |state| state.rings.is_empty());
+    }
+    rig.fake.wait_clients("two watches, no transaction", |usage| {
+        usage.watches.len() == 2 && usage.transactions == 0
+    });
+    for devid in 0..3 {
+        let guest = rig.connected(5, devid, &tapdisks[0]);
+        assert_eq!(guest.error(), None);
+    }
+}
