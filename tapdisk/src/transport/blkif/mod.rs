@@ -94,15 +94,18 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         &self.xen
     }
 
-    /// Ports have fired: remembers which. They stay masked until the next turn that takes requests.
-    pub fn event(&mut self) {
+    /// Looks which ports have fired, and remembers. They stay masked until the next turn that takes
+    /// requests. True if there was one.
+    pub fn event(&mut self) -> bool {
         let mut room = [0; RINGS_MAX];
         self.parts.log.counters.wakes += 1;
-        for port in self.xen.fired(&mut room) {
+        let fired = self.xen.fired(&mut room);
+        for port in fired {
             if let Some(queue) = live(&mut self.queues).find(|queue| queue.port == *port) {
                 queue.fired = true;
             }
         }
+        !fired.is_empty()
     }
 
     /// While the disk pauses or is paused: nothing is taken, ports stay masked once they have fired, and
