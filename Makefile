@@ -7,6 +7,7 @@
 #   make test-vm    only what runs in virtual machines (no hardware virtualisation needed; tests/vm/README.md)
 #   make fuzz       every parser under the fuzzer, FUZZ_SECONDS=60 each, guided by branches; FUZZ_ARGS=NAME for one
 #   make bench      tapdisk beside qemu-nbd, nbdkit and fio on the raw file (BENCH_ARGS="--help" lists options)
+#   make bench-vhd  vhd-util beside qemu-img and the disk's own limit
 #   make install    PREFIX=/usr/local DESTDIR=
 #   make deps       the Debian packages that demo, test and bench call, through apt, where missing
 #
@@ -95,6 +96,10 @@ fuzz: linker
 bench: build
 	@tests/deps.sh demo bench
 	tests/bench/bench.py --bin "$(BIN)" $(BENCH_ARGS)
+
+bench-vhd: build
+	@tests/deps.sh bench
+	tests/bench/vhd.py --bin "$(BIN)" $(BENCH_ARGS)
 
 # No dependency on `build`, so that `sudo make install` after `make` runs no compiler as root.
 $(PROGRAMS):

@@ -57,7 +57,7 @@ impl Mask {
 
     /// Whether all of `count` sectors are in it.
     pub(super) fn has_all(&self, first: u32, count: u32) -> bool {
-        self.run(first, count) == (true, count)
+        count == 0 || self.run(first, count) == (true, count)
     }
 
     /// Whether none of `count` sectors is in it.
@@ -82,7 +82,10 @@ impl Mask {
 
     /// Whether the first sector is in it, and how many from there on are alike, at most `count`.
     fn run(&self, first: u32, count: u32) -> (bool, u32) {
-        let count = count.min(SECTORS - first);
+        let count = count.min(SECTORS.saturating_sub(first));
+        if count == 0 {
+            return (false, 0);
+        }
         let set = self.0[first as usize / 64] << (first % 64) >> 63 == 1;
         let mut length = 0;
         while length < count {
@@ -140,6 +143,13 @@ mod tests {
         assert_eq!(Mask::of_bitmap(&bytes), mask);
         assert_eq!(sectors(&mask), [0, 1, 2, 3, 4, 5, 6, 7, 8, 4095]);
         assert_eq!(Mask::of_bitmap(&[0x80]).count(), 1, "what is missing is clear");
+    }
+
+    #[test]
+    fn nothing_at_the_end_is_nothing() {
+        let mask = Mask::first(SECTORS);
+        assert!(mask.has_all(SECTORS, 0) && mask.has_none(SECTORS, 0));
+        assert_eq!(mask.runs(SECTORS, 0).count(), 0);
     }
 
     #[test]

@@ -196,12 +196,16 @@ fn begin(target: &Target, chunks: Vec<u32>, table: Option<machine::Table>) -> Ma
 fn end(target: &Target, machine: Machine) -> Result<Done, VhdError> {
     let done = Done { sectors: machine.sectors, bytes: machine.bytes };
     let (closing, failed) = machine.close();
-    let closed = match closing {
-        Some(closing) => closing
-            .apply(&*target.medium)
-            .map_err(|e| VhdError::io(&target.name, "close the image", 0, &e)),
-        None => Ok(()),
+    let close = |closing: image::Closing| {
+        // On a full disk the footer takes the space that was kept at the far end.
+        if let (Some(_), Some(end)) = (&failed, closing.truncate) {
+            target.medium.set_len(end)?;
+        }
+        closing.apply(&*target.medium)
     };
+    let closed = closing
+        .map_or(Ok(()), close)
+        .map_err(|e| VhdError::io(&target.name, "close the image", 0, &e));
     match failed {
         Some(e) => Err(e),
         None => closed.map(|()| done),

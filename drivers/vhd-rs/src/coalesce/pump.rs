@@ -101,6 +101,7 @@ impl Shared<'_> {
 
     /// Takes jobs until all is over.
     fn work(&self) {
+        let _guard = Guard(self);
         let mut pages = self.target.memory();
         let mut state = self.lock();
         while !state.over {
@@ -152,6 +153,18 @@ impl Shared<'_> {
                 state.machine.written(result);
                 state
             }
+        }
+    }
+}
+
+/// Ends all threads when one of them panics: nobody may wait for what it had in hand.
+struct Guard<'a, 'b>(&'a Shared<'b>);
+
+impl Drop for Guard<'_, '_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().over = true;
+            self.0.ended.notify_all();
         }
     }
 }
