@@ -81,6 +81,14 @@ pub struct Failure {
     kept: Option<PathBuf>,
 }
 
+impl Failure {
+    /// Keeps the input in a file, for people.
+    pub(super) fn keep(mut self) -> Failure {
+        self.kept = corpus::failed(self.target, &self.input);
+        self
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Failure { target, seed, runs, why, .. } = self;
@@ -210,7 +218,7 @@ impl<'a> Search<'a> {
         seal(&mut sealed);
         let fails = |candidate: &[u8]| {
             self.watch.begin(candidate);
-            attempt(self.target, candidate).is_err()
+            attempt(self.target, candidate).is_err_and(|other| kind(&other) == kind(&why))
         };
         let mut small = shrink(input, fails);
         if sealed == input {
@@ -224,9 +232,8 @@ impl<'a> Search<'a> {
             seal(&mut other);
             small = if other.len() < small.len() { other } else { small };
         }
-        let kept = corpus::failed(name, &small);
         let (seed, runs) = (self.budget.seed, self.runs);
-        Failure { target: name, seed, runs, why, input: small, kept }
+        Failure { target: name, seed, runs, why, input: small, kept: None }
     }
 
     /// Few inputs that together take all branches that any takes, the short ones first.
@@ -269,6 +276,12 @@ impl<'a> Search<'a> {
             seed: self.budget.seed,
         }
     }
+}
+
+/// What makes two findings the same: the place of the panic, or which limit it was.
+fn kind(why: &str) -> &str {
+    let first = why.lines().next().unwrap_or(why);
+    if first.starts_with("took") { "took" } else { first }
 }
 
 /// One run: the outcome, or what is wrong.

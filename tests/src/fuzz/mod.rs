@@ -60,7 +60,7 @@ impl Target {
         let budget = Budget::from_environment(runs);
         match fuzz(self, &budget) {
             Ok(report) => eprintln!("fuzz {}: {report}", self.name),
-            Err(failure) => panic!("{failure}"),
+            Err(failure) => panic!("{}", failure.keep()),
         }
     }
 }

@@ -3,16 +3,24 @@
 //!
 //! `vhd-rs` and `xenstore-rs` have property tests of their own; here are the searches that learn from
 //! what happened, and everything that works on an image after it was opened.
+// Both benches have the same engine.
+#![allow(clippy::duplicate_mod)]
+
 mod cbt;
 mod control;
+mod guest_ring;
 mod nbd;
 mod nbd_client;
 mod planted;
 mod sparse;
 mod vhd;
+mod vhd_chain;
 mod vhd_journal;
 mod vhd_parts;
 
+/// The bench of the ring transport's own tests: a guest in memory.
+#[path = "../../../tapdisk/tests/blkif_support/mod.rs"]
+mod blkif_support;
 /// The bench of the NBD server's own tests: a fake engine, and turns of the loop in one thread.
 #[path = "../../../tapdisk/tests/nbd_support/mod.rs"]
 mod nbd_support;

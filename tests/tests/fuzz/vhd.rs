@@ -10,8 +10,9 @@ use tests::fuzz::{Target, outcome};
 use tests::rig::vhdgen::Gen;
 use vhd_rs::batmap::{BatmapHeader, KeyHash};
 use vhd_rs::driver::Vhd;
+use vhd_rs::scan::{self, Look};
 use vhd_rs::{CheckOptions, Footer, Header, OpenOptions, Opened, VhdError};
-use vhd_rs::{check, closing, edit, key, modify, open, resize, resolve_parent};
+use vhd_rs::{check, closing, edit, fill, key, modify, open, resize, resolve_parent};
 
 /// Bytes before the image.
 const ORDER: usize = 6;
@@ -75,7 +76,16 @@ fn seeds() -> Vec<Vec<u8>> {
 
 /// Right checksums at every place where a structure is looked for.
 fn seal(input: &mut [u8]) {
-    let Some(image) = input.get_mut(ORDER..).filter(|image| image.len() >= 1536) else { return };
+    if let Some(image) = input.get_mut(ORDER..) {
+        sealed(image);
+    }
+}
+
+/// The same for an image.
+pub fn sealed(image: &mut [u8]) {
+    if image.len() < 1536 {
+        return;
+    }
     let end = image.len() - 512;
     for at in [0, end] {
         if at == 0 || image[at..].starts_with(b"conectix") {
@@ -107,8 +117,10 @@ struct Order {
 /// What happened, in words.
 type Told = Result<String, VhdError>;
 
-const OPERATIONS: [fn(&Sparse<'_>, &Order) -> Told; 10] =
-    [looked_at, checked, read_back, written, zeroed, hidden, repaired, ended, emptied, keyed];
+const OPERATIONS: [fn(&Sparse<'_>, &Order) -> Told; 12] = [
+    looked_at, checked, read_back, written, zeroed, hidden, repaired, ended, emptied, keyed,
+    scanned, filled,
+];
 
 fn run(input: &[u8]) -> u64 {
     let Some((&[what, tail, high, low, count, fill], image)) = input.split_first_chunk::<ORDER>()
@@ -267,8 +279,30 @@ fn keyed(storage: &Sparse<'_>, order: &Order) -> Told {
     Ok("keyed".into())
 }
 
+fn scanned(storage: &Sparse<'_>, order: &Order) -> Told {
+    let look = if order.fill & 1 == 0 { Look::Fast } else { Look::Full };
+    let parent = scan::parent_of(storage, name(), look).is_some();
+    let mut facts = scan::facts(storage, name(), look).map_err(|fault| fault.error)?;
+    scan::add_marks(&mut facts, storage, name(), look);
+    assert!(!parent || facts.parent.is_some(), "a parent that comes and goes");
+    Ok(format!("{}{}", facts.parent.is_some(), facts.key_hash.is_some()))
+}
+
+/// The image is as good as it was, if both of its footers were.
+fn filled(storage: &Sparse<'_>, order: &Order) -> Told {
+    let strict = CheckOptions { bitmaps: true, ..CheckOptions::default() };
+    let sound = check(storage, name(), &strict)?.fault.is_none();
+    fill::mark(storage, name(), Some(order.at..=order.at + u64::from(order.count)))?;
+    if sound {
+        let fault = check(storage, name(), &strict)?.fault;
+        assert!(fault.is_none(), "sound before, now {fault:?}");
+    }
+    Ok(format!("filled {sound}"))
+}
+
 fn resized(storage: &Sparse<'_>, order: &Order) -> Told {
-    let bytes = (order.at * u64::from(order.fill.max(1))) << 16;
+    // Up to 16 GiB: a table takes memory by the size that is asked for.
+    let bytes = (order.at * u64::from(order.fill.max(1))) << 10;
     if order.count & 1 == 1 {
         resize::fast(storage, name(), bytes)?;
         return Ok("larger".into());
