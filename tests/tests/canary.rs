@@ -120,6 +120,10 @@ fn every_planted_bug_is_found() {
         careless_cache: true,
         ..Setup::new(seed)
     });
+    must_find("places in the leaf are remembered", |seed| Setup {
+        remembers_too_much: true,
+        ..Setup::new(seed)
+    });
     must_find("the disk's flush does nothing", |seed| Setup {
         lazy_flush: true,
         ..Setup::new(seed)

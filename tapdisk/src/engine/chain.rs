@@ -4,9 +4,12 @@
 //! ```text
 //!   writes ─► log ─► secondary (mirror), then top                reads: order[0] ─► order[1] ─► … ─► zeros
 //! ```
+use std::ops::Range;
+
 use image::{Image, Meta, Place, Run, Span, Stop};
 
 use crate::disk::FileId;
+use crate::engine::owners::Owners;
 
 /// One image of a chain.
 pub struct Layer {
@@ -76,6 +79,9 @@ pub struct Chain {
     pub changes: Option<Box<dyn Changes>>,
     /// What is read from below the top is written into it (`-r`).
     pub local_cache: bool,
+    /// The first place of the order from which on nothing changes while the chain is open.
+    fixed: usize,
+    owners: Owners,
 }
 
 /// Where a run was found: the layer and the byte in its file, or nowhere.
@@ -104,13 +110,28 @@ impl Chain {
         // Room for a secondary, so that taking over allocates nothing.
         let mut order = Vec::with_capacity(layers.len() + 1);
         order.extend((0..layers.len()).map(|i| FileId(i as u8)));
-        Chain { layers, order, second: None, changes: None, local_cache: false }
+        let (second, changes, owners) = (None, None, Owners::default());
+        Chain { layers, order, second, changes, local_cache: false, fixed: 1, owners }
+    }
+
+    /// Remembers from now on which of the images that do not change holds a page. Takes up to 2 MiB.
+    pub fn remember(&mut self) {
+        self.owners = Owners::new(self.sectors());
+    }
+
+    /// Plants a bug: what the top holds is remembered too, though it changes. The simulator has to find it.
+    #[doc(hidden)]
+    pub fn remember_too_much(&mut self) {
+        self.remember();
+        self.fixed = 0;
     }
 
     /// Gives the chain a second writable image, which is one of `layers`. A mirror may hold data that the leaf
     /// has not, so it is read right below the leaf; a standby is not read until it takes over.
     pub fn set_second(&mut self, second: Second) {
         self.order.retain(|file| *file != second.file);
+        // Now or later the secondary and the leaf are the first two.
+        self.fixed = 2;
         if second.purpose == Purpose::Mirror && second.read {
             self.order.insert(1, second.file);
         }
@@ -148,22 +169,58 @@ impl Chain {
         self.order.iter().position(|f| *f == file).map_or(0, |at| at + 1)
     }
 
+    /// What one image says of the first sectors of a span; `None` if the span is not all inside it.
+    pub fn map_one(
+        &self,
+        views: &mut impl Views,
+        file: FileId,
+        span: Span,
+    ) -> Option<Result<Run, Stop>> {
+        let image = &self.layers[usize::from(file.0)].image;
+        (span.end() <= image.sectors()).then(|| views.with(file, |meta| image.map(meta, span)))
+    }
+
     /// Where the first sectors of `span` are, from place `from` of the order down.
     ///
     /// # Errors
     /// What the named layer has to have first.
     pub fn map(
-        &self,
+        &mut self,
         views: &mut impl Views,
         from: usize,
-        mut span: Span,
+        span: Span,
     ) -> Result<(Found, u32), (FileId, Stop)> {
-        for &id in self.order.iter().skip(from) {
+        let fixed = self.fixed.min(self.order.len());
+        let (found, span) = self.ask(views, from..fixed, span)?;
+        if let Some(found) = found {
+            return Ok((found, span.count));
+        }
+        if from <= fixed
+            && let Some(found) = self.owners.find(span)
+        {
+            return Ok((found, span.count));
+        }
+        let (found, span) = self.ask(views, from.max(fixed)..self.order.len(), span)?;
+        let found = found.unwrap_or(Found::Zero);
+        if from <= fixed {
+            self.owners.note(span, found);
+        }
+        Ok((found, span.count))
+    }
+
+    /// Asks the images at some places of the order, top first. What none of them has is `None`.
+    fn ask(
+        &self,
+        views: &mut impl Views,
+        places: Range<usize>,
+        mut span: Span,
+    ) -> Result<(Option<Found>, Span), (FileId, Stop)> {
+        for &id in self.order.get(places).unwrap_or_default() {
             let layer = &self.layers[usize::from(id.0)];
             let sectors = layer.image.sectors();
             // A parent may be shorter than its child: zeros beyond its end (spec/vhd.md §9).
             if span.start >= sectors {
-                return Ok((Found::Zero, span.count));
+                return Ok((Some(Found::Zero), span));
             }
             let inside = sectors - span.start;
             span = span.first(u32::try_from(inside).unwrap_or(u32::MAX));
@@ -172,12 +229,14 @@ impl Chain {
             assert!(run.count > 0 && run.count <= span.count, "a run is part of its span");
             match run {
                 Run { place: Place::Below, count } => span.count = count,
-                Run { place: Place::Zero, count } => return Ok((Found::Zero, count)),
+                Run { place: Place::Zero, count } => {
+                    return Ok((Some(Found::Zero), span.first(count)));
+                }
                 Run { place: Place::At { byte }, count } => {
-                    return Ok((Found::At { layer: id, byte }, count));
+                    return Ok((Some(Found::At { layer: id, byte }), span.first(count)));
                 }
             }
         }
-        Ok((Found::Zero, span.count))
+        Ok((None, span))
     }
 }

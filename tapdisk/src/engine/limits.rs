@@ -73,6 +73,12 @@ impl Limits {
         slots * (u32::from(SLOT_OPS_MAX) + 1) + u32::from(self.stables) + SHARED_OPS
     }
 
+    /// Whether the cache is so much larger than what can be pinned that loading ahead helps.
+    pub fn loads_ahead(&self) -> bool {
+        let pins = usize::from(self.slots()) * PLANS_MAX * PINS_MAX;
+        usize::from(self.meta_blocks) >= pins + 3 * usize::from(SLOT_OPS_MAX)
+    }
+
     /// Whether the numbers keep the promises above.
     pub fn check(&self) {
         let slots = usize::from(self.slots());

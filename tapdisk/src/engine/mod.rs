@@ -23,6 +23,7 @@ pub mod limits;
 mod local;
 pub mod meta;
 pub mod ops;
+mod owners;
 mod pool;
 mod read;
 mod second;
@@ -38,7 +39,7 @@ use local::LocalCache;
 use meta::{Loading, MetaCache};
 use ops::{Ops, Owner};
 use sets::SlotSet;
-use slot::{Slot, State};
+use slot::{Ahead, Slot, State};
 use stats::Stats;
 
 pub use files::FileInfo;
@@ -343,6 +344,11 @@ impl<D: Disk> Engine<D> {
     }
 
     fn ask(&mut self, id: SlotId) {
+        let slot = &mut self.slots[usize::from(id.0)];
+        if slot.ahead == Ahead::Loading {
+            let failed = slot.error.take().is_some();
+            slot.ahead = if failed { Ahead::Failed } else { Ahead::No };
+        }
         let slot = self.slot(id);
         if let Some(errno) = slot.error {
             if !self.goes_on_elsewhere(id, errno) {
@@ -406,8 +412,15 @@ impl<D: Disk> Engine<D> {
     }
 
     fn load(&mut self, id: SlotId, file: FileId, r: MetaRef) {
+        if !self.try_load(id, file, r) {
+            self.ask_again(id);
+        }
+    }
+
+    /// False if it has to be asked for again.
+    fn try_load(&mut self, id: SlotId, file: FileId, r: MetaRef) -> bool {
         let block = match self.meta.load(file, r) {
-            Loading::AskAgain => return self.ask_again(id),
+            Loading::AskAgain => return false,
             Loading::Joined(block) => block,
             Loading::Start(block) => {
                 let buf = self.limits.meta_buf(block).part(0, u32::from(r.bytes));
@@ -419,6 +432,7 @@ impl<D: Disk> Engine<D> {
         if self.meta.block_mut(block).loaders.insert(id) {
             self.slots[usize::from(id.0)].pending += 1;
         }
+        true
     }
 
     fn data_op(&mut self, id: SlotId, owner: Owner, op: Op) {

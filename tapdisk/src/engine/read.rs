@@ -1,10 +1,11 @@
 //! Reads and block status: mapping a request down the chain.
-use image::{Span, Stop};
+use image::{Place, Span, Stop};
 
 use super::chain::{Chain, Found};
 use super::files::Views;
 use super::limits::SLOT_OPS_MAX;
 use super::ops::Owner;
+use super::slot::Ahead;
 use super::{Engine, STATUS_RUNS_MAX};
 use crate::disk::{Disk, FileId, Kind, Op};
 use crate::pool::Buf;
@@ -38,7 +39,10 @@ impl<D: Disk> Engine<D> {
             let (rest, done) = (self.slot(id).rest(), self.slot(id).cursor);
             let (found, count) = match self.map(0, rest) {
                 Ok(run) => run,
-                Err((file, stop)) => return self.stop(id, file, stop),
+                Err((file, stop)) => {
+                    self.stop(id, file, stop);
+                    return self.load_ahead(id, file, stop, rest);
+                }
             };
             let buf = self.limits.slot_buf(id.0).part(done * 512, count * 512);
             match found {
@@ -53,6 +57,33 @@ impl<D: Disk> Engine<D> {
                 }
             }
             self.slots[usize::from(id.0)].cursor += count;
+        }
+    }
+
+    /// A layer has to load metadata: what the layers below will ask for next is loaded at the same time, so
+    /// that the first read through a long chain does not wait for one layer after the other. Uses the
+    /// operations that the slot has and does not need while it waits.
+    fn load_ahead(&mut self, id: SlotId, file: FileId, stop: Stop, span: Span) {
+        let Stop::Load(_) = stop else { return };
+        let slot = &mut self.slots[usize::from(id.0)];
+        // With data in flight a failure could not be told apart.
+        if !self.limits.loads_ahead() || slot.ops > 0 || slot.ahead == Ahead::Failed {
+            return;
+        }
+        slot.ahead = Ahead::Loading;
+        let mut started = 0;
+        let from = self.chain.as_ref().expect("a request runs on a chain").below(file);
+        for place in from.. {
+            let (mut views, chain) = self.views();
+            let Some(layer) = chain.order().get(place).copied().filter(|_| started < SLOT_OPS_MAX)
+            else {
+                return;
+            };
+            match chain.map_one(&mut views, layer, span) {
+                Some(Err(Stop::Load(r))) => started += u16::from(self.try_load(id, layer, r)),
+                Some(Ok(run)) if run.place == Place::Below => {}
+                _ => return,
+            }
         }
     }
 

@@ -30,6 +30,17 @@ pub enum State {
     Done,
 }
 
+/// Loading ahead: a failure of what is not needed is no failure of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ahead {
+    /// Nothing is.
+    No,
+    /// All that the slot waits for is metadata.
+    Loading,
+    /// Some of it failed: from now on only what is needed is loaded.
+    Failed,
+}
+
 /// One slot.
 #[derive(Clone, Debug)]
 pub struct Slot {
@@ -43,6 +54,8 @@ pub struct Slot {
     pub coded: u128,
     /// What the local cache knows of it.
     pub local: Local,
+    /// Whether metadata is being loaded for it that it may not need.
+    pub ahead: Ahead,
     /// Sectors of the request that are mapped or planned.
     pub cursor: u32,
     /// Things it waits for.
@@ -74,6 +87,7 @@ impl Slot {
             request,
             target: FileId(0),
             coded: 0,
+            ahead: Ahead::No,
             local: Local::default(),
             cursor: 0,
             pending: 0,

@@ -58,6 +58,8 @@ pub struct Served {
     warned: bool,
     /// What the disk engine said last when it refused a call, and whether the log knows.
     disk_failed: Option<(i32, bool)>,
+    /// Memory may be spent on remembering which parent holds what.
+    remember: bool,
     /// Management has been told that the secondary took over.
     told_takeover: bool,
 }
@@ -119,6 +121,7 @@ impl Served {
             watched: (0, 0),
             warned: false,
             disk_failed: None,
+            remember: env.memory == Memory::Locked,
             told_takeover: false,
         };
         match served.put_in(images, opened) {
@@ -149,7 +152,7 @@ impl Served {
             let text = format!("the disk engine does not take the files: {error}");
             return Err((OpenError::new(errno, text), images));
         }
-        let chain = chain(&mut images);
+        let chain = chain(&mut images, self.remember);
         let policy = Policy {
             read_only: !images.writable(),
             barriers: barriers(),
@@ -348,7 +351,7 @@ impl Served {
 }
 
 /// The chain of open images; their drivers are lent to it.
-fn chain(images: &mut Images) -> Chain {
+fn chain(images: &mut Images, remember: bool) -> Chain {
     let layers = images.layers.iter_mut().filter_map(|layer| {
         let image = layer.image.take()?;
         Some(Layer { cipher: layer.cipher.take(), ..Layer::new(image) })
@@ -366,6 +369,11 @@ fn chain(images: &mut Images) -> Chain {
     let log = images.log.clone();
     chain.changes = log.map(|log| Box::new(Marks(log)) as Box<dyn crate::engine::chain::Changes>);
     chain.local_cache = images.local_cache;
+    // Below that, asking is as quick as remembering.
+    const PARENTS_MIN: usize = 2;
+    if remember && chain.order().len() > PARENTS_MIN {
+        chain.remember();
+    }
     chain
 }
 

@@ -23,6 +23,8 @@ pub struct Faults {
     pub no_zero: bool,
     /// Reads that take much longer than anything else.
     pub slow_reads: bool,
+    /// The file that cannot be read.
+    pub unreadable: Option<u8>,
     /// Flushes that lie (a planted bug of the disk).
     pub lazy_flush: bool,
 }
@@ -146,6 +148,11 @@ impl SimDisk {
         !self.queue.is_empty() || !self.ready.is_empty()
     }
 
+    /// Whether something is queued that has not completed.
+    pub fn busy_queue(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// Completes one queued operation, chosen by chance.
     pub fn complete_one(&mut self) {
         if self.queue.is_empty() {
@@ -172,6 +179,9 @@ impl SimDisk {
         }
         if self.rng.one_in(faults.eio) {
             self.partly(op);
+            return Err(libc::EIO);
+        }
+        if op.kind == Kind::Read && faults.unreadable == Some(op.file.0) {
             return Err(libc::EIO);
         }
         let at = op.at as usize;

@@ -29,6 +29,8 @@ pub struct Stack {
     pub local_cache: bool,
     /// The secondary.
     pub second: Option<Second>,
+    /// Which parent holds a page is remembered.
+    pub remembers: bool,
     /// Sectors that were marked before they changed.
     pub marked: Marks,
     /// Sectors that were acknowledged since the remote mirror is there.
@@ -53,6 +55,7 @@ impl Stack {
         Stack {
             encrypted: rng.one_in(5),
             local_cache: rng.one_in(4),
+            remembers: rng.one_in(2),
             second,
             marked: Marks(Arc::new(Mutex::new(vec![false; sectors as usize]))),
             mirrored: vec![false; sectors as usize],

@@ -40,6 +40,8 @@ pub struct Setup {
     pub locks: bool,
     /// The local cache forgets which sectors were changed meanwhile (a planted bug).
     pub careless_cache: bool,
+    /// Places in the leaf are remembered as if it did not change (a planted bug).
+    pub remembers_too_much: bool,
 }
 
 impl Setup {
@@ -54,6 +56,7 @@ impl Setup {
             large_sectors: None,
             locks: true,
             careless_cache: false,
+            remembers_too_much: false,
         }
     }
 }
@@ -177,6 +180,7 @@ impl World {
             no_zero: rng.one_in(4),
             slow_reads: rng.one_in(4),
             lazy_flush: setup.lazy_flush,
+            unreadable: None,
         };
         let volatile = rng.one_in(2);
         let mut files = vec![SimFile::new(bytes, device)];
@@ -272,6 +276,11 @@ impl World {
             }
         }
         chain.local_cache = self.stack.local_cache;
+        if self.setup.remembers_too_much {
+            chain.remember_too_much();
+        } else if self.stack.remembers {
+            chain.remember();
+        }
         chain.changes = Some(Box::new(self.stack.marked.clone()));
         self.stack.mirrored.fill(false);
         let policy = Policy { barriers: self.volatile, timeout_s: 600, ..Policy::default() };
