@@ -120,11 +120,13 @@ install: $(PROGRAMS)
 	install -m 0755 "$(BIN)/vhd-util" "$(DESTDIR)$(BINDIR)/vhd-util"
 	install -m 0755 "$(BIN)/cbt-util" "$(BIN)/td-util" "$(DESTDIR)$(SBINDIR)/"
 	install -m 0755 "$(BIN)/tapdisk" "$(DESTDIR)$(LIBEXECDIR)/tapdisk"
-	packaging/generate.sh "$(BIN)/tap-ctl" man "$(DESTDIR)$(MANDIR)/man8/tap-ctl.8"
+	set -e; for tool in tap-ctl vhd-util; do \
+	    packaging/generate.sh "$(BIN)/$$tool" man "$(DESTDIR)$(MANDIR)/man8/$$tool.8"; \
+	    packaging/generate.sh "$(BIN)/$$tool" bash "$(DESTDIR)$(DATADIR)/bash-completion/completions/$$tool"; \
+	    packaging/generate.sh "$(BIN)/$$tool" zsh "$(DESTDIR)$(DATADIR)/zsh/site-functions/_$$tool"; \
+	    packaging/generate.sh "$(BIN)/$$tool" fish "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/$$tool.fish"; \
+	done
 	install -m 0644 packaging/tapdisk.8 packaging/cbt-util.8 packaging/td-util.8 "$(DESTDIR)$(MANDIR)/man8/"
-	packaging/generate.sh "$(BIN)/tap-ctl" bash "$(DESTDIR)$(DATADIR)/bash-completion/completions/tap-ctl"
-	packaging/generate.sh "$(BIN)/tap-ctl" zsh "$(DESTDIR)$(DATADIR)/zsh/site-functions/_tap-ctl"
-	packaging/generate.sh "$(BIN)/tap-ctl" fish "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/tap-ctl.fish"
 	set -e; for tool in cbt-util td-util; do \
 	    install -m 0644 packaging/completions/$$tool.bash "$(DESTDIR)$(DATADIR)/bash-completion/completions/$$tool"; \
 	    install -m 0644 packaging/completions/$$tool.zsh "$(DESTDIR)$(DATADIR)/zsh/site-functions/_$$tool"; \
@@ -143,6 +145,10 @@ uninstall:
 	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/tap-ctl.fish" \
 	    "$(DESTDIR)$(SBINDIR)/cbt-util" "$(DESTDIR)$(MANDIR)/man8/cbt-util.8" \
 	    "$(DESTDIR)$(SBINDIR)/td-util" "$(DESTDIR)$(MANDIR)/man8/td-util.8" \
+	    "$(DESTDIR)$(MANDIR)/man8/vhd-util.8" \
+	    "$(DESTDIR)$(DATADIR)/bash-completion/completions/vhd-util" \
+	    "$(DESTDIR)$(DATADIR)/zsh/site-functions/_vhd-util" \
+	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/vhd-util.fish" \
 	    "$(DESTDIR)$(DATADIR)/bash-completion/completions/td-util" \
 	    "$(DESTDIR)$(DATADIR)/zsh/site-functions/_td-util" \
 	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/td-util.fish" \

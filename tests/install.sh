@@ -32,6 +32,8 @@ done
 for file in usr/share/man/man8/tap-ctl.8 usr/share/man/man8/tapdisk.8 usr/share/man/man8/tapback.8 \
     usr/lib/systemd/system/tapback.service \
     usr/share/bash-completion/completions/tap-ctl usr/share/zsh/site-functions/_tap-ctl \
+    usr/share/man/man8/vhd-util.8 usr/share/bash-completion/completions/vhd-util \
+    usr/share/zsh/site-functions/_vhd-util usr/share/fish/vendor_completions.d/vhd-util.fish \
     usr/share/man/man8/td-util.8 usr/share/bash-completion/completions/td-util \
     usr/share/zsh/site-functions/_td-util usr/share/fish/vendor_completions.d/td-util.fish \
     usr/share/man/man8/cbt-util.8 usr/share/bash-completion/completions/cbt-util \
@@ -40,7 +42,7 @@ for file in usr/share/man/man8/tap-ctl.8 usr/share/man/man8/tapdisk.8 usr/share/
     etc/logrotate.d/tapdisk-rs usr/share/doc/tapdisk-rs/LICENSE-MIT; do
     [ -s "$dest/$file" ] || fail "$file is missing or empty"
 done
-for tool in tap-ctl cbt-util td-util; do
+for tool in tap-ctl vhd-util cbt-util td-util; do
     bash -n "$dest/usr/share/bash-completion/completions/$tool" || fail "the bash completions of $tool do not parse"
 done
 

@@ -334,7 +334,7 @@ pub(crate) fn overlapped(
 }
 
 /// Uuid and candidate paths; a locator that cannot be read or decoded is passed over.
-pub(crate) fn parent_of(storage: &dyn Storage, header: &Header) -> Parent {
+pub fn parent_of(storage: &dyn Storage, header: &Header) -> Parent {
     let uuid = Some(header.parent_uuid).filter(|uuid| uuid != &[0; 16]);
     let candidates = header.locators.iter().filter_map(|l| locator_path(storage, l)).collect();
     Parent { uuid, candidates }

@@ -12,6 +12,7 @@ mod copy;
 mod create;
 mod dump;
 mod fill;
+mod help;
 mod info;
 mod key;
 mod long;
@@ -81,12 +82,22 @@ fn main() -> ExitCode {
         term.others = vhd_rs::lock::Others::Ignore;
     }
     let command = COMMANDS.iter().find(|(n, _)| name == *n);
-    let Some((_, command)) = command else {
+    let Some((name, command)) = command else {
+        if help::of_tool(&name.to_string_lossy(), &args, &mut term) {
+            term.flush();
+            return ExitCode::SUCCESS;
+        }
         term.say(USAGE);
         term.complain(&format!("invalid COMMAND {}\n", name.to_string_lossy()));
         return ExitCode::SUCCESS;
     };
-    let code = command(&args, &mut term);
+    let code = match help::of_command(name, &args) {
+        Some(text) => {
+            term.say(&text);
+            0
+        }
+        None => command(&args, &mut term),
+    };
     term.flush();
     ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
 }

@@ -1,11 +1,13 @@
 //! `query`: one line for each fact asked for, always in the same order.
 use crate::options::{Options, Term};
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use vhd_rs::DiskType::Differencing;
 use vhd_rs::locate::{Headers, headers, headers_of_copy};
 use vhd_rs::open::{OpenOptions, Opened, open, open_copy};
-use vhd_rs::{DiskType, VhdError, chain, edit, open as opening};
+use vhd_rs::{VhdError, chain, edit, open as opening};
 
 const USAGE: &str = "options: <-n name> [-v print virtual size (in MB)] \
     [-s print physical utilization (bytes)] [-p print parent] [-f print fields] \
@@ -13,16 +15,17 @@ const USAGE: &str = "options: <-n name> [-v print virtual size (in MB)] \
     [-a print allocated block count] [-u don't resolve parent path] [-h help]\n";
 const EINVAL: i32 = 22;
 
-/// The image asked about: headers always, the rest as far as it can be read.
+/// The image asked about: headers always, tables only when a question needs them.
 struct Subject {
     name: PathBuf,
     file: File,
+    copy: bool,
     found: Headers,
-    opened: Result<Opened, VhdError>,
+    opened: OnceCell<Result<Opened, VhdError>>,
 }
 
-/// A line, or the line and errno of a failure.
-type Answer = Result<String, (String, i32)>;
+/// A line, or the line of a failure and the story behind it.
+type Answer = Result<String, (String, VhdError)>;
 
 /// Answers for an image; the flag says not to resolve the parent's path.
 type Question = fn(&Subject, bool) -> Answer;
@@ -51,8 +54,8 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     for (_, question) in questions.iter().filter(|(letter, _)| o.has(*letter)) {
         match question(&subject, o.has('u')) {
             Ok(line) => term.say(&format!("{line}\n")),
-            Err((line, errno)) => {
-                term.say(&format!("{line}\n"));
+            Err((line, e)) => {
+                let errno = term.failed(&format!("{line}\n"), &e);
                 code = if code == 0 { errno } else { code };
             }
         }
@@ -62,13 +65,17 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
 
 fn look(name: &Path, copy: bool) -> Result<Subject, VhdError> {
     let file = chain::open_file(name, false)?;
-    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
-    let (found, opened) = if copy {
-        (headers_of_copy(&file, name, 10)?, open_copy(&file, name, &options))
-    } else {
-        (headers(&file, name, 10)?, open(&file, name, &options))
-    };
-    Ok(Subject { name: name.into(), file, found, opened })
+    let found = if copy { headers_of_copy(&file, name, 10)? } else { headers(&file, name, 10)? };
+    Ok(Subject { name: name.into(), file, copy, found, opened: OnceCell::new() })
+}
+
+impl Subject {
+    fn opened(&self) -> Result<&Opened, VhdError> {
+        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let how = if self.copy { open_copy } else { open };
+        let opened = self.opened.get_or_init(|| how(&self.file, &self.name, &options));
+        opened.as_ref().map_err(Clone::clone)
+    }
 }
 
 fn virtual_size(s: &Subject, _: bool) -> Answer {
@@ -76,30 +83,26 @@ fn virtual_size(s: &Subject, _: bool) -> Answer {
 }
 
 fn physical_size(s: &Subject, _: bool) -> Answer {
-    match &s.opened {
+    match s.opened() {
         Ok(o) => Ok(o.end_of_data.saturating_add(512).to_string()),
-        Err(e) => Err((format!("failed to get physical size: -{}", e.errno()), e.errno())),
+        Err(e) => Err((format!("failed to get physical size: -{}", e.errno()), e)),
     }
 }
 
 fn parent(s: &Subject, unresolved: bool) -> Answer {
-    if s.found.footer.kind != DiskType::Differencing {
+    let failed = |e| ("query failed".to_string(), e);
+    let Some(header) = s.found.header.as_ref().filter(|_| s.found.footer.kind == Differencing)
+    else {
         return Ok(format!("{} has no parent", s.name.display()));
-    }
-    let failed = |errno| Err(("query failed".to_string(), errno));
-    let parent = match chain::parent_of(&s.file, &s.name) {
-        Ok(Some(parent)) => parent,
-        Ok(None) => return failed(EINVAL),
-        Err(e) => return failed(e.errno()),
     };
+    let parent = opening::parent_of(&s.file, header);
     if unresolved {
-        let first = parent.candidates.first();
-        return first.map_or_else(|| failed(EINVAL), |p| Ok(p.display().to_string()));
+        let first = parent.candidates.first().map(|p| p.display().to_string());
+        let why = "no parent locator can be read; set the parent with vhd-util modify -p";
+        return first.ok_or_else(|| failed(VhdError::request(&s.name, EINVAL, why)));
     }
-    match opening::resolve_parent(&s.name, &parent) {
-        Ok(path) => Ok(path.display().to_string()),
-        Err(e) => failed(e.errno()),
-    }
+    let path = opening::resolve_parent(&s.name, &parent).map_err(failed)?;
+    Ok(path.display().to_string())
 }
 
 fn hidden(s: &Subject, _: bool) -> Answer {
@@ -107,23 +110,25 @@ fn hidden(s: &Subject, _: bool) -> Answer {
 }
 
 fn marker(s: &Subject, _: bool) -> Answer {
-    let marker = s.opened.as_ref().map_or(0, |o| edit::marker(&s.file, &o.batmap));
+    let marker = s.opened().map_or(0, |o| edit::marker(&s.file, &o.batmap));
     Ok(format!("marker: {}", i8::from_be_bytes([marker])))
 }
 
 fn depth(s: &Subject, _: bool) -> Answer {
     match chain::depth(&s.name, false) {
         Ok(depth) => Ok(format!("chain depth: {depth}")),
-        Err(e) => Err((format!("error checking chain depth: -{}", e.errno()), e.errno())),
+        Err(e) => Err((format!("error checking chain depth: -{}", e.errno()), e)),
     }
 }
 
 fn allocated(s: &Subject, _: bool) -> Answer {
-    let failed = |errno| Err((format!("error reading bat: -{errno}"), errno));
-    match &s.opened {
-        Ok(o) if o.header.is_none() => failed(EINVAL),
+    let opened = s.opened().and_then(|o| match o.header {
+        Some(_) => Ok(o),
+        None => Err(VhdError::request(&s.name, EINVAL, "a fixed image has no table of blocks")),
+    });
+    match opened {
         Ok(o) => Ok(o.bat.iter().filter(|e| **e != vhd_rs::bat::UNUSED).count().to_string()),
-        Err(e) => failed(e.errno()),
+        Err(e) => Err((format!("error reading bat: -{}", e.errno()), e)),
     }
 }
 

@@ -132,7 +132,9 @@ fn snapshots_know_their_parents() {
     assert_eq!((code, out.as_str()), (28, deep));
     std::fs::remove_file(d.path().join("p.vhd")).unwrap();
     let gone = "query failed\nerror checking chain depth: -2\n";
-    assert_eq!(d.run("query -n c.vhd -pd"), (2, gone.into(), String::new()));
+    let (code, out, err) = d.run("query -n c.vhd -pd");
+    assert_eq!((code, out.as_str()), (2, gone));
+    assert!(err.contains("tried ./p.vhd") && err.contains("vhd-util modify -p"), "{err}");
     assert_eq!(d.run("check -n c.vhd").0, 2);
 }
 
@@ -211,4 +213,28 @@ fn a_snapshot_onto_its_parent_is_refused() {
     let keep = std::fs::read(d.path().join("p.vhd")).unwrap();
     assert_eq!(d.run("snapshot -n p.vhd -p p.vhd").0, 22);
     assert!(std::fs::read(Path::new(&d.path()).join("p.vhd")).unwrap() == keep);
+}
+
+#[test]
+fn help_names_exactly_the_options_that_are_taken() {
+    let d = Dir::new();
+    let overview = d.ok("--help");
+    let commands: Vec<&str> = overview.lines().filter_map(|l| l.strip_prefix("  ")).collect();
+    assert!(commands.len() >= 19, "{overview}");
+    for command in commands.iter().map(|line| line.split(' ').next().unwrap()) {
+        let help = d.ok(&format!("{command} --help"));
+        for letter in ('a'..='z').chain('A'..='Z').filter(|letter| *letter != 'h') {
+            let listed = help.contains(&format!("\n  -{letter} "));
+            let (_, _, err) = d.run(&format!("{command} -{letter}"));
+            let taken = !err.contains("invalid option");
+            // coalesce knows three that lead to nothing, as the original.
+            let dead = command == "coalesce" && "oax".contains(letter);
+            assert!(listed == taken || dead, "{command} -{letter}: {help}{err}");
+        }
+    }
+    assert!(d.ok("--version").starts_with("vhd-util "));
+    assert!(d.ok("man").starts_with(".TH VHD"));
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(d.ok(&format!("completions {shell}")).contains("coalesce"));
+    }
 }
