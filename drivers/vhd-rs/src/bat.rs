@@ -1,5 +1,4 @@
 //! The block allocation table: for every block the sector in the file where its bitmap lies.
-use crate::bytes::u32_at;
 use crate::error::VhdError;
 use crate::header::Header;
 use image::Storage;
@@ -66,8 +65,9 @@ fn entries_at(
     at: u64,
     entries: u32,
 ) -> Result<Vec<u32>, VhdError> {
-    let mut out = Vec::new();
     let mut left = usize::try_from(entries).unwrap_or(0) * 4;
+    // The caller has seen that the file has them all.
+    let mut out = Vec::with_capacity(left / 4);
     let mut chunk = vec![0; CHUNK_BYTES.min(left)];
     let mut at = at;
     while left > 0 {
@@ -76,7 +76,7 @@ fn entries_at(
         storage
             .read_exact_at(at, part)
             .map_err(|e| VhdError::io(name, "read the block allocation table", at, &e))?;
-        out.extend(part.chunks_exact(4).map(|c| u32_at(c, 0)));
+        out.extend(part.as_chunks::<4>().0.iter().map(|c| u32::from_be_bytes(*c)));
         left -= now;
         at += now as u64;
     }
@@ -116,9 +116,8 @@ pub struct Damage {
 /// fails by itself.
 pub fn damage(header: &Header, used: &[u32], end_of_headers: u64, file_bytes: u64) -> Damage {
     let mut out = Damage::default();
-    let mut sorted: Vec<(u32, u32)> =
-        (0_u32..).zip(used.iter().copied()).map(|(b, e)| (e, b)).collect();
-    sorted.retain(|(e, _)| *e != UNUSED);
+    let there = (0_u32..).zip(used).filter(|(_, entry)| **entry != UNUSED);
+    let mut sorted: Vec<(u32, u32)> = there.map(|(block, entry)| (*entry, block)).collect();
     sorted.sort_unstable();
     for (entry, block) in &sorted {
         let start = extent(header, *entry).0;

@@ -79,9 +79,11 @@ pub(crate) fn batmap_bytes(
 /// The bits of blocks that are there; zeros without a valid batmap.
 pub(crate) fn full_bits(state: &BatmapState, map: &[u8], used: &[u32]) -> Vec<u8> {
     let mut full = vec![0; used.len().div_ceil(8)];
-    let valid = matches!(state, BatmapState::Valid { .. });
+    if !matches!(state, BatmapState::Valid { .. }) {
+        return full;
+    }
     for (block, entry) in (0..).zip(used) {
-        if valid && *entry != bat::UNUSED && batmap::is_full(map, block) {
+        if *entry != bat::UNUSED && batmap::is_full(map, block) {
             batmap::set_full(&mut full, block);
         }
     }
