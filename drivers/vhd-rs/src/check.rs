@@ -93,6 +93,23 @@ pub(crate) struct Subject<'a> {
 
 /// Checks an image.
 ///
+/// ```
+/// use std::os::unix::fs::FileExt;
+/// use vhd_rs::{CheckOptions, check, files};
+///
+/// let dir = tempfile::tempdir()?;
+/// let name = dir.path().join("disk.vhd");
+/// files::create(&name, 10 << 20, None, false)?;
+/// let file = std::fs::File::options().read(true).write(true).open(&name)?;
+/// let options = CheckOptions { now: files::now(), ..CheckOptions::default() };
+/// assert!(check(&file, &name, &options)?.is_valid());
+///
+/// file.write_all_at(b"?", 3072)?; // the cookie of the trailing footer
+/// let (fault, errno) = check(&file, &name, &options)?.fault.unwrap();
+/// assert_eq!((fault.as_str(), errno), ("primary footer invalid: invalid cookie", 22));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// Only those of reading at all; what is wrong with the image is in the report.
 pub fn check(storage: &dyn Storage, name: &Path, o: &CheckOptions) -> Result<Report, VhdError> {

@@ -18,6 +18,21 @@ const MARKER: &str = "user.com.citrix.xenclient.backend.marker";
 /// Writes both footers at their places and cuts a file to its end (§2.4). With `copy_only` the copy
 /// at 0 is believed even if the trailing footer is good.
 ///
+/// ```
+/// use vhd_rs::{edit, files, lock};
+///
+/// let dir = tempfile::tempdir()?;
+/// let name = dir.path().join("disk.vhd");
+/// files::create(&name, 10 << 20, None, false)?;
+/// let good = std::fs::read(&name)?;
+/// std::fs::write(&name, &good[..3072])?; // the footer is cut off
+///
+/// let file = lock::open_to_change(&name, lock::Others::Refuse)?;
+/// edit::repair(&file, &name, false, files::new_uuid(&name)?)?;
+/// assert_eq!(std::fs::read(&name)?, good);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// As for opening, and those of the device.
 pub fn repair(
@@ -38,6 +53,20 @@ pub fn repair(
 }
 
 /// Sets the hidden flag in both footers. On a full device hiding falls back to the copy at 0.
+///
+/// ```
+/// use vhd_rs::{OpenOptions, edit, files, lock, open};
+///
+/// let dir = tempfile::tempdir()?;
+/// let name = dir.path().join("disk.vhd");
+/// files::create(&name, 10 << 20, None, false)?;
+/// let file = lock::open_to_change(&name, lock::Others::Refuse)?;
+/// edit::set_hidden(&file, &name, 1)?;
+/// edit::set_marker(&file, &name, 200)?;
+/// let opened = open(&file, &name, &OpenOptions::default())?;
+/// assert_eq!((opened.footer.hidden, edit::marker(&file, &opened.batmap)), (1, 200));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// As for opening, and those of the device.

@@ -32,6 +32,14 @@ pub struct SnapshotOptions {
 /// Makes a dynamic or a fixed image; an existing file is overwritten, as by the original. The size
 /// is rounded up to 2 MiB.
 ///
+/// ```
+/// let dir = tempfile::tempdir()?;
+/// let name = dir.path().join("disk.vhd");
+/// vhd_rs::files::create(&name, 10 << 20, None, false)?;
+/// assert_eq!(std::fs::metadata(&name)?.len(), 3584);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// Those of the file system; a file that could not be completed is removed.
 pub fn create(
@@ -57,6 +65,18 @@ pub fn create(
 }
 
 /// Makes a differencing image over a parent.
+///
+/// ```
+/// use vhd_rs::{chain, files};
+///
+/// let dir = tempfile::tempdir()?;
+/// let (base, leaf) = (dir.path().join("base.vhd"), dir.path().join("leaf.vhd"));
+/// files::create(&base, 10 << 20, None, false)?;
+/// files::snapshot(&leaf, &base, &files::SnapshotOptions::default())?;
+/// assert_eq!(chain::depth(&leaf, false)?, 2);
+/// assert!(files::snapshot(&base, &base, &Default::default()).is_err(), "not onto itself");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// EINVAL if the name is the parent or one of its ancestors; ENOSPC beyond the depth; those of

@@ -1,11 +1,39 @@
-//! VHD images as XenServer reads and writes them: the bytes, opening, closing, making, checking.
+//! VHD images as XenServer reads and writes them: the bytes, opening, closing, making, checking, changing.
 //!
 //! Section signs (§) refer to the project's description of the format. Nothing here panics on the
 //! bytes of an image, and nothing allocates more than the image has bytes.
 //!
 //! ```text
-//!   locate (footer, header) ─► open (bat, batmap, parent) ─► Opened ─► closing
-//!   create ─► the same structures written      check ─► the strict list
+//!   locate (footer, header) ─► open (bat, batmap, parent) ─► Opened ─► driver::Vhd ─► closing
+//!   files: create, snapshot          chain: an image with its parents, read as one disk
+//!   check ─► the strict list         scan ─► a few facts, fast
+//!   edit, modify, fill, resize ─► revert (journal), coalesce, copy, convert, compact, key
+//! ```
+//! An image is anything with bytes ([`image::Storage`]): a file, a block device, memory. [`driver::Vhd`] is the driver
+//! that the daemon runs; [`image::blocking`] runs it with plain reads and writes.
+//!
+//! ```
+//! use image::blocking::Writer;
+//! use vhd_rs::{OpenOptions, chain::Chain, driver::Vhd, files, lock, open};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let (base, leaf) = (dir.path().join("base.vhd"), dir.path().join("leaf.vhd"));
+//! files::create(&base, 16 << 20, None, false)?;
+//! files::snapshot(&leaf, &base, &files::SnapshotOptions::default())?;
+//!
+//! // Write into the leaf: locked against a running disk, in the daemon's crash order.
+//! let file = lock::open_to_change(&leaf, lock::Others::Refuse)?;
+//! let for_io = OpenOptions { for_io: true, ..OpenOptions::default() };
+//! let mut image = Vhd::new(open(&file, &leaf, &for_io)?);
+//! let mut writer = Writer::new(&mut image, &file)?;
+//! writer.write(4096, &[0x5a; 1024])?; // sectors of 512 bytes
+//! writer.close()?;
+//!
+//! // Read through the chain.
+//! let mut sector = [0; 512];
+//! Chain::open(&leaf, &OpenOptions::default())?.read(4097, &mut sector)?;
+//! assert_eq!(sector, [0x5a; 512]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![forbid(unsafe_code)]
 

@@ -171,6 +171,19 @@ fn too_long(name: &Path) -> VhdError {
 /// Writes the trailing footer so that the image ends at `bytes`, in a file or on a device that is larger or
 /// about to be made smaller. Nothing else is written, and nothing is cut off.
 ///
+/// ```
+/// use vhd_rs::{files, lock, modify};
+///
+/// let dir = tempfile::tempdir()?;
+/// let name = dir.path().join("disk.vhd");
+/// files::create(&name, 10 << 20, None, false)?;
+/// let file = lock::open_to_change(&name, lock::Others::Refuse)?;
+/// modify::set_physical_size(&file, &name, 8192)?;
+/// assert_eq!(file.metadata()?.len(), 8192);
+/// assert!(modify::set_physical_size(&file, &name, 512).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// EINVAL if the data or a footer does not fit before that byte, or the image is fixed.
 pub fn set_physical_size(storage: &dyn Storage, name: &Path, bytes: u64) -> Result<(), VhdError> {

@@ -109,7 +109,19 @@ impl Opened {
     }
 }
 
-/// Opens an image.
+/// Opens an image: footer, header, table and batmap, read and checked.
+///
+/// ```
+/// use vhd_rs::{DiskType, OpenOptions, files, open};
+///
+/// let dir = tempfile::tempdir()?;
+/// let name = dir.path().join("disk.vhd");
+/// files::create(&name, 10 << 20, None, false)?;
+/// let file = std::fs::File::open(&name)?;
+/// let opened = open(&file, &name, &OpenOptions { read_only: true, ..Default::default() })?;
+/// assert_eq!((opened.kind, opened.sectors, opened.bat.len()), (DiskType::Dynamic, 20480, 5));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// See [`VhdError`]: EPIPE for an empty file, EINVAL for one that is no VHD or is damaged.
@@ -150,7 +162,7 @@ fn open_found(
     Ok(opened)
 }
 
-/// The path of the parent (§5.2, §5.3).
+/// The path of the parent (§5.2, §5.3): the first stored path that leads to a file.
 ///
 /// # Errors
 /// ENOENT or what the last candidate gave; EINVAL if no locator decodes.
