@@ -11,6 +11,7 @@
 //! they are open and kept until CLOSE, also over a pause. Nothing here waits.
 mod advance;
 mod report;
+mod ring_files;
 mod rings;
 mod served;
 mod state;
@@ -75,6 +76,8 @@ pub struct Vbd {
     served: Option<Served>,
     /// Rings that were connected before the disk was opened.
     early_rings: Option<Box<rings::GuestRings>>,
+    /// What the rings of each device tell in shared memory.
+    ring_files: Vec<ring_files::DeviceFiles>,
     /// The mirror failed and was left behind.
     mirror_failed: bool,
     /// Sectors read and written before the present engine was made.
@@ -133,6 +136,7 @@ impl Vbd {
             info: ImageInfo::default(),
             served: None,
             early_rings: None,
+            ring_files: Vec::new(),
             mirror_failed: false,
             secs_before: [0; 2],
             stopping: false,
@@ -273,6 +277,7 @@ impl Vbd {
     /// The end of CLOSE: sockets, engine and name go. Counters are kept.
     fn forget(&mut self, env: &Env) {
         self.early_rings = None;
+        self.ring_files.clear();
         if let Some(served) = self.served.take() {
             let secs = served.engine.stats().secs;
             self.secs_before = [self.secs_before[0] + secs[0], self.secs_before[1] + secs[1]];

@@ -204,7 +204,6 @@ fn ring_counters(rings: &GuestRings, j: &mut Json) {
             ("polls", c.polls),
         ];
         members.iter().for_each(|(name, n)| j.member(name, n));
-        j.key("ticks_us").object(|j| pair(j, c.ticks_us));
     });
 }
 

@@ -6,12 +6,14 @@
 //! The devices of Xen are opened with a disk's first ring and closed when the disk is. What can be wrong
 //! is said in the log, since the reply has room for an errno only.
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
 use mio::Registry;
 use slog::{info, warn};
 use tap_ctl::messages::Blkif;
 use xen::devices::Devices;
 
+use super::ring_files::{DeviceFiles, SHM};
 use super::{Env, State, Vbd};
 use crate::control::VBD_TOKENS;
 use crate::sys;
@@ -76,7 +78,32 @@ impl Vbd {
         if fresh && self.served.is_some() {
             self.poll_rings(env);
         }
+        self.tell_in_files(env, wish.name);
         Ok(wish.name)
+    }
+
+    /// Files in shared memory for a device's first ring.
+    fn tell_in_files(&mut self, env: &Env, name: RingName) {
+        let device = (name.domid, name.devid);
+        if self.ring_files.iter().any(|files| files.device == device) {
+            return;
+        }
+        match DeviceFiles::create(Path::new(SHM), env.pid, device) {
+            Ok(files) => self.ring_files.push(files),
+            Err(error) => {
+                warn!(env.log, "no files in {SHM} tell of the rings of {name}: {error}");
+            }
+        }
+    }
+
+    /// Once a second: what the rings have done.
+    pub(super) fn update_ring_files(&self) {
+        let Some(rings) = self.rings() else { return };
+        for files in &self.ring_files {
+            let (tally, indices) = rings.tally(files.device.0, files.device.1);
+            // A full file system: the next second may be better.
+            let _ = files.update(&tally, indices);
+        }
     }
 
     /// Lets go of all rings of a device. False if there are none.
@@ -84,6 +111,8 @@ impl Vbd {
         let served = self.served.as_mut().and_then(|served| served.rings.as_deref_mut());
         let Some(rings) = served.or(self.early_rings.as_deref_mut()) else { return false };
         let found = rings.disconnect(domid, devid);
+        self.ring_files
+            .retain(|files| (u32::from(files.device.0), files.device.1) != (domid, devid));
         if found {
             let minor = self.minor;
             info!(env.log, "minor {minor}: the rings of domain {domid}, device {devid} are gone");

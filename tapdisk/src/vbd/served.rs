@@ -41,6 +41,8 @@ pub struct Served {
     pub nbd: NbdServer,
     /// Rings of guests, if there were any since the disk was opened.
     pub rings: Option<Box<GuestRings>>,
+    /// Requests of rings that were answered at the last tick.
+    answers_told: u64,
     /// The open images; their drivers are lent to the engine.
     pub images: Option<Images>,
     /// Why this disk engine, for people.
@@ -112,6 +114,7 @@ impl Served {
             engine: Engine::new(disk, grant.limits),
             nbd,
             rings: None,
+            answers_told: 0,
             images: None,
             why,
             locked,
@@ -202,7 +205,10 @@ impl Served {
 
     /// Whether nobody uses it just now, and nothing has to be looked after each second.
     pub fn is_calm(&self) -> bool {
-        let ticks = self.rings.as_ref().is_some_and(|rings| rings.wants_ticks());
+        let ticks = |rings: &GuestRings| {
+            rings.wants_ticks() || rings.counters().answers != self.answers_told
+        };
+        let ticks = self.rings.as_deref().is_some_and(ticks);
         self.idle() && self.nbd.clients() == 0 && !ticks
     }
 
@@ -342,6 +348,7 @@ impl Served {
         self.nbd.tick(now);
         if let Some(rings) = &mut self.rings {
             rings.tick();
+            self.answers_told = rings.counters().answers;
         }
         self.engine.disk().inner().tick(now);
         if let Some(images) = self.images.as_ref().filter(|_| self.engine.keeps_reads()) {

@@ -23,6 +23,17 @@ pub(super) enum Work {
     Barrier(Stage),
 }
 
+impl Work {
+    /// 0 for what is counted as a read, 1 for a write.
+    pub(super) fn way(self) -> Option<usize> {
+        match self {
+            Work::Read => Some(0),
+            Work::Write | Work::Barrier(_) => Some(1),
+            Work::Discard | Work::Flush => None,
+        }
+    }
+}
+
 /// Where a barrier is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {

@@ -25,7 +25,7 @@ use xen::{EventChannels, GrantTable, status};
 
 pub use self::calls::SEGMENTS_MAX;
 pub use self::connect::{ConnectError, QUEUES_MAX, RingWish};
-pub use self::notice::{Counters, Notice};
+pub use self::notice::{Counters, Indices, Notice, Tally};
 pub use self::poll::PollPolicy;
 pub use self::queue::RingName;
 
@@ -171,6 +171,15 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         self.parts.log.counters
     }
 
+    /// What the rings of a device have done, and where the first of them is.
+    pub fn tally(&self, domid: u16, devid: u32) -> (Tally, Option<Indices>) {
+        let ours = |queue: &&Queue| queue.name.domid == domid && queue.name.devid == devid;
+        let rings = self.queues.iter().flatten().filter(|queue| queue.ring.is_some());
+        let mut rings = rings.filter(ours).peekable();
+        let indices = rings.peek().and_then(|queue| queue.indices());
+        (rings.fold(Tally::default(), |sum, queue| sum.plus(&queue.tally)), indices)
+    }
+
     /// The oldest notice that was not fetched yet.
     pub fn take_notice(&mut self) -> Option<Notice> {
         self.parts.log.take()
@@ -203,8 +212,8 @@ impl<X: GrantTable + EventChannels> Rings<X> {
                 Some(sectors) => call.sectors = sectors,
                 None => call.fail(status::ERROR),
             }
-            let way = usize::from(call.work == Work::Write);
-            log.counters.sectors[way] += call.sectors;
+            let (sectors, way) = (call.sectors, usize::from(call.work == Work::Write));
+            at(&mut self.queues, call.queue).tally.sectors[way] += sectors;
         }
         lists.clear();
     }

@@ -13,10 +13,6 @@ pub struct Counters {
     pub requests: [u64; 6],
     /// Of them, those with segments in pages of their own.
     pub indirect: u64,
-    /// Sectors of reads and writes.
-    pub sectors: [u64; 2],
-    /// Time from taking to answering, of reads and writes, in µs.
-    pub ticks_us: [u64; 2],
     /// Requests answered.
     pub answers: u64,
     /// Of them, those that failed.
@@ -33,6 +29,60 @@ pub struct Counters {
     pub polls: u64,
     /// Notices that nobody fetched in time.
     pub notices_lost: u64,
+}
+
+/// What one ring, or all rings of a device, have done since they were connected. Pairs are of reads and
+/// of writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Requests taken.
+    pub taken: [u64; 2],
+    /// Of them, those answered.
+    pub answered: [u64; 2],
+    /// Sectors of 512 bytes.
+    pub sectors: [u64; 2],
+    /// Time from taking to answering, in µs.
+    pub ticks_us: [u64; 2],
+    /// The longest such time.
+    pub longest_us: [u64; 2],
+    /// Requests that failed, also those that were none.
+    pub errors: u64,
+    /// Flushes taken.
+    pub flushes: u64,
+    /// Discards taken.
+    pub discards: u64,
+}
+
+impl Tally {
+    /// With another ring's added.
+    #[must_use]
+    pub fn plus(self, other: &Tally) -> Tally {
+        let sum = |a: [u64; 2], b: [u64; 2]| [a[0] + b[0], a[1] + b[1]];
+        let most = |a: [u64; 2], b: [u64; 2]| [a[0].max(b[0]), a[1].max(b[1])];
+        Tally {
+            taken: sum(self.taken, other.taken),
+            answered: sum(self.answered, other.answered),
+            sectors: sum(self.sectors, other.sectors),
+            ticks_us: sum(self.ticks_us, other.ticks_us),
+            longest_us: most(self.longest_us, other.longest_us),
+            errors: self.errors + other.errors,
+            flushes: self.flushes + other.flushes,
+            discards: self.discards + other.discards,
+        }
+    }
+}
+
+/// Where the ends of a ring are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Indices {
+    pub entries: u32,
+    pub req_prod: u32,
+    pub req_cons: u32,
+    pub req_event: u32,
+    pub rsp_prod: u32,
+    pub rsp_pvt: u32,
+    pub rsp_event: u32,
 }
 
 /// Something for the log.

@@ -10,7 +10,7 @@ use xen::{BackRing, Entry, List, Port, Refusal, Runaway, op, status};
 
 use super::Parts;
 use super::calls::{Call, Lists, SEGMENTS_MAX, Stage, Work};
-use super::notice::Notice;
+use super::notice::{Indices, Notice, Tally};
 use super::poll::Polling;
 use crate::transport::Slots;
 use crate::transport::quota::{Held, Stall};
@@ -85,6 +85,7 @@ pub(super) struct Queue {
     /// The ring was not seen empty: there was no room for what is in it.
     pub behind: bool,
     pub polling: Polling,
+    pub tally: Tally,
 }
 
 impl Queue {
@@ -109,6 +110,7 @@ impl Queue {
             armed: None,
             behind: true,
             polling,
+            tally: Tally::default(),
         }
     }
 
@@ -212,7 +214,7 @@ impl Queue {
             let (id, operation) = (request.id, request.operation);
             return self.refuse(Refusal { id, operation, status: status::ERROR }, parts);
         }
-        count(parts, work, sectors);
+        self.count(parts, work, sectors);
         let call = parts.calls.put(Call {
             queue: self.place,
             id: request.id,
@@ -278,11 +280,11 @@ impl Queue {
         let call = parts.calls[id];
         parts.calls.free(id);
         self.busy -= 1;
-        let ticks = &mut parts.log.counters.ticks_us;
-        match call.work {
-            Work::Read => ticks[0] += parts.now - call.since,
-            Work::Write | Work::Barrier(_) => ticks[1] += parts.now - call.since,
-            Work::Discard | Work::Flush => {}
+        if let Some(way) = call.work.way() {
+            let took = parts.now.saturating_sub(call.since);
+            self.tally.answered[way] += 1;
+            self.tally.ticks_us[way] += took;
+            self.tally.longest_us[way] = self.tally.longest_us[way].max(took);
         }
         self.answer(call.id, call.operation, call.status, parts);
     }
@@ -295,23 +297,35 @@ impl Queue {
         let ring = self.ring.as_mut().expect("a live ring");
         ring.respond(id, operation, status);
         parts.log.counters.answers += 1;
-        parts.log.counters.errors += u64::from(status != status::OKAY);
+        let failed = u64::from(status != status::OKAY);
+        parts.log.counters.errors += failed;
+        self.tally.errors += failed;
     }
-}
 
-fn count(parts: &mut Parts, work: Work, sectors: u64) {
-    let counters = &mut parts.log.counters;
-    let kind = match work {
-        Work::Read => op::READ,
-        Work::Write => op::WRITE,
-        Work::Barrier(_) => op::WRITE_BARRIER,
-        Work::Flush => op::FLUSH_DISKCACHE,
-        Work::Discard => 4,
-    };
-    counters.requests[usize::from(kind)] += 1;
-    match work {
-        Work::Read => counters.sectors[0] += sectors,
-        Work::Write | Work::Barrier(_) => counters.sectors[1] += sectors,
-        Work::Discard | Work::Flush => {}
+    fn count(&mut self, parts: &mut Parts, work: Work, sectors: u64) {
+        let counters = &mut parts.log.counters;
+        let kind = match work {
+            Work::Read => op::READ,
+            Work::Write => op::WRITE,
+            Work::Barrier(_) => op::WRITE_BARRIER,
+            Work::Flush => op::FLUSH_DISKCACHE,
+            Work::Discard => 4,
+        };
+        counters.requests[usize::from(kind)] += 1;
+        self.tally.flushes += u64::from(work == Work::Flush);
+        self.tally.discards += u64::from(work == Work::Discard);
+        if let Some(way) = work.way() {
+            self.tally.taken[way] += 1;
+            self.tally.sectors[way] += sectors;
+        }
+    }
+
+    /// Where its ends are, while it is connected.
+    pub(super) fn indices(&self) -> Option<Indices> {
+        let ring = self.ring.as_ref()?;
+        let ([req_prod, req_event, rsp_prod, rsp_event], (req_cons, rsp_pvt)) =
+            (ring.shown(), ring.indices());
+        let entries = ring.entries();
+        Some(Indices { entries, req_prod, req_cons, req_event, rsp_prod, rsp_pvt, rsp_event })
     }
 }

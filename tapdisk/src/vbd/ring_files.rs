@@ -1,0 +1,222 @@
+//! What rings tell in shared memory, for `xentop`, rrdp-iostat and the ring watch (spec/xenstore-tapback.md
+//! §9.1–9.2): a few files a device, there while its rings are connected, written once a second.
+//!
+//! ```text
+//!   /dev/shm/td3-<pid>/vbd-<domid>-<devid>      requests, sectors, times
+//!   /dev/shm/vbd3-<domid>-<devid>/statistics    the same as blkback's, /io_ring: indices of the first ring
+//! ```
+//! They are written, not mapped: nobody who cuts them short can harm us. A file that cannot be made is
+//! said in the log and does without; the ring is served all the same.
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::transport::blkif::{Indices, Tally};
+
+/// Where shared memory has names.
+pub const SHM: &str = "/dev/shm";
+const PAGE: usize = 4096;
+
+/// The files of one device.
+#[derive(Debug)]
+pub struct DeviceFiles {
+    /// Front end's domain and device.
+    pub device: (u16, u32),
+    /// The process's folder, which may hold files of others.
+    process: PathBuf,
+    vbd: PathBuf,
+    folder: PathBuf,
+    vbd_file: File,
+    statistics: File,
+}
+
+impl DeviceFiles {
+    /// Makes them, with zeros.
+    ///
+    /// # Errors
+    /// Those of the file system, or a folder of that name that is not ours.
+    pub fn create(shm: &Path, pid: i32, device: (u16, u32)) -> io::Result<DeviceFiles> {
+        let (domid, devid) = device;
+        let process = shm.join(format!("td3-{pid}"));
+        let folder = shm.join(format!("vbd3-{domid}-{devid}"));
+        own_folder(&process)?;
+        own_folder(&folder)?;
+        let vbd = process.join(format!("vbd-{domid}-{devid}"));
+        let vbd_file = fresh(&vbd)?;
+        let statistics = fresh(&folder.join("statistics"))?;
+        let files = DeviceFiles { device, process, vbd, folder, vbd_file, statistics };
+        files.update(&Tally::default(), None)?;
+        Ok(files)
+    }
+
+    /// Writes what was counted so far.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn update(&self, tally: &Tally, indices: Option<Indices>) -> io::Result<()> {
+        self.vbd_file.write_all_at(&vbd_page(tally), 0)?;
+        self.statistics.write_all_at(&statistics_page(tally), 0)?;
+        let Some(indices) = indices else { return Ok(()) };
+        // Made beside and moved into place, so that a reader finds all of it or the former.
+        let beside = self.folder.join("io_ring~");
+        let file = fresh(&beside)?;
+        file.write_all_at(&io_ring(&indices), 0)?;
+        fs::rename(&beside, self.folder.join("io_ring"))
+    }
+}
+
+impl Drop for DeviceFiles {
+    fn drop(&mut self) {
+        // What is gone already needs no removing; the process's folder stays while others are in it.
+        for name in ["statistics", "io_ring", "io_ring~"] {
+            let _ = fs::remove_file(self.folder.join(name));
+        }
+        let _ = fs::remove_dir(&self.folder);
+        let _ = fs::remove_file(&self.vbd);
+        let _ = fs::remove_dir(&self.process);
+    }
+}
+
+/// A folder for us alone. Anybody can make names in shared memory: one that is there must be a folder
+/// and ours.
+fn own_folder(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let there = fs::symlink_metadata(path)?;
+            let me = fs::metadata("/proc/self")?.uid();
+            match there.is_dir() && there.uid() == me && there.mode() & 0o022 == 0 {
+                true => Ok(()),
+                false => Err(error),
+            }
+        }
+        made => made,
+    }
+}
+
+/// A new file; a leftover of that name goes.
+fn fresh(path: &Path) -> io::Result<File> {
+    let _ = fs::remove_file(path);
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// A page of u64s, some of them set.
+fn page(fields: &[(usize, u64)]) -> [u8; PAGE] {
+    let mut page = [0; PAGE];
+    for (at, value) in fields {
+        page[*at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    page
+}
+
+fn vbd_page(t: &Tally) -> [u8; PAGE] {
+    // Version 1 in the first four bytes.
+    let [read, write] = [0, 1].map(|i| [t.taken[i], t.answered[i], t.sectors[i], t.ticks_us[i]]);
+    let of = |from: usize, values: [u64; 4]| (0..4).map(move |i| (from + 8 * i, values[i]));
+    let fields: Vec<(usize, u64)> =
+        [(0, 1), (80, t.errors)].into_iter().chain(of(16, read)).chain(of(48, write)).collect();
+    page(&fields)
+}
+
+fn statistics_page(t: &Tally) -> [u8; PAGE] {
+    let of = |from: usize, i: usize| {
+        let values = [t.taken[i], t.answered[i], t.sectors[i], t.ticks_us[i], t.longest_us[i]];
+        (0..5).map(move |k| (from + 8 * k, values[k]))
+    };
+    let first = [(0, t.discards), (8, t.flushes)];
+    let fields: Vec<(usize, u64)> = first.into_iter().chain(of(24, 0)).chain(of(64, 1)).collect();
+    page(&fields)
+}
+
+fn io_ring(i: &Indices) -> Vec<u8> {
+    // `cons` and `pvt` as signed numbers, as the original prints them.
+    let text = format!(
+        "nr_ents {}\nreq prod {} cons {} event {}\nrsp prod {} pvt {} event {}\n",
+        i.entries,
+        i.req_prod,
+        i.req_cons.cast_signed(),
+        i.req_event,
+        i.rsp_prod,
+        i.rsp_pvt.cast_signed(),
+        i.rsp_event
+    );
+    let crc = u64::from(crc32(text.as_bytes()));
+    [&crc.to_le_bytes(), text.as_bytes()].concat()
+}
+
+/// The CRC of zlib (polynomial 0xedb88320, reflected).
+fn crc32(bytes: &[u8]) -> u32 {
+    let step = |crc: u32, byte: &u8| {
+        let start = crc ^ u32::from(*byte);
+        (0..8).fold(start, |c, _| if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 })
+    };
+    !bytes.iter().fold(!0, step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INDICES: Indices = Indices {
+        entries: 32,
+        req_prod: 7,
+        req_cons: 7,
+        req_event: 8,
+        rsp_prod: 7,
+        rsp_pvt: 7,
+        rsp_event: 8,
+    };
+
+    fn number(bytes: &[u8], at: usize) -> u64 {
+        u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    }
+
+    #[test]
+    fn crc_of_the_known_string() {
+        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+    }
+
+    #[test]
+    fn files_are_where_and_what_readers_expect_and_go_with_the_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = DeviceFiles::create(dir.path(), 77, (3, 51712)).unwrap();
+        let tally = Tally {
+            taken: [11, 21],
+            answered: [10, 20],
+            sectors: [12, 22],
+            ticks_us: [13, 23],
+            longest_us: [14, 24],
+            errors: 5,
+            flushes: 6,
+            discards: 7,
+        };
+        files.update(&tally, Some(INDICES)).unwrap();
+        let vbd = fs::read(dir.path().join("td3-77/vbd-3-51712")).unwrap();
+        assert_eq!((vbd.len(), number(&vbd, 0)), (PAGE, 1));
+        let numbers: Vec<u64> = (2..11).map(|i| number(&vbd, 8 * i)).collect();
+        assert_eq!(numbers, [11, 10, 12, 13, 21, 20, 22, 23, 5]);
+        let statistics = fs::read(dir.path().join("vbd3-3-51712/statistics")).unwrap();
+        let numbers: Vec<u64> = (0..14).map(|i| number(&statistics, 8 * i)).collect();
+        assert_eq!(numbers, [7, 6, 0, 11, 10, 12, 13, 14, 21, 20, 22, 23, 24, 0]);
+        let ring = fs::read(dir.path().join("vbd3-3-51712/io_ring")).unwrap();
+        let text = "nr_ents 32\nreq prod 7 cons 7 event 8\nrsp prod 7 pvt 7 event 8\n";
+        assert_eq!(&ring[8..], text.as_bytes());
+        assert_eq!(number(&ring, 0), u64::from(crc32(text.as_bytes())));
+        let second = DeviceFiles::create(dir.path(), 77, (3, 51728)).unwrap();
+        drop(files);
+        assert!(dir.path().join("td3-77").exists(), "another device's file is in it");
+        drop(second);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_leftover_is_replaced_and_a_strangers_name_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("vbd3-1-2");
+        fs::create_dir(&folder).unwrap();
+        fs::write(folder.join("statistics"), "old").unwrap();
+        drop(DeviceFiles::create(dir.path(), 1, (1, 2)).unwrap());
+        std::os::unix::fs::symlink("/etc", &folder).unwrap();
+        assert!(DeviceFiles::create(dir.path(), 1, (1, 2)).is_err());
+    }
+}
