@@ -31,7 +31,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     let group = match o.value('l').map(|name| Group::read(&name.to_string_lossy())).transpose() {
         Ok(group) => group,
         Err(e) => {
-            term.complain(&format!("{e}\nscan failed: -{}. Check the messages above\n", e.errno()));
+            term.complain(&format!("{e}\nscan failed: -{}. Check syslog for details\n", e.errno()));
             return e.errno();
         }
     };

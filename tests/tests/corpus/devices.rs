@@ -134,6 +134,34 @@ fn a_full_disk_leaves_images_as_they_were() {
     assert_eq!(b.sector("m/x.vhd", 0), 0x5a);
 }
 
+#[test]
+fn an_image_on_a_read_only_file_system_is_looked_at_and_not_changed() {
+    let b = Bench::new();
+    if !root("a file system that becomes read-only") {
+        return;
+    }
+    let small = SmallFileSystem::mount(&b.path("m"), 6 * MIB);
+    Gen::new(10 * MIB).id(1).full(0, 0x5a).write(&b.path("m/x.vhd"));
+    let mount = b.path("m").display().to_string();
+    run(Command::new(tool("mount")).args(["-o", "remount,ro", &mount]), b"").ok();
+    for line in [
+        "set -n m/x.vhd -f hidden -v 1",
+        "repair -n m/x.vhd",
+        "modify -n m/x.vhd -z",
+        "resize -n m/x.vhd -s 600 -j j",
+        "fill -n m/x.vhd",
+        "create -n m/y.vhd -s 2",
+    ] {
+        let refused = b.run(line).exits(30);
+        assert!(refused.err.contains("m/") || refused.out.contains("m/"), "{refused:?}");
+    }
+    assert_eq!(b.ok("query -n m/x.vhd -va"), "10\n1");
+    b.ok("check -n m/x.vhd -b");
+    assert_eq!(b.ok("scan -f m/x.vhd").split(' ').next(), Some("vhd=x.vhd"));
+    assert_eq!(b.sector("m/x.vhd", 0), 0x5a);
+    drop(small);
+}
+
 /// Programs that answer like LVM about two volumes on one physical volume; the second one lies in two pieces.
 fn lvm(b: &Bench, physical: &str) {
     let script = |name: &str, lines: &str| {

@@ -90,7 +90,7 @@ fn ask(program: &str, columns: &str, group: &str) -> Result<Vec<String>, VhdErro
     let failed = |why: String| VhdError::request(Path::new(group), EINVAL, why);
     let mut command = Command::new(program);
     command.args(["--noheadings", "--nosuffix", "--units", "b", "--separator", "|", "-o", columns]);
-    let out = command.arg(group).env("LC_ALL", "C").output();
+    let out = command.arg(group).env("LC_ALL", "C").env("LVM_SUPPRESS_FD_WARNINGS", "1").output();
     let out = out.map_err(|e| failed(format!("could not run {program}: {e}; install LVM")))?;
     if !out.status.success() {
         let text = String::from_utf8_lossy(&out.stderr);
