@@ -38,7 +38,7 @@ while read -r name; do
             failed=$((failed + 1))
             echo "vm $machine: $name ... FAILED ($seconds s)"
             [ "$outcome" != NEVER ] || echo "    the machine ended, or ran out of time, before it was over"
-            tail -n 80 "$share/$name.log" 2>/dev/null | sed 's/^/    /' || true
+            tail -n 150 "$share/$name.log" 2>/dev/null | sed 's/^/    /' || true
             ;;
     esac
 done <"$share/results.planned"

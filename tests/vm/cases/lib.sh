@@ -4,7 +4,7 @@
 # shellcheck shell=bash
 
 # A case may take this long on a busy host; the usual is a twentieth of it.
-limit=${case_limit:-240}
+limit=${case_limit:-600}
 results=/share/results
 
 fail() {
@@ -14,7 +14,8 @@ fail() {
 
 # Waits until a command succeeds; for what sends no event.
 await() { # seconds, what is awaited, command ...
-    local until=$((SECONDS + $1)) what=$2
+    local until=$((SECONDS + $1)) what=$2 -
+    set +x
     shift 2
     until "$@" >/dev/null 2>&1; do
         [ "$SECONDS" -lt "$until" ] || fail "$what: not within the limit"
@@ -30,7 +31,8 @@ sum_of() { sha256sum <"$1" | cut -c1-64; }
 
 # Bytes that compress badly and are the same at every run.
 noise() { # seed, MiB, file
-    local i
+    local i -
+    set +x
     for ((i = 0; i < $2; i++)); do
         # One MiB made of a hash that no other MiB has.
         head -c 1048576 < <(yes "$(echo "$1 $i" | sha256sum)" 2>/dev/null || true)
@@ -94,6 +96,9 @@ kernel_is_well() {
 run_one() {
     set -eEuo pipefail
     trap 'echo "FAILED: line $LINENO: $BASH_COMMAND" >&2' ERR
+    # Seconds before every step, to see what took long.
+    PS4='[$SECONDS s] '
+    set -x
     "case_$1"
     nothing_left
     kernel_is_well
