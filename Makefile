@@ -6,6 +6,7 @@
 #   make test       everything, the virtual machines as well
 #   make test-vm    only what runs in virtual machines (no hardware virtualisation needed; tests/vm/README.md)
 #   make fuzz       every parser under the fuzzer, FUZZ_SECONDS=60 each, guided by branches; FUZZ_ARGS=NAME for one
+#   make xen-demo   Xen, dom0 and a guest with our disk, in an emulator (one to two minutes)
 #   make bench      tapdisk beside qemu-nbd, nbdkit and fio on the raw file (BENCH_ARGS="--help" lists options)
 #   make bench-vhd  vhd-util beside qemu-img and the disk's own limit
 #   make install    PREFIX=/usr/local DESTDIR=
@@ -92,6 +93,10 @@ fuzz: linker
 	host=$$($(CARGO) -vV | sed -n 's/^host: //p') && \
 	RUSTFLAGS="$(COUNTERS)" CARGO_TARGET_DIR="$(TARGET)/fuzz" FUZZ_KEEP=1 FUZZ_SECONDS=$(FUZZ_SECONDS) \
 	    $(CARGO) test --target "$$host" -p tests --test fuzz -- --nocapture --test-threads=1 $(FUZZ_ARGS)
+
+xen-demo: build
+	@tests/deps.sh test
+	tests/vm/demo.sh
 
 bench: build
 	@tests/deps.sh demo bench

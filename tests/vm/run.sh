@@ -15,7 +15,7 @@ shift
 share=$vm_logs/$machine
 fill_share "$share"
 
-options=(-q -t "${TAPDISK_VM_LIMIT:-1200}")
+options=(-q -t "${TAPDISK_VM_LIMIT:-3000}")
 [ "$machine" != plain ] || options+=(-p)
 started=$SECONDS
 ended=0

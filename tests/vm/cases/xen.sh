@@ -1,5 +1,6 @@
 # Real Xen: dom0 with tapback and tapdisk, disks plugged by xl with Xen's own block-tap script, and guests whose
-# kernel's blkfront uses them. One guest without disks lives through most cases and gets its disks while it runs.
+# kernel's blkfront uses them. Starting a guest is dear: two live through all cases, and get their disks while they
+# run; the last case destroys one.
 # shellcheck shell=bash
 # shellcheck source=tests/vm/cases/lib.sh
 . /share/vm/cases/lib.sh
@@ -71,10 +72,24 @@ behind() { # guest, vdev
     minor=$(xenstore-read "$node/minor")
 }
 
+# Back ends in xenstore, one a line.
+find_backends() {
+    xenstore-ls -f /local/domain/0/backend/vbd3 2>/dev/null | sed -n 's|/state = .*||p' || true
+}
+
+nothing_more_left() {
+    same "back ends at the end" "" "$(find_backends)"
+}
+
+# Waits until the guest's kernel has the disk.
+until_disk() { # guest, vdev
+    guest run "$1" "i=0; until [ -b /dev/$2 ] && [ \$(cat /sys/block/$2/size) -gt 0 ]; do
+        i=\$((i + 1)); [ \$i -lt 1200 ] || exit 1; usleep 100000; done"
+}
+
 attach() { # guest, vdev, format, path, access
     xl block-attach "$1" "$(xl_disk "${@:2}")"
-    guest run "$1" "i=0; until [ -b /dev/$2 ] && [ \$(cat /sys/block/$2/size) -gt 0 ]; do
-        i=\$((i + 1)); [ \$i -lt 600 ] || exit 1; usleep 100000; done"
+    until_disk "$1" "$2"
     behind "$1" "$2"
 }
 
@@ -101,38 +116,38 @@ guest_is_well() { # guest
 
 # ---- plug, use, unplug -----------------------------------------------------------------------------------------
 
-# Disks that are there from the start, two guests at once, and the end of a guest that powers off.
+# Disks that are there from the start, and two guests at once.
 case_two_guests_with_two_disks_each() {
     local name
-    for name in left right; do
-        vhd-util create -n "/srv/$name.vhd" -s 64
-        truncate -s 64M "/srv/$name.raw"
-    done
-    for name in left right; do
+    for name in one two; do
+        vhd-util create -n "/srv/$name.vhd" -s 32
+        truncate -s 32M "/srv/$name.raw"
         start_guest "$name" "$(xl_disk xvda vhd "/srv/$name.vhd")" "$(xl_disk xvdb raw "/srv/$name.raw")"
     done
     same "tapdisks" 4 "$(tap-ctl list | wc -l)"
     local -a running=()
-    for name in left right; do
-        guest run "$name" "disk-load write /dev/xvda seed=${#name} bytes=33554432 block=65536 depth=8 &&
-            disk-load write /dev/xvdb seed=1${#name} bytes=33554432 &
-            disk-load write /dev/xvdb seed=2${#name} from=33554432 bytes=16777216 block=16384 && wait \$! &&
-            disk-load check /dev/xvda seed=${#name} bytes=33554432" &
+    local seed=0
+    for name in one two; do
+        seed=$((seed + 10))
+        guest run "$name" "disk-load write /dev/xvda seed=$seed bytes=16777216 block=65536 depth=8 &
+            disk-load write /dev/xvdb seed=$((seed + 1)) bytes=8388608 depth=32 &&
+            disk-load write /dev/xvdb seed=$((seed + 2)) from=8388608 bytes=8388608 block=8192 && wait \$! &&
+            disk-load check /dev/xvda seed=$seed bytes=16777216" &
         running+=($!)
     done
-    wait "${running[0]}" || fail "the left guest's load"
-    wait "${running[1]}" || fail "the right guest's load"
-    for name in left right; do
+    wait "${running[0]}" || fail "the load of guest one"
+    wait "${running[1]}" || fail "the load of guest two"
+    seed=0
+    for name in one two; do
+        seed=$((seed + 10))
         guest_is_well "$name"
-        guest stop "$name"
-    done
-    await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
-    for name in left right; do
+        detach "$name" xvda
+        detach "$name" xvdb
         vhd-util check -n "/srv/$name.vhd"
         as_raw "/srv/$name.vhd"
-        disk-load check /srv/read-back.raw seed=${#name} bytes=33554432
-        disk-load check "/srv/$name.raw" seed="1${#name}" bytes=33554432
-        disk-load check "/srv/$name.raw" seed="2${#name}" from=33554432 bytes=16777216
+        disk-load check /srv/read-back.raw seed=$seed bytes=16777216
+        disk-load check "/srv/$name.raw" seed=$((seed + 1)) bytes=8388608
+        disk-load check "/srv/$name.raw" seed=$((seed + 2)) from=8388608 bytes=8388608
     done
     rm /srv/*
 }
@@ -178,11 +193,11 @@ case_chain_of_five() {
     done
     attach one xvda vhd /srv/5.vhd
     # Layer n left 4 MiB of its 6, the next one overwrote the rest.
-    guest run one "disk-load write /dev/xvda seed=5 from=33554432 bytes=16777216 &&
+    guest run one "disk-load write /dev/xvda seed=5 from=33554432 bytes=8388608 &&
         for layer in 1 2 3 4 5; do
             dd if=/dev/xvda bs=1M skip=\$((layer * 4)) count=4 2>/dev/null | tr -d \"\\\\00\$layer\" | cmp - /dev/null || exit 1
         done
-        disk-load check /dev/xvda seed=5 from=33554432 bytes=16777216"
+        disk-load check /dev/xvda seed=5 from=33554432 bytes=8388608"
     detach one xvda
     for layer in 1 2 3 4; do
         same "layer $layer after writes to the top" "${before[layer - 1]}" "$(sum_of "/srv/$layer.vhd")"
@@ -227,9 +242,9 @@ case_read_only_disk() {
 
 case_snapshots_under_guest_io() {
     need_guest one
-    vhd-util create -n /srv/0.vhd -s 64
+    vhd-util create -n /srv/0.vhd -s 32
     attach one xvda vhd /srv/0.vhd
-    guest run one "(disk-load write /dev/xvda depth=8; echo \$? >/tmp/ended) >/tmp/said 2>&1 &"
+    guest run one "(disk-load write /dev/xvda block=8192 depth=8; echo \$? >/tmp/ended) >/tmp/said 2>&1 &"
     local layer
     for layer in 1 2 3; do
         tap-ctl pause -p "$pid" -m "$minor"
@@ -249,36 +264,10 @@ case_snapshots_under_guest_io() {
     rm /srv/*
 }
 
-# A tapdisk that dies takes no byte with it that it had acknowledged; the disk can be plugged again.
-case_killed_tapdisk() {
-    start_guest victim
-    vhd-util create -n /srv/disk.vhd -s 64
-    attach victim xvda vhd /srv/disk.vhd
-    guest run victim "disk-load write /dev/xvda bytes=16777216"
-    guest run victim "disk-load write /dev/xvda seed=2 from=16777216 bytes=33554432 depth=4 >/dev/null 2>&1 &"
-    sleep 1
-    local killed=$pid dead=$minor
-    kill -9 "$killed"
-    await 20 "the end of tapdisk $killed" sh -c "! kill -0 $killed"
-    vhd-util check -i -n /srv/disk.vhd
-    xl destroy victim
-    tap-ctl free -m "$dead" || true
-    rm -f "/run/blktap-control/ctl$killed" "/run/blktap-control/nbd$killed.$dead"
-    need_guest one
-    attach one xvda vhd /srv/disk.vhd
-    guest run one "disk-load check /dev/xvda bytes=16777216 && disk-load write /dev/xvda seed=3 from=16777216"
-    detach one xvda
-    vhd-util check -n /srv/disk.vhd
-    as_raw /srv/disk.vhd
-    disk-load check /srv/read-back.raw bytes=16777216
-    disk-load check /srv/read-back.raw seed=3 from=16777216
-    rm /srv/*
-}
-
 # tapback is not on the path of I/O: it may go and come back.
 case_restarted_tapback() {
     need_guest one
-    truncate -s 64M /srv/disk.raw
+    truncate -s 24M /srv/disk.raw
     attach one xvda raw /srv/disk.raw
     guest run one "(disk-load write /dev/xvda depth=4; echo \$? >/tmp/ended) >/tmp/said 2>&1 &"
     kill "$(cat /run/tapback.pid)"
@@ -324,46 +313,25 @@ case_hostile_front_end() {
 
 # ---- ends of guests ------------------------------------------------------------------------------------------------
 
-case_destroyed_under_io() {
-    vhd-util create -n /srv/disk.vhd -s 64
-    start_guest victim "$(xl_disk xvda vhd /srv/disk.vhd)"
-    guest run victim "disk-load write /dev/xvda bytes=16777216"
-    guest run victim "disk-load write /dev/xvda seed=2 from=16777216 >/dev/null 2>&1 &"
-    xl destroy victim
-    await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
-    same "back ends" "" "$(xenstore-list /local/domain/0/backend/vbd3 2>/dev/null | grep -v "$(xl domid one 2>/dev/null)" || true)"
+# Saved to a file, restored from it as another domain, then rebooted as yet another: with its disk each time.
+case_saved_restored_rebooted() {
+    need_guest two
+    vhd-util create -n /srv/disk.vhd -s 32
+    attach two xvda vhd /srv/disk.vhd
+    guest run two "disk-load write /dev/xvda bytes=8388608"
+    xl save two /srv/saved
+    await 120 "the end of all tapdisks" sh -c '! pidof tapdisk'
+    xl restore /srv/saved
+    guest run two "disk-load check /dev/xvda bytes=8388608 &&
+        disk-load write /dev/xvda seed=2 from=8388608 bytes=8388608 && (sleep 2; reboot -f) &"
+    guest wait two
+    until_disk two xvda
+    guest run two "disk-load check /dev/xvda bytes=8388608 && disk-load check /dev/xvda seed=2 from=8388608 bytes=8388608"
+    detach two xvda
     vhd-util check -n /srv/disk.vhd
     as_raw /srv/disk.vhd
-    disk-load check /srv/read-back.raw bytes=16777216
-    rm /srv/*
-}
-
-case_rebooted_guest() {
-    vhd-util create -n /srv/disk.vhd -s 64
-    start_guest again "$(xl_disk xvda vhd /srv/disk.vhd)"
-    guest run again "disk-load write /dev/xvda bytes=16777216 && (sleep 1; reboot -f) &"
-    guest wait again
-    guest run again "disk-load check /dev/xvda bytes=16777216 && disk-load write /dev/xvda seed=2 bytes=16777216"
-    guest stop again
-    await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
-    as_raw /srv/disk.vhd
-    disk-load check /srv/read-back.raw seed=2 bytes=16777216
-    rm /srv/*
-}
-
-case_saved_and_restored_guest() {
-    vhd-util create -n /srv/disk.vhd -s 64
-    start_guest saved "$(xl_disk xvda vhd /srv/disk.vhd)"
-    guest run saved "disk-load write /dev/xvda bytes=16777216"
-    xl save saved /srv/saved
-    await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
-    xl restore /srv/saved
-    guest run saved "disk-load check /dev/xvda bytes=16777216 && disk-load write /dev/xvda seed=2 from=16777216 bytes=16777216"
-    guest stop saved
-    await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
-    as_raw /srv/disk.vhd
-    disk-load check /srv/read-back.raw bytes=16777216
-    disk-load check /srv/read-back.raw seed=2 from=16777216 bytes=16777216
+    disk-load check /srv/read-back.raw bytes=8388608
+    disk-load check /srv/read-back.raw seed=2 from=8388608 bytes=8388608
     rm /srv/*
 }
 
@@ -374,6 +342,41 @@ case_missing_image() {
         fail "xl plugged an image that does not exist"
     fi
     await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
+}
+
+# A guest destroyed in the middle of its writes, with one tapdisk killed before and one that lives: nothing that was
+# acknowledged is lost, nothing is left, and the disks can be plugged elsewhere.
+case_killed_tapdisk_and_destroyed_guest() {
+    need_guest two
+    vhd-util create -n /srv/killed.vhd -s 32
+    vhd-util create -n /srv/living.vhd -s 32
+    attach two xvdb vhd /srv/living.vhd
+    attach two xvda vhd /srv/killed.vhd
+    guest run two "disk-load write /dev/xvda bytes=8388608 && disk-load write /dev/xvdb bytes=8388608"
+    guest run two "for disk in a b; do
+        disk-load write /dev/xvd\$disk seed=2 from=8388608 depth=4 >/dev/null 2>&1 & done; sleep 1"
+    local killed=$pid dead=$minor
+    kill -9 "$killed"
+    await 20 "the end of tapdisk $killed" sh -c "! kill -0 $killed"
+    vhd-util check -i -n /srv/killed.vhd
+    # Xen's script complains that there is no tapdisk to destroy.
+    xl destroy two || true
+    ! xl domid two 2>/dev/null || fail "the guest is still there"
+    await 120 "the end of all tapdisks" sh -c '! pidof tapdisk'
+    tap-ctl free -m "$dead" || true
+    rm -f "/run/blktap-control/ctl$killed" "/run/blktap-control/nbd$killed.$dead"
+    vhd-util check -n /srv/living.vhd
+    as_raw /srv/living.vhd
+    disk-load check /srv/read-back.raw bytes=8388608
+    need_guest one
+    attach one xvda vhd /srv/killed.vhd
+    guest run one "disk-load check /dev/xvda bytes=8388608 && disk-load write /dev/xvda seed=3 from=8388608 block=65536"
+    detach one xvda
+    vhd-util check -n /srv/killed.vhd
+    as_raw /srv/killed.vhd
+    disk-load check /srv/read-back.raw bytes=8388608
+    disk-load check /srv/read-back.raw seed=3 from=8388608
+    rm /srv/*
 }
 
 modprobe loop
