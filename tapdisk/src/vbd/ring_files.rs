@@ -7,6 +7,7 @@
 //! ```
 //! They are written, not mapped: nobody who cuts them short can harm us. A file that cannot be made is
 //! said in the log and does without; the ring is served all the same.
+use std::cell::Cell;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
@@ -29,6 +30,8 @@ pub struct DeviceFiles {
     folder: PathBuf,
     vbd_file: File,
     statistics: File,
+    /// What `io_ring` says.
+    shown: Cell<Option<Indices>>,
 }
 
 impl DeviceFiles {
@@ -45,7 +48,8 @@ impl DeviceFiles {
         let vbd = process.join(format!("vbd-{domid}-{devid}"));
         let vbd_file = fresh(&vbd)?;
         let statistics = fresh(&folder.join("statistics"))?;
-        let files = DeviceFiles { device, process, vbd, folder, vbd_file, statistics };
+        let shown = Cell::new(None);
+        let files = DeviceFiles { device, process, vbd, folder, vbd_file, statistics, shown };
         files.update(&Tally::default(), None)?;
         Ok(files)
     }
@@ -57,12 +61,14 @@ impl DeviceFiles {
     pub fn update(&self, tally: &Tally, indices: Option<Indices>) -> io::Result<()> {
         self.vbd_file.write_all_at(&vbd_page(tally), 0)?;
         self.statistics.write_all_at(&statistics_page(tally), 0)?;
-        let Some(indices) = indices else { return Ok(()) };
+        let Some(indices) = indices.filter(|_| self.shown.get() != indices) else { return Ok(()) };
         // Made beside and moved into place, so that a reader finds all of it or the former.
         let beside = self.folder.join("io_ring~");
         let file = fresh(&beside)?;
         file.write_all_at(&io_ring(&indices), 0)?;
-        fs::rename(&beside, self.folder.join("io_ring"))
+        fs::rename(&beside, self.folder.join("io_ring"))?;
+        self.shown.set(Some(indices));
+        Ok(())
     }
 }
 
