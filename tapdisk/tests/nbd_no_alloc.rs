@@ -1,62 +1,32 @@
 //! Nothing on the path of a request allocates, and it is cheap.
+mod counting;
 mod nbd_support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::time::Duration;
 
 use nbd_support::client::{Reply, cmd, request};
 use nbd_support::{Bench, Client};
 use tapdisk::transport::Transport;
 
-/// Counts the calls of threads that ask for it.
-struct Counting;
-
-thread_local! {
-    static WATCHED: Cell<bool> = const { Cell::new(false) };
-    static CALLS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn note() {
-    if WATCHED.try_with(Cell::get).unwrap_or(false) {
-        CALLS.set(CALLS.get() + 1);
-    }
-}
-
-// SAFETY: everything is handed to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        note();
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        note();
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: counting::Counting = counting::Counting;
 
 /// A turn whose transport calls are watched.
 fn turn(bench: &mut Bench) {
     bench.poll.poll(&mut bench.events, Some(Duration::ZERO)).unwrap();
     bench.events.iter().for_each(|event| bench.server.event(event));
     bench.memory.seen.clear();
-    WATCHED.set(true);
+    counting::watch(true);
     bench.server.take(&mut bench.memory);
-    WATCHED.set(false);
+    counting::watch(false);
     while let Some((slot, request, outcome)) = bench.memory.finish() {
-        WATCHED.set(true);
+        counting::watch(true);
         bench.server.complete(&mut bench.memory, slot, &request, outcome);
-        WATCHED.set(false);
+        counting::watch(false);
     }
-    WATCHED.set(true);
+    counting::watch(true);
     bench.server.kick(&mut bench.memory);
-    WATCHED.set(false);
+    counting::watch(false);
 }
 
 fn round(bench: &mut Bench, client: &mut Client, structured: bool) {
@@ -93,12 +63,12 @@ fn the_path_of_a_request_does_not_allocate() {
         bench.memory.pattern();
         let mut client = if structured { bench.structured() } else { bench.simple() };
         round(&mut bench, &mut client, structured);
-        CALLS.set(0);
+        counting::reset();
         for _ in 0..5 {
             round(&mut bench, &mut client, structured);
         }
         // The fake engine's own vectors grow in `status`, outside the watched calls.
-        assert_eq!(CALLS.get(), 0, "structured {structured}");
+        assert_eq!(counting::calls(), 0, "structured {structured}");
         bench.assert_clean();
     }
 }

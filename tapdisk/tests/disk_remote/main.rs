@@ -1,5 +1,7 @@
 //! Operations on NBD servers, byte by byte: the server's end of the connection is the test's. Each test runs
 //! on both disk engines.
+#[path = "../counting/mod.rs"]
+mod counting;
 mod hostile;
 mod ops;
 mod random;
