@@ -23,6 +23,7 @@ mod link;
 mod perms;
 mod reply;
 mod request;
+mod shared;
 mod store;
 mod transaction;
 pub mod wire;

@@ -3,22 +3,20 @@
 //! Everything that is dropped half-way is undone: the reply of a dropped request is thrown away, a
 //! transaction whose future was dropped is ended without its changes, a watch goes with its [`Watch`].
 
-use crate::client::{Client, Event, Tag};
+use crate::client::{Client, Event};
 use crate::error::{Errno, Error};
 use crate::link::Link;
 use crate::perms::Permission;
 use crate::reply::{Children, Next, Reply};
 use crate::request::Request;
+use crate::shared::{Asking, Shared, Slot};
 use crate::transaction::Transaction;
-use crate::wire::Kind;
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io;
-use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 
 /// How often a transaction is tried.
 const TRIES_MAX: u32 = 32;
@@ -37,27 +35,7 @@ pub struct Fired {
 /// A handle to the store. Its clones share one connection, which can be lost and made again.
 #[derive(Clone, Default)]
 pub struct Store {
-    shared: Rc<RefCell<Shared>>,
-}
-
-#[derive(Default)]
-struct Shared {
-    client: Option<Client>,
-    slots: HashMap<Tag, Slot>,
-    watches: u64,
-    tags: u64,
-    /// Which connection it is; watches and transactions of former ones are gone with them.
-    epoch: u64,
-    /// Requests were added outside of a turn.
-    fresh: bool,
-}
-
-/// What becomes of a reply.
-enum Slot {
-    Waiting(Waker),
-    Came(Result<Reply, Error>),
-    /// Nobody waits any more.
-    Abandoned,
+    pub(crate) shared: Rc<RefCell<Shared>>,
 }
 
 impl Store {
@@ -286,96 +264,6 @@ impl Store {
             }
         }
         Err(Error::Contended { tries: TRIES_MAX }.into())
-    }
-}
-
-impl Shared {
-    fn came(&mut self, tag: Tag, result: Result<Reply, Error>) {
-        match self.slots.get_mut(&tag) {
-            Some(slot @ Slot::Waiting(_)) => {
-                let Slot::Waiting(waker) = std::mem::replace(slot, Slot::Came(result)) else {
-                    return;
-                };
-                waker.wake();
-            }
-            Some(Slot::Abandoned) => {
-                self.slots.remove(&tag);
-                self.undo(result);
-            }
-            Some(Slot::Came(_)) | None => {}
-        }
-    }
-
-    /// A transaction that nobody knows of any more is ended.
-    fn undo(&mut self, result: Result<Reply, Error>) {
-        let Ok(reply) = result else { return };
-        if let (Kind::TransactionStart, Ok(number)) = (reply.kind, reply.number()) {
-            self.submit(Request::end(number, false), Slot::Abandoned);
-        }
-    }
-
-    /// `None`: there is no connection.
-    fn submit(&mut self, request: Request, slot: Slot) -> Option<Tag> {
-        let tag = Tag(self.tags);
-        self.client.as_mut()?.submit(tag, request);
-        self.tags += 1;
-        self.fresh = true;
-        self.slots.insert(tag, slot);
-        Some(tag)
-    }
-
-    fn fail(&mut self, error: &Error) {
-        for (_, slot) in self.slots.iter_mut() {
-            if let Slot::Waiting(waker) = slot {
-                let waker = std::mem::replace(waker, Waker::noop().clone());
-                *slot = Slot::Came(Err(error.clone()));
-                waker.wake();
-            }
-        }
-        self.slots.retain(|_, slot| matches!(slot, Slot::Came(_)));
-    }
-}
-
-/// A request on its way.
-pub(crate) struct Asking {
-    store: Store,
-    /// `None`: there was no connection.
-    tag: Option<Tag>,
-    epoch: u64,
-}
-
-impl Future for Asking {
-    type Output = Result<Reply, Error>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.get_mut();
-        let gone = || Poll::Ready(Err(Error::Lost { reason: "there is none".to_owned() }));
-        let Some(tag) = this.tag else { return gone() };
-        let mut shared = this.store.shared.borrow_mut();
-        match shared.slots.remove(&tag) {
-            Some(Slot::Came(result)) => {
-                this.tag = None;
-                Poll::Ready(result)
-            }
-            Some(Slot::Waiting(_)) => {
-                shared.slots.insert(tag, Slot::Waiting(cx.waker().clone()));
-                Poll::Pending
-            }
-            Some(Slot::Abandoned) | None => gone(),
-        }
-    }
-}
-
-impl Drop for Asking {
-    fn drop(&mut self) {
-        let Some(tag) = self.tag else { return };
-        let mut shared = self.store.shared.borrow_mut();
-        let same = shared.epoch == self.epoch;
-        match shared.slots.remove(&tag) {
-            Some(Slot::Waiting(_)) if same => drop(shared.slots.insert(tag, Slot::Abandoned)),
-            Some(Slot::Came(result)) if same => shared.undo(result),
-            _ => {}
-        }
     }
 }
 
