@@ -71,13 +71,15 @@ impl Vbd {
                 place.insert(Box::new(Rings::new(devices)))
             }
         };
-        rings.connect(&wish)?;
+        let connected = rings.connect(&wish);
         if !open {
             rings.suspend();
         }
+        // Also when this ring is refused: the devices are open now, and the next ring finds them so.
         if fresh && self.served.is_some() {
             self.poll_rings(env);
         }
+        connected?;
         self.tell_in_files(env, wish.name);
         Ok(wish.name)
     }

@@ -284,6 +284,52 @@ case_restarted_tapback() {
     rm /srv/*
 }
 
+at_state() { # path, state
+    [ "$(xenstore-read "$1/state")" = "$2" ]
+}
+
+has_size() { # device, sectors
+    [ "$(cat "/sys/block/$1/size")" = "$2" ]
+}
+
+# A disk of dom0 itself, whose front end is made of keys at first: each kind of nonsense is refused where the toolstack
+# can read why, and does not keep the kernel's front end from using the same disk, on a ring of eight pages, afterwards.
+case_front_end_that_writes_nonsense() {
+    need_tapback
+    local back=/local/domain/0/backend/vbd3/0/51712 front=/local/domain/0/device/vbd/51712 says
+    says=/local/domain/0/error/${back#/local/domain/0/}/error
+    truncate -s 16M /srv/disk.raw
+    xl block-attach 0 "$(xl_disk xvda raw /srv/disk.raw)"
+    local nonsense
+    for nonsense in ring-page-order=4294967295 event-channel=x ring-ref=4000000000 multi-queue-num-queues=99; do
+        await 20 "state 2 before $nonsense" at_state "$back" 2
+        xenstore-write "$front/protocol" x86_64-abi "$front/ring-ref" 5 "$front/event-channel" 4000000000
+        xenstore-write "$front/${nonsense%=*}" "${nonsense#*=}" "$front/state" 3
+        await 20 "state 5 after $nonsense" at_state "$back" 5
+        xenstore-exists "$says" || fail "nothing says what is wrong with $nonsense"
+        xenstore-rm "$front/${nonsense%=*}"
+        xenstore-write "$front/state" 6
+        await 20 "state 6 after $nonsense" at_state "$back" 6
+        xenstore-write "$front/state" 1
+    done
+    await 20 "state 2" at_state "$back" 2
+    xenstore-rm "$front/ring-ref"
+    xenstore-rm "$front/event-channel"
+    modprobe xen-blkfront max_ring_page_order=3 &
+    await 60 "the disk in dom0" has_size xvda 32768
+    same "the ring's pages" 3 "$(xenstore-read "$front/ring-page-order")"
+    ! xenstore-exists "$says" || fail "the error stays: $(xenstore-read "$says")"
+    pid=$(xenstore-read "$back/pid") minor=$(xenstore-read "$back/minor")
+    disk-load write /dev/xvda depth=8
+    disk-load check /dev/xvda depth=8
+    promises_kept
+    xl block-detach 0 xvda
+    await 30 "the end of the back end" sh -c "! xenstore-exists $back"
+    modprobe -r xen-blkfront
+    disk-load check /srv/disk.raw
+    rm /srv/*
+}
+
 # Rings that no honest guest would make, from dom0's own grants. The same process serves another disk, whose bytes
 # must stay what they are.
 case_hostile_front_end() {
