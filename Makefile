@@ -76,6 +76,7 @@ test: build
 	tests/install.sh
 	tests/vm/run.sh plain
 	tests/vm/run.sh xen hostile_front_end front_end_that_writes_nonsense
+	tests/vm/run.sh device
 
 test-vm: build
 	@tests/deps.sh test
@@ -97,6 +98,7 @@ fuzz: linker
 xen-demo: build
 	@tests/deps.sh test
 	tests/vm/demo.sh
+	tests/vm/run.sh device
 
 bench: build
 	@tests/deps.sh demo bench

@@ -6,12 +6,14 @@ mod close;
 mod create;
 mod destroy;
 mod detach;
+mod doctor;
 mod extra;
 mod free;
 mod list;
 mod module;
 mod open;
 mod pause;
+mod recover;
 mod spawn;
 mod stats;
 mod unpause;
@@ -20,7 +22,7 @@ use crate::cli::{Command, Listed};
 use std::ffi::OsStr;
 
 /// All commands, in the order in which the original lists its own.
-pub static COMMANDS: [&Command; 17] = [
+pub static COMMANDS: [&Command; 19] = [
     &list::COMMAND,
     &allocate::COMMAND,
     &free::COMMAND,
@@ -36,6 +38,8 @@ pub static COMMANDS: [&Command; 17] = [
     &stats::COMMAND,
     &module::MAJOR,
     &module::CHECK,
+    &recover::COMMAND,
+    &doctor::COMMAND,
     &extra::COMPLETIONS,
     &extra::MAN,
 ];

@@ -15,6 +15,7 @@ pub mod client;
 pub mod error;
 pub mod messages;
 pub mod paths;
+pub mod record;
 pub mod registry;
 pub mod spawn;
 pub mod sys;

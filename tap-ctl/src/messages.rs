@@ -13,6 +13,7 @@
 //! builds its frame with [`Request::to_message`] and reads replies with [`Message::body`].
 
 mod bodies;
+mod device;
 mod numbers;
 mod request;
 mod text;
@@ -20,6 +21,7 @@ mod text;
 pub use bodies::{
     BadBody, Blkif, Body, ImageInfo, ListEntry, NO_PARENT, Params, Response, StatInfo, TapdiskPid,
 };
+pub use device::{Device, DeviceWish};
 pub use numbers::{flag, kind, state, type_name};
 pub use request::{RefuseReason, Request, validate_request};
 pub use text::{TEXT_BYTES, TEXT_LEN_MAX, Text, TextError};

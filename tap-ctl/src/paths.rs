@@ -8,6 +8,7 @@
 //!    nbd-old<pid>.<minor>          NBD server                      nbd_old()
 //!    nbdserver<pid>.<minor>        descriptors, oldstyle header    nbdserver()
 //!    nbdserver-new<pid>.<minor>    descriptors, newstyle header    nbdserver_new()
+//!    device<minor>                 what serves a minor's block device again   device()
 //!    tapdisk/tapdisk-<minor>       marker of an allocated minor    marker()
 //! ```
 //!
@@ -112,6 +113,12 @@ impl RunDir {
     /// Socket that takes descriptors to be served with newstyle NBD.
     pub fn nbdserver_new(&self, pid: i32, minor: u16) -> PathBuf {
         self.path.join(format!("nbdserver-new{pid}.{minor}"))
+    }
+
+    /// What a daemon wrote down about the block device of a minor: the OPEN message that serves it again
+    /// (`tap-ctl recover`).
+    pub fn device(&self, minor: u16) -> PathBuf {
+        self.path.join(format!("device{minor}"))
     }
 
     /// Directory of the markers; its lock serialises `allocate` and `free`.

@@ -6,7 +6,7 @@ use common::{Run, Setup, send};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use tap_ctl::messages::{
-    ImageInfo, ListEntry, Message, Params, Request, StatInfo, TapdiskPid, Text, flag, kind,
+    Device, ImageInfo, ListEntry, Message, Params, Request, StatInfo, TapdiskPid, Text, flag, kind,
 };
 
 fn text(text: &str) -> Text {
@@ -14,7 +14,7 @@ fn text(text: &str) -> Text {
 }
 
 fn entry(count: i32, minor: i32, state: u32, path: &str) -> ListEntry {
-    ListEntry { count, minor, state, path: text(path) }
+    ListEntry { count, minor, state, path: text(path), device: None }
 }
 
 /// Answer PID and LIST as a tapdisk with `entries` does.
@@ -126,13 +126,14 @@ fn a_tapdisk_that_closes_early_is_listed_by_pid_only() {
 fn list_as_json() {
     let setup = Setup::new();
     setup.run(&["allocate"]);
-    let disks = [entry(1, 4, 0x2a, "vhd:/x")];
+    let device = Some(Device::Ublk(3));
+    let disks = [ListEntry { device, ..entry(1, 4, 0x2a, "vhd:/x") }];
     let tapdisk = setup.tapdisk(99, 2, move |r, s| serve_list(99, &disks, r, s));
     let run = setup.run(&["list", "--json"]);
     let value: serde_json::Value = serde_json::from_str(&run.stdout).expect("JSON");
     let expected = serde_json::json!([
-        {"pid": 99, "minor": 4, "state": 42, "state_text": "closed,quiesced,paused", "type": "vhd", "path": "/x"},
-        {"pid": null, "minor": 0, "state": null, "state_text": null, "type": null, "path": null},
+        {"pid": 99, "minor": 4, "state": 42, "state_text": "closed,quiesced,paused", "type": "vhd", "path": "/x", "device": "/dev/ublkb3"},
+        {"pid": null, "minor": 0, "state": null, "state_text": null, "type": null, "path": null, "device": null},
     ]);
     assert_eq!(value, expected);
     tapdisk.join().expect("thread");

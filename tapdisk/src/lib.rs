@@ -11,6 +11,7 @@ pub mod disk;
 pub mod engine;
 pub mod formats;
 pub mod job;
+pub mod kernel_nbd;
 pub mod log;
 pub mod memory;
 mod nbd_proto;

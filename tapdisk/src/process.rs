@@ -244,6 +244,9 @@ fn limits(log: &Logger) {
              allocates in our calls may wait for this disk under memory pressure"
         );
     }
+    if !sys::raise_priority() {
+        info!(log, "the priority stays as it is (CAP_SYS_NICE): busy processes may come first");
+    }
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         info!(log, "the OOM killer may choose this process: {error}");
     }

@@ -21,7 +21,7 @@ use crate::disk::Disk;
 use crate::disk::probe::AnyDisk;
 use crate::sealed::Seal;
 use crate::signals::{Signal, Signals};
-use crate::vbd::{REMOTE_TOKEN, RINGS_TOKEN, Vbd};
+use crate::vbd::{DEVICE_TOKEN, REMOTE_TOKEN, RINGS_TOKEN, Vbd};
 
 /// Wakes the loop when a worker is done.
 pub const WAKER: Token = Token(0);
@@ -259,7 +259,8 @@ impl Server {
                     }
                 }
                 None => {}
-                Some(at) if matches!(at % VBD_TOKENS, DISK_TOKEN | REMOTE_TOKEN) => {}
+                Some(at) if matches!(at % VBD_TOKENS, DISK_TOKEN | REMOTE_TOKEN | DEVICE_TOKEN) => {
+                }
                 Some(at) if at % VBD_TOKENS == RINGS_TOKEN => {
                     let mut vbds = daemon.vbds.iter_mut();
                     let vbd = vbds.find(|vbd| vbd.token + RINGS_TOKEN == token.0);

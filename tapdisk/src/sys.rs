@@ -146,6 +146,12 @@ pub fn set_io_flusher() -> bool {
     }
 }
 
+/// Puts this process before others when processors are given out. Whether the kernel let it.
+pub fn raise_priority() -> bool {
+    // SAFETY: takes numbers only.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) == 0 }
+}
+
 /// One malloc arena for all threads, none of 64 MiB for each; freed memory stays until trimmed.
 pub fn one_malloc_arena() {
     #[cfg(target_env = "gnu")]
@@ -173,6 +179,45 @@ pub fn watch_level(epoll: RawFd, watched: BorrowedFd<'_>, number: u64) -> io::Re
     let (add, fd) = (libc::EPOLL_CTL_ADD, watched.as_raw_fd());
     // SAFETY: the kernel reads `event`, which outlives the call; both descriptors are open.
     check(unsafe { libc::epoll_ctl(epoll, add, fd, &mut event) }).map(drop)
+}
+
+/// Sends one netlink message and hands what comes back to `read`, packet by packet, until it has enough.
+///
+/// # Errors
+/// Those of `socket(2)`, `send(2)` and `recv(2)`; WouldBlock when nothing comes for 30 s.
+pub fn netlink(
+    protocol: i32,
+    message: &[u8],
+    mut read: impl FnMut(&[u8]) -> bool,
+) -> io::Result<()> {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+    // SAFETY: socket takes numbers, and gives a descriptor that nobody else owns.
+    let socket = unsafe {
+        let fd = check(libc::socket(libc::AF_NETLINK, kind, protocol))?;
+        OwnedFd::from_raw_fd(fd)
+    };
+    let limit = libc::timeval { tv_sec: 30, tv_usec: 0 };
+    let fd = socket.as_raw_fd();
+    // SAFETY: the kernel reads `limit` and `message`, both with their own sizes, and both outlive the calls.
+    let sent = unsafe {
+        let size = size_of::<libc::timeval>() as libc::socklen_t;
+        let at = (&raw const limit).cast();
+        check(libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, at, size))?;
+        libc::send(fd, message.as_ptr().cast(), message.len(), 0)
+    };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut packet = vec![0u8; 16 << 10];
+    loop {
+        // SAFETY: the kernel writes at most the packet's length.
+        let got = unsafe { libc::recv(fd, packet.as_mut_ptr().cast(), packet.len(), 0) };
+        let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+        if read(&packet[..got]) {
+            return Ok(());
+        }
+    }
 }
 
 /// Receives one message with at most one descriptor. What it carried is the caller's.

@@ -10,6 +10,7 @@
 //! The images are opened and closed by a worker ([`crate::job`]); engine, arena and sockets are made when
 //! they are open and kept until CLOSE, also over a pause. Nothing here waits.
 mod advance;
+mod plug;
 mod report;
 mod ring_files;
 mod rings;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 
 use mio::{Registry, Waker};
 use slog::{Logger, info, warn};
-use tap_ctl::messages::{ImageInfo, Params, Text, flag};
+use tap_ctl::messages::{Device, DeviceWish, ImageInfo, Params, Text, flag};
 use tap_ctl::paths::RunDir;
 
 use crate::formats::{OpenError, Wish};
@@ -31,6 +32,7 @@ use crate::log::Log;
 use crate::memory::Memory;
 use crate::receiver::Stash;
 use crate::sys;
+pub use plug::DEVICE_TOKEN;
 pub use rings::{RINGS_TOKEN, name_of as ring_name};
 pub use served::{REMOTE_TOKEN, Served};
 pub use state::{Goal, Rest, State};
@@ -78,6 +80,8 @@ pub struct Vbd {
     early_rings: Option<Box<rings::GuestRings>>,
     /// What the rings of each device tell in shared memory.
     ring_files: Vec<ring_files::DeviceFiles>,
+    /// The block device.
+    device: Option<Device>,
     /// The mirror failed and was left behind.
     mirror_failed: bool,
     /// Sectors read and written before the present engine was made.
@@ -91,6 +95,12 @@ pub struct Vbd {
 struct Opened {
     wish: Wish,
     timeout_s: u16,
+    /// As OPEN had it, for the record of a block device.
+    params: Params,
+    /// The block device that was asked for.
+    device: Option<DeviceWish>,
+    /// It is there, and its tapdisk died.
+    take_over: bool,
 }
 
 /// What came of an attempt to attach.
@@ -137,6 +147,7 @@ impl Vbd {
             served: None,
             early_rings: None,
             ring_files: Vec::new(),
+            device: None,
             mirror_failed: false,
             secs_before: [0; 2],
             stopping: false,
@@ -165,7 +176,7 @@ impl Vbd {
 
     /// As stored at OPEN (spec/control-socket.md §5.11).
     pub fn info(&self) -> ImageInfo {
-        self.info
+        ImageInfo { device: self.device, ..self.info }
     }
 
     /// Whether an image is named: DETACH and a second OPEN are refused.
@@ -191,7 +202,10 @@ impl Vbd {
         info!(env.log, "minor {}: opening {}", self.minor, wish.name);
         let timeout_s = if params.req_timeout > 0 { params.req_timeout } else { 120 };
         self.mirror_failed = false;
-        self.wish = Some(Opened { wish: wish.clone(), timeout_s });
+        let device = params.has(flag::DEVICE).then_some(params.device);
+        let take_over = params.has(flag::TAKE_OVER);
+        let opened = Opened { wish: wish.clone(), timeout_s, params: *params, device, take_over };
+        self.wish = Some(opened);
         let stash = Arc::clone(&env.stash);
         let job = Job::start(&env.waker, move || crate::formats::open(&wish, &stash));
         self.state = State::Opening { job, before };
@@ -207,8 +221,17 @@ impl Vbd {
     }
 
     /// Begins to close, whatever the state. A paused disk stays paused, without a name.
-    pub fn close(&mut self, env: &Env) {
+    /// A block device goes first, unless somebody uses it; with `force` in any case.
+    pub fn close(&mut self, env: &Env, force: bool) {
+        let goal = Goal::Close;
         match self.state {
+            State::Open if self.device.is_some() => {
+                self.unplug(env, force, plug::Way { goal, back: None });
+            }
+            State::Paused { resume_failed } if self.device.is_some() => {
+                let back = Some(Rest::Paused { resume_failed });
+                self.unplug(env, force, plug::Way { goal, back });
+            }
             State::Paused { .. } => self.forget(env),
             _ => self.drain(Goal::Close),
         }

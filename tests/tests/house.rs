@@ -18,6 +18,7 @@ const UNSAFE: &[&str] = &[
     "tapdisk/src/transport/blkif/memory.rs",
     "tapdisk/src/transport/nbd/sys.rs",
     "xen/tapback/src/sys.rs",
+    "tapdisk/src/transport/ublk/sys.rs",
     "xen/xen/src/devices.rs",
     // The unsafe trait that names the caller's memory, and its implementation in tests.
     "xen/xen/src/lib.rs",

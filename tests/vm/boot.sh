@@ -108,7 +108,7 @@ reader=$!
 # One processor: two only help where the host has nothing else to do.
 timeout --foreground -k 10 "$limit" "$image/run-on-host" qemu-system-x86_64 \
     -L "$files/seabios" -L "$files/qemu" -L "$image/host/usr/lib/ipxe/qemu" \
-    -accel tcg,thread=multi -cpu max -smp 1 -m "$memory" -nodefaults -display none -no-reboot "${output[@]}" \
+    -accel tcg,thread=multi -cpu max -smp "${TAPDISK_VM_CPUS:-1}" -m "$memory" -nodefaults -display none -no-reboot "${output[@]}" \
     "${start[@]}" \
     -drive "file=$image/root.ext4,if=none,id=root,format=raw,snapshot=on,cache=unsafe" \
     -device virtio-blk-pci,drive=root -device virtio-rng-pci \

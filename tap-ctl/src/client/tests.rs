@@ -54,7 +54,7 @@ fn text(text: &str) -> Text {
 }
 
 fn entry(count: i32, minor: i32) -> ListEntry {
-    ListEntry { count, minor, state: state::PAUSED, path: text("vhd:/x y=z") }
+    ListEntry { count, minor, state: state::PAUSED, path: text("vhd:/x y=z"), device: None }
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn no_socket_and_a_stale_socket() {
 
 #[test]
 fn open_sends_log_path_and_key_after_the_message() {
-    let image = ImageInfo { sectors: 8, sector_size: 512, info: 0 };
+    let image = ImageInfo { sectors: 8, sector_size: 512, info: 0, device: None };
     let fake = replying(544 + 256 + 33, vec![reply(kind::OPEN_RSP, image)]);
     let params = Params { path: text("vhd:/x"), ..Params::default() };
     let (log, key) = (text("/log"), [9; 32]);

@@ -3,32 +3,32 @@
 use super::PLAIN;
 use super::allocate::print_marker;
 use super::open::{
-    BUFFERED, IMAGE, LEAF_CACHE, LOG, PARENT, READ_ONLY, REQUEST_TIMEOUT, SECONDARY, STANDBY,
-    params,
+    BUFFERED, DEVICE, DEVICE_NAME, IMAGE, LEAF_CACHE, LOG, PARENT, QUEUES, READ_ONLY,
+    REQUEST_TIMEOUT, SECONDARY, STANDBY, params, print_device,
 };
 use super::spawn::spawn_and_say;
 use crate::cli::args::Args;
 use crate::cli::{Command, Context, Opt, value};
 use crate::failure::{Failure, Outcome};
 use tap_ctl::client::{Client, Payload};
-use tap_ctl::messages::{Params, Text};
+use tap_ctl::messages::{Params, Text, flag as bit};
 use tap_ctl::{registry, sys};
 
 pub static COMMAND: Command = Command {
     name: "create",
     usage: "usage: create <-a type:/path/to/file> [-d device name] [-R readonly] [-e <minor> stack on existing tapdisk for the parent chain] [-r turn on read caching into leaf node] [-2 <path> use secondary image (in mirror mode if no -s)] [-s fail over to the secondary image on ENOSPC] [-t request timeout in seconds] [-D no O_DIRECT] [-C <path/to/logfile> insert log layer to track changed blocks]",
     about: "make a disk: allocate, spawn, attach and open in one step",
-    details: "Prints what allocate prints. If a step fails the earlier ones are undone.",
+    details: "Prints what allocate prints, or with --device the block device instead: it comes last, so that who reads its name\nmay use it. If a step fails the earlier ones are undone. A device outlives its tapdisk: see recover.",
     options: &OPTIONS,
-    examples: &[(
-        "create -a vhd:/images/disk.vhd",
-        "serve a VHD; tap-ctl list shows pid and minor",
-    )],
+    examples: &[
+        ("create -a vhd:/images/disk.vhd", "serve a VHD; tap-ctl list shows pid and minor"),
+        ("create -a vhd:/images/disk.vhd --device", "prints /dev/ublkb0, which can be mounted"),
+    ],
     run,
     ..PLAIN
 };
 
-static OPTIONS: [Opt; 10] = [
+static OPTIONS: [Opt; 13] = [
     IMAGE.required(),
     value('d', "NAME", "accepted and ignored"),
     READ_ONLY,
@@ -39,6 +39,9 @@ static OPTIONS: [Opt; 10] = [
     REQUEST_TIMEOUT,
     BUFFERED,
     LOG,
+    DEVICE,
+    DEVICE_NAME,
+    QUEUES,
 ];
 
 fn run(context: &Context, args: &Args) -> Outcome {
@@ -47,6 +50,7 @@ fn run(context: &Context, args: &Args) -> Outcome {
     let allocated = registry::allocate(client.run_dir())?;
     let served = serve(&client, allocated.minor, &params, log.as_ref());
     match served {
+        Ok(()) if params.has(bit::DEVICE) => {}
         Ok(()) => print_marker(&allocated.marker),
         // The first failure is the one to report, so that of the clean-up is dropped.
         Err(_) => drop(registry::free(client.run_dir(), allocated.minor.into())),
@@ -62,12 +66,20 @@ fn serve(client: &Client, minor: u16, params: &Params, log: Option<&Text>) -> Ou
         return Err(Failure::masked(error));
     }
     let payload = Payload { log_path: log, key: None };
-    if let Err(error) = client.open(pid, minor, params, payload) {
+    let opened = client.open(pid, minor, params, payload).map_err(Failure::from);
+    let opened = opened.and_then(|info| {
+        let printed = print_device(params, &info);
+        if printed.is_err() {
+            let _ = client.close(pid, minor, true, None);
+        }
+        printed
+    });
+    if let Err(failure) = opened {
         // Detaching its last disk ends it; if it does not even answer that, ask it to end.
         if client.detach(pid, minor).is_err() {
             let _ = sys::terminate(pid);
         }
-        return Err(error.into());
+        return Err(failure);
     }
     Ok(())
 }

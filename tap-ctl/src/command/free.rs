@@ -3,7 +3,7 @@
 use super::PLAIN;
 use crate::cli::args::Args;
 use crate::cli::{Command, Context, MINOR, Opt};
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use tap_ctl::registry;
 
 pub static COMMAND: Command = Command {
@@ -21,5 +21,13 @@ static OPTIONS: [Opt; 1] = [MINOR.required()];
 
 fn run(context: &Context, args: &Args) -> Outcome {
     let minor = args.minor()?;
-    Ok(registry::free(&context.run_dir()?, minor.into())?)
+    let run = context.run_dir()?;
+    // A device that waits for a tapdisk is found by its minor.
+    if let Some(device) = super::list::waiting(&run, minor.into()) {
+        let sentence = format!(
+            "{device} of minor {minor} waits for a tapdisk: tap-ctl recover -m {minor}, then destroy it"
+        );
+        return Err(Failure::new(libc::EBUSY, sentence));
+    }
+    Ok(registry::free(&run, minor.into())?)
 }

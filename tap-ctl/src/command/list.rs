@@ -9,7 +9,7 @@ use crate::failure::Outcome;
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStrExt;
 
-pub use rows::{Row, collect};
+pub use rows::{Row, collect, waiting};
 
 pub static COMMAND: Command = Command {
     name: "list",
@@ -20,17 +20,19 @@ pub static COMMAND: Command = Command {
     examples: &[
         ("list", "everything"),
         ("list -t vhd -f /images/disk.vhd", "the disks that serve this file"),
+        ("list --devices", "block devices; one without pid waits for tap-ctl recover"),
         ("list --json", "an array of objects"),
     ],
     run,
     ..PLAIN
 };
 
-static OPTIONS: [Opt; 5] = [
+static OPTIONS: [Opt; 6] = [
     PID,
     MINOR,
     value('t', "TYPE", "only images of this type"),
     value('f', "FILE", "only this file"),
+    long("devices", Takes::Nothing, "only block devices, each line with device=PATH in front"),
     long("json", Takes::Nothing, "print a JSON array"),
 ];
 
@@ -46,6 +48,8 @@ fn run(context: &Context, args: &Args) -> Outcome {
     });
     let text = if args.has("json") {
         format!("{}\n", rows.iter().map(Row::json).collect::<serde_json::Value>()).into_bytes()
+    } else if args.has("devices") {
+        rows.iter().flat_map(Row::for_devices).collect()
     } else if std::io::stdout().is_terminal() {
         rows.iter().flat_map(Row::for_people).collect()
     } else {

@@ -2,11 +2,11 @@
 
 use super::PLAIN;
 use crate::cli::args::Args;
-use crate::cli::{Command, Context, MINOR, Opt, PID, flag, value};
+use crate::cli::{Command, Context, MINOR, Opt, PID, Takes, flag, long, print, value};
 use crate::failure::{Failure, Outcome};
 use std::io::Read;
 use tap_ctl::client::Payload;
-use tap_ctl::messages::{NO_PARENT, Params, Text, flag as bit};
+use tap_ctl::messages::{Device, DeviceWish, ImageInfo, NO_PARENT, Params, Text, flag as bit};
 
 pub static COMMAND: Command = Command {
     name: "open",
@@ -17,6 +17,7 @@ pub static COMMAND: Command = Command {
         ("open -p 4711 -m 0 -a vhd:/images/disk.vhd", "open a VHD and its parents"),
         ("open -p 4711 -m 0 -a aio:/dev/vg/lv -R", "open a block device read-only"),
         ("open -p 4711 -m 0 -a vhd:/images/secret.vhd -E <key.bin", "open an encrypted VHD"),
+        ("open -p 4711 -m 0 -a vhd:/images/disk.vhd --device", "prints /dev/ublkb0"),
     ],
     run,
     ..PLAIN
@@ -35,7 +36,18 @@ pub const REQUEST_TIMEOUT: Opt =
 pub const BUFFERED: Opt = flag('D', "read parents through the page cache");
 pub const LOG: Opt = value('C', "PATH", "track changed blocks in this log");
 
-static OPTIONS: [Opt; 12] = [
+pub const READ_KEY: Opt = flag('E', "read the key, 32 or 64 raw bytes, from stdin to its end");
+pub const DEVICE: Opt = long(
+    "device",
+    Takes::Nothing,
+    "serve it as a block device of this host too, and print its path (/dev/ublkbN; without ublk /dev/nbdN)",
+);
+pub const DEVICE_NAME: Opt =
+    long("device-name", Takes::Value("PATH"), "the same, with this name: /dev/ublkb7 or /dev/nbd3");
+pub const QUEUES: Opt =
+    long("queues", Takes::Value("N"), "queues of /dev/ublkbN, 1 to 4 and no more than processors (default: up to 2)");
+
+static OPTIONS: [Opt; 15] = [
     PID.required(),
     MINOR.required(),
     IMAGE.required(),
@@ -47,7 +59,10 @@ static OPTIONS: [Opt; 12] = [
     REQUEST_TIMEOUT,
     BUFFERED,
     LOG,
-    flag('E', "read the key, 32 or 64 raw bytes, from stdin to its end"),
+    DEVICE,
+    DEVICE_NAME,
+    QUEUES,
+    READ_KEY,
 ];
 
 /// The original reads at most this much; only the two lengths below are keys.
@@ -58,8 +73,54 @@ fn run(context: &Context, args: &Args) -> Outcome {
     let (pid, minor) = (args.pid()?, args.minor()?);
     let (params, log) = params(args)?;
     let payload = Payload { log_path: log.as_ref(), key: key.as_deref() };
-    context.client()?.open(pid, minor, &params, payload)?;
+    let client = context.client()?;
+    let info = client.open(pid, minor, &params, payload)?;
+    if let Err(failure) = print_device(&params, &info) {
+        let _ = client.close(pid, minor, true, None);
+        return Err(failure);
+    }
     Ok(())
+}
+
+/// Prints the block device, if one was asked for.
+///
+/// # Errors
+/// ENOSYS: there is none, since the tapdisk is one that knows nothing of them.
+pub fn print_device(params: &Params, info: &ImageInfo) -> Outcome {
+    match info.device {
+        _ if !params.has(bit::DEVICE) => Ok(()),
+        Some(device) => {
+            print(&format!("{device}\n"));
+            Ok(())
+        }
+        None => {
+            let sentence = "this tapdisk makes no block devices: it is of another version";
+            Err(Failure::new(libc::ENOSYS, sentence))
+        }
+    }
+}
+
+/// The device of `--device`, `--device-name` and `--queues`.
+fn device(args: &Args) -> Result<Option<DeviceWish>, Failure> {
+    let wrong = |sentence: String| Failure::new(libc::EINVAL, sentence);
+    let mut wish = match args.value("device-name") {
+        None if !args.has("device") => return Ok(None),
+        None => DeviceWish::default(),
+        Some(path) => {
+            let device = path.to_str().and_then(Device::of_path);
+            let path = path.to_string_lossy();
+            let sentence =
+                format!("--device-name {path}: not of the form /dev/ublkb7 or /dev/nbd3");
+            DeviceWish::exactly(device.ok_or_else(|| wrong(sentence))?)
+        }
+    };
+    if let Some(queues) = args.number("queues") {
+        if !(1..=4).contains(&queues) {
+            return Err(wrong(format!("--queues {queues}: a device has 1 to 4 queues")));
+        }
+        wish.queues = queues as u8;
+    }
+    Ok(Some(wish))
 }
 
 /// The options that `open` and `create` share, and the path of the log.
@@ -67,6 +128,7 @@ pub fn params(args: &Args) -> Result<(Params, Option<Text>), Failure> {
     let path = args.text("a")?.ok_or(Failure::Usage)?;
     let secondary = args.text("2")?;
     let parent = args.number("e");
+    let device = device(args)?;
     let flags = [
         (args.has("R"), bit::RDONLY),
         (parent.is_some(), bit::REUSE_PRT),
@@ -74,6 +136,7 @@ pub fn params(args: &Args) -> Result<(Params, Option<Text>), Failure> {
         (secondary.is_some(), bit::SECONDARY),
         (args.has("s"), bit::STANDBY),
         (args.has("D"), bit::NO_O_DIRECT),
+        (device.is_some(), bit::DEVICE),
     ];
     let params = Params {
         flags: flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, bit)| flags | bit),
@@ -81,13 +144,14 @@ pub fn params(args: &Args) -> Result<(Params, Option<Text>), Failure> {
         prt_devnum: parent.map_or(NO_PARENT, |minor| minor as u32),
         req_timeout: args.number("t").unwrap_or(0).clamp(0, u16::MAX.into()) as u16,
         secondary: secondary.unwrap_or(Text::EMPTY),
+        device: device.unwrap_or_default(),
         ..Params::default()
     };
     Ok((params, args.text("C")?))
 }
 
 /// Read the key to the end of stdin, so that it may come in pieces.
-fn key(times: usize) -> Result<Option<Vec<u8>>, Failure> {
+pub fn key(times: usize) -> Result<Option<Vec<u8>>, Failure> {
     if times == 0 {
         return Ok(None);
     }

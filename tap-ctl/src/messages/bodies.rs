@@ -1,7 +1,7 @@
 //! The bodies of messages, each at the offsets of `control-socket.md` §3.1.
 
 use super::text::{TEXT_BYTES, Text};
-use super::{Frame, flag};
+use super::{Device, DeviceWish, Frame, flag};
 
 /// [`Params::prt_devnum`] of a request without a parent minor.
 pub const NO_PARENT: u32 = 0xffff_ffff;
@@ -41,6 +41,8 @@ pub struct Params {
     pub req_timeout: u16,
     /// `type:path` or `null`; means something with [`flag::SECONDARY`] only.
     pub secondary: Text,
+    /// Ours: means something with [`flag::DEVICE`] only.
+    pub device: DeviceWish,
 }
 
 impl Default for Params {
@@ -53,6 +55,7 @@ impl Default for Params {
             prt_devnum: NO_PARENT,
             req_timeout: 0,
             secondary: Text::EMPTY,
+            device: DeviceWish::default(),
         }
     }
 }
@@ -79,6 +82,8 @@ impl Body for Params {
         put(frame, 276, self.prt_devnum.to_ne_bytes());
         put(frame, 280, self.req_timeout.to_ne_bytes());
         put(frame, 282, *self.secondary.field());
+        put(frame, 538, [self.device.driver, self.device.queues]);
+        put(frame, 540, self.device.number.to_ne_bytes());
     }
 
     /// Without [`flag::SECONDARY`] the secondary is not looked at and taken as empty.
@@ -93,6 +98,7 @@ impl Body for Params {
             prt_devnum: u32::from_ne_bytes(take(frame, 276)),
             req_timeout: u16::from_ne_bytes(take(frame, 280)),
             secondary: if secondary { text(frame, 282)? } else { Text::EMPTY },
+            device: device_wish(frame, flags),
         })
     }
 }
@@ -106,6 +112,8 @@ pub struct ImageInfo {
     pub sector_size: u32,
     /// Flag bits of Xen's `info` node; normally 0.
     pub info: u32,
+    /// Ours: the block device, if one was asked for.
+    pub device: Option<Device>,
 }
 
 impl Body for ImageInfo {
@@ -113,6 +121,7 @@ impl Body for ImageInfo {
         put(frame, 8, self.sectors.to_ne_bytes());
         put(frame, 16, self.sector_size.to_ne_bytes());
         put(frame, 20, self.info.to_ne_bytes());
+        put_device(frame, 24, self.device);
     }
 
     fn read_from(frame: &Frame) -> Result<ImageInfo, BadBody> {
@@ -120,6 +129,7 @@ impl Body for ImageInfo {
             sectors: u64::from_ne_bytes(take(frame, 8)),
             sector_size: u32::from_ne_bytes(take(frame, 16)),
             info: u32::from_ne_bytes(take(frame, 20)),
+            device: device(frame, 24),
         })
     }
 }
@@ -152,11 +162,14 @@ pub struct ListEntry {
     pub state: u32,
     /// `type:path`, empty if not open.
     pub path: Text,
+    /// Ours: the block device, if there is one.
+    pub device: Option<Device>,
 }
 
 impl ListEntry {
     /// The entry that ends a list (§5.7).
-    pub const END: ListEntry = ListEntry { count: 0, minor: -1, state: 0, path: Text::EMPTY };
+    pub const END: ListEntry =
+        ListEntry { count: 0, minor: -1, state: 0, path: Text::EMPTY, device: None };
 }
 
 impl Body for ListEntry {
@@ -165,6 +178,7 @@ impl Body for ListEntry {
         put(frame, 12, self.minor.to_ne_bytes());
         put(frame, 16, self.state.to_ne_bytes());
         put(frame, 20, *self.path.field());
+        put_device(frame, 276, self.device);
     }
 
     fn read_from(frame: &Frame) -> Result<ListEntry, BadBody> {
@@ -173,6 +187,7 @@ impl Body for ListEntry {
             minor: i32::from_ne_bytes(take(frame, 12)),
             state: u32::from_ne_bytes(take(frame, 16)),
             path: text(frame, 20)?,
+            device: device(frame, 276),
         })
     }
 }
@@ -282,6 +297,26 @@ fn take<const N: usize>(frame: &Frame, offset: usize) -> [u8; N] {
     let mut bytes = [0; N];
     bytes.copy_from_slice(&frame[offset..offset + N]);
     bytes
+}
+
+/// Without [`flag::DEVICE`] nothing is looked at.
+fn device_wish(frame: &Frame, flags: u32) -> DeviceWish {
+    if flags & flag::DEVICE == 0 {
+        return DeviceWish::default();
+    }
+    let [driver, queues] = take(frame, 538);
+    DeviceWish { driver, queues, number: u32::from_ne_bytes(take(frame, 540)) }
+}
+
+fn put_device(frame: &mut Frame, offset: usize, device: Option<Device>) {
+    let [kind, number] = Device::words(device);
+    put(frame, offset, kind.to_ne_bytes());
+    put(frame, offset + 4, number.to_ne_bytes());
+}
+
+fn device(frame: &Frame, offset: usize) -> Option<Device> {
+    let word = |at| u32::from_ne_bytes(take(frame, at));
+    Device::of_words([word(offset), word(offset + 4)])
 }
 
 fn text(frame: &Frame, offset: usize) -> Result<Text, BadBody> {

@@ -60,6 +60,10 @@ pub mod flag {
     pub const NO_O_DIRECT: u32 = 0x200;
     /// An encryption key follows the message.
     pub const OPEN_ENCRYPTED: u32 = 0x400;
+    /// Ours: serve the disk as a block device of this kernel as well.
+    pub const DEVICE: u32 = 0x0100_0000;
+    /// Ours, with [`DEVICE`]: take over the device that is named, whose tapdisk died.
+    pub const TAKE_OVER: u32 = 0x0200_0000;
 }
 
 /// Bits of a VBD's state in LIST (§5.13).

@@ -86,8 +86,9 @@ impl Daemon {
                 });
             }
             Request::Close { minor } | Request::ForceShutdown { minor } => {
+                let force = matches!(request, Request::ForceShutdown { .. });
                 return self.on(request, *minor, libc::ENODEV, now, |vbd, env| {
-                    vbd.close(env);
+                    vbd.close(env, force);
                     Ok(())
                 });
             }
@@ -210,6 +211,7 @@ impl Daemon {
             minor: i32::from(vbd.minor),
             state: vbd.bits(),
             path: vbd.name(),
+            device: vbd.device(),
         };
         let entries = (0..).zip(&self.vbds).map(entry).chain([ListEntry::END]);
         let message = |entry| Message::with(kind::LIST_RSP, COOKIE_ALL, &entry).encode();

@@ -10,7 +10,8 @@
 use image::Span;
 
 use super::Engine;
-use super::slot::{State, sectors_mask};
+use super::limits::SMALL_BYTES;
+use super::slot::{Slot, State, sectors_mask};
 use crate::disk::Disk;
 use crate::transport::{Request, SlotId, Verb};
 
@@ -137,6 +138,30 @@ impl<D: Disk> Engine<D> {
         self.active += 1;
         self.ready.insert(id);
         true
+    }
+
+    /// The same, for a slot that its transport does not give back: from a free slot, if there is one.
+    pub(super) fn keep_copy(&mut self, id: SlotId) {
+        if !self.keeps_reads() || self.slot(id).local.wanted() == 0 {
+            return;
+        }
+        let bytes = self.slot(id).request.span.count * 512;
+        let (small, large) = (self.limits.small, self.large_free.last().copied());
+        let free = if bytes <= SMALL_BYTES { self.small_free.last().copied() } else { None };
+        let Some(to) = free.or(large) else { return };
+        let copied = Slot { ..self.slot(id).clone() };
+        let (from, buf) = (self.limits.slot_buf(id.0), self.limits.slot_buf(to));
+        if copied.request.verb != Verb::Read || bytes > buf.bytes {
+            return;
+        }
+        self.disk.arena().copy(from.part(0, bytes), buf.part(0, bytes));
+        let taken = if to < small { self.small_free.pop() } else { self.large_free.pop() };
+        assert!(taken == Some(to), "it was the last one");
+        self.slots[usize::from(to)] = copied;
+        if !self.keep(SlotId(to)) {
+            self.free_slot(SlotId(to));
+        }
+        self.slots[usize::from(id.0)].local = Local::default();
     }
 
     /// Such a write is over, well or badly: the reader has its data anyway.

@@ -63,6 +63,12 @@ impl<D: Disk> Slots for Engine<D> {
         }
     }
 
+    fn reuse(&mut self, slot: SlotId) {
+        assert!(self.slot(slot).state == State::Done, "a slot is used again by its owner");
+        self.keep_copy(slot);
+        self.slots[usize::from(slot.0)].state = State::Filling;
+    }
+
     fn release(&mut self, slot: SlotId) {
         assert!(
             matches!(self.slot(slot).state, State::Filling | State::Done),

@@ -9,6 +9,7 @@
 pub mod blkif;
 pub mod nbd;
 mod quota;
+pub mod ublk;
 
 use image::Span;
 
@@ -81,6 +82,8 @@ pub trait Slots {
     /// Moves a request into its reserved slot and sets it going. A request that is wrong (outside the
     /// disk, write to a read-only disk) is done at once with its errno.
     fn start(&mut self, slot: SlotId, request: Request);
+    /// Makes a slot whose request is done a reserved one again, with the buffer as it is.
+    fn reuse(&mut self, slot: SlotId);
     /// Gives back a slot that is the caller's (reserved or done).
     fn release(&mut self, slot: SlotId);
     /// Slots in all and free ones, as (small, large) pairs: for quotas.

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use slog::{info, warn};
 
+use super::plug::Way;
 use super::served::{Served, info};
 use super::state::Step;
 use super::{Env, Goal, Opened, Rest, Result, State, Vbd};
@@ -26,6 +27,8 @@ impl Vbd {
         let state = std::mem::replace(&mut self.state, State::Closed);
         let (next, outcome) = match state {
             State::Opening { job, before } => self.opening(env, job, before),
+            State::Plugging(plug) => self.plugging(env, plug),
+            State::Unplugging(unplug, way) => self.unplugging(env, unplug, way),
             State::Draining { goal } => self.draining(env, goal),
             State::Shutting { job, goal } => self.shutting(env, job, goal),
             State::Resuming { wish, tries, step } => {
@@ -70,6 +73,9 @@ impl Vbd {
                 self.info = found;
                 self.served = Some(served);
                 self.take_early_rings(env);
+                if let Some(plugging) = self.plug(env) {
+                    return (plugging, None);
+                }
                 self.announce(env);
                 (State::Open, Some(Ok(())))
             }
@@ -118,7 +124,13 @@ impl Vbd {
     }
 
     /// All is idle and closed.
-    fn arrive(&mut self, env: &Env, goal: Goal, closed: Result<()>) -> Next {
+    pub(super) fn arrive(&mut self, env: &Env, goal: Goal, closed: Result<()>) -> Next {
+        if goal == Goal::Close && self.device.is_some() {
+            // A pause on its way has become a close.
+            let back = Some(Rest::Paused { resume_failed: false });
+            self.unplug(env, false, Way { goal, back });
+            return (std::mem::replace(&mut self.state, State::Closed), None);
+        }
         match goal {
             Goal::Pause => {
                 info!(env.log, "minor {}: paused", self.minor);
@@ -157,8 +169,8 @@ impl Vbd {
         match job.take() {
             None => (State::Resuming { wish, tries, step: Step::Try(job) }, None),
             Some(Ok(images)) => {
-                let timeout_s = self.wish.as_ref().expect("it was open").timeout_s;
-                self.resumed(env, images, Opened { wish: *wish, timeout_s })
+                let opened = self.wish.clone().expect("it was open");
+                self.resumed(env, images, Opened { wish: *wish, ..opened })
             }
             Some(Err(error)) if tries < TRIES_MAX => {
                 info!(
@@ -200,6 +212,7 @@ impl Vbd {
                     wish: crate::formats::Wish { strict: false, ..opened.wish },
                     ..opened
                 });
+                self.write_record(env);
                 self.announce(env);
                 (State::Open, Some(Ok(())))
             }
@@ -214,7 +227,7 @@ impl Vbd {
         images.notes.iter().for_each(|note| warn!(env.log, "minor {}: {note}", self.minor));
     }
 
-    fn announce(&self, env: &Env) {
+    pub(super) fn announce(&self, env: &Env) {
         let sectors = self.info.sectors;
         info!(env.log, "minor {}: {} is open, {sectors} sectors", self.minor, self.name());
     }
@@ -222,7 +235,7 @@ impl Vbd {
     /// Begins the end that a signal asked for. True when the disk can be removed.
     pub fn finish_stop(&mut self, env: &Env, now: u64) -> bool {
         if self.stopping && self.state.settled() && self.is_open() {
-            self.close(env);
+            self.close(env, false);
             self.advance(env, now);
         }
         self.stopping && self.state.settled() && !self.is_open()
@@ -230,8 +243,9 @@ impl Vbd {
 
     /// Whether what was waited for has just finished, so that `advance` has something to do.
     pub fn is_drained(&self) -> bool {
-        matches!(self.state, State::Draining { .. })
-            && self.served.as_ref().is_none_or(Served::idle)
+        let drained = matches!(self.state, State::Draining { .. })
+            && self.served.as_ref().is_none_or(Served::idle);
+        drained || self.is_unplugged()
     }
 
     /// Once a second: client time limits, what the data path has to tell, and the watchdog.

@@ -11,6 +11,7 @@ use crate::pool::Locked;
 use crate::sealed;
 use crate::stats_json::Json;
 use crate::sys;
+use crate::transport::ublk::{Ring, Ublk};
 
 /// Numbers of the layers that have no image (spec/drivers.md §1).
 const LOG_TYPE: u32 = 9;
@@ -38,6 +39,10 @@ impl Vbd {
             j.key("read_caching").string(if caching { "true" } else { "false" });
             if let Some(served) = served {
                 ours(served, env, j);
+            }
+            if let Some(device) = self.device() {
+                let ublk = served.and_then(|served| served.device.as_deref());
+                block_device(&device.to_string(), device.driver(), ublk, j);
             }
         });
     }
@@ -204,6 +209,23 @@ fn ring_counters(rings: &GuestRings, j: &mut Json) {
             ("polls", c.polls),
         ];
         members.iter().for_each(|(name, n)| j.member(name, n));
+    });
+}
+
+/// The block device, and what it cost in calls of the kernel.
+fn block_device(path: &str, driver: &str, ublk: Option<&Ublk<Ring>>, j: &mut Json) {
+    j.key("device").object(|j| {
+        j.key("path").string(path);
+        j.key("driver").string(driver);
+        let Some(ublk) = ublk else { return };
+        let c = ublk.counters();
+        j.member("tags", ublk.tags());
+        let kinds = ["read", "write", "flush", "discard", "zero", "refused"];
+        j.key("requests")
+            .object(|j| kinds.iter().zip(c.requests).for_each(|(k, n)| j.member(k, n)));
+        j.member("errors", c.errors);
+        j.member("submits", c.submits);
+        j.member("enters", ublk.commands().enters());
     });
 }
 

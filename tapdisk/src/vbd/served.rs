@@ -1,7 +1,7 @@
 //! A disk that is served: its engine, its sockets, and its images while they are open; and the turn.
 //!
 //! ```text
-//!   nbd, rings: take ─► engine.step ─► complete ─► kick          submit: the server's, once a turn
+//!   nbd, rings, device: take ─► engine.step ─► complete ─► kick          submit: the server's, once a turn
 //! ```
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ use crate::memory::Memory;
 use crate::pool::{Arena, Locked};
 use crate::sys;
 use crate::transport::nbd::{Export, NbdServer};
+use crate::transport::ublk::{Ring, TAGS_MAX, UBLK_MARK, Ublk};
 use crate::transport::{RINGS_MARK, Request, Transport};
 
 /// Of the tokens of a disk, the one of the NBD servers that it uses.
@@ -35,6 +36,8 @@ const ROUNDS_MAX: u32 = 8;
 
 /// Everything that a request touches.
 pub struct Served {
+    /// The block device, while there is one. Dropped before the engine's memory.
+    pub device: Option<Box<Ublk<Ring>>>,
     /// The request engine.
     pub engine: Engine<Aligned<Remote<AnyDisk>>>,
     /// Its clients.
@@ -81,6 +84,10 @@ impl Served {
         if env.memory == Memory::Locked {
             grant.limits = for_chain(grant.limits, images.bitmaps);
         }
+        if opened.device.is_some() {
+            // A tag of a block device has a slot for life.
+            grant.limits.large += TAGS_MAX;
+        }
         if let Some(warning) = &grant.warning {
             env.sink.note(&format!("minor {minor}: {warning}"));
         }
@@ -111,6 +118,7 @@ impl Served {
             Err(error) => return Err((OpenError::new(error.errno(), error.to_string()), images)),
         };
         let mut served = Served {
+            device: None,
             engine: Engine::new(disk, grant.limits),
             nbd,
             rings: None,
@@ -168,6 +176,9 @@ impl Served {
         if let Some(rings) = &mut self.rings {
             rings.resume();
         }
+        if let Some(device) = &mut self.device {
+            device.resume();
+        }
         self.told_takeover = false;
         self.images = Some(images);
         self.faults = sys::faults();
@@ -193,6 +204,9 @@ impl Served {
         if let Some(rings) = &mut self.rings {
             rings.suspend();
         }
+        if let Some(device) = &mut self.device {
+            device.suspend();
+        }
     }
 
     /// CLOSE: the clients go.
@@ -215,7 +229,8 @@ impl Served {
     /// Whether no request is in flight, here or below.
     pub fn idle(&self) -> bool {
         let rings = self.rings.as_ref().is_none_or(|rings| rings.idle());
-        self.engine.idle() && self.nbd.idle() && rings
+        let device = self.device.as_ref().is_none_or(|device| device.idle());
+        self.engine.idle() && self.nbd.idle() && rings && device
     }
 
     /// The sealed part of a turn: nothing here allocates, blocks, logs or loops without a bound. True if
@@ -243,6 +258,9 @@ impl Served {
         if let Some(rings) = &mut self.rings {
             more |= rings.take(&mut self.engine);
         }
+        if let Some(device) = &mut self.device {
+            more |= device.take(&mut self.engine);
+        }
         more
     }
 
@@ -254,6 +272,10 @@ impl Served {
             rings.kick(&mut self.engine);
             pending |= rings.pending(&self.engine);
         }
+        if let Some(device) = &mut self.device {
+            device.kick(&mut self.engine);
+            pending |= device.pending();
+        }
         pending
     }
 
@@ -264,9 +286,12 @@ impl Served {
             if let Err(errno) = outcome {
                 self.failed = Some((request, errno));
             }
-            match &mut self.rings {
-                Some(rings) if request.mark & RINGS_MARK != 0 => {
+            match (&mut self.rings, &mut self.device) {
+                (Some(rings), _) if request.mark & RINGS_MARK != 0 => {
                     rings.complete(&mut self.engine, slot, &request, outcome);
+                }
+                (_, Some(device)) if request.mark & UBLK_MARK != 0 => {
+                    device.complete(&mut self.engine, slot, &request, outcome);
                 }
                 _ => self.nbd.complete(&mut self.engine, slot, &request, outcome),
             }
@@ -322,6 +347,9 @@ impl Served {
         }
         if self.engine.events().taken_over && !std::mem::replace(&mut self.told_takeover, true) {
             takeover(env, minor);
+        }
+        if let Some(error) = self.device.as_mut().and_then(|device| device.take_error()) {
+            warn!(env.log, "minor {minor}: the block device takes no answers: {error}");
         }
         while let Some(notice) = self.nbd.take_notice() {
             info!(env.log, "minor {minor}: nbd {notice:?}");
@@ -400,7 +428,7 @@ fn takeover(env: &Env, minor: u16) {
 
 /// What OPEN and DISK_INFO tell.
 pub fn info(images: &Images) -> ImageInfo {
-    ImageInfo { sectors: images.sectors, sector_size: images.sector_size, info: 0 }
+    ImageInfo { sectors: images.sectors, sector_size: images.sector_size, ..ImageInfo::default() }
 }
 
 fn export(images: &Images) -> Export {

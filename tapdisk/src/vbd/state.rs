@@ -3,6 +3,7 @@ use std::fmt;
 
 use tap_ctl::messages::state as bit;
 
+use super::plug::{Plug, Unplug, Way};
 use crate::formats::{Images, OpenError, Wish};
 use crate::job::Job;
 
@@ -17,8 +18,12 @@ pub enum State {
         /// What it was before, and is again if this fails.
         before: Rest,
     },
+    /// The images are open; the block device is being made.
+    Plugging(Plug),
     /// Served.
     Open,
+    /// The block device is being taken away.
+    Unplugging(Unplug, Way),
     /// Intake is stopped; requests in flight are waited for.
     Draining {
         /// What comes then.
@@ -94,7 +99,12 @@ impl State {
     /// The bits of spec/control-socket.md §5.13; `busy` while requests are in flight.
     pub fn bits(&self, busy: bool) -> u32 {
         match self {
-            State::Attached | State::Opening { before: Rest::Attached, .. } | State::Open => 0,
+            State::Attached
+            | State::Opening { before: Rest::Attached, .. }
+            | State::Open
+            | State::Plugging(_)
+            | State::Unplugging(_, Way { back: None, .. }) => 0,
+            State::Unplugging(_, Way { back: Some(rest), .. }) => State::from(*rest).bits(busy),
             State::Draining { goal: Goal::Pause } if busy => {
                 bit::PAUSE_REQUESTED | bit::QUIESCE_REQUESTED
             }
@@ -122,7 +132,9 @@ impl State {
             State::Closed => Some(Rest::Closed),
             State::Paused { resume_failed } => Some(Rest::Paused { resume_failed: *resume_failed }),
             State::Opening { .. }
+            | State::Plugging(_)
             | State::Open
+            | State::Unplugging(..)
             | State::Draining { .. }
             | State::Shutting { .. }
             | State::Resuming { .. } => None,
@@ -150,7 +162,11 @@ impl fmt::Display for State {
         match self {
             State::Attached => f.write_str("attached"),
             State::Opening { .. } => f.write_str("opening"),
+            State::Plugging(_) => f.write_str("making the block device"),
             State::Open => f.write_str("open"),
+            State::Unplugging(_, way) => {
+                write!(f, "taking the block device away, then {}", way.goal)
+            }
             State::Draining { goal } => write!(f, "waiting for requests, then {goal}"),
             State::Shutting { goal, .. } => write!(f, "closing the images, then {goal}"),
             State::Paused { resume_failed: false } => f.write_str("paused"),

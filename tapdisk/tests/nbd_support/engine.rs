@@ -194,6 +194,12 @@ impl Slots for Memory {
         self.queue.push_back((slot, request));
     }
 
+    fn reuse(&mut self, slot: SlotId) {
+        let i = usize::from(slot.0);
+        assert_eq!(self.states[i], State::Done);
+        self.states[i] = State::Filling;
+    }
+
     fn release(&mut self, slot: SlotId) {
         let i = usize::from(slot.0);
         assert!(matches!(self.states[i], State::Filling | State::Done), "not ours: {slot:?}");

@@ -4,7 +4,9 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 use tap_ctl::client::{Client, LIST_LIMIT};
 use tap_ctl::error::Error;
-use tap_ctl::messages::{ListEntry, Text, state};
+use tap_ctl::messages::{Device, ListEntry, Request, Text, state};
+use tap_ctl::paths::RunDir;
+use tap_ctl::record;
 
 /// One record. What is unknown is `None`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub struct Row {
     pub state: Option<u32>,
     /// `type:path`
     pub args: Option<Text>,
+    /// The block device; of a minor without tapdisk the one that waits for it.
+    pub device: Option<Device>,
 }
 
 /// All records: tapdisks in byte order of their sockets' names, each with its VBDs in reverse order
@@ -36,8 +40,20 @@ pub fn collect(client: &Client, only: Option<i32>) -> Result<Vec<Row>, Error> {
     }
     let used: HashSet<i32> = rows.iter().filter_map(|row| row.minor).collect();
     let orphans = minors.into_iter().filter(|minor| !used.contains(minor));
-    rows.extend(orphans.map(|minor| Row { minor: Some(minor), ..Row::default() }));
+    rows.extend(orphans.map(|minor| Row {
+        minor: Some(minor),
+        device: waiting(client.run_dir(), minor),
+        ..Row::default()
+    }));
     Ok(rows)
+}
+
+/// The device that a tapdisk left behind when it died.
+pub fn waiting(run: &RunDir, minor: i32) -> Option<Device> {
+    let record = record::read(run, u16::try_from(minor).ok()?).ok()?;
+    let Request::Open { params, .. } = record.request else { return None };
+    let device = params.device.exact()?;
+    std::path::Path::new(&device.to_string()).exists().then_some(device)
 }
 
 impl Row {
@@ -47,6 +63,7 @@ impl Row {
             minor: (entry.minor >= 0).then_some(entry.minor),
             state: Some(entry.state),
             args: (!entry.path.is_empty()).then_some(entry.path),
+            device: entry.device,
         }
     }
 
@@ -73,6 +90,12 @@ impl Row {
         line
     }
 
+    /// `device=… pid=… minor=…` of a row that has a block device.
+    pub fn for_devices(&self) -> Vec<u8> {
+        let Some(device) = self.device else { return Vec::new() };
+        [format!("device={device} ").into_bytes(), self.for_machines()].concat()
+    }
+
     /// C's `%8s %4s %4s %10s %s`, unknown ones as `-`.
     pub fn for_people(&self) -> Vec<u8> {
         let dash = || "-".to_owned();
@@ -96,6 +119,7 @@ impl Row {
             "state_text": self.state.map(state::names),
             "type": self.kind().map(text),
             "path": self.file().map(text),
+            "device": self.device.map(|device| device.to_string()),
         })
     }
 }
@@ -106,7 +130,7 @@ mod tests {
 
     fn row(args: &str, bits: u32) -> Row {
         let args = Text::new(args.as_bytes()).expect("short");
-        Row { pid: Some(2034), minor: Some(0), state: Some(bits), args: Some(args) }
+        Row { pid: Some(2034), minor: Some(0), state: Some(bits), args: Some(args), device: None }
     }
 
     fn machine(row: Row) -> String {

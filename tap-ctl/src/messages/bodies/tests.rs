@@ -33,6 +33,7 @@ fn params() {
         prt_devnum: 0x090a_0b0c,
         req_timeout: 0x0d0e,
         secondary: path("nbd:y"),
+        device: DeviceWish::default(),
     };
     assert_fields(
         &params,
@@ -79,7 +80,8 @@ fn params_need_a_terminated_path() {
 
 #[test]
 fn image() {
-    let image = ImageInfo { sectors: 0x0102_0304_0506_0708, sector_size: 4096, info: 5 };
+    let image =
+        ImageInfo { sectors: 0x0102_0304_0506_0708, sector_size: 4096, info: 5, device: None };
     assert_fields(
         &image,
         &[
@@ -92,6 +94,30 @@ fn image() {
 }
 
 #[test]
+fn devices_are_in_bytes_that_the_original_leaves_zero() {
+    let device = DeviceWish { driver: 1, queues: 4, number: 8 };
+    let params = Params { flags: flag::DEVICE, device, ..Params::default() };
+    let frame = written(&params);
+    assert_eq!(frame[538..544], [1, 4, 8, 0, 0, 0]);
+    assert_eq!(Params::read_from(&frame), Ok(params));
+    let image = ImageInfo { device: Some(Device::Ublk(7)), ..ImageInfo::default() };
+    let frame = written(&image);
+    assert_eq!((frame[24], frame[28]), (1, 7));
+    assert_eq!(ImageInfo::read_from(&frame), Ok(image));
+    let entry = ListEntry { device: Some(Device::Nbd(3)), ..ListEntry::END };
+    let frame = written(&entry);
+    assert_eq!((frame[276], frame[280]), (2, 3));
+    assert_eq!(ListEntry::read_from(&frame), Ok(entry));
+}
+
+#[test]
+fn params_without_the_flag_ask_for_no_device() {
+    let mut frame = written(&Params::default());
+    frame[538..544].fill(7);
+    assert_eq!(Params::read_from(&frame), Ok(Params::default()));
+}
+
+#[test]
 fn response() {
     assert_fields(&Response { error: 22 }, &[(8, &22i32.to_ne_bytes())]);
     assert_eq!(Response::read_from(&written(&Response { error: 22 })), Ok(Response { error: 22 }));
@@ -99,7 +125,8 @@ fn response() {
 
 #[test]
 fn list_entry() {
-    let entry = ListEntry { count: 2, minor: 7, state: 0x2a, path: path("aio:/dev/x") };
+    let entry =
+        ListEntry { count: 2, minor: 7, state: 0x2a, path: path("aio:/dev/x"), device: None };
     assert_fields(
         &entry,
         &[

@@ -1,0 +1,432 @@
+//! The block device of a disk: how it comes, how it goes, and how the next tapdisk finds it.
+//!
+//! ```text
+//!   OPEN ─► images open ─► Adding ─► (tags fetched) ─► Starting ─► Open
+//!   CLOSE ─► Checking (in use?) ─► Stopping ─► Ending (idle, ring closed) ─► Deleting ─► the rest of CLOSE
+//! ```
+//! What the driver makes us wait for is done by a worker ([`crate::job`]), while the data path goes on: the
+//! kernel reads from a device before it says that it has started, and waits for requests before it stops.
+//! Beside the sockets lies a file with the OPEN message that serves the device again: if this process dies,
+//! the device waits, and `tap-ctl recover` sends the message to another one.
+use mio::unix::SourceFd;
+use mio::{Interest, Token};
+use slog::{info, warn};
+use tap_ctl::messages::{Device, DeviceWish, Params, Request, flag};
+
+use super::{Env, Goal, Opened, Rest, Result, Served, State, Vbd};
+use crate::control::VBD_TOKENS;
+use crate::formats::OpenError;
+use crate::job::Job;
+use crate::kernel_nbd;
+use crate::transport::Transport;
+use crate::transport::ublk::abi::CONTROL_PATH;
+use crate::transport::ublk::device::{self, Added, DeviceError, Shape};
+use crate::transport::ublk::{Ring, TAGS_MAX, Ublk};
+
+/// Of the tokens of a disk, the one of its block device.
+pub const DEVICE_TOKEN: usize = VBD_TOKENS - 4;
+const _: () = assert!(DEVICE_TOKEN >= crate::transport::nbd::TOKENS);
+/// Queues at most: one thread serves them all, more only take turns.
+const QUEUES_MAX: u16 = 4;
+
+type Work<T> = Job<std::result::Result<T, DeviceError>>;
+
+/// Where the making of a device is.
+pub enum Plug {
+    /// The kernel's NBD client is given connections.
+    Connecting(Work<u32>),
+    /// The driver is asked for one.
+    Adding(Work<Added>),
+    /// Its tags are fetched, and it starts.
+    Starting(Work<()>),
+}
+
+/// Where its end is.
+pub enum Unplug {
+    /// Is it in use?
+    Checking(Work<()>),
+    /// The driver takes it away, while it is served.
+    Stopping(Work<()>),
+    /// What is in flight is waited for; then it is deleted, or left to the next tapdisk.
+    Ending {
+        /// Deleted.
+        delete: bool,
+    },
+    /// The driver deletes it.
+    Deleting(Work<()>),
+}
+
+/// What is asked of the device's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// What follows.
+    pub goal: Goal,
+    /// The state to be in again if the device is in use; `None`: open.
+    pub back: Option<Rest>,
+}
+
+/// A state and, if something was under way and is over now, what came of it.
+type Next = (State, Option<Result<()>>);
+
+impl Vbd {
+    /// The block device, once it is there.
+    pub fn device(&self) -> Option<Device> {
+        self.device
+    }
+
+    /// The images are open: begins to make the device that was asked for.
+    pub(super) fn plug(&mut self, env: &Env) -> Option<State> {
+        let opened = self.wish.as_ref()?;
+        let (wish, take_over) = (opened.device?, opened.take_over);
+        let served = self.served.as_ref()?;
+        if is_for_nbd(&wish) {
+            let plan = nbd_plan(served, &wish, take_over);
+            let socket = env.run.nbd(env.pid, self.minor);
+            let job = Job::start(&env.waker, move || kernel_nbd::connect(&socket, &plan));
+            return Some(State::Plugging(Plug::Connecting(job)));
+        }
+        let shape = shape(served, &wish);
+        let number = wish.number();
+        let job = Job::start(&env.waker, move || match (take_over, number) {
+            (true, Some(number)) => device::take_over(number, &shape),
+            _ => device::add(number, &shape),
+        });
+        Some(State::Plugging(Plug::Adding(job)))
+    }
+
+    pub(super) fn plugging(&mut self, env: &Env, plug: Plug) -> Next {
+        match plug {
+            Plug::Connecting(job) => match job.take() {
+                None => (State::Plugging(Plug::Connecting(job)), None),
+                Some(Ok(number)) => {
+                    self.device = Some(Device::Nbd(number));
+                    self.is_there(env)
+                }
+                Some(Err(error)) => self.not_plugged(env, &error),
+            },
+            Plug::Adding(job) => match job.take() {
+                None => (State::Plugging(Plug::Adding(job)), None),
+                Some(Ok(added)) => self.serve_device(env, added),
+                Some(Err(error)) => self.not_plugged(env, &error),
+            },
+            Plug::Starting(job) => match job.take() {
+                None => (State::Plugging(Plug::Starting(job)), None),
+                Some(Ok(())) => self.is_there(env),
+                Some(Err(error)) => {
+                    let goal = self.failure(env, &error);
+                    let way = Way { goal, back: None };
+                    match self.wish.as_ref().is_some_and(|opened| opened.take_over) {
+                        // It waits for another tapdisk, as before.
+                        true => (State::Unplugging(Unplug::Ending { delete: false }, way), None),
+                        false => (self.stop_device(env, true, way), None),
+                    }
+                }
+            },
+        }
+    }
+
+    fn is_there(&mut self, env: &Env) -> Next {
+        self.write_record(env);
+        self.announce(env);
+        if let Some(device) = self.device {
+            info!(env.log, "minor {}: {device} is there", self.minor);
+        }
+        (State::Open, Some(Ok(())))
+    }
+
+    /// Takes a slot for each tag and fetches: from now on the device can start.
+    fn serve_device(&mut self, env: &Env, added: Added) -> Next {
+        let number = added.number;
+        let taken_over = self.wish.as_ref().is_some_and(|opened| opened.take_over);
+        let token = Token(self.token + DEVICE_TOKEN);
+        let served = self.served.as_mut().expect("it is being opened");
+        match fetch(env, served, added, token) {
+            Ok(device) => {
+                served.device = Some(Box::new(device));
+                self.device = Some(Device::Ublk(number));
+                let pid = env.pid;
+                let job = Job::start(&env.waker, move || device::go(number, pid, taken_over));
+                (State::Plugging(Plug::Starting(job)), None)
+            }
+            Err(error) => {
+                let goal = self.failure(env, &error);
+                let job = Job::start(&env.waker, move || match taken_over {
+                    true => Ok(()),
+                    false => device::delete(number),
+                });
+                let way = Way { goal, back: None };
+                (State::Unplugging(Unplug::Deleting(job), way), None)
+            }
+        }
+    }
+
+    /// There is no device, so the disk is not opened.
+    fn not_plugged(&mut self, env: &Env, error: &DeviceError) -> Next {
+        let goal = self.failure(env, error);
+        self.after_device(env, Way { goal, back: None })
+    }
+
+    fn failure(&self, env: &Env, error: &DeviceError) -> Goal {
+        let errno = self.refuse(env, &OpenError::new(error.errno, error.text.clone()));
+        Goal::Fail { errno, rest: Rest::Closed }
+    }
+
+    /// Begins to take the device away, unless it is in use; with `force` in any case.
+    pub(super) fn unplug(&mut self, env: &Env, force: bool, way: Way) {
+        let Some(device) = self.device else { return };
+        self.state = match force {
+            true => self.stop_device(env, true, way),
+            false => {
+                let job = Job::start(&env.waker, move || device::check(&device.to_string()));
+                State::Unplugging(Unplug::Checking(job), way)
+            }
+        };
+    }
+
+    fn stop_device(&mut self, env: &Env, force: bool, way: Way) -> State {
+        let Some(plugged) = self.device else { unreachable!("there is a device") };
+        let served = self.served.as_mut().expect("a device is served");
+        // Nobody reads or writes any more while the images are closed.
+        let closed = served.images.is_none();
+        if let Some(device) = served.device.as_mut().filter(|_| closed) {
+            device.refuse();
+        }
+        let sync = !force && !closed;
+        let job = Job::start(&env.waker, move || {
+            if sync {
+                device::sync(&plugged.to_string());
+            }
+            match plugged {
+                Device::Ublk(number) => device::stop(number),
+                Device::Nbd(number) => kernel_nbd::disconnect(number),
+            }
+        });
+        State::Unplugging(Unplug::Stopping(job), way)
+    }
+
+    pub(super) fn unplugging(&mut self, env: &Env, unplug: Unplug, way: Way) -> Next {
+        match unplug {
+            Unplug::Checking(job) => match job.take() {
+                None => (State::Unplugging(Unplug::Checking(job), way), None),
+                Some(Ok(())) => (self.stop_device(env, false, way), None),
+                Some(Err(error)) if self.stopping => {
+                    warn!(env.log, "minor {}: {error}: it waits for tap-ctl recover", self.minor);
+                    if let Some(device) = self.served.as_mut().and_then(|s| s.device.as_mut()) {
+                        device.suspend();
+                    }
+                    (State::Unplugging(Unplug::Ending { delete: false }, way), None)
+                }
+                Some(Err(error)) => {
+                    let errno = self.refuse(env, &OpenError::new(error.errno, error.text));
+                    (way.back.map_or(State::Open, State::from), Some(Err(errno)))
+                }
+            },
+            Unplug::Stopping(job) => match job.take() {
+                None => (State::Unplugging(Unplug::Stopping(job), way), None),
+                Some(stopped) => {
+                    if let Err(error) = &stopped {
+                        warn!(env.log, "minor {}: {error}", self.minor);
+                    }
+                    let delete = stopped.is_ok();
+                    (State::Unplugging(Unplug::Ending { delete }, way), None)
+                }
+            },
+            Unplug::Ending { delete } => self.ending(env, delete, way),
+            Unplug::Deleting(job) => match job.take() {
+                None => (State::Unplugging(Unplug::Deleting(job), way), None),
+                Some(deleted) => {
+                    if let Err(error) = deleted {
+                        warn!(env.log, "minor {}: {error}", self.minor);
+                    }
+                    self.after_device(env, way)
+                }
+            },
+        }
+    }
+
+    fn ending(&mut self, env: &Env, delete: bool, way: Way) -> Next {
+        if !self.device_ends(delete) {
+            return (State::Unplugging(Unplug::Ending { delete }, way), None);
+        }
+        let served = self.served.as_mut().expect("a device is served");
+        if let Some(device) = served.device.take() {
+            let fd = device.commands().raw_fd();
+            let _ = env.registry.deregister(&mut SourceFd(&fd));
+            device.end(&mut served.engine);
+        }
+        let Some(device) = self.device.take().filter(|_| delete) else {
+            return self.after_device(env, way);
+        };
+        info!(env.log, "minor {}: {device} is gone", self.minor);
+        let _ = std::fs::remove_file(env.run.device(self.minor));
+        let Device::Ublk(number) = device else { return self.after_device(env, way) };
+        let job = Job::start(&env.waker, move || device::delete(number));
+        (State::Unplugging(Unplug::Deleting(job), way), None)
+    }
+
+    /// Whether what the end of the device waits for has come.
+    fn device_ends(&self, delete: bool) -> bool {
+        let device = self.served.as_ref().and_then(|served| served.device.as_ref());
+        device.is_none_or(|device| device.idle() && (!delete || device.has_ended()))
+    }
+
+    /// The same, to be asked at the end of a turn.
+    pub(super) fn is_unplugged(&self) -> bool {
+        matches!(&self.state, State::Unplugging(Unplug::Ending { delete }, _)
+            if self.device_ends(*delete))
+    }
+
+    /// What was to follow the end of the device.
+    fn after_device(&mut self, env: &Env, way: Way) -> Next {
+        if let Some(served) = self.served.as_mut().filter(|served| served.images.is_some()) {
+            served.hang_up();
+            return (State::Draining { goal: way.goal }, None);
+        }
+        match (way.goal, way.back) {
+            (Goal::Close, Some(rest)) => {
+                self.forget(env);
+                (rest.into(), Some(Ok(())))
+            }
+            (goal, _) => self.arrive(env, goal, Ok(())),
+        }
+    }
+
+    /// What serves the device again if this process dies.
+    pub(super) fn write_record(&self, env: &Env) {
+        let (Some(opened), Some(device)) = (&self.wish, self.device) else { return };
+        let path = env.run.device(self.minor);
+        if let Err(error) = write(&path, &record(self.minor, opened, device)) {
+            warn!(
+                env.log,
+                "minor {}: cannot write {}: {error}; without it tap-ctl recover does not find {device}",
+                self.minor,
+                path.display()
+            );
+        }
+    }
+}
+
+/// The OPEN message, and the path of the log behind it.
+fn record(minor: u16, opened: &Opened, device: Device) -> Vec<u8> {
+    let log = opened.wish.log.as_ref();
+    let log_flag = if log.is_some() { flag::ADD_LOG } else { 0 };
+    let flags = opened.params.flags & !flag::ADD_LOG | flag::TAKE_OVER | log_flag;
+    let params = Params {
+        flags,
+        path: opened.wish.name,
+        device: DeviceWish::exactly(device),
+        ..opened.params
+    };
+    let mut bytes = Request::Open { minor, params }.to_message().encode().to_vec();
+    bytes.extend(log.into_iter().flat_map(|path| path.field()));
+    bytes
+}
+
+/// Whole or not at all.
+fn write(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
+    let new = path.with_extension("new");
+    std::fs::write(&new, bytes)?;
+    std::fs::rename(&new, path)
+}
+
+/// The device for a disk: its tags are shared among its queues.
+fn shape(served: &Served, wish: &DeviceWish) -> Shape {
+    use crate::transport::Slots;
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+    // The driver makes no more queues than there are processors.
+    let queues_max = u16::try_from(processors).unwrap_or(QUEUES_MAX).min(QUEUES_MAX);
+    let queues = match u16::from(wish.queues) {
+        0 => queues_max.min(2),
+        n => n.min(queues_max),
+    };
+    let engine = &served.engine;
+    Shape {
+        sectors: engine.sectors(),
+        sector_size: engine.sector_size(),
+        read_only: engine.read_only(),
+        queues,
+        depth: TAGS_MAX / queues,
+    }
+}
+
+/// The driver that was named, else ublk where it is, else the kernel's NBD client.
+fn is_for_nbd(wish: &DeviceWish) -> bool {
+    match wish.driver {
+        0 => !std::path::Path::new(CONTROL_PATH).exists(),
+        driver => driver == 2,
+    }
+}
+
+fn nbd_plan(served: &Served, wish: &DeviceWish, take_over: bool) -> kernel_nbd::Plan {
+    use crate::transport::Slots;
+    kernel_nbd::Plan {
+        number: wish.number(),
+        connections: wish.queues.min(QUEUES_MAX as u8),
+        read_only: served.engine.read_only(),
+        sector_size: served.engine.sector_size(),
+        take_over,
+    }
+}
+
+fn fetch(
+    env: &Env,
+    served: &mut Served,
+    added: Added,
+    token: Token,
+) -> std::result::Result<Ublk<Ring>, DeviceError> {
+    let failed = |what: &str, errno: i32| {
+        let error = std::io::Error::from_raw_os_error(errno);
+        DeviceError { errno, text: format!("the block device cannot be served: {what}: {error}") }
+    };
+    let io = |what: &'static str| {
+        move |error: std::io::Error| failed(what, error.raw_os_error().unwrap_or(libc::EIO))
+    };
+    let tags = added.queues.0.saturating_mul(added.queues.1);
+    let ring = Ring::open(added.device, added.queues, added.encoded).map_err(io("its ring"))?;
+    let fd = ring.raw_fd();
+    let started = Ublk::start(ring, tags, &mut served.engine).map_err(io("its requests"))?;
+    let device = started.ok_or_else(|| failed("slots for its tags", libc::ENOBUFS))?;
+    if device.is_ending() {
+        device.end(&mut served.engine);
+        return Err(failed("the kernel refuses to wait for requests", libc::ENODEV));
+    }
+    if let Err(error) = env.registry.register(&mut SourceFd(&fd), token, Interest::READABLE) {
+        device.end(&mut served.engine);
+        return Err(io("polling")(error));
+    }
+    Ok(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tap_ctl::messages::{Text, validate_request};
+
+    #[test]
+    fn the_record_is_the_message_that_serves_the_device_again() {
+        let text = |text: &str| Text::new(text.as_bytes()).unwrap();
+        let params = Params {
+            flags: flag::DEVICE | flag::RDONLY,
+            path: text("vhd:/old"),
+            req_timeout: 9,
+            ..Params::default()
+        };
+        let run = tap_ctl::paths::RunDir::at(std::path::Path::new("/nowhere"));
+        let log = slog::Logger::root(slog::Discard, slog::o!());
+        let mut wish =
+            super::super::wish(&params, &super::super::Extra::default(), &run, &log).unwrap();
+        // After a snapshot.
+        wish.name = text("vhd:/new");
+        wish.log = Some(text("/log"));
+        let opened =
+            Opened { wish, timeout_s: 9, params, device: Some(params.device), take_over: false };
+        let bytes = record(5, &opened, Device::Ublk(3));
+        assert_eq!(bytes.len(), 544 + 256);
+        let request = validate_request(bytes[..544].try_into().unwrap()).unwrap();
+        let Request::Open { minor: 5, params } = request else { panic!("{request:?}") };
+        assert!(params.has(flag::DEVICE | flag::TAKE_OVER | flag::RDONLY | flag::ADD_LOG));
+        assert_eq!((params.path, params.req_timeout), (text("vhd:/new"), 9));
+        assert_eq!(params.device.number(), Some(3));
+        assert_eq!(bytes[544..549], *b"/log\0");
+    }
+}

@@ -1,0 +1,308 @@
+# The machine without Xen: tapdisk's own block devices (tap-ctl create --device), by ublk and by the kernel's NBD
+# client. File systems, a tapdisk that is killed under a mounted one, pause, discard, 4096-byte sectors, refusals.
+# shellcheck shell=bash
+# shellcheck source=tests/vm/cases/lib.sh
+# Emulated, and kills and recoveries take their time on a busy host.
+export case_limit=${case_limit:-480}
+. /share/vm/cases/lib.sh
+
+clean_up() {
+    umount -l /mnt
+    local tapdisk
+    for tapdisk in $(pidof tapdisk); do
+        kill -9 "$tapdisk"
+    done
+    local record
+    for record in /run/blktap-control/device*; do
+        [ -e "$record" ] || continue
+        tap-ctl recover -m "${record##*/device}" && tap-ctl list | sed -n 's/^pid=\([0-9]*\) minor=\([0-9]*\) .*/\1 \2/p' |
+            while read -r pid minor; do tap-ctl close -f -p "$pid" -m "$minor"; done
+    done
+    rm -rf /srv/* /run/blktap-control/*
+}
+
+show_state() {
+    tap-ctl list --devices
+    ls -l /dev/ublk* /run/blktap-control
+    dmesg | tail -n 25
+    tail -n 30 /var/log/blktap/*.log
+}
+
+# Starts a tapdisk with a block device; sets disk, pid and minor.
+device() { # type:path, more options of tap-ctl create
+    disk=$(tap-ctl create -a "$@" --device) || fail "tap-ctl create -a $* --device"
+    [ -b "$disk" ] || fail "$disk is no block device"
+    find_it
+}
+
+find_it() {
+    local row
+    row=$(tap-ctl list --devices | grep "^device=$disk ") || fail "tap-ctl list does not show $disk"
+    pid=$(echo "$row" | sed -n 's/.* pid=\([0-9]*\) .*/\1/p')
+    minor=$(echo "$row" | sed -n 's/.* minor=\([0-9]*\) .*/\1/p')
+}
+
+gone() {
+    [ ! -e "$disk" ] || fail "$disk is still there"
+    same "devices at the end" "" "$(tap-ctl list --devices)"
+}
+
+fill() { # options of mke2fs
+    mke2fs -q -t ext4 "$@" "$disk"
+    mount "$disk" /mnt
+    noise files 16 /mnt/noise
+    cp -a /usr/sbin /mnt/tree
+    rm -rf /mnt/tree/xen* /mnt/tree/qemu*
+    (cd /mnt && find . -type f -print0 | sort -z | xargs -0 sha256sum) >/srv/sums
+    umount /mnt
+}
+
+files_are_there() { # raw image
+    e2fsck -fn "$1"
+    mount -o loop,ro "$1" /mnt
+    (cd /mnt && sha256sum --quiet -c /srv/sums)
+    umount /mnt
+}
+
+case_file_system_on_ublk() {
+    vhd-util create -n /srv/disk.vhd -s 192
+    device vhd:/srv/disk.vhd
+    case $disk in /dev/ublkb*) ;; *) fail "$disk is not ublk's" ;; esac
+    fill
+    e2fsck -fn "$disk"
+    tap-ctl stats -p "$pid" -m "$minor" | grep -o '"device": {.*' >&2
+    give_back
+    gone
+    vhd-util check -n /srv/disk.vhd
+    qemu-img convert -f vpc -O raw /srv/disk.vhd /srv/disk.raw
+    files_are_there /srv/disk.raw
+    rm /srv/*
+}
+
+# Killed with -9 while a mounted file system is written to: the next tapdisk takes over, and the writer sees nothing.
+case_killed_under_a_mounted_file_system() {
+    vhd-util create -n /srv/disk.vhd -s 256
+    device vhd:/srv/disk.vhd
+    mke2fs -q -t ext4 "$disk"
+    mount "$disk" /mnt
+    local round
+    for round in 1 2 3; do
+        noise "round $round" 8 /srv/noise
+        (
+            for part in 1 2 3; do
+                cp /srv/noise "/mnt/noise$round.$part"
+                sync -f /mnt
+            done
+        ) 2>/srv/writer &
+        local writer=$!
+        sleep 0.5
+        kill -9 "$pid"
+        await 20 "the end of tapdisk" sh -c "! [ -e /proc/$pid ]"
+        same "list of a dead tapdisk's device" "device=$disk minor=$minor" "$(tap-ctl list --devices)"
+        if tap-ctl free -m "$minor"; then fail "free of a minor whose device waits"; fi
+        same "the device comes back" "$disk" "$(tap-ctl recover -m "$minor")"
+        find_it
+        wait $writer || fail "the writer: $(cat /srv/writer)"
+        for part in 1 2 3; do
+            cmp /srv/noise "/mnt/noise$round.$part"
+        done
+    done
+    if dmesg | grep -E 'I/O error|EXT4-fs error'; then fail "the kernel saw an error"; fi
+    umount /mnt
+    e2fsck -fn "$disk"
+    give_back
+    gone
+    vhd-util check -n /srv/disk.vhd
+    qemu-img convert -f vpc -O raw /srv/disk.vhd /srv/disk.raw
+    e2fsck -fn /srv/disk.raw
+    rm /srv/*
+}
+
+case_pause_and_snapshot_under_a_mounted_file_system() {
+    vhd-util create -n /srv/base.vhd -s 192
+    device vhd:/srv/base.vhd
+    mke2fs -q -t ext4 "$disk"
+    mount "$disk" /mnt
+    noise before 4 /mnt/before
+    sync -f /mnt
+    tap-ctl pause -p "$pid" -m "$minor"
+    noise during 4 /srv/noise
+    cp /srv/noise /mnt/during &
+    local writer=$!
+    (sync -f /mnt) &
+    local syncer=$!
+    vhd-util snapshot -n /srv/leaf.vhd -p /srv/base.vhd
+    tap-ctl unpause -p "$pid" -m "$minor" -a vhd:/srv/leaf.vhd
+    wait $writer $syncer
+    # The record follows: the next tapdisk opens the leaf.
+    kill -9 "$pid"
+    await 20 "the end of tapdisk" sh -c "! [ -e /proc/$pid ]"
+    tap-ctl recover -m "$minor"
+    find_it
+    tap-ctl list | grep -q "args=vhd:/srv/leaf.vhd" || fail "the leaf is not what is served"
+    cmp /srv/noise /mnt/during
+    umount /mnt
+    e2fsck -fn "$disk"
+    give_back
+    gone
+    rm /srv/*
+}
+
+case_in_use_is_not_taken_away() {
+    truncate -s 64M /srv/disk.raw
+    device aio:/srv/disk.raw
+    mke2fs -q -t ext4 "$disk"
+    mount "$disk" /mnt
+    local status=0
+    tap-ctl destroy -p "$pid" -m "$minor" || status=$?
+    same "destroy of a mounted disk" 16 "$status"
+    echo still >/mnt/there
+    sync -f /mnt
+    tap-ctl pause -p "$pid" -m "$minor"
+    status=0
+    tap-ctl close -p "$pid" -m "$minor" || status=$?
+    same "close of a mounted, paused disk" 16 "$status"
+    tap-ctl unpause -p "$pid" -m "$minor"
+    umount /mnt
+    e2fsck -fn "$disk"
+    give_back
+    gone
+    # Without a way to say no: forced, with requests in flight.
+    device aio:/srv/disk.raw
+    dd if=/dev/zero of="$disk" bs=64k count=400 oflag=direct 2>/dev/null &
+    local writer=$!
+    sleep 0.3
+    tap-ctl close -f -p "$pid" -m "$minor"
+    wait $writer || true
+    gone
+    tap-ctl detach -p "$pid" -m "$minor"
+    tap-ctl free -m "$minor"
+    rm /srv/*
+}
+
+case_discard_and_zeros_reach_the_image() {
+    vhd-util create -n /srv/disk.vhd -s 192
+    device vhd:/srv/disk.vhd
+    noise gone 64 /srv/noise
+    dd if=/srv/noise of="$disk" bs=1M oflag=direct status=none
+    sync
+    local before after
+    before=$(du -m /srv/disk.vhd | cut -f1)
+    blkdiscard -o $((16 << 20)) -l $((16 << 20)) "$disk"
+    blkdiscard -z -o $((32 << 20)) -l $((16 << 20)) "$disk"
+    after=$(du -m /srv/disk.vhd | cut -f1)
+    [ "$after" -lt $((before - 12)) ] || fail "discard freed nothing: $before MiB before, $after MiB after"
+    cmp -n $((16 << 20)) /srv/noise "$disk"
+    cmp -n $((16 << 20)) "$disk" /dev/zero $((32 << 20)) 0
+    cmp -n $((16 << 20)) /srv/noise "$disk" $((48 << 20)) $((48 << 20))
+    give_back
+    vhd-util check -n /srv/disk.vhd
+    rm /srv/*
+}
+
+case_sectors_of_4096_bytes_and_read_only() {
+    modprobe scsi_debug dev_size_mb=256 sector_size=4096 lbpu=1
+    await 20 "the scsi_debug disk" sh -c 'ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/'
+    local large
+    large=/dev/$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/)
+    # No more queues than processors: TAPDISK_VM_CPUS of the host.
+    device "aio:$large" --queues 4
+    same "sector size" 4096 "$(blockdev --getss "$disk")"
+    same "queues" "$(nproc)" "$(ls "/sys/block/${disk#/dev/}/mq" | wc -l)"
+    fill
+    give_back
+    device "aio:$large" -R
+    same "read-only" 1 "$(blockdev --getro "$disk")"
+    mount -o ro "$disk" /mnt
+    (cd /mnt && sha256sum --quiet -c /srv/sums)
+    umount /mnt
+    give_back
+    gone
+    modprobe -r scsi_debug
+    rm /srv/*
+}
+
+case_refusals_are_sentences_and_leave_nothing() {
+    truncate -s 16M /srv/disk.raw
+    device aio:/srv/disk.raw
+    local said status=0
+    said=$(tap-ctl create -a aio:/srv/disk.raw --device-name "$disk" 2>&1) || status=$?
+    same "a device number in use" 17 "$status"
+    same "disks" 1 "$(tap-ctl list | wc -l)"
+    give_back
+    same "the name is free again" "$disk" "$(tap-ctl create -a aio:/srv/disk.raw --device-name "$disk")"
+    find_it
+    give_back
+    gone
+    rm /srv/*
+}
+
+# An older kernel: no ublk, so the kernel's NBD client is what --device takes; killed and recovered as well.
+case_nbd_where_there_is_no_ublk() {
+    modprobe -r ublk_drv
+    local said status=0
+    truncate -s 64M /srv/disk.raw
+    said=$(tap-ctl create -a aio:/srv/disk.raw --device 2>&1) || status=$?
+    same "neither driver" 2 "$status"
+    same "disks" "" "$(tap-ctl list)"
+    grep -h "modprobe ublk_drv" /var/log/blktap/* || fail "no sentence about the drivers: $said"
+    modprobe nbd max_part=0 nbds_max=2
+    rm /srv/disk.raw
+    vhd-util create -n /srv/disk.vhd -s 192
+    device vhd:/srv/disk.vhd
+    case $disk in /dev/nbd*) ;; *) fail "$disk is not the NBD client's" ;; esac
+    fill
+    mount "$disk" /mnt
+    noise more 8 /srv/noise
+    (cp /srv/noise /mnt/more && sync -f /mnt) &
+    local writer=$!
+    sleep 0.3
+    kill -9 "$pid"
+    await 20 "the end of tapdisk" sh -c "! [ -e /proc/$pid ]"
+    same "the device comes back" "$disk" "$(tap-ctl recover -m "$minor")"
+    find_it
+    wait $writer
+    cmp /srv/noise /mnt/more
+    status=0
+    tap-ctl destroy -p "$pid" -m "$minor" || status=$?
+    same "destroy of a mounted disk" 16 "$status"
+    umount /mnt
+    e2fsck -fn "$disk"
+    give_back
+    same "devices at the end" "" "$(tap-ctl list --devices)"
+    vhd-util check -n /srv/disk.vhd
+    modprobe -r nbd
+    modprobe ublk_drv
+    rm /srv/*
+}
+
+case_doctor_finds_all_protections_held() {
+    truncate -s 64M /srv/disk.raw
+    device aio:/srv/disk.raw
+    dd if=/dev/zero of="$disk" bs=4k count=100 oflag=direct status=none
+    tap-ctl doctor
+    tap-ctl doctor --json | grep -q '"state":"held"'
+    echo 0 >"/proc/$pid/oom_score_adj"
+    local status=0
+    tap-ctl doctor -p "$pid" >/srv/said || status=$?
+    same "doctor with a protection missing" 1 "$status"
+    grep -q "missing *oom-score" /srv/said || fail "the OOM score was not noticed: $(cat /srv/said)"
+    give_back
+    rm /srv/*
+}
+
+case_both_disk_engines() {
+    local engine
+    for engine in uring aio; do
+        truncate -s 64M /srv/disk.raw
+        export TAPDISK_ENGINE=$engine
+        device aio:/srv/disk.raw
+        fill
+        give_back
+        files_are_there /srv/disk.raw
+        rm /srv/*
+    done
+}
+
+modprobe -a loop sd_mod ublk_drv
+run_cases "$@"
