@@ -44,8 +44,11 @@ pub const DEVICE: Opt = long(
 );
 pub const DEVICE_NAME: Opt =
     long("device-name", Takes::Value("PATH"), "the same, with this name: /dev/ublkb7 or /dev/nbd3");
-pub const QUEUES: Opt =
-    long("queues", Takes::Value("N"), "queues of /dev/ublkbN, 1 to 4 and no more than processors (default: up to 2)");
+pub const QUEUES: Opt = long(
+    "queues",
+    Takes::Value("N"),
+    "queues of /dev/ublkbN, 1 to 4 and no more than processors (default: up to 2)",
+);
 
 static OPTIONS: [Opt; 15] = [
     PID.required(),

@@ -18,6 +18,13 @@ clean_up() {
         tap-ctl recover -m "${record##*/device}" && tap-ctl list | sed -n 's/^pid=\([0-9]*\) minor=\([0-9]*\) .*/\1 \2/p' |
             while read -r pid minor; do tap-ctl close -f -p "$pid" -m "$minor"; done
     done
+    for tapdisk in $(pidof tapdisk); do
+        kill -9 "$tapdisk"
+    done
+    nbd-client -d /dev/nbd0
+    rm -f /etc/modprobe.d/no-nbd.conf
+    modprobe -r nbd scsi_debug
+    modprobe ublk_drv
     rm -rf /srv/* /run/blktap-control/*
 }
 
@@ -240,14 +247,16 @@ case_refusals_are_sentences_and_leave_nothing() {
 # An older kernel: no ublk, so the kernel's NBD client is what --device takes; killed and recovered as well.
 case_nbd_where_there_is_no_ublk() {
     modprobe -r ublk_drv
+    mkdir -p /etc/modprobe.d
+    # The kernel would load it when it is asked for.
+    echo "install nbd /bin/false" >/etc/modprobe.d/no-nbd.conf
     local said status=0
     truncate -s 64M /srv/disk.raw
     said=$(tap-ctl create -a aio:/srv/disk.raw --device 2>&1) || status=$?
     same "neither driver" 2 "$status"
     same "disks" "" "$(tap-ctl list)"
     grep -h "modprobe ublk_drv" /var/log/blktap/* || fail "no sentence about the drivers: $said"
-    modprobe nbd max_part=0 nbds_max=2
-    rm /srv/disk.raw
+    rm /srv/disk.raw /etc/modprobe.d/no-nbd.conf
     vhd-util create -n /srv/disk.vhd -s 192
     device vhd:/srv/disk.vhd
     case $disk in /dev/nbd*) ;; *) fail "$disk is not the NBD client's" ;; esac

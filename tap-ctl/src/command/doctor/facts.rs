@@ -101,8 +101,9 @@ fn mappings(smaps: &str) -> (u64, u64) {
             }
         } else if name == "VmFlags:" {
             let has = |flag| line.split_whitespace().any(|word| word == flag);
-            // "pf" and "io": mapped from a driver, as rings are.
-            if !kernels && !has("lo") && !has("io") && !has("pf") {
+            // Mapped from a driver, as rings are: pages that the kernel holds.
+            let drivers = has("io") || has("pf") || has("mm");
+            if !kernels && !has("lo") && !drivers {
                 unlocked += resident;
             }
         }
@@ -135,7 +136,8 @@ mod tests {
             of("[heap]", 8, "me"),
             of("[stack]", 260, "gd lo"),
             of("[vdso]", 4, "de"),
-            of("anon_inode:[io_uring]", 12, "pf io"),
+            of("/dev/ublkc0", 4, "pf io"),
+            of("anon_inode:[io_uring]", 12, "mm"),
         ];
         assert_eq!(mappings(&smaps.concat()), (8, 260));
     }
