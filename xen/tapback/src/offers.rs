@@ -90,7 +90,7 @@ mod tests {
     }
 
     fn disk(read_only: bool, cdrom: bool, discard: bool) -> Disk {
-        let image = ImageInfo { sectors: 2048, sector_size: 4096, info: 0 };
+        let image = ImageInfo { sectors: 2048, sector_size: 4096, ..ImageInfo::default() };
         Disk { image, read_only, cdrom, discard }
     }
 

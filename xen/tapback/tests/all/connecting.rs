@@ -258,7 +258,9 @@ fn an_empty_drive_waits_and_a_medium_connects_it() {
 fn another_medium_counts_when_the_guest_connects_next() {
     let rig = Rig::new();
     let (old, new) = (rig.tapdisk(77), rig.tapdisk(78));
-    new.set(|state| state.image = ImageInfo { sectors: 999, sector_size: 512, info: 0 });
+    new.set(|state| {
+        state.image = ImageInfo { sectors: 999, sector_size: 512, ..ImageInfo::default() }
+    });
     let guest = rig.connected(5, 51728, &old);
     rig.fake.write(&guest.back("physical-device-path"), &rig.tap_path(78, 0));
     rig.fake.wait("a note for the toolstack", |tree| {

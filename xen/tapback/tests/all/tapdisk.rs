@@ -45,7 +45,7 @@ impl Tapdisk {
     pub fn start(run: &Path, pid: i32) -> Tapdisk {
         let socket = run.join(format!("ctl{pid}"));
         let listener = UnixListener::bind(&socket).expect("a control socket");
-        let image = ImageInfo { sectors: 2048, sector_size: 512, info: 0 };
+        let image = ImageInfo { sectors: 2048, sector_size: 512, ..ImageInfo::default() };
         let state = Mutex::new(State { image, ..State::default() });
         let shared = Arc::new(Shared { state, changed: Condvar::new() });
         let served = Arc::clone(&shared);
