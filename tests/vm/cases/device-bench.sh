@@ -2,7 +2,7 @@
 # client, and the loop driver, all over one memory disk. Ratios only: the machine is emulated. On demand:
 #
 #   tests/vm/run.sh device-bench          the table is left in the folder of the logs, bench.txt
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2016,SC2034
 export case_limit=${case_limit:-900}
 # shellcheck source=tests/vm/cases/lib.sh
 . /share/vm/cases/lib.sh

@@ -1,6 +1,6 @@
 # The machine without Xen: tapdisk's own block devices (tap-ctl create --device), by ublk and by the kernel's NBD
 # client. File systems, a tapdisk that is killed under a mounted one, pause, discard, 4096-byte sectors, refusals.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2119,SC2120,SC2012
 # shellcheck source=tests/vm/cases/lib.sh
 # Emulated, and kills and recoveries take their time on a busy host.
 export case_limit=${case_limit:-480}
