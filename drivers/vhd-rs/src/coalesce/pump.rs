@@ -10,7 +10,7 @@ use super::source::Source;
 use super::target::Target;
 use crate::error::VhdError;
 
-/// Chunks on the way at once. Measured: 4 reach what a virtual disk gives, 8 hide its slow moments.
+/// Chunks on the way at once: a few keep a virtual disk busy, the rest hide its slow moments.
 const THREADS: usize = 8;
 /// A limit on the rate needs no depth, and keeps to it better with less under way.
 const THREADS_LIMITED: usize = 2;
