@@ -4,7 +4,7 @@ use super::PLAIN;
 use super::allocate::print_marker;
 use super::open::{
     BUFFERED, DEVICE, DEVICE_NAME, IMAGE, LEAF_CACHE, LOG, PARENT, QUEUES, READ_ONLY,
-    REQUEST_TIMEOUT, SECONDARY, STANDBY, params, print_device,
+    REQUEST_TIMEOUT, SECONDARY, STANDBY, explained, params, print_device,
 };
 use super::spawn::spawn_and_say;
 use crate::cli::args::Args;
@@ -66,7 +66,8 @@ fn serve(client: &Client, minor: u16, params: &Params, log: Option<&Text>) -> Ou
         return Err(Failure::masked(error));
     }
     let payload = Payload { log_path: log, key: None };
-    let opened = client.open(pid, minor, params, payload).map_err(Failure::from);
+    let opened = client.open(pid, minor, params, payload);
+    let opened = opened.map_err(|error| explained(params, error.into()));
     let opened = opened.and_then(|info| {
         let printed = print_device(params, &info);
         if printed.is_err() {

@@ -77,12 +77,37 @@ fn run(context: &Context, args: &Args) -> Outcome {
     let (params, log) = params(args)?;
     let payload = Payload { log_path: log.as_ref(), key: key.as_deref() };
     let client = context.client()?;
-    let info = client.open(pid, minor, &params, payload)?;
+    let opened = client.open(pid, minor, &params, payload);
+    let info = opened.map_err(|error| explained(&params, error.into()))?;
     if let Err(failure) = print_device(&params, &info) {
         let _ = client.close(pid, minor, true, None);
         return Err(failure);
     }
     Ok(())
+}
+
+/// A refusal that may be about the block device: the reply has room for an errno only.
+pub fn explained(params: &Params, failure: Failure) -> Failure {
+    match failure {
+        Failure::Error { errno, sentence, said } if params.has(bit::DEVICE) => {
+            let there = |path: &str| std::path::Path::new(path).exists();
+            let drivers = there("/dev/ublk-control") || there("/sys/module/nbd");
+            let why = no_device(errno, tap_ctl::sys::euid() == 0, drivers);
+            Failure::Error { errno, sentence: format!("{sentence}; {why}"), said }
+        }
+        other => other,
+    }
+}
+
+fn no_device(errno: i32, root: bool, drivers: bool) -> &'static str {
+    match errno {
+        libc::EEXIST | libc::EBUSY => "the block device may be in use",
+        _ if !root => "block devices are made by root",
+        _ if !drivers => {
+            "no driver for block devices is loaded: modprobe ublk_drv (Linux 6.0), or modprobe nbd"
+        }
+        _ => "whether image or block device, the tapdisk's log says",
+    }
 }
 
 /// Prints the block device, if one was asked for.
@@ -165,5 +190,28 @@ pub fn key(times: usize) -> Result<Option<Vec<u8>>, Failure> {
     match (times, read, key.len()) {
         (1, Ok(_), 32 | 64) => Ok(Some(key)),
         _ => Err(wrong),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_says_what_may_be_wrong_with_the_device() {
+        assert!(no_device(libc::EEXIST, true, true).contains("in use"));
+        assert!(no_device(libc::ENOENT, true, false).contains("modprobe ublk_drv"));
+        assert!(no_device(libc::EACCES, false, true).contains("root"));
+        let failure = || Failure::new(libc::EPERM, "refused");
+        let said = |failure: Failure| match failure {
+            Failure::Error { errno, sentence, .. } => (errno, sentence),
+            other => panic!("{other:?}"),
+        };
+        let plain = said(explained(&Params::default(), failure()));
+        assert_eq!(plain, (libc::EPERM, "refused".into()));
+        let wanted = Params { flags: bit::DEVICE, ..Params::default() };
+        let (errno, sentence) = said(explained(&wanted, failure()));
+        assert_eq!(errno, libc::EPERM);
+        assert!(sentence.starts_with("refused; ") && sentence.len() > 20, "{sentence}");
     }
 }

@@ -1,7 +1,7 @@
 //! `tap-ctl recover`: a block device whose tapdisk died gets another one.
 
 use super::PLAIN;
-use super::open::{READ_KEY, key, print_device};
+use super::open::{READ_KEY, explained, key, print_device};
 use super::spawn::spawn_and_say;
 use crate::cli::args::Args;
 use crate::cli::{Command, Context, Listed, MINOR, Opt};
@@ -55,7 +55,7 @@ fn run(context: &Context, args: &Args) -> Outcome {
             remove_dead_sockets(client.run_dir(), minor);
             print_device(&params, &info)
         }
-        Err(error) => Err(undo(&client, pid, minor, error.into())),
+        Err(error) => Err(undo(&client, pid, minor, explained(&params, error.into()))),
     }
 }
 
