@@ -302,6 +302,52 @@ case_doctor_finds_all_protections_held() {
     rm /srv/*
 }
 
+# -r keeps what is read from the parent, though a tag's slot is never given back.
+case_local_cache_fills_through_a_device() {
+    vhd-util create -n /srv/base.vhd -s 64
+    device vhd:/srv/base.vhd
+    noise base 32 /srv/noise
+    dd if=/srv/noise of="$disk" bs=1M oflag=direct status=none
+    give_back
+    vhd-util snapshot -n /srv/leaf.vhd -p /srv/base.vhd
+    device vhd:/srv/leaf.vhd -r
+    cmp -n $((32 << 20)) /srv/noise "$disk"
+    give_back
+    local kept
+    kept=$(du -m /srv/leaf.vhd | cut -f1)
+    [ "$kept" -ge 8 ] || fail "only $kept MiB of 32 were kept"
+    vhd-util check -n /srv/leaf.vhd
+    qemu-img convert -f vpc -O raw /srv/leaf.vhd /srv/disk.raw
+    cmp -n $((32 << 20)) /srv/noise /srv/disk.raw
+    rm /srv/*
+}
+
+# Asked to end while its device is in use, a tapdisk leaves the device to the next one.
+case_ended_under_a_mounted_file_system() {
+    vhd-util create -n /srv/disk.vhd -s 64
+    device vhd:/srv/disk.vhd
+    mke2fs -q -t ext4 "$disk"
+    mount "$disk" /mnt
+    noise ended 4 /srv/noise
+    cp /srv/noise /mnt/before
+    kill -INT "$pid"
+    await 20 "the end of tapdisk" sh -c "! [ -e /proc/$pid ]"
+    vhd-util check -n /srv/disk.vhd
+    cp /srv/noise /mnt/after
+    (sync -f /mnt) &
+    local syncer=$!
+    same "the device comes back" "$disk" "$(tap-ctl recover -m "$minor")"
+    find_it
+    wait $syncer
+    cmp /srv/noise /mnt/before
+    cmp /srv/noise /mnt/after
+    umount /mnt
+    e2fsck -fn "$disk"
+    give_back
+    gone
+    rm /srv/*
+}
+
 case_both_disk_engines() {
     local engine
     for engine in uring aio; do
