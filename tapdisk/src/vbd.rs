@@ -197,6 +197,9 @@ impl Vbd {
         if self.is_open() {
             return Err(libc::EALREADY);
         }
+        if params.has(flag::DEVICE | flag::TAKE_OVER | flag::REMOVE) {
+            return self.remove_device(env, &params.device);
+        }
         let wish = wish(params, extra, &env.run, &env.log).map_err(|e| self.refuse(env, &e))?;
         let before = self.state.rest().ok_or(libc::EBUSY)?;
         info!(env.log, "minor {}: opening {}", self.minor, wish.name);

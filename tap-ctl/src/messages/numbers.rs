@@ -64,6 +64,8 @@ pub mod flag {
     pub const DEVICE: u32 = 0x0100_0000;
     /// Ours, with [`DEVICE`]: take over the device that is named, whose tapdisk died.
     pub const TAKE_OVER: u32 = 0x0200_0000;
+    /// Ours, with [`DEVICE`] and [`TAKE_OVER`]: do not open anything, take the device away.
+    pub const REMOVE: u32 = 0x0400_0000;
 }
 
 /// Bits of a VBD's state in LIST (§5.13).

@@ -54,6 +54,8 @@ pub enum Unplug {
     },
     /// The driver deletes it.
     Deleting(Work<()>),
+    /// The driver stops and deletes one that nobody serves.
+    Removing(Work<()>),
 }
 
 /// What is asked of the device's end.
@@ -204,6 +206,25 @@ impl Vbd {
         State::Unplugging(Unplug::Stopping(job), way)
     }
 
+    /// Takes a device away whose tapdisk died, for an image that cannot be opened any more.
+    pub(super) fn remove_device(&mut self, env: &Env, wish: &DeviceWish) -> Result<()> {
+        let device = wish.exact().ok_or(libc::EINVAL)?;
+        self.state.rest().ok_or(libc::EBUSY)?;
+        info!(env.log, "minor {}: removing {device}", self.minor);
+        let record = env.run.device(self.minor);
+        let job = Job::start(&env.waker, move || {
+            match device {
+                Device::Ublk(number) => device::remove_dead(number)?,
+                Device::Nbd(number) => kernel_nbd::disconnect(number)?,
+            }
+            let _ = std::fs::remove_file(record);
+            Ok(())
+        });
+        let way = Way { goal: Goal::Close, back: None };
+        self.state = State::Unplugging(Unplug::Removing(job), way);
+        Ok(())
+    }
+
     pub(super) fn unplugging(&mut self, env: &Env, unplug: Unplug, way: Way) -> Next {
         match unplug {
             Unplug::Checking(job) => match job.take() {
@@ -232,6 +253,14 @@ impl Vbd {
                 }
             },
             Unplug::Ending { delete } => self.ending(env, delete, way),
+            Unplug::Removing(job) => match job.take() {
+                None => (State::Unplugging(Unplug::Removing(job), way), None),
+                Some(removed) => {
+                    let error = removed.err().map(|e| OpenError::new(e.errno, e.text));
+                    let outcome = error.map_or(Ok(()), |error| Err(self.refuse(env, &error)));
+                    (State::Closed, Some(outcome))
+                }
+            },
             Unplug::Deleting(job) => match job.take() {
                 None => (State::Unplugging(Unplug::Deleting(job), way), None),
                 Some(deleted) => {

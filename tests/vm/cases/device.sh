@@ -88,6 +88,8 @@ case_file_system_on_ublk() {
 
 # Killed with -9 while a mounted file system is written to: the next tapdisk takes over, and the writer sees nothing.
 case_killed_under_a_mounted_file_system() {
+    # Others make errors on purpose.
+    dmesg -C
     vhd-util create -n /srv/disk.vhd -s 256
     device vhd:/srv/disk.vhd
     mke2fs -q -t ext4 "$disk"
@@ -346,6 +348,25 @@ case_ended_under_a_mounted_file_system() {
     give_back
     gone
     rm /srv/*
+}
+
+# The image is lost with its tapdisk: the device goes, and nothing stays.
+case_removed_when_the_image_is_lost() {
+    truncate -s 16M /srv/disk.raw
+    device aio:/srv/disk.raw
+    kill -9 "$pid"
+    await 20 "the end of tapdisk" sh -c "! [ -e /proc/$pid ]"
+    rm /srv/disk.raw
+    (dd if="$disk" of=/dev/null bs=4k count=1 iflag=direct && touch /srv/read) &
+    local reader=$! status=0
+    tap-ctl recover -m "$minor" || status=$?
+    same "recover without the image" 2 "$status"
+    same "the device waits on" "device=$disk minor=$minor" "$(tap-ctl list --devices)"
+    tap-ctl recover -m "$minor" --remove
+    wait $reader || true
+    [ ! -e /srv/read ] || fail "a read of a removed device succeeded"
+    gone
+    same "minors" "" "$(tap-ctl list)"
 }
 
 case_both_disk_engines() {

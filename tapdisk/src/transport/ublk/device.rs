@@ -205,6 +205,23 @@ pub fn delete(number: u32) -> Result<(), DeviceError> {
     deleted.map_err(|e| DeviceError::io(&format!("{} is not removed", char_path(number)), &e))
 }
 
+/// Stops and removes a device whose server died: who uses it sees errors.
+///
+/// # Errors
+/// EBUSY if it is served; what the kernel answers.
+pub fn remove_dead(number: u32) -> Result<(), DeviceError> {
+    let path = block_path(number);
+    let mut info = DevInfo::default();
+    let asked = control()?.info(abi::GET_DEV_INFO, number, &mut info);
+    asked.map_err(|e| DeviceError::io(&format!("there is no {path}"), &e))?;
+    if info.state == state::LIVE && is_running(info.server_pid) {
+        let text = format!("{path} is served by process {}", info.server_pid);
+        return Err(DeviceError::new(libc::EBUSY, text));
+    }
+    stop(number)?;
+    delete(number)
+}
+
 fn control() -> Result<Control, DeviceError> {
     Control::open().map_err(|error| {
         let path = abi::CONTROL_PATH;
