@@ -19,7 +19,7 @@ pub(super) enum Work {
     Write,
     Discard,
     Flush,
-    /// A write with a flush before and after, alone on its ring.
+    /// A write with a flush before and after, alone on its device.
     Barrier(Stage),
 }
 
@@ -37,7 +37,7 @@ impl Work {
 /// Where a barrier is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// Earlier requests of the ring are being finished.
+    /// Earlier requests of the device are being finished.
     Alone,
     /// What was written so far goes to the disk.
     Before,

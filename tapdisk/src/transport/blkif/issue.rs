@@ -1,8 +1,8 @@
 //! Requests, from the line of their ring into slots.
 //!
 //! A request longer than a slot is cut into pieces that proceed in parallel. Data of writes are copied
-//! before their pieces are started, all together (`batch`). A barrier waits until its ring has nothing
-//! else in flight, and holds up what comes behind it.
+//! before their pieces are started, all together (`batch`). A barrier waits until its device has nothing
+//! else in flight, and holds up what comes behind it (`order`).
 use std::ops::ControlFlow::{self, Break, Continue};
 
 use image::Span;
@@ -10,6 +10,7 @@ use xen::status;
 
 use super::Parts;
 use super::calls::{Stage, Work};
+use super::order::Gate;
 use super::queue::Queue;
 use crate::transport::quota::Stall;
 use crate::transport::{RINGS_MARK, Request, Slots, Verb};
@@ -26,28 +27,56 @@ pub(super) enum Halt {
     BatchFull,
 }
 
+/// What has to be done before everything that can be in slots is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Nothing.
+    Rest,
+    /// The batch of copies has to be made.
+    Fill,
+    /// A barrier is over: the device's other queues have their turn.
+    Others,
+}
+
 impl Queue {
-    /// Puts what waits into slots, as far as there are any. True if the batch has to be made first.
-    pub(super) fn issue(&mut self, parts: &mut Parts, slots: &mut dyn Slots) -> bool {
+    /// Puts what waits into slots, as far as there are any and the device's other queues let it.
+    pub(super) fn issue(&mut self, parts: &mut Parts, slots: &mut dyn Slots, gate: Gate) -> Next {
         while let Some(&id) = self.line.front() {
             let call = parts.calls[id];
             let done = match call.work {
                 _ if call.status != status::OKAY => Continue(()),
+                Work::Barrier(stage) => self.barrier(id, stage, (parts, slots), gate),
+                _ if !self.may_begin(&parts.calls, gate) => {
+                    self.draw(parts);
+                    Break(Halt::Stalled(Stall::Own))
+                }
                 Work::Read | Work::Write | Work::Discard => self.pieces(id, parts, slots),
                 Work::Flush => self.flush(id, parts, slots),
-                Work::Barrier(stage) => self.barrier(id, stage, parts, slots),
             };
             match done {
-                Continue(()) => self.leave(id, parts),
-                Break(Halt::BatchFull) => return true,
+                Continue(()) => {
+                    self.leave(id, parts);
+                    if matches!(call.work, Work::Barrier(_)) {
+                        self.stall = Stall::No;
+                        return Next::Others;
+                    }
+                }
+                Break(Halt::BatchFull) => return Next::Fill,
                 Break(Halt::Stalled(stall)) => {
                     self.stall = stall;
-                    return false;
+                    return Next::Rest;
                 }
             }
         }
         self.stall = Stall::No;
-        false
+        Next::Rest
+    }
+
+    fn draw(&mut self, parts: &mut Parts) {
+        if self.ticket.is_none() {
+            parts.tickets += 1;
+            self.ticket = Some(parts.tickets);
+        }
     }
 
     /// Cuts a request into pieces that fit slots.
@@ -110,14 +139,15 @@ impl Queue {
         &mut self,
         id: u16,
         mut stage: Stage,
-        parts: &mut Parts,
-        slots: &mut dyn Slots,
+        (parts, slots): (&mut Parts, &mut dyn Slots),
+        gate: Gate,
     ) -> ControlFlow<Halt> {
+        self.draw(parts);
         loop {
             let call = parts.calls[id];
             let over = call.outstanding == 0;
             let next = match stage {
-                Stage::Alone if self.busy == 0 => {
+                Stage::Alone if self.may_begin_barrier(gate) => {
                     self.flush(id, parts, slots)?;
                     Stage::Before
                 }

@@ -18,6 +18,7 @@ mod connect;
 mod issue;
 mod memory;
 mod notice;
+mod order;
 mod poll;
 mod queue;
 
@@ -31,7 +32,9 @@ pub use self::queue::RingName;
 
 use self::batch::Batch;
 use self::calls::{Calls, Lists, Work};
+use self::issue::Next;
 use self::notice::Log;
+use self::order::Gate;
 use self::queue::{Bounds, Queue};
 use super::quota::Stall;
 use super::{Outcome, RINGS_MARK, Request, SlotId, Slots, Transport, Verb};
@@ -67,6 +70,8 @@ struct Parts {
     now: u64,
     /// How idle the host is, in percent.
     idle: f32,
+    /// Tickets that were drawn.
+    tickets: u64,
 }
 
 impl<X: GrantTable + EventChannels> Rings<X> {
@@ -83,6 +88,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
                 log: Log::default(),
                 now: 0,
                 idle: 0.0,
+                tickets: 0,
             },
             suspended: false,
             first: 0,
@@ -158,7 +164,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
             && queues.any(|queue| {
                 let may = match queue.stall {
                     Stall::No => !queue.line.is_empty(),
-                    Stall::Own => false,
+                    Stall::Own => queue.is_let_through(&self.parts.calls, self.gate(queue.place)),
                     Stall::Slot(bytes) => queue.held.may(slots.slots(), bytes),
                 };
                 let behind = queue.behind && queue.has_room(&self.parts);
@@ -269,16 +275,36 @@ impl<X: GrantTable + EventChannels> Rings<X> {
     /// Puts what waits into slots; makes the batch as often as it is full.
     fn issue(&mut self, slots: &mut dyn Slots) {
         loop {
-            let (head, tail) = self.queues.split_at_mut(self.first);
-            let mut full = false;
-            for queue in tail.iter_mut().chain(head).flatten().filter(|queue| queue.is_live()) {
-                full |= queue.issue(&mut self.parts, slots);
+            match self.issue_each(slots) {
+                Next::Rest => return,
+                Next::Fill => self.fill(slots),
+                Next::Others => {}
             }
-            if !full {
-                return;
-            }
-            self.fill(slots);
         }
+    }
+
+    /// Lets each queue put its requests into slots.
+    fn issue_each(&mut self, slots: &mut dyn Slots) -> Next {
+        let mut next = Next::Rest;
+        for place in (self.first..RINGS_MAX).chain(0..self.first) {
+            let waits = |queue: &Queue| queue.is_live() && !queue.line.is_empty();
+            if !self.queues[place].as_ref().is_some_and(waits) {
+                continue;
+            }
+            let gate = self.gate(place as u8);
+            let queue = at(&mut self.queues, place as u8);
+            match queue.issue(&mut self.parts, slots, gate) {
+                Next::Rest => {}
+                Next::Fill => next = Next::Fill,
+                Next::Others if next == Next::Rest => next = Next::Others,
+                Next::Others => {}
+            }
+        }
+        next
+    }
+
+    fn gate(&self, place: u8) -> Gate {
+        Gate::of(&self.queues, usize::from(place), &self.parts.calls)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   entries ─► gather ─► line ─► issue ─► slots (busy) ─► finish ─► responses
-//!                         │ waits for a list, a slot, or to be alone (barrier)
+//!                         │ waits for a list, a slot, or a barrier of its device
 //! ```
 use std::collections::VecDeque;
 
@@ -27,6 +27,13 @@ pub struct RingName {
     pub devid: u32,
     /// Which of the device's queues.
     pub queue: u32,
+}
+
+impl RingName {
+    /// Whether both are queues of one device.
+    pub(super) fn same_device(self, other: RingName) -> bool {
+        (self.domid, self.devid) == (other.domid, other.devid)
+    }
 }
 
 /// What the disk allows.
@@ -78,6 +85,8 @@ pub(super) struct Queue {
     pub pieces: u16,
     pub held: Held,
     pub stall: Stall,
+    /// Drawn by the front of the line: it is a barrier, or waits for one.
+    pub ticket: Option<u64>,
     /// Its port has fired and is masked.
     pub fired: bool,
     /// The front end was asked to notify of the request after this many.
@@ -106,6 +115,7 @@ impl Queue {
             pieces: 0,
             held: Held::default(),
             stall: Stall::No,
+            ticket: None,
             fired: false,
             armed: None,
             behind: true,
@@ -255,6 +265,7 @@ impl Queue {
     /// Takes a call off the line: all of it is in slots, or it failed.
     pub(super) fn leave(&mut self, id: u16, parts: &mut Parts) {
         assert!(self.line.pop_front() == Some(id), "the first leaves first");
+        self.ticket = None;
         self.busy += 1;
         let call = &mut parts.calls[id];
         call.in_line = false;
