@@ -82,6 +82,7 @@ test-vm: build
 	@tests/deps.sh test
 	tests/vm/run.sh plain
 	tests/vm/run.sh xen
+	tests/vm/run.sh device
 
 # LLVM's coverage counters, part of every Rust tool chain: no other tools. The inputs that together take every
 # branch that was taken become tests/corpus. Built apart from everything else.
@@ -98,7 +99,6 @@ fuzz: linker
 xen-demo: build
 	@tests/deps.sh test
 	tests/vm/demo.sh
-	tests/vm/run.sh device
 
 bench: build
 	@tests/deps.sh demo bench
