@@ -97,8 +97,10 @@ fn a_marker_that_another_holds_is_waited_for_without_holding_anybody_up() {
 #[test]
 fn a_request_may_come_in_any_pieces() {
     let daemon = Daemon::attached();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
     let params = Params {
-        path: text("aio:/none"),
+        path: text(&format!("aio:{}", image.path().display())),
         flags: flag::ADD_LOG | flag::OPEN_ENCRYPTED,
         ..Params::default()
     };
@@ -109,7 +111,11 @@ fn a_request_may_come_in_any_pieces() {
         for piece in bytes.chunks(size) {
             client.stream.write_all(piece).unwrap();
         }
-        assert_eq!(client.reply().errno(), 1, "no such log; pieces of {size}");
+        assert_eq!(
+            client.reply().errno(),
+            1,
+            "the image is there, the log is not; pieces of {size}"
+        );
     }
 }
 
