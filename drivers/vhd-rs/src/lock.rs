@@ -5,6 +5,9 @@
 //! locks of others do not keep a change off: a parent below a running disk is changed by every coalesce, in ways
 //! that the disk does not see. An exclusive lock does: a second writer would destroy the image.
 //!
+//! A process that was killed with io_uring requests in flight keeps its locks a moment longer than itself, while
+//! the kernel takes its rings down; so a lock that is held is asked for again for a second before it counts.
+//!
 //! Block devices are not locked: udev takes a lock on a device as "keep off". There storage managers keep
 //! writers apart.
 use crate::chain;
@@ -12,6 +15,7 @@ use crate::error::{VhdError, errno::EBUSY};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::path::Path;
+use std::time::Duration;
 
 /// What is done when somebody else is writing the image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +57,7 @@ pub fn open_to_change(path: &Path, others: Others) -> Result<File, VhdError> {
 /// # Errors
 /// EBUSY while another process writes the image. A file system without locks is no error.
 pub fn lock(file: &File, path: &Path, others: Others) -> Result<(), VhdError> {
-    if image::Storage::is_device(file) || taken(file) || others == Others::Ignore {
+    if image::Storage::is_device(file) || others == Others::Ignore || soon(|| taken(file)) {
         return Ok(());
     }
     let why = "another process is writing this image; close the disk there first \
@@ -67,16 +71,28 @@ pub fn lock(file: &File, path: &Path, others: Others) -> Result<(), VhdError> {
 /// # Errors
 /// EBUSY while another process has the image open. A file system without locks is no error.
 pub fn lock_alone(file: &File, path: &Path, others: Others) -> Result<(), VhdError> {
-    let busy = || {
+    let alone = || {
         let how = FlockOperation::NonBlockingLockExclusive;
-        matches!(flock(file, how), Err(rustix::io::Errno::WOULDBLOCK))
+        !matches!(flock(file, how), Err(rustix::io::Errno::WOULDBLOCK))
     };
-    if image::Storage::is_device(file) || others == Others::Ignore || !busy() {
+    if image::Storage::is_device(file) || others == Others::Ignore || soon(alone) {
         return Ok(());
     }
     let why = "another process has this image open; close all disks above it first \
         (or --ignore-lock, if that process is known to be gone)";
     Err(VhdError::request(path, EBUSY, why))
+}
+
+/// Whether it comes true within a second.
+fn soon(mut what: impl FnMut() -> bool) -> bool {
+    const PAUSE: Duration = Duration::from_millis(10);
+    const TRIES: u32 = 100;
+    (0..TRIES).any(|i| {
+        if i > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        what()
+    })
 }
 
 /// Alone, or with readers only.
