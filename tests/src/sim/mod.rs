@@ -8,6 +8,8 @@
 //! ```
 pub mod disk;
 pub mod model;
+pub mod ring;
+mod ring_guest;
 pub mod rng;
 mod stack;
 pub mod world;

@@ -62,7 +62,7 @@ impl Setup {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
+pub(super) enum Format {
     Raw,
     Fixed,
     Dynamic,
@@ -673,7 +673,7 @@ fn no_engine(limits: Limits) -> Engine<Aligned<SimDisk>> {
 }
 
 /// The first image and the value its sectors hold.
-fn first_image(format: Format, sectors: u64, device: bool) -> (Vec<u8>, u64) {
+pub(super) fn first_image(format: Format, sectors: u64, device: bool) -> (Vec<u8>, u64) {
     match format {
         Format::Raw => (vec![0; sectors as usize * 512], ZERO),
         Format::Fixed => {
@@ -687,7 +687,12 @@ fn first_image(format: Format, sectors: u64, device: bool) -> (Vec<u8>, u64) {
 }
 
 /// An empty dynamic or differencing image; `parent` is Some(None) over a raw one.
-fn dynamic(sectors: u64, parent: Option<Option<[u8; 16]>>, device: bool, salt: u64) -> Vec<u8> {
+pub(super) fn dynamic(
+    sectors: u64,
+    parent: Option<Option<[u8; 16]>>,
+    device: bool,
+    salt: u64,
+) -> Vec<u8> {
     let blocks = (sectors * 512).div_ceil(u64::from(BLOCK_BYTES)) as u32;
     let kind = if parent.is_some() { DiskType::Differencing } else { DiskType::Dynamic };
     let mut uuid = [9; 16];
@@ -710,7 +715,7 @@ fn dynamic(sectors: u64, parent: Option<Option<[u8; 16]>>, device: bool, salt: u
     bytes
 }
 
-fn uuid_of(bytes: &[u8]) -> [u8; 16] {
+pub(super) fn uuid_of(bytes: &[u8]) -> [u8; 16] {
     let at = if bytes.starts_with(b"conectix") { 0 } else { bytes.len() - 512 };
     bytes[at + 68..at + 84].try_into().expect("sixteen bytes")
 }
