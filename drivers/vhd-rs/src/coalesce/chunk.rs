@@ -1,20 +1,18 @@
 //! One chunk on its way from the layers into the target. Whoever moves it has it for himself.
 //!
 //! ```text
-//!   what the layers have ─► read (small gaps along) ─► zeros found ─► long runs written, holes kept
+//!   what the layers have ─► read (short gaps along) ─► zeros found ─► long runs written, holes kept
 //!                                                                   └► a new block's bitmap
 //! ```
 //! A new block's bitmap is written here, because nothing points at it yet. The bitmap of a block that
 //! was there before is handed back: it may be written only when the data is on the disk.
 use super::mask::Mask;
 use super::medium::{PAGE, Pages};
+use super::reads::{BRIDGE, reads};
 use super::source::{Extent, Source, read_bitmap, topmost};
 use super::target::{Moved, Place, Target};
 use crate::error::VhdError;
 
-/// A gap up to this many sectors is read, or filled with zeros, rather than skipped: it costs less
-/// than another operation does.
-const BRIDGE: u32 = 64;
 /// Zeros within data are worth a hole from this many sectors on.
 const HOLE: u32 = 128;
 /// Shorter runs are not worth a call to have them copied by the file system.
@@ -126,28 +124,21 @@ impl Chunk<'_> {
 
     /// Reads into the sectors' places; gaps between them are zeros afterwards.
     fn read(&mut self, extents: &[(usize, Extent)]) -> Result<(), VhdError> {
-        let mut at = 0;
-        while let Some((i, extent)) = extents.get(at).copied() {
-            at += 1;
-            let Some(byte) = extent.byte else {
-                self.sectors(extent.first, extent.count).fill(0);
-                continue;
-            };
-            let mut end = extent.first + extent.count;
-            let mut gaps = Vec::new();
-            while let Some((j, next)) = extents.get(at).copied() {
-                let in_line = byte + u64::from(next.first - extent.first) * 512;
-                if j != i || next.first - end > BRIDGE || next.byte != Some(in_line) {
-                    break;
-                }
-                gaps.push((end, next.first - end));
-                end = next.first + next.count;
-                at += 1;
+        let reads = reads(extents);
+        if reads.len() > 1 {
+            // All at once: the disk's queue is deeper than there are threads.
+            for read in &reads {
+                self.sources[read.source].medium.soon(read.byte, u64::from(read.count) * 512);
             }
-            let source = &self.sources[i];
-            let buf = self.sectors(extent.first, end - extent.first);
-            read_all(source, byte, buf)?;
-            gaps.into_iter().for_each(|(first, count)| self.sectors(first, count).fill(0));
+        }
+        for (_, zeros) in extents.iter().filter(|(_, extent)| extent.byte.is_none()) {
+            self.sectors(zeros.first, zeros.count).fill(0);
+        }
+        let sources = self.sources;
+        for read in &reads {
+            let buf = self.sectors(read.first, read.count);
+            read_all(&sources[read.source], read.byte, buf)?;
+            read.gaps.iter().for_each(|(first, count)| self.sectors(*first, *count).fill(0));
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! thread at a time changes it; so neither way overtakes the other.
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,6 +48,9 @@ pub(super) trait Medium: Storage + Send + Sync {
 
     /// The file itself.
     fn file(&self) -> Option<&File>;
+
+    /// These bytes will be read soon; nothing waits for them here.
+    fn soon(&self, _at: u64, _bytes: u64) {}
 
     /// The next range at or after `at` that may hold something else than zeros, up to `end`.
     fn data(&self, at: u64, end: u64) -> Option<(u64, u64)> {
@@ -199,6 +203,13 @@ impl Medium for FileMedium {
 
     fn file(&self) -> Option<&File> {
         Some(&self.cached)
+    }
+
+    fn soon(&self, at: u64, bytes: u64) {
+        if bytes < DIRECT_BYTES_MIN as u64 {
+            // Only time is lost if it cannot be done.
+            let _ = fadvise(&self.cached, at, NonZeroU64::new(bytes), Advice::WillNeed);
+        }
     }
 
     fn data(&self, at: u64, end: u64) -> Option<(u64, u64)> {

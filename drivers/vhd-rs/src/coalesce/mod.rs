@@ -30,6 +30,7 @@ pub mod map;
 mod mask;
 mod medium;
 mod pump;
+mod reads;
 mod source;
 mod stack;
 mod target;
