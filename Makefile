@@ -75,9 +75,14 @@ test: build
 	tests/ordinary-user.sh "$(BIN)"
 	tests/install.sh
 	tests/vm/run.sh plain
-	tests/vm/run.sh xen
+	tests/vm/run.sh xen $(XEN_CASES)
 	tests/vm/run.sh device
 
+# The long cases with two guests, save and reboot, and kills run in test-vm: they take another ten minutes.
+XEN_CASES := hostile_front_end front_end_that_writes_nonsense file_system_across_plugs chain_of_five \
+    discard_and_flush snapshots_under_guest_io restarted_tapback
+
+# Every case of every machine.
 test-vm: build
 	@tests/deps.sh test
 	tests/vm/run.sh plain
