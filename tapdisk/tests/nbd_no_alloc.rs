@@ -63,7 +63,7 @@ fn the_path_of_a_request_does_not_allocate() {
         bench.memory.pattern();
         let mut client = if structured { bench.structured() } else { bench.simple() };
         round(&mut bench, &mut client, structured);
-        counting::reset();
+        counting::calls();
         for _ in 0..5 {
             round(&mut bench, &mut client, structured);
         }

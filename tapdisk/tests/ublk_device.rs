@@ -1,8 +1,8 @@
 //! The block device's transport over a kernel in memory.
+mod counting;
 mod nbd_support;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
@@ -14,37 +14,8 @@ use tapdisk::transport::ublk::{Commands, Ublk};
 
 const TAGS: u16 = 4;
 
-/// Counts the calls of threads that ask for it.
-struct Counting;
-
-thread_local! {
-    static WATCHED: Cell<bool> = const { Cell::new(false) };
-    static CALLS: Cell<u64> = const { Cell::new(0) };
-}
-
-fn note() {
-    if WATCHED.try_with(Cell::get).unwrap_or(false) {
-        CALLS.set(CALLS.get() + 1);
-    }
-}
-
-// SAFETY: everything is handed to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        note();
-        // SAFETY: the caller's promise.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        note();
-        // SAFETY: the caller's promise.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: counting::Counting = counting::Counting;
 
 /// What the kernel knows: commands queued and handed over, and what it has to tell.
 #[derive(Default)]
@@ -238,19 +209,19 @@ fn a_request_costs_no_allocation() {
     for i in 0..1000 {
         bench.memory.seen.clear();
         bench.ask(if i % 2 == 0 { op::READ } else { op::WRITE }, 0, i * 8, 8);
-        WATCHED.set(true);
+        counting::watch(true);
         bench.device.take(&mut bench.memory);
-        WATCHED.set(false);
+        counting::watch(false);
         while let Some((slot, request, outcome)) = bench.memory.finish() {
-            WATCHED.set(true);
+            counting::watch(true);
             bench.device.complete(&mut bench.memory, slot, &request, outcome);
-            WATCHED.set(false);
+            counting::watch(false);
         }
-        WATCHED.set(true);
+        counting::watch(true);
         bench.device.kick(&mut bench.memory);
-        WATCHED.set(false);
+        counting::watch(false);
         bench.kernel.0.borrow_mut().answers.clear();
     }
-    assert_eq!(CALLS.get(), 0);
+    assert_eq!(counting::calls(), 0);
     assert_eq!(bench.device.counters().requests[..2], [501, 500]);
 }

@@ -82,7 +82,7 @@ impl<D: Disk> Engine<D> {
             return;
         }
         let request = self.slot(id).request;
-        let change = changes(&request);
+        let change = request.verb.changes();
         let mut own = 0;
         for i in 0..self.slots.len() {
             let other = &mut self.slots[i];
@@ -92,7 +92,7 @@ impl<D: Disk> Engine<D> {
             if change && (other.request.verb == Verb::Read || other.local.writing) {
                 other.local.stale |= overlap(other.request.span, request.span);
             }
-            if request.verb == Verb::Read && other.active() && changes(&other.request) {
+            if request.verb == Verb::Read && other.active() && other.request.verb.changes() {
                 own |= overlap(request.span, other.request.span);
             }
         }
@@ -205,10 +205,6 @@ impl<D: Disk> Engine<D> {
     pub(super) fn forget_reads(&mut self) {
         self.slots.iter_mut().for_each(|slot| slot.local = Local::default());
     }
-}
-
-fn changes(request: &Request) -> bool {
-    matches!(request.verb, Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. })
 }
 
 /// The sectors of `span` that `other` covers, as bits.

@@ -114,9 +114,9 @@ impl<D: Disk> Engine<D> {
 
     /// A change is about to be made: the changed-block log knows before any disk does.
     fn note_change(&mut self, request: &Request) {
-        let (Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. }) = request.verb else {
+        if !request.verb.changes() {
             return;
-        };
+        }
         if self.events.taken_over {
             self.stats.redirected += u64::from(request.span.count);
         }

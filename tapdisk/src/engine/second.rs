@@ -12,7 +12,7 @@ use super::Engine;
 use super::chain::{Layer, Purpose};
 use super::slot::sectors_mask;
 use crate::disk::{Disk, FileId};
-use crate::transport::{SlotId, Verb};
+use crate::transport::SlotId;
 
 impl<D: Disk> Engine<D> {
     /// The image that takes writes.
@@ -34,11 +34,7 @@ impl<D: Disk> Engine<D> {
     /// All of a change is in its target. Whether it has to go to the top as well.
     pub(super) fn goes_on_top(&mut self, id: SlotId) -> bool {
         let slot = self.slot(id);
-        let change = matches!(
-            slot.request.verb,
-            Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. }
-        );
-        if !change || slot.local.writing || slot.target == self.top() {
+        if !slot.request.verb.changes() || slot.local.writing || slot.target == self.top() {
             return false;
         }
         self.retarget(id);
@@ -49,11 +45,7 @@ impl<D: Disk> Engine<D> {
     pub(super) fn goes_on_elsewhere(&mut self, id: SlotId, errno: i32) -> bool {
         let (slot, top) = (self.slot(id), self.top());
         let target = slot.target;
-        let change = matches!(
-            slot.request.verb,
-            Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. }
-        );
-        if !change || slot.local.writing {
+        if !slot.request.verb.changes() || slot.local.writing {
             return false;
         }
         if target != top {

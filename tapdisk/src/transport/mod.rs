@@ -8,6 +8,7 @@
 //! is (in the ring, in the socket): that is the back-pressure.
 pub mod blkif;
 pub mod nbd;
+mod notices;
 mod quota;
 pub mod ublk;
 
@@ -47,6 +48,16 @@ pub enum Verb {
     /// pairs of native u32: sectors, then 0 = data, 1 = hole that reads as zeros. May end before the
     /// span does; at least one is given.
     Status,
+}
+
+impl Verb {
+    /// Whether it changes what the disk holds.
+    pub fn changes(self) -> bool {
+        match self {
+            Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. } => true,
+            Verb::Read | Verb::Flush | Verb::Status => false,
+        }
+    }
 }
 
 /// A request on its way through the engine.

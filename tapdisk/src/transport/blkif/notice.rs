@@ -4,6 +4,7 @@ use std::{fmt, io};
 use xen::Runaway;
 
 use super::queue::RingName;
+use crate::transport::notices::Notices;
 
 /// Counted since the disk was opened, over all rings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -133,25 +134,17 @@ const NOTICES_MAX: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Log {
     pub counters: Counters,
-    notices: [Option<Notice>; NOTICES_MAX],
-    first: usize,
-    used: usize,
+    notices: Notices<Notice, NOTICES_MAX>,
 }
 
 impl Log {
+    /// Keeps a notice, or counts it as lost.
     pub(super) fn note(&mut self, notice: Notice) {
-        if self.used == NOTICES_MAX {
-            self.counters.notices_lost += 1;
-            return;
-        }
-        self.notices[(self.first + self.used) % NOTICES_MAX] = Some(notice);
-        self.used += 1;
+        self.counters.notices_lost += u64::from(!self.notices.note(notice));
     }
 
+    /// The oldest notice.
     pub(super) fn take(&mut self) -> Option<Notice> {
-        let notice = self.notices[self.first].take()?;
-        self.first = (self.first + 1) % NOTICES_MAX;
-        self.used -= 1;
-        Some(notice)
+        self.notices.take()
     }
 }

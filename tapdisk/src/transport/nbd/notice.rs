@@ -1,5 +1,6 @@
 //! What the server wants to know about its clients: counters, and a short ring of notices that it
 //! drains and logs outside the data path. A full ring drops and counts.
+use crate::transport::notices::Notices;
 
 /// Plain counters since the sockets were made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,27 +99,17 @@ const NOTICES_MAX: usize = 32;
 #[derive(Debug, Default)]
 pub(super) struct Log {
     pub counters: Counters,
-    ring: [Option<Notice>; NOTICES_MAX],
-    first: usize,
-    used: usize,
+    notices: Notices<Notice, NOTICES_MAX>,
 }
 
 impl Log {
     /// Keeps a notice, or counts it as lost.
     pub(super) fn note(&mut self, notice: Notice) {
-        if self.used == NOTICES_MAX {
-            self.counters.notices_lost += 1;
-            return;
-        }
-        self.ring[(self.first + self.used) % NOTICES_MAX] = Some(notice);
-        self.used += 1;
+        self.counters.notices_lost += u64::from(!self.notices.note(notice));
     }
 
     /// The oldest notice.
     pub(super) fn take(&mut self) -> Option<Notice> {
-        let notice = self.ring[self.first].take()?;
-        self.first = (self.first + 1) % NOTICES_MAX;
-        self.used -= 1;
-        Some(notice)
+        self.notices.take()
     }
 }
