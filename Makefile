@@ -74,9 +74,7 @@ test: build
 	tests/demo.sh "$(BIN)"
 	tests/ordinary-user.sh "$(BIN)"
 	tests/install.sh
-	tests/vm/run.sh plain
-	tests/vm/run.sh xen $(XEN_CASES)
-	tests/vm/run.sh device
+	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device'
 
 # The long cases with two guests, save and reboot, and kills run in test-vm: they take another ten minutes.
 XEN_CASES := hostile_front_end front_end_that_writes_nonsense file_system_across_plugs chain_of_five \
@@ -85,9 +83,7 @@ XEN_CASES := hostile_front_end front_end_that_writes_nonsense file_system_across
 # Every case of every machine.
 test-vm: build
 	@tests/deps.sh test
-	tests/vm/run.sh plain
-	tests/vm/run.sh xen
-	tests/vm/run.sh device
+	tests/vm/lanes.sh './run.sh xen' './run.sh plain' './run.sh device'
 
 # LLVM's coverage counters, part of every Rust tool chain: no other tools. The inputs that together take every
 # branch that was taken become tests/corpus. Built apart from everything else.
