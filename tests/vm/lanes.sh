@@ -16,7 +16,7 @@ lanes=${TAPDISK_VM_LANES:-$(nproc)}
 work=$(mktemp -d "${TMPDIR:-/tmp}/tapdisk-lanes.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 # An interrupted run leaves no machine behind: every command is a process group of its own.
-trap 'kill $(jobs -p | sed "s/^/-/") 2>/dev/null; exit 130' INT TERM HUP
+trap 'for pid in "${!command_of[@]}"; do kill -- "-$pid" 2>/dev/null || true; done; exit 130' INT TERM HUP
 set -m
 
 declare -A command_of=() started_at=()
