@@ -6,7 +6,7 @@ _cbt_util() {
   else case ${COMP_WORDS[1]} in
     create) words='-n -s --help' ;;
     set) words='-n -p -c -f -s --help' ;;
-    get) words='-n -p -c -f -s -b --help' ;;
+    get) words='-n -p -c -f -s -b --json --help' ;;
     coalesce) words='-p -c --help' ;;
     dump) words='-n --json --help' ;;
     *) words= ;;

@@ -16,6 +16,7 @@ complete -c cbt-util -n '__fish_seen_subcommand_from get' -s c -d 'id of the chi
 complete -c cbt-util -n '__fish_seen_subcommand_from get' -s f -d 'consistent'
 complete -c cbt-util -n '__fish_seen_subcommand_from get' -s s -d 'size of the disk in bytes'
 complete -c cbt-util -n '__fish_seen_subcommand_from get' -s b -d 'bitmap'
+complete -c cbt-util -n '__fish_seen_subcommand_from get' -l json -d 'one JSON object'
 complete -c cbt-util -n '__fish_seen_subcommand_from coalesce' -s p -r -d 'parent log'
 complete -c cbt-util -n '__fish_seen_subcommand_from coalesce' -s c -r -d 'child log'
 complete -c cbt-util -n '__fish_seen_subcommand_from dump' -s n -r -d 'log'

@@ -16,7 +16,7 @@ _cbt-util() {
   case $command in
     create) _arguments '-n[log]:file:_files' '-s[size of the disk in bytes]:bytes:' ;;
     set) _arguments '-n[log]:file:_files' '-p[parent]:uuid:' '-c[child]:uuid:' '-f[consistent]:flag:(0 1)' '-s[size of the disk in bytes]:bytes:' ;;
-    get) _arguments '-n[log]:file:_files' '-p[parent]' '-c[child]' '-f[consistent]' '-s[size of the disk in bytes]' '-b[bitmap]' ;;
+    get) _arguments '-n[log]:file:_files' '-p[parent]' '-c[child]' '-f[consistent]' '-s[size of the disk in bytes]' '-b[bitmap]' '--json[one JSON object]' ;;
     coalesce) _arguments '-p[parent log]:file:_files' '-c[child log]:file:_files' ;;
     dump) _arguments '-n[log]:file:_files' '--json[one JSON object]' ;;
   esac

@@ -7,7 +7,7 @@ _td_util() {
     *) case ${COMP_WORDS[1]} in
          create) words='-r -h' ;;
          snapshot) words='-m -l -h' ;;
-         query) words='-v -p -f -d -b -h' ;;
+         query) words='-v -p -f -d -b --json -h' ;;
          set) words='hidden -h' ;;
          *) words= ;;
        esac ;;

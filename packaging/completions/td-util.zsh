@@ -19,7 +19,7 @@ _td-util() {
   case $command in
     create) _arguments '-r[reserve]' ':size in MiB:' ':file:_files' ;;
     snapshot) _arguments '-m[the parent is raw]' '-l[depth limit]:images:' ':file:_files' ':parent:_files' ;;
-    query) _arguments '-v[size]' '-p[parent]' '-f[hidden flag]' '-d[depth of the chain]' '-b[use the copy of the footer]' ':file:_files' ;;
+    query) _arguments '-v[size]' '-p[parent]' '-f[hidden flag]' '-d[depth of the chain]' '-b[use the copy of the footer]' '--json[one JSON object]' ':file:_files' ;;
     set) _arguments ':file:_files' ':field:(hidden)' ':value:' ;;
   esac
 }

@@ -34,7 +34,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("raw", &["image"]),
     ("td-util", &["cli", "vhd-rs"]),
     ("vhd-rs", &["image"]),
-    ("vhd-util", &["image", "vhd-rs"]),
+    ("vhd-util", &["cli", "image", "vhd-rs"]),
     ("tap-ctl", &[]),
     ("tapdisk", &["cbt", "image", "raw", "tap-ctl", "vhd-rs", "xen"]),
     ("tests", &["cbt", "image", "raw", "tap-ctl", "tapdisk", "vhd-rs", "xen", "xen-sys"]),

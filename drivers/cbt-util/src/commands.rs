@@ -1,7 +1,7 @@
 //! The original's commands.
-use crate::Outcome;
+use crate::{Outcome, dump};
 use cbt::{CbtError, Change, LogFile, Uuid};
-use cli::{EINVAL, Options, Term};
+use cli::{EINVAL, JSON, Options, Term};
 
 /// `create`: the size is in bytes and not 0.
 pub(crate) fn create(o: &Options, _: &mut Term) -> Outcome {
@@ -47,15 +47,22 @@ fn id(o: &Options, letter: char) -> Result<Option<Uuid>, String> {
     }
 }
 
-/// `get`: exactly one of the fields.
+/// `get`: exactly one of the fields, or with `--json` all that are short.
 pub(crate) fn get(o: &Options, term: &mut Term) -> Outcome {
     let fields: Vec<char> = ['p', 'c', 'f', 's', 'b'].into_iter().filter(|f| o.has(*f)).collect();
-    let (Some(name), [field]) = (o.path('n'), &fields[..]) else { return Outcome::Usage };
+    let (Some(name), json) = (o.path('n'), o.has(JSON.key)) else { return Outcome::Usage };
+    if fields.len() != usize::from(!json) {
+        return Outcome::Usage;
+    }
     let log = match LogFile::open(&name, false) {
         Ok(log) => log,
         Err(e) => return e.into(),
     };
     let header = log.header();
+    let Some(field) = fields.first() else {
+        term.say(&format!("{{{}}}\n", dump::fields(header)));
+        return Outcome::Done;
+    };
     match field {
         'p' => term.say(&format!("{}\n", header.parent)),
         'c' => term.say(&format!("{}\n", header.child)),

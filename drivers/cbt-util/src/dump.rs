@@ -1,8 +1,8 @@
 //! `dump`: everything that is in a log, for people and, with `--json`, for programs.
-use crate::{JSON, Outcome};
+use crate::Outcome;
 use cbt::bitmap::{self, BLOCK_BYTES};
 use cbt::{Header, LogFile, Uuid};
-use cli::{Options, Term};
+use cli::{JSON, Options, Term};
 
 pub(crate) fn run(o: &Options, term: &mut Term) -> Outcome {
     let Some(name) = o.path('n') else { return Outcome::Usage };
@@ -15,7 +15,7 @@ pub(crate) fn run(o: &Options, term: &mut Term) -> Outcome {
         Err(e) => return e.into(),
     };
     let contents = Contents { header: log.header(), map: &map };
-    if o.has(JSON) {
+    if o.has(JSON.key) {
         contents.json(term)
     } else {
         contents.text(term)
@@ -64,14 +64,7 @@ impl Contents<'_> {
     /// Numbers and ids only, so nothing needs escaping.
     fn json(&self, term: &mut Term) {
         let h = self.header;
-        let id = |id: Uuid| if id == Uuid::NONE { "null".into() } else { format!("\"{id}\"") };
-        term.say(&format!(
-            "{{\"parent\": {}, \"child\": {}, \"consistent\": {}, \"disk_bytes\": {}, ",
-            id(h.parent),
-            id(h.child),
-            h.consistent,
-            h.disk_bytes
-        ));
+        term.say(&format!("{{{}, ", fields(h)));
         term.say(&format!(
             "\"block_bytes\": {BLOCK_BYTES}, \"blocks\": {}, \"changed_blocks\": {}, \
              \"changed_bytes\": {}, \"changed\": [",
@@ -85,4 +78,16 @@ impl Contents<'_> {
         }
         term.say("]}\n");
     }
+}
+
+/// The fields of a header as members of a JSON object.
+pub(crate) fn fields(h: &Header) -> String {
+    let id = |id: Uuid| if id == Uuid::NONE { "null".into() } else { format!("\"{id}\"") };
+    format!(
+        "\"parent\": {}, \"child\": {}, \"consistent\": {}, \"disk_bytes\": {}",
+        id(h.parent),
+        id(h.child),
+        h.consistent,
+        h.disk_bytes
+    )
 }

@@ -8,7 +8,7 @@
 mod commands;
 mod dump;
 
-use cli::{EINVAL, Options, Spec, Term};
+use cli::{EINVAL, HELP, JSON, Long, Options, Spec, Term};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -17,6 +17,7 @@ struct Command {
     name: &'static str,
     /// Options as for getopt; `h` is added by all.
     letters: &'static str,
+    long: &'static [Long],
     synopsis: &'static str,
     about: &'static str,
     run: fn(&Options, &mut Term) -> Outcome,
@@ -47,6 +48,7 @@ const COMMANDS: [Command; 5] = [
     Command {
         name: "create",
         letters: "n:s:h",
+        long: &[HELP],
         synopsis: "-n FILE -s BYTES",
         about: "make an empty log for a disk of BYTES bytes, or empty an existing one",
         run: commands::create,
@@ -54,6 +56,7 @@ const COMMANDS: [Command; 5] = [
     Command {
         name: "set",
         letters: "n:p:c:f:s:h",
+        long: &[HELP],
         synopsis: "-n FILE [-p UUID] [-c UUID] [-f 0|1] [-s BYTES]",
         about: "set the parent log, the child log, the consistent flag, or a larger disk size",
         run: commands::set,
@@ -61,13 +64,15 @@ const COMMANDS: [Command; 5] = [
     Command {
         name: "get",
         letters: "n:pcfsbh",
-        synopsis: "-n FILE -p|-c|-f|-s|-b",
-        about: "print the parent log, the child log, the consistent flag, the disk size in bytes, or the raw bitmap",
+        long: &[HELP, JSON],
+        synopsis: "-n FILE -p|-c|-f|-s|-b|--json",
+        about: "print the parent log, the child log, the consistent flag, the disk size in bytes, or the raw bitmap; as JSON all but the bitmap",
         run: commands::get,
     },
     Command {
         name: "coalesce",
         letters: "p:c:h",
+        long: &[HELP],
         synopsis: "-p PARENT -c CHILD",
         about: "mark in the file CHILD every block that is marked in the file PARENT",
         run: commands::coalesce,
@@ -75,15 +80,12 @@ const COMMANDS: [Command; 5] = [
     Command {
         name: "dump",
         letters: "n:h",
+        long: &[HELP, JSON],
         synopsis: "-n FILE [--json]",
         about: "show everything in a log: fields, and the changed areas of the disk in bytes",
         run: dump::run,
     },
 ];
-
-/// What `--help` and `--json` are found by.
-const HELP: char = '?';
-const JSON: char = 'J';
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
@@ -113,18 +115,14 @@ fn dispatch(words: &[OsString], term: &mut Term) -> i32 {
 }
 
 fn run(command: &Command, words: &[OsString], term: &mut Term) -> i32 {
-    let long: &[(&str, char)] = match command.name {
-        "dump" => &[("help", HELP), ("json", JSON)],
-        _ => &[("help", HELP)],
-    };
-    let spec = Spec { letters: command.letters, long };
+    let spec = Spec { letters: command.letters, long: command.long };
     let outcome = match Options::parse(command.name, spec, words) {
         Err(complaint) => {
             term.complain(&complaint);
             Outcome::Usage
         }
         Ok(o) if o.has('h') => Outcome::Usage,
-        Ok(o) if o.has(HELP) => {
+        Ok(o) if o.has(HELP.key) => {
             term.say(&format!("{}\n{}\n", synopsis(command), command.about));
             Outcome::Done
         }

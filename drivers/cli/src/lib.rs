@@ -8,7 +8,7 @@
 mod options;
 mod term;
 
-pub use options::{Options, Spec, number};
+pub use options::{HELP, JSON, Long, Options, Spec, Takes, number};
 pub use term::Term;
 
 /// Errno of wrong usage.

@@ -8,9 +8,42 @@ use std::path::PathBuf;
 pub struct Spec {
     /// Letters as for getopt: `:` follows those with a value.
     pub letters: &'static str,
-    /// Long names of options without a value, and the characters that [`Options::has`] finds them by.
-    pub long: &'static [(&'static str, char)],
+    /// Options with long names, which only new commands and new options have.
+    pub long: &'static [Long],
 }
+
+impl From<&'static str> for Spec {
+    fn from(letters: &'static str) -> Spec {
+        Spec { letters, long: &[] }
+    }
+}
+
+/// An option with a long name.
+#[derive(Clone, Copy, Debug)]
+pub struct Long {
+    /// Without the two dashes.
+    pub name: &'static str,
+    /// What [`Options::has`] and [`Options::value`] find it by; no letter of the same command.
+    pub key: char,
+    /// What may follow it.
+    pub takes: Takes,
+}
+
+/// What may follow an option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takes {
+    /// Nothing.
+    Nothing,
+    /// A value, as `--x VALUE` or `--x=VALUE`.
+    Value,
+    /// A value or nothing, as `--x=VALUE` or `--x`, whose value is then empty.
+    Perhaps,
+}
+
+/// `--json`, the same for all tools.
+pub const JSON: Long = Long { name: "json", key: '{', takes: Takes::Nothing };
+/// `--help`, the same for all tools.
+pub const HELP: Long = Long { name: "help", key: '?', takes: Takes::Nothing };
 
 /// Options and operands of one command line, in order.
 #[derive(Debug, Default)]
@@ -24,18 +57,18 @@ impl Options {
     ///
     /// # Errors
     /// What getopt says on standard error.
-    pub fn parse(command: &str, spec: Spec, words: &[OsString]) -> Result<Options, String> {
+    pub fn parse(
+        command: &str,
+        spec: impl Into<Spec>,
+        words: &[OsString],
+    ) -> Result<Options, String> {
+        let spec = spec.into();
         let mut out = Options::default();
         let mut words = words.iter();
         while let Some(word) = words.next() {
             match word.as_bytes() {
                 b"--" => out.operands.extend(words.by_ref().cloned()),
-                [b'-', b'-', name @ ..] => {
-                    let known = spec.long.iter().find(|(long, _)| long.as_bytes() == name);
-                    // getopt without long options reads `--x` as the option `-`.
-                    let (_, letter) = known.ok_or_else(|| invalid(command, b'-'))?;
-                    out.found.push((*letter, OsString::new()));
-                }
+                [b'-', b'-', name @ ..] => out.long(command, spec.long, name, &mut words)?,
                 [b'-', cluster @ ..] if !cluster.is_empty() => {
                     out.cluster(command, spec.letters.as_bytes(), cluster, &mut words)?;
                 }
@@ -43,6 +76,34 @@ impl Options {
             }
         }
         Ok(out)
+    }
+
+    /// `--name`, `--name=VALUE`, `--name VALUE`.
+    fn long<'a>(
+        &mut self,
+        command: &str,
+        known: &[Long],
+        word: &[u8],
+        words: &mut impl Iterator<Item = &'a OsString>,
+    ) -> Result<(), String> {
+        let mut parts = word.splitn(2, |byte| *byte == b'=');
+        let (name, joined) = (parts.next().unwrap_or_default(), parts.next());
+        // getopt without long options reads `--x` as the option `-`.
+        let long = known.iter().find(|long| long.name.as_bytes() == name);
+        let Long { name, key, takes } = *long.ok_or_else(|| invalid(command, b'-'))?;
+        let joined = joined.map(|bytes| OsString::from_vec(bytes.to_vec()));
+        let value = match (takes, joined) {
+            (Takes::Nothing, Some(_)) => {
+                return Err(format!("{command}: option '--{name}' doesn't allow an argument\n"));
+            }
+            (Takes::Value, None) => words
+                .next()
+                .cloned()
+                .ok_or_else(|| format!("{command}: option '--{name}' requires an argument\n"))?,
+            (_, joined) => joined.unwrap_or_default(),
+        };
+        self.found.push((key, value));
+        Ok(())
     }
 
     /// `-ab`, `-nVALUE`, `-n VALUE`.
@@ -117,7 +178,9 @@ fn invalid(command: &str, letter: u8) -> String {
 mod tests {
     use super::*;
 
-    const SPEC: Spec = Spec { letters: "n:vs:", long: &[("json", 'J')] };
+    const RATE: Long = Long { name: "rate", key: '/', takes: Takes::Value };
+    const PROGRESS: Long = Long { name: "progress", key: '%', takes: Takes::Perhaps };
+    const SPEC: Spec = Spec { letters: "n:vs:", long: &[JSON, RATE, PROGRESS] };
 
     fn parse(words: &[&str]) -> Result<Options, String> {
         let words: Vec<OsString> = words.iter().map(OsString::from).collect();
@@ -127,7 +190,7 @@ mod tests {
     #[test]
     fn clusters_and_joined_values_are_read() {
         let o = parse(&["-vs5", "-n", "-7", "rest", "--json", "-", "--", "-v"]).unwrap();
-        assert!(o.has('v') && o.has('J') && !o.has('q'));
+        assert!(o.has('v') && o.has(JSON.key) && !o.has('q'));
         assert_eq!(o.number::<u64>('s'), Some(Some(5)));
         assert_eq!(o.number::<u64>('n'), Some(None));
         assert_eq!(o.number::<i32>('n'), Some(Some(-7)));
@@ -140,7 +203,19 @@ mod tests {
         let o = parse(&["-n", "a", "-nb"]).unwrap();
         assert_eq!(o.path('n'), Some(PathBuf::from("b")));
         let o = parse(&["-n", "--json"]).unwrap();
-        assert_eq!((o.path('n'), o.has('J')), (Some(PathBuf::from("--json")), false));
+        assert_eq!((o.path('n'), o.has(JSON.key)), (Some(PathBuf::from("--json")), false));
+    }
+
+    #[test]
+    fn long_options_have_values_in_the_same_word_or_the_next() {
+        let o = parse(&["--rate", "5", "--rate=7M", "--progress", "--progress=a=b"]).unwrap();
+        assert_eq!(o.value('/'), Some(OsStr::new("7M")));
+        assert_eq!(o.value('%'), Some(OsStr::new("a=b")));
+        let o = parse(&["--progress", "x"]).unwrap();
+        assert_eq!((o.value('%'), o.operands().len()), (Some(OsStr::new("")), 1));
+        assert_eq!(parse(&["--rate"]).unwrap_err(), "x: option '--rate' requires an argument\n");
+        let text = "x: option '--json' doesn't allow an argument\n";
+        assert_eq!(parse(&["--json=1"]).unwrap_err(), text);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! Standard output and standard error.
 use std::io::{BufWriter, Write};
 
+/// The reader has gone away.
+const EPIPE: i32 = 32;
+
 /// The two streams. An error of standard output is kept until the end: a command's work is not
 /// undone by a reader that went away, but whoever redirected its output has to learn that it is not whole.
 #[derive(Debug)]
@@ -28,8 +31,16 @@ impl Term {
 
     /// Writes bytes to standard output.
     pub fn bytes(&mut self, bytes: &[u8]) {
+        if self.failed.is_some() {
+            return;
+        }
         let done = self.out.write_all(bytes);
         self.note(done);
+    }
+
+    /// Writes a JSON value as a line to standard output.
+    pub fn json(&mut self, value: &serde_json::Value) {
+        self.say(&format!("{value}\n"));
     }
 
     /// Writes text to standard error, after all output so far.
@@ -41,14 +52,28 @@ impl Term {
 
     /// Writes everything out.
     pub fn flush(&mut self) {
+        if self.failed.is_some() {
+            return;
+        }
         let done = self.out.flush();
         self.note(done);
     }
 
-    /// Writes everything out; the exit code of a command that itself ended with `code`.
+    /// The errno of standard output, once it has failed: what is still to be printed is not wanted any more.
+    pub fn failed_with(&self) -> Option<i32> {
+        self.failed
+    }
+
+    /// Writes everything out; the exit code of a command that itself ended with `code`. A full disk is said
+    /// aloud; a reader that went away knows that it did.
     pub fn finish(mut self, code: i32) -> i32 {
         self.flush();
-        if code == 0 { self.failed.unwrap_or(0) } else { code }
+        let Some(errno) = self.failed else { return code };
+        if errno != EPIPE {
+            let e = std::io::Error::from_raw_os_error(errno);
+            self.complain(&format!("standard output: {e}: not all of it was written\n"));
+        }
+        if code == 0 { errno } else { code }
     }
 
     /// Keeps the first error.

@@ -52,6 +52,23 @@ pub trait Storage {
     /// Whether this is a block device: its size is fixed, a footer lies in its last sector.
     fn is_device(&self) -> bool;
 
+    /// An extended attribute, where files have those: `None` if this one has none of that name, or is no file.
+    ///
+    /// # Errors
+    /// Those of the file system; ERANGE for a value of more than 255 bytes.
+    fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let _ = name;
+        Ok(None)
+    }
+    /// Stores an extended attribute.
+    ///
+    /// # Errors
+    /// Those of the file system; EOPNOTSUPP where there are none.
+    fn set_attribute(&self, name: &str, value: &[u8]) -> io::Result<()> {
+        let _ = (name, value);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Reads exactly; a short read is `UnexpectedEof`.
     ///
     /// # Errors
@@ -114,6 +131,21 @@ impl Storage for File {
             // Not every file system and device can: then zeros are written.
             Err(_) => write_zeros(self, offset, bytes),
         }
+    }
+    fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        use rustix::io::Errno;
+        let mut value = vec![0; 255];
+        match rustix::fs::fgetxattr(self, name, &mut value) {
+            Ok(bytes) => {
+                value.truncate(bytes);
+                Ok(Some(value))
+            }
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::NOSYS) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+    fn set_attribute(&self, name: &str, value: &[u8]) -> io::Result<()> {
+        Ok(rustix::fs::fsetxattr(self, name, value, rustix::fs::XattrFlags::empty())?)
     }
     fn is_device(&self) -> bool {
         use std::os::unix::fs::FileTypeExt;

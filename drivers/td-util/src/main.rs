@@ -9,7 +9,7 @@ mod query;
 mod raw;
 mod vhd;
 
-use cli::{EINVAL, Options, Spec, Term};
+use cli::{EINVAL, JSON, Long, Options, Spec, Term};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -23,6 +23,7 @@ type Run = fn(&Options, &mut Term) -> Option<i32>;
 struct Command {
     name: &'static str,
     letters: &'static str,
+    long: &'static [Long],
     synopsis: &'static str,
     vhd: Run,
     aio: Run,
@@ -32,6 +33,7 @@ const COMMANDS: [Command; 4] = [
     Command {
         name: "create",
         letters: "rbh",
+        long: &[],
         synopsis: "create vhd [-r reserve] MB FILE | create aio -r MB FILE",
         vhd: vhd::create,
         aio: raw::create,
@@ -39,6 +41,7 @@ const COMMANDS: [Command; 4] = [
     Command {
         name: "snapshot",
         letters: "ml:h",
+        long: &[],
         synopsis: "snapshot vhd [-m parent is raw] [-l depth limit] FILE PARENT",
         vhd: vhd::snapshot,
         aio: |_, _| None,
@@ -46,14 +49,16 @@ const COMMANDS: [Command; 4] = [
     Command {
         name: "query",
         letters: "vpfdbh",
+        long: &[JSON],
         synopsis: "query vhd [-v size (MB)] [-p parent] [-f fields] [-d chain depth] \
-            [-b use the footer's copy] FILE | query aio [-v size (MB)] FILE",
+            [-b use the footer's copy] [--json] FILE | query aio [-v size (MB)] [--json] FILE",
         vhd: query::vhd,
         aio: raw::query,
     },
     Command {
         name: "set",
         letters: "h",
+        long: &[],
         synopsis: "set vhd FILE hidden VALUE",
         vhd: vhd::set,
         aio: |_, _| None,
@@ -96,7 +101,7 @@ fn dispatch(words: &[OsString], term: &mut Term) -> i32 {
             return NO_COMMAND;
         }
     };
-    let spec = Spec { letters: command.letters, long: &[] };
+    let spec = Spec { letters: command.letters, long: command.long };
     let wrong = |term: &mut Term| {
         term.say(&format!("usage: td-util {}\n", command.synopsis));
         EINVAL

@@ -1,5 +1,5 @@
 //! Raw images, type `aio`.
-use cli::{EINVAL, Options, Term, number};
+use cli::{EINVAL, JSON, Options, Term, number};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -52,6 +52,10 @@ pub(crate) fn query(o: &Options, term: &mut Term) -> Option<i32> {
         file.seek(SeekFrom::End(0))
     });
     match size {
+        Ok(size) if o.has(JSON.key) => {
+            let name = name.display().to_string();
+            term.json(&serde_json::json!({ "name": name, "virtual_bytes": size }));
+        }
         Ok(size) if o.has('v') => term.say(&format!("{}\n", size / MIB)),
         Ok(_) => {}
         Err(e) => {

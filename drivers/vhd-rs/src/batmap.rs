@@ -22,6 +22,21 @@ pub struct KeyHash {
     pub hash: [u8; 32],
 }
 
+impl KeyHash {
+    /// As the attribute of an image without batmap holds it: a flag, the nonce, the hash.
+    pub fn encode(&self) -> Vec<u8> {
+        [&[1][..], &self.nonce, &self.hash].concat()
+    }
+
+    /// From such bytes; `None` if they are none or the flag is clear.
+    pub fn parse(bytes: &[u8]) -> Option<KeyHash> {
+        let (flag, rest) = bytes.split_first()?;
+        let (nonce, hash) = rest.split_first_chunk::<32>()?;
+        let hash = hash.try_into().ok()?;
+        (*flag != 0).then_some(KeyHash { nonce: *nonce, hash })
+    }
+}
+
 /// Why there is no valid batmap where one belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BatmapFault {

@@ -1,10 +1,11 @@
 //! An image with its parents on the file system, and reading through them (§9).
+use crate::crypt::Cipher;
 use crate::error::{
     VhdError,
     errno::{EIO, ERANGE},
 };
 use crate::open::{self, OpenOptions, Opened, Parent};
-use crate::{bat, batmap, locate, path};
+use crate::{bat, batmap, key, locate, path};
 use image::Storage;
 use rustix::fs::{Advice, fadvise};
 use std::fs::File;
@@ -24,10 +25,11 @@ pub struct Layer {
 }
 
 /// A chain, leaf first.
-#[derive(Debug)]
 pub struct Chain {
     /// Leaf, its parent, and so on.
     pub layers: Vec<Layer>,
+    /// Of all VHDs of an encrypted chain, after [`Chain::unlock`].
+    cipher: Option<Cipher>,
 }
 
 /// What makes two paths the same file or device.
@@ -140,7 +142,25 @@ impl Chain {
             layers.push(Layer { path, file, opened });
             Ok(next)
         })?;
-        Ok(Chain { layers })
+        Ok(Chain { layers, cipher: None })
+    }
+
+    /// Takes the key of an encrypted chain, or makes sure that it is none. Without this, the data of an encrypted
+    /// image is refused.
+    ///
+    /// # Errors
+    /// EINVAL and ENOKEY as for [`key::cipher`], for the first VHD whose key hash does not fit.
+    pub fn unlock(mut self, key: Option<&[u8]>) -> Result<Chain, VhdError> {
+        for layer in &self.layers {
+            let Some(opened) = &layer.opened else { continue };
+            self.cipher = key::cipher(&layer.path, opened.key_hash.as_ref(), key)?;
+        }
+        Ok(self)
+    }
+
+    /// The cipher of an unlocked chain.
+    pub fn cipher(&self) -> Option<&Cipher> {
+        self.cipher.as_ref()
     }
 
     /// Size of the disk in sectors.
@@ -151,7 +171,8 @@ impl Chain {
     /// Reads whole sectors of the disk.
     ///
     /// # Errors
-    /// ERANGE beyond the end, EIO for a bad block or bytes that the file does not have.
+    /// ERANGE beyond the end, EIO for a bad block or bytes that the file does not have, EINVAL for data that is
+    /// encrypted while no key was given.
     pub fn read(&self, sector: u64, buf: &mut [u8]) -> Result<(), VhdError> {
         let count = (buf.len() / 512) as u64;
         if sector.checked_add(count).is_none_or(|end| end > self.sectors()) {
@@ -165,11 +186,24 @@ impl Chain {
             let run = self.run(at, (rest.len() / 512) as u64)?;
             let (now, later) = rest.split_at_mut(rest.len().min(512 * run.count as usize));
             match run.place {
-                Some((layer, byte)) => layer.fill(byte, now)?,
+                Some((layer, byte)) => {
+                    layer.fill(byte, now)?;
+                    self.decrypt(layer, at, now)?;
+                }
                 None => now.fill(0),
             }
             at += run.count;
             rest = later;
+        }
+        Ok(())
+    }
+
+    fn decrypt(&self, layer: &Layer, sector: u64, data: &mut [u8]) -> Result<(), VhdError> {
+        match (&layer.opened, &self.cipher) {
+            // A raw image is never encrypted.
+            (None, _) => {}
+            (Some(_), Some(cipher)) => cipher.decrypt(sector, data),
+            (Some(opened), None) => drop(key::cipher(&layer.path, opened.key_hash.as_ref(), None)?),
         }
         Ok(())
     }

@@ -21,6 +21,7 @@ pub mod errno {
     pub const ELOOP: i32 = 40;
     pub const EOVERFLOW: i32 = 75;
     pub const EILSEQ: i32 = 84;
+    pub const ENOKEY: i32 = 126;
 }
 use errno::{EFBIG, EINVAL, EIO, ELOOP, EPIPE};
 

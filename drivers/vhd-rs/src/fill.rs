@@ -20,7 +20,8 @@ use std::path::Path;
 const PIECE: u64 = 4096;
 
 /// Writes every sector of the disk into the image, read through the chain: nothing is asked of the parents any
-/// more. (The original also fills entries of the table beyond the disk.)
+/// more. With the key of an encrypted chain, the zeros that are written are encrypted too. (The original also
+/// fills entries of the table beyond the disk.)
 ///
 /// ```
 /// use vhd_rs::{files, fill, lock, open};
@@ -29,24 +30,20 @@ const PIECE: u64 = 4096;
 /// let name = dir.path().join("disk.vhd");
 /// files::create(&name, 4 << 20, None, false)?;
 /// let file = lock::open_to_change(&name, lock::Others::Refuse)?;
-/// fill::fill(&file, &name)?;
+/// fill::fill(&file, &name, None)?;
 /// let opened = open(&file, &name, &vhd_rs::OpenOptions::default())?;
 /// assert!(opened.bat.iter().all(|entry| *entry != vhd_rs::bat::UNUSED));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
-/// EINVAL for a fixed or an encrypted image; those of opening the chain, and of the files.
-pub fn fill(file: &File, name: &Path) -> Result<(), VhdError> {
+/// EINVAL for a fixed image, or an encrypted one without key; ENOKEY for a wrong key; those of opening the chain, and of the files.
+pub fn fill(file: &File, name: &Path, key: Option<&[u8]>) -> Result<(), VhdError> {
     let options = OpenOptions { for_io: true, ..OpenOptions::default() };
     let opened = open::open(file, name, &options)?;
     fillable(name, &opened)?;
-    if opened.key_hash.is_some() {
-        let why =
-            "the image is encrypted, and what is not there cannot be encrypted without the key";
-        return Err(VhdError::request(name, EINVAL, why));
-    }
     let chain = Chain::open(name, &OpenOptions { read_only: true, ..OpenOptions::default() })?;
+    let chain = chain.unlock(key)?;
     let sectors = opened.sectors;
     let mut image = Vhd::new(opened);
     let failed = |at: u64| move |e| VhdError::io(name, "fill the image", at * 512, &e);
@@ -57,6 +54,9 @@ pub fn fill(file: &File, name: &Path) -> Result<(), VhdError> {
         let count = PIECE.min(sectors - at);
         let piece = buf.get_mut(..(count * 512) as usize).unwrap_or_default();
         chain.read(at, piece)?;
+        if let Some(cipher) = chain.cipher() {
+            cipher.encrypt(at, piece);
+        }
         writer.write(at, piece).map_err(failed(at))?;
         at += count;
     }

@@ -14,13 +14,19 @@
 //! assert!(!key::fits(&stored, &[7; 64]));
 //! ```
 use crate::batmap::{BatmapHeader, KeyHash};
+use crate::crypt::Cipher;
 use crate::edit::{open_to_change, put, refuse_poisoned};
-use crate::error::{VhdError, errno::EINVAL};
+use crate::error::{
+    VhdError,
+    errno::{EINVAL, ENOKEY},
+};
 use crate::open::BatmapState;
 use image::Storage;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
+/// Where the key hash of an image without batmap is kept.
+pub const ATTRIBUTE: &str = "user.com.citrix.xenclient.backend.keyhash";
 /// Bytes of a key of AES-128-XTS and of AES-256-XTS.
 pub const KEY_BYTES: [usize; 2] = [32, 64];
 
@@ -38,7 +44,8 @@ pub fn fits(stored: &KeyHash, key: &[u8]) -> bool {
 /// Makes an empty image an encrypted one.
 ///
 /// # Errors
-/// EINVAL for a fixed image, one that already holds data, or one without a batmap.
+/// EINVAL for a fixed image, or one that already holds data; EOPNOTSUPP for one without a batmap where there are no
+/// extended attributes.
 pub fn set_hash(storage: &dyn Storage, name: &Path, key: &KeyHash) -> Result<(), VhdError> {
     let opened = open_to_change(storage, name)?;
     refuse_poisoned(name, &opened.footer)?;
@@ -49,13 +56,43 @@ pub fn set_hash(storage: &dyn Storage, name: &Path, key: &KeyHash) -> Result<(),
     if opened.bat.iter().any(|entry| *entry != crate::bat::UNUSED) {
         return refuse("can't save key hashes for non-empty vhds");
     }
-    let BatmapState::Valid { header_at, header } = &opened.batmap else {
-        return refuse("there is no batmap to hold a key hash");
+    match &opened.batmap {
+        BatmapState::Valid { header_at, header } => {
+            let mut header: BatmapHeader = header.clone();
+            header.set_key_hash(key);
+            put(storage, name, *header_at, &header.encode())?;
+        }
+        BatmapState::Absent => storage
+            .set_attribute(ATTRIBUTE, &key.encode())
+            .map_err(|e| VhdError::io(name, "store the key hash as an attribute", 0, &e))?,
+        BatmapState::Damaged { .. } => {
+            return refuse("the batmap that holds the key hash is damaged; run vhd-util check");
+        }
+    }
+    storage.sync().map_err(|e| VhdError::io(name, "flush the image", 0, &e))
+}
+
+/// The cipher of an image's data: none for an image that is not encrypted.
+///
+/// # Errors
+/// EINVAL for an encrypted image without key, a key for an image that is not encrypted, or one of neither 32 nor
+/// 64 bytes; ENOKEY for a key that does not fit.
+pub fn cipher(
+    name: &Path,
+    stored: Option<&KeyHash>,
+    key: Option<&[u8]>,
+) -> Result<Option<Cipher>, VhdError> {
+    let (errno, why) = match (stored, key) {
+        (None, None) => return Ok(None),
+        (Some(stored), Some(key)) if fits(stored, key) => match Cipher::new(key) {
+            Some(cipher) => return Ok(Some(cipher)),
+            None => (EINVAL, "a key has 32 or 64 bytes"),
+        },
+        (Some(_), Some(_)) => (ENOKEY, "the image is encrypted with another key"),
+        (Some(_), None) => (EINVAL, "the image is encrypted; its key is needed"),
+        (None, Some(_)) => (EINVAL, "the image is not encrypted, but a key was given"),
     };
-    let mut header: BatmapHeader = header.clone();
-    header.set_key_hash(key);
-    put(storage, name, *header_at, &header.encode())?;
-    storage.sync().map_err(|e| VhdError::io(name, "flush the image", *header_at, &e))
+    Err(VhdError::request(name, errno, why))
 }
 
 /// Lower-case hexadecimal digits.

@@ -276,7 +276,10 @@ fn dynamic(
         DiskType::Differencing => Some(parent_of(storage, header)),
         _ => None,
     };
-    let key_hash = batmap_header(&batmap).and_then(BatmapHeader::key_hash);
+    let key_hash = match &batmap {
+        BatmapState::Absent => key_attribute(storage, name)?,
+        _ => batmap_header(&batmap).and_then(BatmapHeader::key_hash),
+    };
     Ok(Opened {
         bat: used,
         bat_tail: tail,
@@ -289,6 +292,27 @@ fn dynamic(
         bad_blocks: damage.bad,
         ..bare(found)
     })
+}
+
+/// The key hash of an image that has no batmap to hold it (§7.3).
+///
+/// # Errors
+/// Those of the file system: an image that may be encrypted must not pass for one that is not. EINVAL for an
+/// attribute that is no key hash.
+pub(crate) fn key_attribute(
+    storage: &dyn Storage,
+    name: &Path,
+) -> Result<Option<KeyHash>, VhdError> {
+    let value = storage
+        .attribute(crate::key::ATTRIBUTE)
+        .map_err(|e| VhdError::io(name, "read the attribute that holds the key hash", 0, &e))?;
+    match value {
+        Some(value) if value.len() != 65 => {
+            let why = format!("the extended attribute {} is no key hash", crate::key::ATTRIBUTE);
+            Err(VhdError::request(name, EINVAL, why))
+        }
+        value => Ok(value.as_deref().and_then(KeyHash::parse)),
+    }
 }
 
 /// The batmap header, as far as it can be read.

@@ -101,10 +101,14 @@ pub fn add_marks(facts: &mut Facts, storage: &dyn Storage, name: &Path, look: Lo
     }
 }
 
-/// The marker of an image that has no batmap to hold it.
+/// Marker and key hash of an image that has no batmap to hold them.
 pub fn add_attribute(facts: &mut Facts, file: &File) {
     if facts.marker == 0 {
         facts.marker = edit::marker(file, &BatmapState::Absent);
+    }
+    if facts.key_hash.is_none() {
+        let name = Path::new("");
+        facts.key_hash = open::key_attribute(file, name).ok().flatten();
     }
 }
 

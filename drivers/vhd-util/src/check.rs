@@ -1,6 +1,8 @@
 //! `check`: the strict list.
 use crate::dump;
-use crate::options::{Options, Term};
+use crate::options::{self, JSON, Term};
+use cli::Spec;
+use serde_json::json;
 use std::ffi::OsString;
 use std::path::Path;
 use vhd_rs::{CheckOptions, Parents, Report, chain, files};
@@ -11,12 +13,18 @@ const USAGE: &str = "options: -n <file> [-i ignore missing primary footers] \
     [-b check bitmaps] [-s stats] [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::given("check", "n:iItpbBsh", args, USAGE, term) {
+    let o = match options::given(
+        "check",
+        Spec { letters: "n:iItpbBsh", long: &[JSON] },
+        args,
+        USAGE,
+        term,
+    ) {
         Ok(o) => o,
         Err(code) => return code,
     };
     let excluded = o.has('B') && (o.has('b') || o.has('s'));
-    let (Some(name), 0, false) = (o.path('n'), o.rest.len(), excluded) else {
+    let (Some(name), 0, false) = (o.path('n'), o.operands().len(), excluded) else {
         return term.usage(USAGE);
     };
     let options = CheckOptions {
@@ -29,10 +37,39 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         stats: o.has('s'),
         now: files::now(),
     };
+    if o.has(JSON.key) {
+        return print_json(&name, &options, term);
+    }
     match image_report(&name, &options, term) {
         Ok(report) => print(&report, o.has('s'), term),
         Err(errno) => errno,
     }
+}
+
+/// One object: whether all is well, and for each image that was looked at what is wrong with it.
+fn print_json(name: &Path, o: &CheckOptions, term: &mut Term) -> i32 {
+    let report = match chain::open_file(name, false).and_then(|f| vhd_rs::check(&f, name, o)) {
+        Ok(report) => report,
+        Err(e) => return term.failed_as(true, "", name, &e),
+    };
+    let images: Vec<&Report> = std::iter::once(&report).chain(&report.parents).collect();
+    let fault = images.iter().find_map(|image| image.fault.as_ref());
+    let image = |image: &&Report| {
+        let fault = image.fault.as_ref();
+        let mut out = json!({
+            "name": image.name.display().to_string(),
+            "valid": fault.is_none(),
+            "fault": fault.map(|(text, errno)| json!({ "errno": errno, "message": text })),
+        });
+        if o.stats {
+            out["allocated_sectors"] = json!(image.allocated);
+            out["written_sectors"] = json!(image.written);
+        }
+        out
+    };
+    let all: Vec<_> = images.iter().map(image).collect();
+    term.json(&json!({ "valid": fault.is_none(), "images": all }));
+    fault.map_or(0, |(_, errno)| *errno)
 }
 
 fn image_report(name: &Path, o: &CheckOptions, term: &mut Term) -> Result<Report, i32> {

@@ -1,35 +1,38 @@
 //! `coalesce`: an image into its parent, or with `--into` into an ancestor.
-use crate::options::{Options, Term};
-use crate::progress::Way;
-use crate::{EINVAL, long};
+use crate::EINVAL;
+use crate::options::{self, JSON, Long, Takes, Term};
+use crate::progress::{PROGRESS, RATE, Way};
+use cli::Spec;
+use serde_json::json;
 use std::ffi::OsString;
-use std::path::PathBuf;
 use vhd_rs::coalesce::{self, Failure, Progress, Step};
 
 const USAGE: &str = "options: <-n name> [-s sparse] [-p progress] [-h help]\n";
 
+/// `--into ANCESTOR`.
+const INTO: Long = Long { name: "into", key: '>', takes: Takes::Value };
+
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let mut args = args.to_vec();
-    let into = match long::value("coalesce", &mut args, "--into") {
-        Ok(into) => into.map(PathBuf::from),
-        Err(text) => {
-            term.complain(&text);
-            return term.usage(USAGE);
-        }
-    };
-    let mut way = match Way::given("coalesce", &mut args, USAGE, term) {
-        Ok(way) => way,
-        Err(code) => return code,
-    };
     // -o, -a and -x are in the original's table, each with an argument, and lead to nothing.
-    let o = match Options::given_no_help("coalesce", "n:o:a:x:sph", &args, USAGE, term) {
+    let spec = Spec { letters: "n:o:a:x:sph", long: &[INTO, PROGRESS, RATE, JSON] };
+    let o = match options::given_no_help("coalesce", spec, args, USAGE, term) {
         Ok(o) => o,
         Err(code) => return code,
     };
+    let mut way = match Way::of(&o, USAGE, term) {
+        Ok(way) => way,
+        Err(code) => return code,
+    };
+    let (into, as_json) = (o.path(INTO.key), o.has(JSON.key));
     let Some(name) = o.path('n').filter(|_| !"oax".chars().any(|letter| o.has(letter))) else {
         return term.usage(USAGE);
     };
-    let mut said = Said { sparse: o.has('s'), percent: o.has('p'), upto: 0, begun: false };
+    let mut said = Said {
+        sparse: o.has('s') && !as_json,
+        percent: o.has('p') && !as_json,
+        upto: 0,
+        begun: false,
+    };
     let options =
         coalesce::Options { into, sparse: o.has('s'), rate: way.rate, others: term.others };
     let done = coalesce::coalesce(&name, &options, &mut |p| {
@@ -38,11 +41,16 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     });
     way.bar.end();
     match done {
+        Ok(done) if as_json => {
+            term.json(&json!({ "sectors": done.sectors, "bytes_written": done.bytes }));
+            0
+        }
         Ok(done) => {
             said.end(term);
             term.say(&format!("Coalesced {} sectors", done.sectors));
             0
         }
+        Err(e) if as_json => term.failed_as(true, "", &e.name, &e.error),
         Err(e) => failed(&e, term),
     }
 }

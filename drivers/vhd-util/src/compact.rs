@@ -1,22 +1,25 @@
 //! `compact`: gives the space of zeros and of empty blocks back.
-use crate::options::{Options, Term};
-use crate::progress::Way;
+use crate::options::{self, JSON, Term};
+use crate::progress::{PROGRESS, Way};
+use cli::Spec;
+use serde_json::json;
 use std::ffi::OsString;
 use vhd_rs::coalesce::compact::compact;
 
-const USAGE: &str = "options: <-n name> [--progress[=bar|json]] [-h help]\n";
+const USAGE: &str = "options: <-n name> [--progress[=bar|json]] [--json] [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let mut args = args.to_vec();
-    let mut way = match Way::given("compact", &mut args, USAGE, term) {
-        Ok(way) => way,
-        Err(code) => return code,
-    };
-    let o = match Options::given("compact", "n:h", &args, USAGE, term) {
+    let spec = Spec { letters: "n:h", long: &[PROGRESS, JSON] };
+    let o = match options::given("compact", spec, args, USAGE, term) {
         Ok(o) => o,
         Err(code) => return code,
     };
-    let (Some(name), true, None) = (o.path('n'), o.rest.is_empty(), way.rate) else {
+    let mut way = match Way::of(&o, USAGE, term) {
+        Ok(way) => way,
+        Err(code) => return code,
+    };
+    let as_json = o.has(JSON.key);
+    let (Some(name), true) = (o.path('n'), o.operands().is_empty()) else {
         return term.usage(USAGE);
     };
     let done = compact(&name, term.others, &mut |p| way.bar.tell(p));
@@ -24,6 +27,13 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     match done {
         Ok(done) => {
             let (before, after) = done.physical;
+            if as_json {
+                term.json(&json!({
+                    "freed_blocks": done.freed, "moved_blocks": done.moved,
+                    "physical_bytes_before": before, "physical_bytes": after,
+                }));
+                return 0;
+            }
             term.say(&format!(
                 "Freed {} blocks, moved {}; {before} bytes became {after}\n",
                 done.freed, done.moved
@@ -31,7 +41,8 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
             0
         }
         Err(e) => {
-            term.failed(&format!("error compacting {}: -{}\n", name.display(), e.errno()), &e)
+            let line = format!("error compacting {}: -{}\n", name.display(), e.errno());
+            term.failed_as(as_json, &line, &name, &e)
         }
     }
 }

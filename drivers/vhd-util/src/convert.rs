@@ -1,24 +1,27 @@
 //! `convert`: an image with all its parents into a new one that stands alone.
-use crate::EINVAL;
-use crate::options::{Options, Term};
-use crate::progress::Way;
+use crate::options::{self, JSON, Term};
+use crate::progress::{PROGRESS, RATE, Way};
+use crate::{EINVAL, keys};
+use cli::Spec;
+use serde_json::json;
 use std::ffi::OsString;
 use vhd_rs::coalesce::convert::{self, Format};
 
 const USAGE: &str = "options: <-n name> <-N new name> [-O vhd|fixed|raw] [-f vhd|raw] \
-    [--progress[=bar|json]] [--rate BYTES] [-h help]\n";
+    [-k keyfile | -E key on stdin] \
+    [--progress[=bar|json]] [--rate BYTES] [--json] [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let mut args = args.to_vec();
-    let mut way = match Way::given("convert", &mut args, USAGE, term) {
-        Ok(way) => way,
-        Err(code) => return code,
-    };
-    let o = match Options::given("convert", "n:N:O:f:h", &args, USAGE, term) {
+    let spec = Spec { letters: "n:N:O:f:k:Eh", long: &[PROGRESS, RATE, JSON] };
+    let o = match options::given("convert", spec, args, USAGE, term) {
         Ok(o) => o,
         Err(code) => return code,
     };
-    let (Some(name), Some(new), true) = (o.path('n'), o.path('N'), o.rest.is_empty()) else {
+    let mut way = match Way::of(&o, USAGE, term) {
+        Ok(way) => way,
+        Err(code) => return code,
+    };
+    let (Some(name), Some(new), true) = (o.path('n'), o.path('N'), o.operands().is_empty()) else {
         return term.usage(USAGE);
     };
     let format = match o.value('O').map(|v| v.to_string_lossy().into_owned()).as_deref() {
@@ -38,13 +41,23 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
             return EINVAL;
         }
     };
-    let options = convert::Options { format, raw, rate: way.rate, others: term.others };
+    let key = match keys::given(&o, term) {
+        Ok(key) => key,
+        Err(code) => return code,
+    };
+    let as_json = o.has(JSON.key);
+    let options = convert::Options { format, raw, key, rate: way.rate, others: term.others };
     let done = convert::convert(&name, &new, &options, &mut |p| way.bar.tell(p));
     way.bar.end();
     match done {
+        Ok(done) if as_json => {
+            term.json(&json!({ "sectors": done.sectors, "bytes_written": done.bytes }));
+            0
+        }
         Ok(_) => 0,
         Err(e) => {
-            term.failed(&format!("error converting {}: -{}\n", name.display(), e.errno()), &e)
+            let line = format!("error converting {}: -{}\n", name.display(), e.errno());
+            term.failed_as(as_json, &line, &name, &e)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `create`: a new dynamic or fixed image.
 use crate::EINVAL;
-use crate::options::{Options, Term};
+use crate::options::{self, Term};
 use std::ffi::OsString;
 use vhd_rs::{VhdError, files};
 
@@ -9,18 +9,14 @@ const USAGE: &str = "options: <-n name> <-s size (MB)> [-r reserve] [-h help] \
 const MIB: u64 = 1 << 20;
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::parse("create", "n:s:S:rh", args) {
+    let o = match options::given_no_help("create", "n:s:S:rh", args, USAGE, term) {
         Ok(o) => o,
-        Err(text) => {
-            term.complain(&text);
-            return term.usage(USAGE);
-        }
+        Err(code) => return code,
     };
-    let (Some(name), Some(size)) = (o.path('n'), o.number('s')) else { return term.usage(USAGE) };
-    let room = o.number('S');
-    if o.has('h') || !o.rest.is_empty() {
+    let (Some(name), Some(size)) = (o.path('n'), o.number::<u64>('s')) else {
         return term.usage(USAGE);
-    }
+    };
+    let room = o.number::<u64>('S');
     let (Some(size), Some(room)) = (size, room.unwrap_or(size)) else {
         term.complain("sizes are decimal numbers of MiB\n");
         return EINVAL;

@@ -1,5 +1,6 @@
 //! `fill`: makes all blocks present, with their contents or (`-b`) as they lie on the medium.
-use crate::options::{Options, Term};
+use crate::keys;
+use crate::options::{self, Term};
 use std::ffi::OsString;
 use std::fs::File;
 use std::ops::RangeInclusive;
@@ -14,7 +15,7 @@ const EOVERFLOW: i32 = 75;
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     // -B is accepted: a table entry cannot name what lies beyond, whoever asks.
-    let o = match Options::given_no_help("fill", "n:bf:t:Bh", args, USAGE, term) {
+    let o = match options::given_no_help("fill", "n:bf:t:Bk:Eh", args, USAGE, term) {
         Ok(o) => o,
         Err(code) => return code,
     };
@@ -30,21 +31,25 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         return wrong(term, "-B can only be used with -b\n");
     }
     let (Some(from), Some(to)) =
-        (o.number('f').unwrap_or(Some(0)), o.number('t').unwrap_or(Some(u64::MAX)))
+        (o.number::<u64>('f').unwrap_or(Some(0)), o.number::<u64>('t').unwrap_or(Some(u64::MAX)))
     else {
         return wrong(term, "sectors are decimal numbers\n");
     };
     if to < from {
         return wrong(term, &format!("invalid sector range {from}-{to}\n"));
     }
+    let key = match keys::given(&o, term) {
+        Ok(key) => key,
+        Err(code) => return code,
+    };
     let file = match lock::open_to_change(&name, term.others) {
         Ok(file) => file,
         Err(e) => return term.not_opened(&name, &e),
     };
     let done = match o.has('b') {
-        true => range(&file, &name, from, o.number('t').flatten())
+        true => range(&file, &name, from, o.number::<u64>('t').flatten())
             .and_then(|range| fill::mark(&file, &name, Some(range))),
-        false => fill::fill(&file, &name),
+        false => fill::fill(&file, &name, key.as_deref()),
     };
     match done {
         Ok(()) => 0,

@@ -80,9 +80,34 @@ Block devices are not locked.
 .SH COMMANDS
 "#;
 
-const TAIL: &str = r#".SH EXIT STATUS
+const TAIL: &str = r#".SH JSON
+.B \-\-json
+prints one object on a line, for
+.B scan
+one for each image. Sizes are in bytes and their names end with _bytes. A failure is a member
+.I error
+with errno, message and, for
+.BR scan ,
+step;
+.B query
+has the failures of single facts in
+.I errors
+and null in their place. Exit codes are the same as without it. Names that are not UTF\-8 have
+U+FFFD in place of what is not.
+.SH KEYS
+.B fill, read
+(\-r and \-R),
+.B convert
+and
+.B copy
+take the key of an encrypted image from a file (\-k) or from standard input (\-E): 32 or 64 bytes, one key for
+all images of a chain. What
+.B convert
+makes is not encrypted. Without the key, or with a wrong one (126), data of an encrypted image is refused.
+.SH EXIT STATUS
 0, or an errno: 2 no such file, 5 I/O error, 16 in use, 17 exists, 22 wrong usage or damaged image, 28 no space or
-chain too long, 34 beyond the end, 38 cannot be done, 40 a chain that goes round in circles.
+chain too long, 34 beyond the end, 38 cannot be done, 40 a chain that goes round in circles, 126 a key that does not fit. Output that could not be
+written (28 for a full disk, 32 for a reader that has gone) is a failure too; what was changed by then stays changed.
 No command, or one that does not exist, prints the usage and exits with 0, as callers expect.
 .SH ENVIRONMENT
 .TP

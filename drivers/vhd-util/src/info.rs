@@ -1,6 +1,6 @@
 //! `info`: what can be said of an image at a glance, for people or as JSON.
-use crate::long;
-use crate::options::{Options, Term};
+use crate::options::{self, JSON, Term};
+use cli::Spec;
 use serde_json::{Map, Value, json};
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -11,19 +11,24 @@ use vhd_rs::{BatmapState, DiskType, FooterAt, VhdError, bat, chain, open as open
 const USAGE: &str = "options: <-n name> [--json] [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let mut args = args.to_vec();
-    let as_json = long::flag(&mut args, "--json");
-    let o = match Options::given("info", "n:h", &args, USAGE, term) {
+    let spec = Spec { letters: "n:h", long: &[JSON] };
+    let o = match options::given("info", spec, args, USAGE, term) {
         Ok(o) => o,
         Err(code) => return code,
     };
-    let (Some(name), true) = (o.path('n'), o.rest.is_empty()) else { return term.usage(USAGE) };
+    let as_json = o.has(JSON.key);
+    let (Some(name), true) = (o.path('n'), o.operands().is_empty()) else {
+        return term.usage(USAGE);
+    };
     let facts = match facts(&name) {
         Ok(facts) => facts,
-        Err(e) => return term.not_opened(&name, &e),
+        Err(e) => {
+            let line = format!("error opening {}: -{}\n", name.display(), e.errno());
+            return term.failed_as(as_json, &line, &name, &e);
+        }
     };
     if as_json {
-        term.say(&format!("{}\n", Value::Object(facts)));
+        term.json(&Value::Object(facts));
         return 0;
     }
     for (label, value) in &facts {

@@ -1,6 +1,8 @@
 //! `key`: the hash that tells whether a key fits an encrypted image.
 use crate::EINVAL;
-use crate::options::{Options, Term};
+use crate::options::{JSON, Options, Term};
+use cli::Spec;
+use serde_json::json;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
@@ -17,7 +19,7 @@ const EPERM: i32 = 1;
 const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::parse("key", "Cscpn:k:H:N:h", args) {
+    let o = match Options::parse("key", Spec { letters: "Cscpn:k:H:N:h", long: &[JSON] }, args) {
         Ok(o) => o,
         Err(text) => {
             term.complain(&format!("{text}{USAGE}"));
@@ -32,11 +34,11 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         return wrong(term, 0);
     }
     let modes = ['C', 's', 'c', 'p'].into_iter().filter(|m| o.has(*m)).collect::<Vec<_>>();
-    let ([mode], 0) = (modes.as_slice(), o.rest.len()) else { return wrong(term, EINVAL) };
+    let ([mode], 0) = (modes.as_slice(), o.operands().len()) else { return wrong(term, EINVAL) };
     let (name, file) = (o.path('n'), o.path('k'));
     let done = match (mode, name, file) {
         ('C', _, Some(file)) => calculate(&file, &o, term),
-        ('p', Some(name), _) => print(&name, term),
+        ('p', Some(name), _) => print(&name, o.has(JSON.key), term),
         ('c', Some(name), Some(file)) => check(&name, &file),
         ('s', Some(name), Some(file)) if !o.has('H') => set_by_key(&name, &file, &o, term),
         ('s', Some(name), None) if o.has('H') => set_by_hash(&name, &o, term),
@@ -60,8 +62,12 @@ fn calculate(file: &Path, o: &Options, term: &mut Term) -> Done {
     Ok(())
 }
 
-fn print(name: &Path, term: &mut Term) -> Done {
+fn print(name: &Path, json: bool, term: &mut Term) -> Done {
     match stored(name)? {
+        Some(KeyHash { nonce, hash }) if json => {
+            term.json(&json!({ "nonce": key::hex(&nonce), "hash": key::hex(&hash) }));
+        }
+        None if json => term.json(&json!({ "nonce": null, "hash": null })),
         Some(KeyHash { nonce, hash }) => {
             term.say(&format!("{} {}\n", key::hex(&nonce), key::hex(&hash)));
         }

@@ -15,7 +15,7 @@ mod fill;
 mod help;
 mod info;
 mod key;
-mod long;
+mod keys;
 mod map;
 mod modify;
 mod options;
@@ -33,6 +33,7 @@ mod snapshot;
 use options::Term;
 use std::ffi::OsString;
 use std::process::ExitCode;
+use vhd_rs::lock::Others;
 
 /// Wrong usage.
 const EINVAL: i32 = 22;
@@ -69,35 +70,37 @@ const COMMANDS: &[(&str, Command)] = &[
 
 fn main() -> ExitCode {
     let mut args: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let mut term = Term::new();
-    let Some(name) = args.first().cloned() else {
-        term.say(USAGE);
-        return ExitCode::SUCCESS;
-    };
-    // `--debug` may stand anywhere after the command; it only ever raised logging.
-    args.remove(0);
+    // `--debug` may stand anywhere after the command, even between an option and its value; it only ever
+    // raised logging. `--ignore-lock` is as free.
+    let name = (!args.is_empty()).then(|| args.remove(0));
     args.retain(|a| a != "--debug");
-    if args.iter().any(|a| a == "--ignore-lock") {
-        args.retain(|a| a != "--ignore-lock");
-        term.others = vhd_rs::lock::Others::Ignore;
+    let others = match args.iter().any(|a| a == "--ignore-lock") {
+        true => Others::Ignore,
+        false => Others::Refuse,
+    };
+    args.retain(|a| a != "--ignore-lock");
+    let mut term = Term::new(others);
+    let code = dispatch(name, &args, &mut term);
+    cli::exit_code(term.finish(code))
+}
+
+fn dispatch(name: Option<OsString>, args: &[OsString], term: &mut Term) -> i32 {
+    let Some(name) = name else {
+        term.say(USAGE);
+        return 0;
+    };
+    if let Some((name, command)) = COMMANDS.iter().find(|(n, _)| name == *n) {
+        return match help::of_command(name, args) {
+            Some(text) => {
+                term.say(&text);
+                0
+            }
+            None => command(args, term),
+        };
     }
-    let command = COMMANDS.iter().find(|(n, _)| name == *n);
-    let Some((name, command)) = command else {
-        if help::of_tool(&name.to_string_lossy(), &args, &mut term) {
-            term.flush();
-            return ExitCode::SUCCESS;
-        }
+    if !help::of_tool(&name.to_string_lossy(), args, term) {
         term.say(USAGE);
         term.complain(&format!("invalid COMMAND {}\n", name.to_string_lossy()));
-        return ExitCode::SUCCESS;
-    };
-    let code = match help::of_command(name, &args) {
-        Some(text) => {
-            term.say(&text);
-            0
-        }
-        None => command(&args, &mut term),
-    };
-    term.flush();
-    ExitCode::from(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
+    }
+    0
 }

@@ -1,6 +1,7 @@
 //! `map`: which layer of a chain holds which range of the disk.
-use crate::options::{Options, Term};
-use crate::{EINVAL, long};
+use crate::EINVAL;
+use crate::options::{self, JSON, Term};
+use cli::Spec;
 use serde_json::json;
 use std::ffi::OsString;
 use vhd_rs::coalesce::map::{Range, map};
@@ -8,13 +9,15 @@ use vhd_rs::coalesce::map::{Range, map};
 const USAGE: &str = "options: <-n name> [-f vhd|raw] [--json] [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let mut args = args.to_vec();
-    let as_json = long::flag(&mut args, "--json");
-    let o = match Options::given("map", "n:f:h", &args, USAGE, term) {
+    let spec = Spec { letters: "n:f:h", long: &[JSON] };
+    let o = match options::given("map", spec, args, USAGE, term) {
         Ok(o) => o,
         Err(code) => return code,
     };
-    let (Some(name), true) = (o.path('n'), o.rest.is_empty()) else { return term.usage(USAGE) };
+    let as_json = o.has(JSON.key);
+    let (Some(name), true) = (o.path('n'), o.operands().is_empty()) else {
+        return term.usage(USAGE);
+    };
     let raw = match o.value('f').map(|v| v.to_string_lossy().into_owned()).as_deref() {
         None | Some("vhd") => false,
         Some("raw") => true,
@@ -26,7 +29,10 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     let mut ranges: Vec<Range> = Vec::new();
     let layers = match map(&name, raw, &mut |range| ranges.push(*range)) {
         Ok(layers) => layers,
-        Err(e) => return term.not_opened(&name, &e),
+        Err(e) => {
+            let line = format!("error opening {}: -{}\n", name.display(), e.errno());
+            return term.failed_as(as_json, &line, &name, &e);
+        }
     };
     let layers: Vec<String> = layers.iter().map(|path| path.display().to_string()).collect();
     if as_json {
@@ -39,7 +45,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
                 })
             })
             .collect();
-        term.say(&format!("{}\n", json!({ "layers": layers, "ranges": ranges })));
+        term.json(&json!({ "layers": layers, "ranges": ranges }));
         return 0;
     }
     term.say(&format!("{:>16} {:>16} {:>16}  layer\n", "start", "length", "file offset"));

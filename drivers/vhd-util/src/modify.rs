@@ -1,5 +1,5 @@
 //! `modify`: another parent, another end, no blocks. What is asked for is done in the order z, s, p.
-use crate::options::{Options, Term};
+use crate::options::{self, Term};
 use crate::points;
 use std::ffi::OsString;
 use vhd_rs::{lock, modify};
@@ -9,7 +9,7 @@ const USAGE: &str = "*** Dangerous operations, use with care ***\n\
     [-z zero (kill data)] [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::given_no_help("modify", "n:p:ms:zh", args, USAGE, term) {
+    let o = match options::given_no_help("modify", "n:p:ms:zh", args, USAGE, term) {
         Ok(o) => o,
         Err(code) => return code,
     };
@@ -27,7 +27,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         return term.failed(&format!("failed to zero VHD: -{}\n", e.errno()), &e);
     }
     // No image ends at byte 0, so what is not a number fails.
-    if let Some(bytes) = o.number('s').map(Option::unwrap_or_default)
+    if let Some(bytes) = o.number::<u64>('s').map(Option::unwrap_or_default)
         && let Err(e) = modify::set_physical_size(&file, &name, bytes)
     {
         return term

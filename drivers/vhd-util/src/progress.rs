@@ -1,12 +1,16 @@
 //! Telling how far a long command is, on standard error: a bar on a terminal, JSON lines otherwise.
 //! Standard output stays what callers parse.
-use crate::long;
-use crate::options::Term;
-use std::ffi::OsString;
+use crate::options::{Long, Options, Takes, Term};
+use std::ffi::OsStr;
 use std::io::{IsTerminal, Write};
 use std::num::NonZeroU64;
 use std::time::Duration;
 use vhd_rs::coalesce::Progress;
+
+/// `--progress`, `--progress=bar`, `--progress=json`.
+pub(crate) const PROGRESS: Long = Long { name: "progress", key: '%', takes: Takes::Perhaps };
+/// `--rate BYTES`.
+pub(crate) const RATE: Long = Long { name: "rate", key: '/', takes: Takes::Value };
 
 /// Cells of the bar.
 const CELLS: u64 = 30;
@@ -34,38 +38,34 @@ pub(crate) struct Bar {
 }
 
 impl Way {
-    /// Takes `--progress` (`=bar`, `=json`) and `--rate BYTES` off the line.
+    /// What [`PROGRESS`] and [`RATE`] ask for.
     ///
     /// # Errors
     /// The exit code when the command is over with that.
-    pub(crate) fn given(
-        command: &str,
-        args: &mut Vec<OsString>,
-        usage: &str,
-        term: &mut Term,
-    ) -> Result<Way, i32> {
+    pub(crate) fn of(o: &Options, usage: &str, term: &mut Term) -> Result<Way, i32> {
         let mut refuse = |text: &str| {
             term.complain(text);
             term.usage(usage)
         };
-        let style = match (
-            long::flag(args, "--progress"),
-            long::flag(args, "--progress=bar"),
-            long::flag(args, "--progress=json"),
-        ) {
-            (_, _, true) => Style::Json,
-            (_, true, _) => Style::Bar,
-            (true, _, _) if std::io::stderr().is_terminal() => Style::Bar,
-            (true, _, _) => Style::Json,
-            _ => Style::Silent,
+        let style = match o.value(PROGRESS.key).map(|v| v.to_string_lossy().into_owned()) {
+            None => Style::Silent,
+            Some(how) => match how.as_str() {
+                "" if std::io::stderr().is_terminal() => Style::Bar,
+                "bar" => Style::Bar,
+                "" | "json" => Style::Json,
+                other => {
+                    let text = format!("'{other}' is no way to show progress; bar and json are\n");
+                    return Err(refuse(&text));
+                }
+            },
         };
-        let rate = match long::value(command, args, "--rate").map_err(|text| refuse(&text))? {
+        let rate = match o.value(RATE.key) {
             None => None,
-            Some(text) => match long::bytes(&text).and_then(NonZeroU64::new) {
+            Some(text) => match bytes(text).and_then(NonZeroU64::new) {
                 Some(rate) => Some(rate),
                 None => {
                     let text = text.to_string_lossy();
-                    return Err(refuse(&format!("{command}: '{text}' is no rate; try 100M\n")));
+                    return Err(refuse(&format!("'{text}' is no rate; try 100M\n")));
                 }
             },
         };
@@ -93,6 +93,20 @@ impl Bar {
             say("\n");
         }
     }
+}
+
+/// A number of bytes: digits, and K, M, G or T for powers of 1024.
+fn bytes(text: &OsStr) -> Option<u64> {
+    let text = text.to_str()?;
+    let (digits, shift) = match text.char_indices().next_back()? {
+        (at, 'k' | 'K') => (&text[..at], 10),
+        (at, 'm' | 'M') => (&text[..at], 20),
+        (at, 'g' | 'G') => (&text[..at], 30),
+        (at, 't' | 'T') => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let plain = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    plain.then(|| digits.parse::<u64>().ok()?.checked_mul(1 << shift)).flatten()
 }
 
 fn say(text: &str) {
@@ -175,6 +189,16 @@ mod tests {
         );
         let none = Progress { blocks: 0, blocks_total: 0, bytes: 0, ..halfway() };
         assert!(json(&none).contains("\"percent\":100.0") && json(&none).contains("null"));
+    }
+
+    #[test]
+    fn sizes_have_suffixes_and_nothing_else() {
+        for (text, want) in [("0", Some(0)), ("12k", Some(12 << 10)), ("3G", Some(3 << 30))] {
+            assert_eq!(bytes(text.as_ref()), want);
+        }
+        for text in ["", "k", "-1", "1.5M", "9999999999999999T", "5MB"] {
+            assert_eq!(bytes(text.as_ref()), None, "{text}");
+        }
     }
 
     #[test]

@@ -1,5 +1,8 @@
 //! `query`: one line for each fact asked for, always in the same order.
-use crate::options::{Options, Term};
+use crate::EINVAL;
+use crate::options::{self, JSON, Options, Term};
+use cli::Spec;
+use serde_json::{Map, Value, json};
 use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::fs::File;
@@ -13,7 +16,6 @@ const USAGE: &str = "options: <-n name> [-v print virtual size (in MB)] \
     [-s print physical utilization (bytes)] [-p print parent] [-f print fields] \
     [-m print marker] [-d print chain depth] [-S print max virtual size (MB) for fast resize] \
     [-a print allocated block count] [-u don't resolve parent path] [-h help]\n";
-const EINVAL: i32 = 22;
 
 /// The image asked about: headers always, tables only when a question needs them.
 struct Subject {
@@ -24,42 +26,147 @@ struct Subject {
     opened: OnceCell<Result<Opened, VhdError>>,
 }
 
-/// A line, or the line of a failure and the story behind it.
-type Answer = Result<String, (String, VhdError)>;
+/// Something that can be asked of an image.
+struct Question {
+    letter: char,
+    /// The name of the answer in JSON.
+    name: &'static str,
+    /// The answer; the flag says not to resolve the parent's path.
+    ask: fn(&Subject, bool) -> Result<Value, VhdError>,
+    /// The answer as a line.
+    line: fn(&Subject, &Value) -> String,
+    /// The line where there is none; the number of the error follows unless it ends with a letter.
+    failure: &'static str,
+}
 
-/// Answers for an image; the flag says not to resolve the parent's path.
-type Question = fn(&Subject, bool) -> Answer;
+const QUESTIONS: [Question; 8] = [
+    Question {
+        letter: 'v',
+        name: "virtual_bytes",
+        ask: |s, _| Ok(json!(s.found.footer.current_bytes)),
+        line: |_, v| mebibytes(v),
+        failure: "",
+    },
+    Question {
+        letter: 's',
+        name: "physical_bytes",
+        ask: |s, _| Ok(json!(s.opened()?.end_of_data.saturating_add(512))),
+        line: |_, v| v.to_string(),
+        failure: "failed to get physical size: -",
+    },
+    Question {
+        letter: 'p',
+        name: "parent",
+        ask: parent,
+        line: |s, v| match v.as_str() {
+            Some(path) => path.into(),
+            None => format!("{} has no parent", s.name.display()),
+        },
+        failure: "query failed",
+    },
+    Question {
+        letter: 'f',
+        name: "hidden",
+        ask: |s, _| Ok(json!(i8::from_be_bytes([s.found.footer.hidden]))),
+        line: |_, v| format!("hidden: {v}"),
+        failure: "",
+    },
+    Question {
+        letter: 'm',
+        name: "marker",
+        ask: |s, _| {
+            let marker = s.opened().map_or(0, |o| edit::marker(&s.file, &o.batmap));
+            Ok(json!(i8::from_be_bytes([marker])))
+        },
+        line: |_, v| format!("marker: {v}"),
+        failure: "",
+    },
+    Question {
+        letter: 'd',
+        name: "chain_depth",
+        ask: |s, _| Ok(json!(chain::depth(&s.name, false)?)),
+        line: |_, v| format!("chain depth: {v}"),
+        failure: "error checking chain depth: -",
+    },
+    Question {
+        letter: 'a',
+        name: "allocated_blocks",
+        ask: allocated,
+        line: |_, v| v.to_string(),
+        failure: "error reading bat: -",
+    },
+    Question {
+        letter: 'S',
+        name: "resize_max_bytes",
+        ask: |s, _| {
+            let header = s.found.header.as_ref();
+            let bytes = header.map_or(0, |h| u64::from(h.max_entries) * u64::from(h.block_bytes));
+            Ok(json!(bytes))
+        },
+        line: |_, v| mebibytes(v),
+        failure: "",
+    },
+];
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::given("query", "n:vspfmdSaubh", args, USAGE, term) {
+    let spec = Spec { letters: "n:vspfmdSaubh", long: &[JSON] };
+    let o = match options::given("query", spec, args, USAGE, term) {
         Ok(o) => o,
         Err(code) => return code,
     };
-    let (Some(name), 0) = (o.path('n'), o.rest.len()) else { return term.usage(USAGE) };
+    let (Some(name), 0) = (o.path('n'), o.operands().len()) else { return term.usage(USAGE) };
+    let as_json = o.has(JSON.key);
     let subject = match look(&name, o.has('b')) {
         Ok(subject) => subject,
-        Err(e) => return term.not_opened(&name, &e),
+        Err(e) => {
+            let line = format!("error opening {}: -{}\n", name.display(), e.errno());
+            return term.failed_as(as_json, &line, &name, &e);
+        }
     };
-    let questions: [(char, Question); 8] = [
-        ('v', virtual_size),
-        ('s', physical_size),
-        ('p', parent),
-        ('f', hidden),
-        ('m', marker),
-        ('d', depth),
-        ('a', allocated),
-        ('S', max_size),
-    ];
+    if as_json {
+        return answer_json(&subject, &o, term);
+    }
     let mut code = 0;
-    for (_, question) in questions.iter().filter(|(letter, _)| o.has(*letter)) {
-        match question(&subject, o.has('u')) {
-            Ok(line) => term.say(&format!("{line}\n")),
-            Err((line, e)) => {
-                let errno = term.failed(&format!("{line}\n"), &e);
+    for question in QUESTIONS.iter().filter(|q| o.has(q.letter)) {
+        match (question.ask)(&subject, o.has('u')) {
+            Ok(value) => term.say(&format!("{}\n", (question.line)(&subject, &value))),
+            Err(e) => {
+                let number = if question.failure.ends_with('-') {
+                    e.errno().to_string()
+                } else {
+                    String::new()
+                };
+                let errno = term.failed(&format!("{}{number}\n", question.failure), &e);
                 code = if code == 0 { errno } else { code };
             }
         }
     }
+    code
+}
+
+/// One object, with what was asked for or, if nothing was, with everything. What could not be learned is null
+/// there, and has its error in the member `errors`.
+fn answer_json(s: &Subject, o: &Options, term: &mut Term) -> i32 {
+    let all = !QUESTIONS.iter().any(|q| o.has(q.letter));
+    let (mut code, mut errors) = (0, Map::new());
+    let mut out = Map::new();
+    out.insert("name".into(), json!(s.name.display().to_string()));
+    for question in QUESTIONS.iter().filter(|q| all || o.has(q.letter)) {
+        let value = (question.ask)(s, o.has('u')).unwrap_or_else(|e| {
+            // A fixed image has no table; nobody asked for that.
+            if !(all && question.letter == 'a') {
+                errors.insert(question.name.into(), options::error(&e));
+                term.complain(&format!("{e}\n"));
+                code = if code == 0 { e.errno() } else { code };
+            }
+            Value::Null
+        });
+        out.insert(question.name.into(), value);
+    }
+    if !errors.is_empty() {
+        out.insert("errors".into(), Value::Object(errors));
+    }
+    term.json(&Value::Object(out));
     code
 }
 
@@ -78,62 +185,29 @@ impl Subject {
     }
 }
 
-fn virtual_size(s: &Subject, _: bool) -> Answer {
-    Ok((s.found.footer.current_bytes >> 20).to_string())
+fn mebibytes(bytes: &Value) -> String {
+    bytes.as_u64().map_or(0, |bytes| bytes >> 20).to_string()
 }
 
-fn physical_size(s: &Subject, _: bool) -> Answer {
-    match s.opened() {
-        Ok(o) => Ok(o.end_of_data.saturating_add(512).to_string()),
-        Err(e) => Err((format!("failed to get physical size: -{}", e.errno()), e)),
-    }
-}
-
-fn parent(s: &Subject, unresolved: bool) -> Answer {
-    let failed = |e| ("query failed".to_string(), e);
+fn parent(s: &Subject, unresolved: bool) -> Result<Value, VhdError> {
     let Some(header) = s.found.header.as_ref().filter(|_| s.found.footer.kind == Differencing)
     else {
-        return Ok(format!("{} has no parent", s.name.display()));
+        return Ok(Value::Null);
     };
     let parent = opening::parent_of(&s.file, header);
     if unresolved {
-        let first = parent.candidates.first().map(|p| p.display().to_string());
+        let first = parent.candidates.first().map(|p| json!(p.display().to_string()));
         let why = "no parent locator can be read; set the parent with vhd-util modify -p";
-        return first.ok_or_else(|| failed(VhdError::request(&s.name, EINVAL, why)));
+        return first.ok_or_else(|| VhdError::request(&s.name, EINVAL, why));
     }
-    let path = opening::resolve_parent(&s.name, &parent).map_err(failed)?;
-    Ok(path.display().to_string())
+    let path = opening::resolve_parent(&s.name, &parent)?;
+    Ok(json!(path.display().to_string()))
 }
 
-fn hidden(s: &Subject, _: bool) -> Answer {
-    Ok(format!("hidden: {}", i8::from_be_bytes([s.found.footer.hidden])))
-}
-
-fn marker(s: &Subject, _: bool) -> Answer {
-    let marker = s.opened().map_or(0, |o| edit::marker(&s.file, &o.batmap));
-    Ok(format!("marker: {}", i8::from_be_bytes([marker])))
-}
-
-fn depth(s: &Subject, _: bool) -> Answer {
-    match chain::depth(&s.name, false) {
-        Ok(depth) => Ok(format!("chain depth: {depth}")),
-        Err(e) => Err((format!("error checking chain depth: -{}", e.errno()), e)),
+fn allocated(s: &Subject, _: bool) -> Result<Value, VhdError> {
+    let o = s.opened()?;
+    if o.header.is_none() {
+        return Err(VhdError::request(&s.name, EINVAL, "a fixed image has no table of blocks"));
     }
-}
-
-fn allocated(s: &Subject, _: bool) -> Answer {
-    let opened = s.opened().and_then(|o| match o.header {
-        Some(_) => Ok(o),
-        None => Err(VhdError::request(&s.name, EINVAL, "a fixed image has no table of blocks")),
-    });
-    match opened {
-        Ok(o) => Ok(o.bat.iter().filter(|e| **e != vhd_rs::bat::UNUSED).count().to_string()),
-        Err(e) => Err((format!("error reading bat: -{}", e.errno()), e)),
-    }
-}
-
-fn max_size(s: &Subject, _: bool) -> Answer {
-    let header = s.found.header.as_ref();
-    let bytes = header.map_or(0, |h| u64::from(h.max_entries) * u64::from(h.block_bytes));
-    Ok((bytes >> 20).to_string())
+    Ok(json!(o.bat.iter().filter(|e| **e != vhd_rs::bat::UNUSED).count()))
 }

@@ -1,6 +1,7 @@
 //! `read`: looks into an image. Items are printed in a fixed order; an error stops.
 use crate::dump::{self, Numbers};
-use crate::options::{Options, Term};
+use crate::keys;
+use crate::options::{self, Options, Term};
 use image::Storage;
 use std::ffi::OsString;
 use std::fs::File;
@@ -31,31 +32,38 @@ struct Subject {
     header: Header,
     n: Numbers,
     count: u64,
+    key: Option<Vec<u8>>,
 }
 
 /// What an item prints, or the errno that ends the command.
 type Done = Result<(), i32>;
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::parse("read", "n:pt:b:Bm:i:e:aj:d:c:r:R:xCh", args) {
+    let letters = "n:pt:b:Bm:i:e:aj:d:c:r:R:xCk:Eh";
+    let o = match options::given_no_help("read", letters, args, USAGE, term) {
         Ok(o) => o,
-        Err(text) => {
-            term.complain(&text);
-            return term.usage(USAGE);
-        }
+        Err(code) => return code,
     };
-    let (Some(name), false, 0) = (o.path('n'), o.has('h'), o.rest.len()) else {
-        return term.usage(USAGE);
+    let Some(name) = o.path('n') else { return term.usage(USAGE) };
+    let Some(count) = o.number::<u64>('c').unwrap_or(Some(1)) else { return term.usage(USAGE) };
+    let key = match keys::given(&o, term) {
+        Ok(key) => key,
+        Err(code) => return code,
     };
-    let Some(count) = o.number('c').unwrap_or(Some(1)) else { return term.usage(USAGE) };
     let n = Numbers { hex: o.has('x') };
-    match look(name, n, count, term).and_then(|s| items(&s, &o, term)) {
+    match look(name, n, count, key, term).and_then(|s| items(&s, &o, term)) {
         Ok(()) => 0,
         Err(errno) => errno,
     }
 }
 
-fn look(name: PathBuf, n: Numbers, count: u64, term: &mut Term) -> Result<Subject, i32> {
+fn look(
+    name: PathBuf,
+    n: Numbers,
+    count: u64,
+    key: Option<Vec<u8>>,
+    term: &mut Term,
+) -> Result<Subject, i32> {
     let shown = name.display().to_string();
     let headers = chain::open_file(&name, false)
         .and_then(|f| locate::headers(&f, &name, 10).map(|h| (h, f.try_clone())));
@@ -80,7 +88,7 @@ fn look(name: PathBuf, n: Numbers, count: u64, term: &mut Term) -> Result<Subjec
         let why = "a fixed image has no table of blocks to look into";
         return Err(no_bat(term, &VhdError::request(&name, EINVAL, why)));
     };
-    Ok(Subject { name, file, opened, header, n, count })
+    Ok(Subject { name, file, opened, header, n, count, key })
 }
 
 fn items(s: &Subject, o: &Options, term: &mut Term) -> Done {
@@ -106,7 +114,7 @@ fn items(s: &Subject, o: &Options, term: &mut Term) -> Done {
         if letter == 'j' && o.has('a') {
             map(s, term)?;
         }
-        match o.number(letter) {
+        match o.number::<u64>(letter) {
             Some(Some(at)) => item(s, at, term)?,
             Some(None) => return Err(term.usage(USAGE)),
             None => {}
@@ -309,7 +317,8 @@ fn through(s: &Subject, from: u64, bytes: u64, term: &mut Term) -> Done {
         term.complain(&format!("{e}\n"));
         e.errno()
     };
-    let chain = Chain::open(&s.name, &options).map_err(|e| failed(&e, term))?;
+    let chain = Chain::open(&s.name, &options).and_then(|chain| chain.unlock(s.key.as_deref()));
+    let chain = chain.map_err(|e| failed(&e, term))?;
     let mut at = from;
     while at < end {
         let skip = at % 512;
@@ -318,6 +327,9 @@ fn through(s: &Subject, from: u64, bytes: u64, term: &mut Term) -> Done {
         chain.read(at / 512, &mut buf).map_err(|e| failed(&e, term))?;
         let wanted_part = buf.iter().skip(skip as usize).take(wanted as usize).copied();
         term.bytes(&wanted_part.collect::<Vec<u8>>());
+        if let Some(errno) = term.failed_with() {
+            return Err(errno);
+        }
         at += wanted;
     }
     Ok(())

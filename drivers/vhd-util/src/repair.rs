@@ -1,12 +1,12 @@
 //! `repair`: both footers written anew at their places.
-use crate::options::{Options, Term};
+use crate::options::{self, Term};
 use std::ffi::OsString;
 use vhd_rs::{edit, files, lock};
 
 const USAGE: &str = "options: <-n name> <-b use the back-up footer> [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::given_no_help("repair", "n:bh", args, USAGE, term) {
+    let o = match options::given_no_help("repair", "n:bh", args, USAGE, term) {
         Ok(o) => o,
         Err(code) => return code,
     };

@@ -1,6 +1,6 @@
 //! `resize`: a larger disk, within the metadata's room (`-f`) or with a journal (`-j`).
 use crate::EINVAL;
-use crate::options::{Options, Term};
+use crate::options::{self, Term};
 use crate::points;
 use std::ffi::OsString;
 use std::fs::File;
@@ -19,11 +19,13 @@ const STEP: u64 = 2 << 20;
 const ENOSYS: i32 = 38;
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::given_no_help("resize", "n:s:j:fh", args, USAGE, term) {
+    let o = match options::given_no_help("resize", "n:s:j:fh", args, USAGE, term) {
         Ok(o) => o,
         Err(code) => return code,
     };
-    let (Some(name), Some(size)) = (o.path('n'), o.number('s')) else { return term.usage(USAGE) };
+    let (Some(name), Some(size)) = (o.path('n'), o.number::<u64>('s')) else {
+        return term.usage(USAGE);
+    };
     let log = o.path('j');
     if log.is_some() == o.has('f') {
         return term.usage(USAGE);

@@ -1,5 +1,5 @@
 //! `revert`: takes an interrupted resize back.
-use crate::options::{Options, Term};
+use crate::options::{self, Term};
 use std::ffi::OsString;
 use vhd_rs::journal::{self, Journal};
 use vhd_rs::{lock, revert::revert};
@@ -7,7 +7,7 @@ use vhd_rs::{lock, revert::revert};
 const USAGE: &str = "options: <-n name> <-j journal> [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::given_no_help("revert", "n:j:h", args, USAGE, term) {
+    let o = match options::given_no_help("revert", "n:j:h", args, USAGE, term) {
         Ok(o) => o,
         Err(code) => return code,
     };

@@ -7,7 +7,8 @@ mod pattern;
 mod tree;
 
 use self::image::{Image, Link, Target, Wish, base, canonical, error_line};
-use crate::options::{Options, Term};
+use crate::options::{self, JSON, Options, Term};
+use cli::Spec;
 use lvm::Group;
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -21,11 +22,17 @@ const USAGE: &str = "usage: [OPTIONS] FILES\noptions: [-m match filter] [-f fast
     [-h help] [-M show markers]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::given("scan", "m:fcl:pavMh", args, USAGE, term) {
+    let o = match options::given(
+        "scan",
+        Spec { letters: "m:fcl:pavMh", long: &[JSON] },
+        args,
+        USAGE,
+        term,
+    ) {
         Ok(o) => o,
         Err(code) => return code,
     };
-    if !o.has('m') && o.rest.is_empty() {
+    if !o.has('m') && o.operands().is_empty() {
         return term.usage(USAGE);
     }
     let group = match o.value('l').map(|name| Group::read(&name.to_string_lossy())).transpose() {
@@ -42,6 +49,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         marks: o.has('M'),
         paths: o.has('v'),
         resolve: o.has('v') || o.has('a') || tree,
+        json: o.has(JSON.key),
     };
     let mut scan = Scan {
         wish,
@@ -82,13 +90,13 @@ impl Scan {
         match &self.group {
             None => {
                 let matched = o.path('m').map(|p| pattern::files(&p)).unwrap_or_default();
-                let named = o.rest.iter().map(PathBuf::from);
+                let named = o.operands().iter().map(PathBuf::from);
                 self.queue.extend(matched.into_iter().chain(named).map(Target::file));
             }
             Some(group) => {
                 let filter = o.value('m').map(|p| p.as_bytes().to_vec());
                 let fits = |name: &str| {
-                    let by_name = o.rest.iter().any(|r| base(Path::new(r)) == name);
+                    let by_name = o.operands().iter().any(|r| base(Path::new(r)) == name);
                     by_name || filter.as_ref().is_some_and(|f| pattern::matches(f, name.as_bytes()))
                 };
                 let volumes = group.volumes.iter().filter(|v| fits(&v.name));
@@ -111,11 +119,14 @@ impl Scan {
     fn all(&mut self, term: &mut Term) -> i32 {
         let mut next = 0;
         while let Some(target) = self.queue.get(next).cloned() {
+            if let Some(errno) = term.failed_with() {
+                return errno;
+            }
             next += 1;
             match target.look(self.wish, self.group.as_ref()) {
                 Ok(image) => self.keep(image, term),
                 Err(fault) => {
-                    term.bytes(&error_line(&target.path, &fault));
+                    term.bytes(&error_line(&target.path, &fault, self.wish));
                     if !self.go_on {
                         return self.stop(&fault, term);
                     }
@@ -133,7 +144,7 @@ impl Scan {
 
     fn keep(&mut self, image: Image, term: &mut Term) {
         if !self.tree {
-            let mut line = image.line(self.wish);
+            let mut line = image.line(self.wish, None);
             line.push(b'\n');
             term.bytes(&line);
         }
@@ -156,7 +167,7 @@ impl Scan {
         let error = VhdError::io(&link.path, "look at the file", 0, &missing());
         let fault = ScanFault { doing: "failure scanning target", error };
         let name = if self.tree { link.path.as_path() } else { Path::new(base(&link.path)) };
-        term.bytes(&error_line(name, &fault));
+        term.bytes(&error_line(name, &fault, self.wish));
     }
 
     fn parent_target(&self, link: &Link) -> Target {

@@ -1,6 +1,6 @@
 //! `set`: the hidden flag and the marker.
 use crate::EINVAL;
-use crate::options::{Options, Term};
+use crate::options::{self, Term};
 use std::ffi::OsString;
 use std::fs::File;
 use std::path::Path;
@@ -9,14 +9,14 @@ use vhd_rs::{edit, lock};
 const USAGE: &str = "options: <-n name> <-f field> <-v value> [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::given_no_help("set", "n:f:v:h", args, USAGE, term) {
+    let o = match options::given_no_help("set", "n:f:v:h", args, USAGE, term) {
         Ok(o) => o,
         Err(code) => return code,
     };
     let (Some(name), Some(field), Some(text)) = (o.path('n'), o.value('f'), o.value('v')) else {
         return term.usage(USAGE);
     };
-    let Some(value) = o.number('v').flatten().and_then(|v| u8::try_from(v).ok()) else {
+    let Some(value) = o.number::<u64>('v').flatten().and_then(|v| u8::try_from(v).ok()) else {
         term.say(&format!("invalid value {}\n", text.to_string_lossy()));
         return term.usage(USAGE);
     };

@@ -1,6 +1,6 @@
 //! `snapshot`: a differencing image over a parent.
 use crate::EINVAL;
-use crate::options::{Options, Term};
+use crate::options::{self, Term};
 use std::ffi::OsString;
 use vhd_rs::{VhdError, files};
 
@@ -9,15 +9,15 @@ const USAGE: &str = "options: <-n name> <-p parent name> [-l snapshot depth limi
     [-e link to supplied parent name even if it's empty] [-h help]\n";
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
-    let o = match Options::given("snapshot", "n:p:S:l:meh", args, USAGE, term) {
+    let o = match options::given("snapshot", "n:p:S:l:meh", args, USAGE, term) {
         Ok(o) => o,
         Err(code) => return code,
     };
-    let (Some(name), Some(parent), 0) = (o.path('n'), o.path('p'), o.rest.len()) else {
+    let (Some(name), Some(parent), 0) = (o.path('n'), o.path('p'), o.operands().len()) else {
         return term.usage(USAGE);
     };
     let (Some(limit), Some(room)) =
-        (o.number('l').unwrap_or(Some(0)), o.number('S').unwrap_or(Some(0)))
+        (o.number::<u64>('l').unwrap_or(Some(0)), o.number::<u64>('S').unwrap_or(Some(0)))
     else {
         term.complain("limits and sizes are decimal numbers\n");
         return EINVAL;

@@ -1,47 +1,9 @@
 //! The command as its callers see it: recorded texts and exit codes of the original, and the places
 //! where this one differs on purpose.
+mod common;
+
+use common::Dir;
 use std::path::Path;
-use std::process::Command;
-
-struct Dir(tempfile::TempDir);
-
-impl Dir {
-    fn new() -> Dir {
-        Dir(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.0.path().canonicalize().unwrap()
-    }
-
-    /// Exit code, standard output as bytes, standard error.
-    fn bytes(&self, line: &str) -> (i32, Vec<u8>, String) {
-        let out = Command::new(env!("CARGO_BIN_EXE_vhd-util"))
-            .args(line.split(' ').filter(|w| !w.is_empty()))
-            .current_dir(self.0.path())
-            .output()
-            .unwrap();
-        (out.status.code().unwrap(), out.stdout, String::from_utf8(out.stderr).unwrap())
-    }
-
-    fn run(&self, line: &str) -> (i32, String, String) {
-        let (code, out, err) = self.bytes(line);
-        (code, String::from_utf8_lossy(&out).into_owned(), err)
-    }
-
-    /// Standard output of a command that must succeed and say nothing else.
-    fn ok(&self, line: &str) -> String {
-        let (code, out, err) = self.run(line);
-        assert_eq!((code, err.as_str()), (0, ""), "{line}: {out}");
-        out
-    }
-
-    fn poke(&self, name: &str, at: u64, new: &[u8]) {
-        use std::os::unix::fs::FileExt;
-        let file = std::fs::File::options().write(true).open(self.0.path().join(name)).unwrap();
-        file.write_all_at(new, at).unwrap();
-    }
-}
 
 const USAGE: &str = "usage: vhd-util COMMAND [OPTIONS]\nCOMMAND := { create | snapshot | query | \
     read | set | repair | resize | fill | coalesce | modify | scan | check | revert | key | copy }\n";

@@ -128,6 +128,10 @@ impl Storage for DirectFile {
         self.file.sync_all()
     }
 
+    fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        self.file.attribute(name)
+    }
+
     fn is_device(&self) -> bool {
         self.device
     }

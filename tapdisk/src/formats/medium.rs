@@ -74,6 +74,13 @@ impl Storage for Medium {
         }
     }
 
+    fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        match self {
+            Medium::Local(file) => file.attribute(name),
+            Medium::Remote(_) => Ok(None),
+        }
+    }
+
     fn sync(&self) -> io::Result<()> {
         match self {
             Medium::Local(file) => file.sync(),

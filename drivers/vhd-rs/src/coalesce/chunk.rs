@@ -111,7 +111,8 @@ impl Chunk<'_> {
     }
 
     fn copy_one(&self, source: &Source, extent: Extent) -> Result<bool, VhdError> {
-        let (Some(from), true) = (extent.byte, extent.count >= COPY) else { return Ok(false) };
+        let worth = extent.count >= COPY && source.cipher().is_none();
+        let (Some(from), true) = (extent.byte, worth) else { return Ok(false) };
         let medium = &self.target.medium;
         if !medium.shares_with(&*source.medium) {
             return Ok(false);
@@ -136,8 +137,13 @@ impl Chunk<'_> {
         }
         let sources = self.sources;
         for read in &reads {
+            let source = &sources[read.source];
+            let first = self.start + u64::from(read.first);
             let buf = self.sectors(read.first, read.count);
-            read_all(&sources[read.source], read.byte, buf)?;
+            read_all(source, read.byte, buf)?;
+            if let Some(cipher) = source.cipher() {
+                cipher.decrypt(first, buf);
+            }
             read.gaps.iter().for_each(|(first, count)| self.sectors(*first, *count).fill(0));
         }
         Ok(())

@@ -48,12 +48,14 @@ pub enum Format {
 }
 
 /// How to convert.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Options {
     /// What the new image is.
     pub format: Format,
     /// The old image is raw, whatever it looks like.
     pub raw: bool,
+    /// The key of an encrypted chain. The new image is not encrypted.
+    pub key: Option<Vec<u8>>,
     /// Bytes a second, about.
     pub rate: Option<NonZeroU64>,
     /// What to do when somebody is writing the old image.
@@ -63,7 +65,8 @@ pub struct Options {
 /// Makes a new image of what an image and its parents show.
 ///
 /// # Errors
-/// Those of the old images and of the file system, EEXIST if the new file is there already. A new
+/// Those of the old images and of the file system, EINVAL for an encrypted chain without its key and ENOKEY for a
+/// wrong one, EEXIST if the new file is there already. A new
 /// file that could not be completed is removed.
 pub fn convert(
     from: &Path,
@@ -71,7 +74,8 @@ pub fn convert(
     o: &Options,
     report: &mut dyn FnMut(&Progress),
 ) -> Result<Done, VhdError> {
-    let sources = layers(from, o.raw, Some(o.others))?;
+    let mut sources = layers(from, o.raw, Some(o.others))?;
+    sources.iter_mut().try_for_each(|source| source.unlock(o.key.as_deref()))?;
     let bytes = sources.first().map_or(0, Source::sectors).saturating_mul(512);
     let (file, made) = new_file(to)?;
     let done = fill(to, file, bytes, o, sources, report);
@@ -134,10 +138,6 @@ fn fill(
     sources: Vec<Source>,
     report: &mut dyn FnMut(&Progress),
 ) -> Result<Done, VhdError> {
-    if let Some(encrypted) = sources.iter().find(|s| s.is_encrypted()) {
-        let why = "is encrypted; its data means nothing without the key";
-        return Err(VhdError::request(&encrypted.name, EINVAL, why));
-    }
     let (target, table) = match o.format {
         Format::Dynamic => dynamic(to, file, bytes)?,
         Format::Fixed | Format::Raw => (flat(to, file, bytes, o.format)?, None),

@@ -147,6 +147,12 @@ impl Storage for FileMedium {
     fn zero_at(&self, offset: u64, bytes: u64, punch: bool) -> io::Result<()> {
         self.cached.zero_at(offset, bytes, punch)
     }
+    fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        self.cached.attribute(name)
+    }
+    fn set_attribute(&self, name: &str, value: &[u8]) -> io::Result<()> {
+        self.cached.set_attribute(name, value)
+    }
     fn is_device(&self) -> bool {
         self.device
     }

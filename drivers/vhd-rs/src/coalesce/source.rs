@@ -5,7 +5,9 @@ use super::mask::Mask;
 use super::medium::Medium;
 use crate::bat::UNUSED;
 use crate::batmap;
+use crate::crypt::Cipher;
 use crate::error::VhdError;
+use crate::key;
 use crate::open::Opened;
 
 /// A layer.
@@ -15,6 +17,8 @@ pub(super) struct Source {
     /// `None` for a raw image.
     opened: Option<Opened>,
     sectors: u64,
+    /// Turns its data into what the disk shows, where that is wanted.
+    cipher: Option<Cipher>,
 }
 
 /// Sectors of a chunk that lie together in a file.
@@ -30,17 +34,39 @@ pub(super) struct Extent {
 impl Source {
     /// A VHD, opened for reading.
     pub(super) fn vhd(name: &Path, medium: Box<dyn Medium>, opened: Opened) -> Source {
-        Source { name: name.into(), medium, sectors: opened.sectors, opened: Some(opened) }
+        Source {
+            name: name.into(),
+            medium,
+            sectors: opened.sectors,
+            opened: Some(opened),
+            cipher: None,
+        }
     }
 
     /// A raw image of that many bytes.
     pub(super) fn raw(name: &Path, medium: Box<dyn Medium>, bytes: u64) -> Source {
-        Source { name: name.into(), medium, sectors: bytes.div_ceil(512), opened: None }
+        Source {
+            name: name.into(),
+            medium,
+            sectors: bytes.div_ceil(512),
+            opened: None,
+            cipher: None,
+        }
     }
 
-    /// Whether its data is encrypted.
-    pub(super) fn is_encrypted(&self) -> bool {
-        self.opened.as_ref().is_some_and(|o| o.key_hash.is_some())
+    /// Takes the key of its data, so that what is read is what the disk shows.
+    ///
+    /// # Errors
+    /// Those of [`key::cipher`].
+    pub(super) fn unlock(&mut self, key: Option<&[u8]>) -> Result<(), VhdError> {
+        let Some(opened) = &self.opened else { return Ok(()) };
+        self.cipher = key::cipher(&self.name, opened.key_hash.as_ref(), key)?;
+        Ok(())
+    }
+
+    /// What decrypts its data.
+    pub(super) fn cipher(&self) -> Option<&Cipher> {
+        self.cipher.as_ref()
     }
 
     /// Whether it is a raw image.

@@ -18,6 +18,8 @@ const PROGRESS: Flag =
     ("--progress", "", "progress on standard error: a bar on a terminal, else JSON lines");
 const RATE: Flag = ("--rate", "BYTES", "at most that many bytes a second (K, M, G, T)");
 const JSON: Flag = ("--json", "", "as JSON");
+const KEY: Flag = ("-k", FILE, "the key of an encrypted image, 32 or 64 bytes");
+const KEY_STDIN: Flag = ("-E", "", "the key is on standard input");
 
 pub(crate) const ENTRIES: &[Entry] = &[
     Entry {
@@ -57,6 +59,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
             ("-S", "", "largest size in MiB for resize -f"),
             ("-u", "", "with -p: the parent as it is stored"),
             ("-b", "", "believe the copy of the footer"),
+            ("--json", "", "one object with these facts, or with all"),
         ],
     },
     Entry {
@@ -79,6 +82,8 @@ pub(crate) const ENTRIES: &[Entry] = &[
             ("-c", "N", "how many of them"),
             ("-x", "", "numbers in hexadecimal"),
             ("-C", "", "accepted; nothing is slower without it"),
+            ("-k", FILE, "with -r and -R: the key of an encrypted image, 32 or 64 bytes"),
+            KEY_STDIN,
         ],
     },
     Entry {
@@ -115,6 +120,8 @@ pub(crate) const ENTRIES: &[Entry] = &[
             ("-f", "SECTOR", "with -b: from this sector on"),
             ("-t", "SECTOR", "with -b: up to this sector"),
             ("-B", "", "with -b: accepted; 2 TiB stays the limit of a table"),
+            KEY,
+            KEY_STDIN,
         ],
     },
     Entry {
@@ -127,6 +134,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
             ("--into", FILE, "into this ancestor instead of the parent"),
             PROGRESS,
             RATE,
+            JSON,
         ],
     },
     Entry {
@@ -152,6 +160,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
             ("-a", "", "their parents as well"),
             ("-v", "", "whole paths"),
             ("-M", "", "marker and key hash as well"),
+            ("--json", "", "a JSON object for each image, with whole paths, instead of its line"),
         ],
     },
     Entry {
@@ -166,6 +175,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
             ("-b", "", "all data that no bit speaks of must be zeros"),
             ("-B", "", "do not look for blocks upon each other"),
             ("-s", "", "print how much is allocated and written"),
+            ("--json", "", "one object: what is wrong with which image"),
         ],
     },
     Entry {
@@ -180,6 +190,7 @@ pub(crate) const ENTRIES: &[Entry] = &[
             ("-k", FILE, "the key, in IMAGE,aes-xts-plain,256.key or 512"),
             ("-H", "HEX", "the hash itself"),
             ("-N", "HEX", "the nonce; zeros without it"),
+            ("--json", "", "with -p: as JSON"),
         ],
     },
     Entry {
@@ -200,14 +211,17 @@ pub(crate) const ENTRIES: &[Entry] = &[
             ("-N", FILE, "the new image"),
             ("-O", "FORMAT", "vhd, fixed or raw"),
             ("-f", "FORMAT", "what the image is: vhd or raw"),
+            KEY,
+            KEY_STDIN,
             PROGRESS,
             RATE,
+            JSON,
         ],
     },
     Entry {
         name: "compact",
         about: "give blocks of zeros back and make the file shorter",
-        options: &[NAME, PROGRESS],
+        options: &[NAME, PROGRESS, JSON],
     },
     Entry { name: "info", about: "what is known about an image", options: &[NAME, JSON] },
     Entry {

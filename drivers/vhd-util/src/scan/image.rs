@@ -1,6 +1,8 @@
 //! One image of a scan: looked at, and written as a line.
 use super::lvm::{Group, Volume};
+use crate::options;
 use image::Storage;
+use serde_json::{Value, json};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +19,8 @@ pub(crate) struct Wish {
     pub(crate) paths: bool,
     /// The parent is looked for on the file system (`-a`, `-p`, `-v`).
     pub(crate) resolve: bool,
+    /// An object a line.
+    pub(crate) json: bool,
 }
 
 /// Something to look at.
@@ -144,8 +148,41 @@ fn shown(path: &Path, whole: bool) -> OsString {
 }
 
 impl Image {
-    /// The line of an image, without its end.
-    pub(crate) fn line(&self, wish: Wish) -> Vec<u8> {
+    /// An image as an object: whole paths, so that nothing has to be guessed.
+    fn object(&self, wish: Wish) -> Value {
+        let f = &self.facts;
+        let mut out = json!({
+            "name": self.shown.to_string_lossy(),
+            "capacity_bytes": f.capacity,
+            "size_bytes": f.size,
+            "hidden": f.hidden,
+            "parent": self.parent.as_ref().map(|link| link.path.to_string_lossy()),
+        });
+        if let (Some(link), true) = (&self.parent, wish.resolve) {
+            out["parent_found"] = json!(link.found);
+        }
+        if wish.marks {
+            out["marker"] = json!(f.marker);
+            out["key_hash"] = json!(f.key_hash.map(|k| key::hex(&k.hash)));
+        }
+        out
+    }
+
+    /// The line of an image, without its end, for a tree with its depth there.
+    pub(crate) fn line(&self, wish: Wish, depth: Option<usize>) -> Vec<u8> {
+        if wish.json {
+            let mut object = self.object(wish);
+            if let Some(depth) = depth {
+                object["depth"] = json!(depth);
+            }
+            return object.to_string().into_bytes();
+        }
+        let indent = std::iter::repeat_n(b' ', 3 * depth.unwrap_or(0));
+        indent.chain(self.words(wish)).collect()
+    }
+
+    /// As callers of the original split it.
+    fn words(&self, wish: Wish) -> Vec<u8> {
         let f = &self.facts;
         let mut out = b"vhd=".to_vec();
         out.extend_from_slice(shown(&self.shown, wish.paths).as_bytes());
@@ -169,7 +206,13 @@ impl Image {
 }
 
 /// The line of an image that could not be looked at.
-pub(crate) fn error_line(name: &Path, fault: &ScanFault) -> Vec<u8> {
+pub(crate) fn error_line(name: &Path, fault: &ScanFault, wish: Wish) -> Vec<u8> {
+    if wish.json {
+        let mut error = options::error(&fault.error);
+        error["step"] = json!(fault.doing);
+        let object = json!({ "name": name.to_string_lossy(), "error": error });
+        return format!("{object}\n").into_bytes();
+    }
     let mut out = b"vhd=".to_vec();
     out.extend_from_slice(name.as_os_str().as_bytes());
     let (errno, doing) = (fault.error.errno(), fault.doing);

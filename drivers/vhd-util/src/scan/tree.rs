@@ -26,9 +26,8 @@ pub(crate) fn lines(images: Vec<Image>, wish: Wish) -> Vec<u8> {
     let mut todo: Vec<(&Path, usize)> = order.into_iter().rev().map(|path| (path, 0)).collect();
     while let Some((path, depth)) = todo.pop() {
         let Some(image) = images.get(path).filter(|_| done.insert(path)) else { continue };
-        out.extend(std::iter::repeat_n(b' ', 3 * depth));
-        out.extend(image.line(wish));
-        if image.parent.is_some() && !parent_known(image) {
+        out.extend(image.line(wish, Some(depth)));
+        if !wish.json && image.parent.is_some() && !parent_known(image) {
             out.extend_from_slice(b" (not found in scan)");
         }
         out.push(b'\n');
