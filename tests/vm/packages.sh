@@ -3,10 +3,11 @@
 # state and its archives are below the cache, so neither root nor a change to the host is needed, and the release
 # may be another than the host's. The signatures of the archive are checked as usual.
 #
-#   packages.sh [--update]
+#   packages.sh [--update] [--module]
 #
-# What is fetched once stays (a run needs no network then); --update takes what the archive has now.
-# Leaves in the cache: packages/*.deb, and the lists dom0, host, xen and kernel of file names.
+# What is fetched once stays (a run needs no network then); --update takes what the archive has now. --module
+# fetches as well what it takes to build a module for that kernel: headers, compiler, make.
+# Leaves in the cache: packages/*.deb, and the lists dom0, host, xen, kernel (and module) of file names.
 set -euo pipefail
 # shellcheck source=tests/vm/common.sh
 . "$(dirname "$0")/common.sh"
@@ -17,6 +18,9 @@ dom0_wants=("xen-utils-$vm_xen" xenstore-utils qemu-system-xen qemu-utils nbd-cl
     libstdc++6 libgcc-s1 bsdutils)
 # Onto the host, into a folder: the emulator, and what is needed to take kernels apart.
 host_wants=(qemu-system-x86 zstd kmod busybox-static)
+# What a module is built with, in a tree of its own: the compiler of the kernel's release, and the headers' own
+# programs, need that release's C library. (The kernel's headers are added: their name has its version.)
+module_wants=(make gcc-14 bash coreutils sed grep mawk perl-base findutils libc-bin libelf1t64 sparse)
 # Would be pulled in by dependencies, and is of no use without an init system, users or Python.
 no_use='^(debconf|dpkg|perl-base|systemd|udev|ucf|init-system-helpers|libpam.*|passwd|adduser|login.*|base-passwd'
 no_use+='|libsemanage.*|libsepol2|python3.*|libpython3.*|libdebconf.*|tzdata|media-types|netbase|iso-codes'
@@ -26,9 +30,9 @@ no_use+='|openssl-provider-legacy|usr-is-merged|debianutils|libdb5.3.*|libsqlite
 debs=$vm_cache/packages
 lists=(dom0 host xen kernel)
 
-complete() {
+complete() { # lists
     local list file
-    for list in "${lists[@]}"; do
+    for list in "$@"; do
         [ -s "$debs/$list" ] || return 1
         while read -r file; do
             [ -s "$debs/$file" ] || return 1
@@ -142,7 +146,38 @@ fetch() {
     say "fetched $(find "$debs" -name '*.deb' | wc -l) packages, $(du -sh "$debs" | cut -f1)"
 }
 
+# Adds to what is there: the kernel's version is the one that was fetched, not the one that the archive has now.
+fetch_module() {
+    local version
+    version=$(sed 's/^linux-image-//; s/_.*//' "$debs/kernel")
+    private_apt
+    say "fetching compiler and headers for modules of Linux $version"
+    apt-get update -qq -o APT::Update::Error-Mode=any >&2 || cannot "apt-get update failed"
+    cd "$debs"
+    with_dependencies "linux-headers-$version" "${module_wants[@]}" >module.all ||
+        cannot "the archive has no linux-headers-$version any more (tests/vm/packages.sh --update takes another kernel)"
+    # The headers want the kernel itself; perl-base is of use here.
+    { grep -Ev '^(linux-image-|linux-base|initramfs)' module.all; echo perl-base; } | sort -u >module.names
+    # shellcheck disable=SC2046
+    apt-get download -qq $(cat module.names) >&2 || cannot "apt-get download failed"
+    file_names <module.names >module.new
+    mv module.new module
+    rm -f "$vm_cache"/apt/*.bin
+    say "fetched $(wc -l <module) packages"
+}
+
+update='' module=''
+for option in "$@"; do
+    case $option in
+        --update) update=1 ;;
+        --module) module=1 ;;
+        *) die "packages.sh knows no $option" ;;
+    esac
+done
 lock_cache
-if [ "${1:-}" = --update ] || ! complete; then
+if [ -n "$update" ] || ! complete "${lists[@]}"; then
     fetch
+fi
+if [ -n "$module" ] && ! complete module; then
+    fetch_module
 fi

@@ -2,14 +2,14 @@
 # The tests that need a machine of their own: boots each of the named machines once, runs its list of cases
 # (cases/NAME.sh) in it with the programs as `make install` puts them, and prints what came of every case.
 #
-#   run.sh MACHINE [CASE ...]     MACHINE: plain and device (the kernel without Xen) or xen (Xen and dom0)
+#   run.sh MACHINE [CASE ...]     MACHINE: plain, device and blktap (the kernel without Xen) or xen (Xen and dom0)
 #
 # The programs are those of $CARGO_TARGET_DIR/release (make build). Logs stay in $CARGO_TARGET_DIR/vm/MACHINE.
 set -euo pipefail
 # shellcheck source=tests/vm/common.sh
 . "$(dirname "$0")/common.sh"
 
-machine=${1:?which machine: plain, device or xen}
+machine=${1:?which machine: plain, device, blktap or xen}
 shift
 [ -e "$vm_here/cases/$machine.sh" ] || die "there is no list of cases $vm_here/cases/$machine.sh"
 share=$vm_logs/$machine
@@ -20,7 +20,7 @@ options=(-q -t "${TAPDISK_VM_LIMIT:-3000}")
 started=$SECONDS
 ended=0
 "$vm_here/boot.sh" "${options[@]}" "$share" \
-    "cp -a programs/. / && exec bash vm/cases/$machine.sh $*" || ended=$?
+    "cp -a programs/. / && depmod && exec bash vm/cases/$machine.sh $*" || ended=$?
 
 passed=0 failed=0
 if [ ! -s "$share/results.planned" ]; then

@@ -8,6 +8,7 @@
 //! ```
 //! Nothing here sleeps: processes are waited for through their descriptors, everything else through
 //! replies. Every wait has a deadline, after which the test fails.
+pub mod blktap;
 mod daemon;
 pub mod files;
 pub mod golden;
