@@ -10,7 +10,7 @@
 mod detach;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -25,6 +25,7 @@ use crate::receiver::Receiver;
 use crate::server::{self, Server};
 use crate::signals::{self, Signals};
 use crate::vbd::Env;
+use crate::vbd::metrics::{Folder, SHM};
 use crate::{sealed, sys};
 use detach::{Caller, daemonise};
 
@@ -211,6 +212,7 @@ fn prepare(foreground: bool) -> Result<Ready, Failure> {
         registry: registry()?,
         waker: Arc::new(waker),
         memory,
+        folder: folder(pid, &log),
         stash: receiver.stash(),
     };
     let server = Server::new(poll, Daemon::new(env, receiver), control, signals)
@@ -225,6 +227,16 @@ fn log_dirs(run: &RunDir) -> Vec<PathBuf> {
         Some(dir) => vec![dir.into()],
         None => vec![LOG_DIR.into(), run.path().to_owned()],
     }
+}
+
+/// What is told in shared memory; without it disks are served all the same.
+fn folder(pid: i32, log: &Logger) -> Folder {
+    let shm = Path::new(SHM);
+    Folder::create(shm, pid).unwrap_or_else(|error| {
+        let folder = Folder::new(shm, pid);
+        info!(log, "no metrics: cannot make {}: {error}", folder.path().display());
+        folder
+    })
 }
 
 /// Limits and standing with the kernel. None of it is worth failing for.

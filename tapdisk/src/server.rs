@@ -152,10 +152,12 @@ impl Server {
         let sleeper = self.sleeper;
         let vbd = self.daemon.vbds.iter_mut().find(|vbd| Some(vbd.token) == sleeper);
         let Some(served) = vbd.and_then(Vbd::served) else { return false };
+        served.listen(watch);
         let disk = served.engine.disk();
         let Some(result) = disk.submit_and_wait(watch, timeout) else { return false };
         let polled = disk.inner().inner().take_watch_ready();
         served.note_disk(result);
+        served.hear();
         self.events.clear();
         if polled && !self.hear_rings() {
             self.look_at_poll(Duration::ZERO);

@@ -181,6 +181,13 @@ pub fn watch_level(epoll: RawFd, watched: BorrowedFd<'_>, number: u64) -> io::Re
     check(unsafe { libc::epoll_ctl(epoll, add, fd, &mut event) }).map(drop)
 }
 
+/// Takes a descriptor out of an epoll descriptor, if it is in it.
+pub fn unwatch(epoll: RawFd, watched: BorrowedFd<'_>) {
+    let (del, fd) = (libc::EPOLL_CTL_DEL, watched.as_raw_fd());
+    // SAFETY: no memory is passed; both descriptors are open.
+    let _ = unsafe { libc::epoll_ctl(epoll, del, fd, std::ptr::null_mut()) };
+}
+
 /// Sends one netlink message and hands what comes back to `read`, packet by packet, until it has enough.
 ///
 /// # Errors

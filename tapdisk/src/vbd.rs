@@ -10,6 +10,7 @@
 //! The images are opened and closed by a worker ([`crate::job`]); engine, arena and sockets are made when
 //! they are open and kept until CLOSE, also over a pause. Nothing here waits.
 mod advance;
+pub(crate) mod metrics;
 mod plug;
 mod report;
 mod ring_files;
@@ -54,6 +55,8 @@ pub struct Env {
     pub waker: Arc<Waker>,
     /// What may be locked.
     pub memory: Memory,
+    /// What it tells in shared memory.
+    pub folder: metrics::Folder,
     /// Descriptors that were passed for NBD images.
     pub stash: Arc<Stash>,
 }
@@ -80,6 +83,8 @@ pub struct Vbd {
     early_rings: Option<Box<rings::GuestRings>>,
     /// What the rings of each device tell in shared memory.
     ring_files: Vec<ring_files::DeviceFiles>,
+    /// What it tells itself there.
+    files: metrics::DiskFiles,
     /// The block device.
     device: Option<Device>,
     /// The mirror failed and was left behind.
@@ -147,6 +152,7 @@ impl Vbd {
             served: None,
             early_rings: None,
             ring_files: Vec::new(),
+            files: metrics::DiskFiles::default(),
             device: None,
             mirror_failed: false,
             secs_before: [0; 2],
@@ -304,6 +310,7 @@ impl Vbd {
     fn forget(&mut self, env: &Env) {
         self.early_rings = None;
         self.ring_files.clear();
+        self.files = metrics::DiskFiles::default();
         if let Some(served) = self.served.take() {
             let secs = served.engine.stats().secs;
             self.secs_before = [self.secs_before[0] + secs[0], self.secs_before[1] + secs[1]];

@@ -279,7 +279,7 @@ fn several_queues_of_a_device_and_other_devices_are_apart() {
     assert_eq!(bench.memory.disk[3 * PAGE], 4);
     assert!(!bench.rings.disconnect(7, DEVID + 1) && !bench.rings.disconnect(8, DEVID));
     assert!(bench.rings.disconnect(7, DEVID), "all queues at once");
-    assert_eq!(bench.rings.names().count(), 0);
+    assert_eq!(bench.rings.each().count(), 0);
     assert!(!bench.rings.disconnect(7, DEVID));
     bench.assert_clean();
 }

@@ -25,6 +25,51 @@ fn original(daemon: &Daemon) -> String {
 const TAIL: &str = "\"FIXME_enospc_redirect_count\": 0, \"nbd_mirror_failed\": 0, \
                     \"reqs_outstanding\": 0, \"read_caching\": \"false\" }";
 
+/// The first twelve numbers of a metrics file.
+fn metrics(path: &str) -> Vec<u64> {
+    let page = std::fs::read(path).unwrap_or_default();
+    let numbers = page.chunks_exact(8).map(|raw| u64::from_le_bytes(raw.try_into().unwrap()));
+    numbers.take(12).collect()
+}
+
+/// spec/xenstore-tapback.md §9: what is there when, and who is counted where.
+#[test]
+fn shared_memory_tells_of_reads_and_writes() {
+    let (daemon, name, _) = start();
+    let (folder, tap) =
+        (format!("/dev/shm/td3-{}", daemon.pid), format!("/dev/shm/metrics/tap-{}-0", daemon.pid));
+    let there = || daemon_support::names(std::path::Path::new(&folder));
+    assert!(there().is_empty());
+    assert_eq!(daemon.open(0, &name), 0);
+    assert_eq!(there(), ["nbd-0", "nbd-old-0", "vdi-0"]);
+    assert_eq!(std::fs::read(&tap).unwrap(), [0; 4096]);
+    let mut client = daemon.nbd(0);
+    client.write(0, &[7; 65536]).unwrap();
+    client.write(1 << 20, &[7; 4096]).unwrap();
+    client.read(0, 65536).unwrap();
+    let of = |file: &str| metrics(&format!("{folder}/{file}-0"));
+    daemon_support::until("the second's numbers", || of("vdi").get(7) == Some(&2));
+    let vdi = of("vdi");
+    assert_eq!((&vdi[..5], &vdi[6..9]), (&[0, 0, 1, 1, 128][..], &[2, 2, 136][..]));
+    assert!(vdi[5] > 0 && vdi[9] > 0 && vdi[10..] == [0, 0], "{vdi:?}");
+    let nbd = of("nbd");
+    assert_eq!((&nbd[..5], &nbd[6..9]), (&vdi[..5], &vdi[6..9]));
+    assert_eq!(of("nbd-old"), [0; 12]);
+
+    assert_eq!(daemon.ask(kind::PAUSE, 0), 0);
+    assert_eq!(there(), ["nbd-0", "nbd-old-0"]);
+    assert!(!std::path::Path::new(&tap).exists());
+    assert_eq!(daemon.resume(0, ""), 0);
+    assert_eq!(there(), ["nbd-0", "nbd-old-0", "vdi-0"]);
+    assert_eq!(of("vdi"), [0; 12]);
+    assert_eq!(of("nbd")[7], 2, "the sockets were not closed");
+    assert_eq!(daemon.ask(kind::CLOSE, 0), 0);
+    assert!(there().is_empty());
+    assert_eq!(daemon.ask(kind::DETACH, 0), 0);
+    daemon.wait_for_end();
+    assert!(!std::path::Path::new(&folder).exists());
+}
+
 #[test]
 fn a_raw_disk_from_open_to_the_end() {
     let (daemon, name, path) = start();

@@ -124,6 +124,30 @@ impl AnyDisk {
         }
     }
 
+    /// As [`Uring::listen`]; never with Linux AIO.
+    pub fn listen(&mut self, fd: RawFd) -> bool {
+        match self {
+            AnyDisk::Uring(disk) => disk.listen(fd),
+            AnyDisk::Aio(_) => false,
+        }
+    }
+
+    /// As [`Uring::take_heard`].
+    pub fn take_heard(&mut self) -> &[u32] {
+        match self {
+            AnyDisk::Uring(disk) => disk.take_heard(),
+            AnyDisk::Aio(_) => &[],
+        }
+    }
+
+    /// As [`Uring::tell`].
+    pub fn tell(&mut self, number: u32) -> bool {
+        match self {
+            AnyDisk::Uring(disk) => disk.tell(number),
+            AnyDisk::Aio(_) => false,
+        }
+    }
+
     /// What the log should say beside the reason.
     fn remark(&self) -> &'static str {
         match self {

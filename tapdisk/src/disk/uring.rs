@@ -10,6 +10,8 @@
 //! that thread's calls (DEFER_TASKRUN), so nothing interrupts a turn. Kernels before 6.1 are asked for
 //! less. Nothing here allocates after `open` and `set_files`.
 #![allow(unsafe_code)]
+mod ear;
+
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
@@ -19,6 +21,8 @@ use std::time::Duration;
 use io_uring::squeue::{self, Flags};
 use io_uring::{Builder, EnterFlags, IoUring, Probe, opcode, types};
 
+use self::ear::Ear;
+pub use self::ear::NUMBERS_MAX;
 use super::files::{File, Files};
 use super::lane::{Call, Done, EventFd, Job, Lane};
 use super::{Disk, Kind, Op, Tag};
@@ -28,8 +32,8 @@ use crate::pool::Arena;
 const WATCH: u64 = 1 << 32;
 /// User data of the poll on the lane's eventfd.
 const LANE: u64 = 2 << 32;
-/// Entries beside the operations: the two polls.
-const POLLS_MAX: u32 = 2;
+/// Entries beside the operations: the two polls, and the ear's.
+const POLLS_MAX: u32 = 2 + ear::ENTRIES;
 /// The kernel's limit (io_uring/io_uring.c, IORING_MAX_ENTRIES).
 const ENTRIES_MAX: u32 = 32768;
 /// The longest sleep; the kernel's time must not overflow.
@@ -55,6 +59,7 @@ enum Waiting {
 pub struct Uring {
     // Dropped before the arena: the kernel lets go of the memory first.
     ring: IoUring,
+    ear: Option<Ear>,
     lane: Option<Lane>,
     arena: Arena,
     wake: Arc<EventFd>,
@@ -100,6 +105,7 @@ impl Uring {
         let files_registered = register_table(&ring, files_max);
         Ok(Uring {
             ring,
+            ear: None,
             lane: None,
             arena,
             wake: Arc::new(wake),
@@ -128,6 +134,29 @@ impl Uring {
     /// (`epoll_wait` with no time until it gives nothing); what it leaves is reported again.
     pub fn take_watch_ready(&mut self) -> bool {
         std::mem::take(&mut self.watch_ready)
+    }
+
+    /// Listens to a descriptor that is non-blocking, tells u32s and is told some, until the engine ends; in
+    /// `submit_and_wait` alone. False if this kernel is too old (5.17) or there is one already: the caller
+    /// polls, reads and writes for itself.
+    pub fn listen(&mut self, fd: RawFd) -> bool {
+        let params = self.ring.params();
+        let able = params.is_feature_skip_cqe_on_success() && params.is_feature_ext_arg();
+        if !able || self.ear.is_some() {
+            return false;
+        }
+        self.ear = Some(Ear::new(fd));
+        true
+    }
+
+    /// What was read from it, once.
+    pub fn take_heard(&mut self) -> &[u32] {
+        self.ear.as_mut().map_or(&[], Ear::take_heard)
+    }
+
+    /// Writes a number to it with the next sleep. False if there is no room for it.
+    pub fn tell(&mut self, number: u32) -> bool {
+        self.ear.as_mut().is_some_and(|ear| ear.tell(number))
     }
 
     /// Calls of io_uring_enter so far.
@@ -167,8 +196,8 @@ impl Uring {
     }
 
     fn queue(&mut self, entry: &squeue::Entry) {
-        // SAFETY: an operation's memory is a piece of the arena (checked by `Arena::address`), which
-        // outlives the ring; polls and the others name no memory.
+        // SAFETY: an operation's memory is a piece of the arena (checked by `Arena::address`), or the
+        // ear's own, lent meanwhile; both outlive the ring. Polls and the others name no memory.
         let pushed = unsafe { self.ring.submission().push(entry) };
         assert!(pushed.is_ok(), "the submission queue has room for the depth and the polls");
     }
@@ -213,9 +242,16 @@ impl Uring {
 
     /// Moves what finished to `done`.
     fn collect(&mut self) {
+        if self.ear.is_some() && self.queued() == 0 {
+            self.ear.iter_mut().for_each(Ear::submitted);
+        }
         for entry in self.ring.completion() {
             match entry.user_data() {
                 WATCH => (self.watch, self.watch_ready) = (Poll::Idle, true),
+                ear::READ => self.ear.iter_mut().for_each(|ear| ear.read(entry.result())),
+                ear::WRITE => self.ear.iter_mut().for_each(Ear::not_written),
+                // Its read comes back as well.
+                ear::POLL => {}
                 LANE => {
                     self.lane_poll = Poll::Idle;
                     self.wake.drain();
@@ -242,6 +278,10 @@ impl Uring {
         if self.watch == Poll::Idle {
             self.watch = Poll::Armed;
             self.queue(&poll(watch, WATCH));
+        }
+        if let Some(mut ear) = self.ear.take() {
+            ear.entries(|entry| self.queue(entry));
+            self.ear = Some(ear);
         }
         let lane_busy = self.lane.as_ref().is_some_and(|lane| lane.in_flight() > 0);
         if lane_busy && self.lane_poll == Poll::Idle {
@@ -326,7 +366,7 @@ impl Disk for Uring {
         }
         self.wait_inside();
         self.collect();
-        if !self.done.is_empty() {
+        if !self.done.is_empty() || self.ear.as_ref().is_some_and(Ear::has_heard) {
             return Some(if self.queued() > 0 { self.submit() } else { Ok(()) });
         }
         self.arm(watch);

@@ -57,8 +57,8 @@ impl<D: Disk> Slots for Engine<D> {
         }
         let sectors = u64::from(request.span.count);
         match request.verb {
-            Verb::Read => self.stats.secs[0] += sectors,
-            Verb::Write { .. } => self.stats.secs[1] += sectors,
+            Verb::Read => self.stats.begin(0, sectors),
+            Verb::Write { .. } => self.stats.begin(1, sectors),
             Verb::Flush | Verb::Zero { .. } | Verb::Discard { .. } | Verb::Status => {}
         }
     }

@@ -107,6 +107,7 @@ impl<D: Disk> Engine<D> {
         stats.errors += u64::from(slot.error.is_some());
         if let Some(dir) = dir {
             stats.bytes[dir] += sectors * 512;
+            stats.ticks_us[dir] += us;
             stats.latency[dir][stats::bucket(us)] += 1;
         }
     }

@@ -1,11 +1,17 @@
 //! Counters of one disk: plain numbers, read by the control path between turns.
 
+use crate::transport::Traffic;
+
 /// Buckets of a latency histogram; bucket i counts from floor(2^(i/2)) µs on.
 pub const BUCKETS: usize = 64;
 
 /// What a disk has done since it was attached.
 #[derive(Clone, Debug)]
 pub struct Stats {
+    /// Reads and writes begun.
+    pub begun: [u64; 2],
+    /// Time that finished reads and writes took, in µs.
+    pub ticks_us: [u64; 2],
     /// Requests finished: read, write, flush, discard, zero.
     pub ops: [u64; 5],
     /// Bytes of reads and writes.
@@ -25,6 +31,8 @@ pub struct Stats {
 impl Default for Stats {
     fn default() -> Stats {
         Stats {
+            begun: [0; 2],
+            ticks_us: [0; 2],
             ops: [0; 5],
             bytes: [0; 2],
             secs: [0; 2],
@@ -32,6 +40,25 @@ impl Default for Stats {
             errors: 0,
             latency: [[0; BUCKETS]; 2],
             turns: 0,
+        }
+    }
+}
+
+impl Stats {
+    /// A read or a write begins.
+    pub(super) fn begin(&mut self, way: usize, sectors: u64) {
+        self.begun[way] += 1;
+        self.secs[way] += sectors;
+    }
+
+    /// Reads and writes, and what became of them.
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            begun: self.begun,
+            over: [self.ops[0], self.ops[1]],
+            sectors: self.bytes.map(|bytes| bytes / image::SECTOR_BYTES),
+            ticks_us: self.ticks_us,
+            errors: self.errors,
         }
     }
 }

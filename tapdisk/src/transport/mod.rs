@@ -107,6 +107,36 @@ pub trait Slots {
     fn read_only(&self) -> bool;
 }
 
+/// Reads and writes that somebody asked for, and what became of them. Pairs are of reads and of writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Requests taken.
+    pub begun: [u64; 2],
+    /// Of them, those that are over.
+    pub over: [u64; 2],
+    /// Sectors of 512 bytes.
+    pub sectors: [u64; 2],
+    /// Time from the beginning to the end, in µs.
+    pub ticks_us: [u64; 2],
+    /// Requests that failed.
+    pub errors: u64,
+}
+
+impl Traffic {
+    /// What came after an earlier state of the same counters.
+    #[must_use]
+    pub fn since(&self, earlier: &Traffic) -> Traffic {
+        let less = |a: [u64; 2], b: [u64; 2]| [a[0].wrapping_sub(b[0]), a[1].wrapping_sub(b[1])];
+        Traffic {
+            begun: less(self.begun, earlier.begun),
+            over: less(self.over, earlier.over),
+            sectors: less(self.sectors, earlier.sectors),
+            ticks_us: less(self.ticks_us, earlier.ticks_us),
+            errors: self.errors.wrapping_sub(earlier.errors),
+        }
+    }
+}
+
 /// How many slots there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct SlotCounts {

@@ -72,6 +72,7 @@ impl Vbd {
             Ok(served) => {
                 self.info = found;
                 self.served = Some(served);
+                self.show_files(env);
                 self.take_early_rings(env);
                 if let Some(plugging) = self.plug(env) {
                     return (plugging, None);
@@ -102,7 +103,9 @@ impl Vbd {
                 self.mirror_failed = true;
             }
         }
-        match served.take_out() {
+        let images = served.take_out();
+        self.hide_files();
+        match images {
             Some(images) => (shut(env, images, goal), None),
             None => self.arrive(env, goal, Ok(())),
         }
@@ -212,6 +215,7 @@ impl Vbd {
                     wish: crate::formats::Wish { strict: false, ..opened.wish },
                     ..opened
                 });
+                self.show_files(env);
                 self.write_record(env);
                 self.announce(env);
                 (State::Open, Some(Ok(())))
@@ -252,6 +256,7 @@ impl Vbd {
     pub fn tick(&mut self, env: &Env, now: u64, instant: std::time::Instant) {
         let minor = self.minor;
         self.update_ring_files();
+        self.update_files();
         let Some(served) = &mut self.served else { return };
         served.tick(instant);
         if served.watch(now) {

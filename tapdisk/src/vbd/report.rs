@@ -187,11 +187,13 @@ fn ring_counters(rings: &GuestRings, j: &mut Json) {
     let c = rings.counters();
     j.key("rings").object(|j| {
         j.key("connected").array(|j| {
-            rings.names().for_each(|name| {
+            rings.each().for_each(|(name, tally)| {
                 j.object(|j| {
                     j.member("domid", name.domid);
                     j.member("devid", name.devid);
                     j.member("queue", name.queue);
+                    j.member("reads", tally.taken[0]);
+                    j.member("writes", tally.taken[1]);
                 });
             });
         });

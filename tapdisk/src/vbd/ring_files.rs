@@ -5,52 +5,54 @@
 //!   /dev/shm/td3-<pid>/vbd-<domid>-<devid>      requests, sectors, times
 //!   /dev/shm/vbd3-<domid>-<devid>/statistics    the same as blkback's, /io_ring: indices of the first ring
 //! ```
-//! They are written, not mapped: nobody who cuts them short can harm us. A file that cannot be made is
+//! They are written, not mapped: nobody who cuts them short can harm us; `io_ring` every five seconds, and all only
+//! when there is something new. A file that cannot be made is
 //! said in the log and does without; the ring is served all the same.
 use std::cell::Cell;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
+use super::metrics::{Folder, PAGE, fresh, own_folder, page, traffic_page};
+use crate::transport::Traffic;
 use crate::transport::blkif::{Indices, Tally};
-
-/// Where shared memory has names.
-pub const SHM: &str = "/dev/shm";
-const PAGE: usize = 4096;
 
 /// The files of one device.
 #[derive(Debug)]
 pub struct DeviceFiles {
     /// Front end's domain and device.
     pub device: (u16, u32),
-    /// The process's folder, which may hold files of others.
-    process: PathBuf,
     vbd: PathBuf,
     folder: PathBuf,
     vbd_file: File,
     statistics: File,
     /// What `io_ring` says.
     shown: Cell<Option<Indices>>,
+    /// Updates until it may say something else.
+    rest: Cell<u32>,
+    /// What the others say.
+    told: Cell<Tally>,
 }
+
+/// Updates between two of `io_ring`: five seconds.
+const RING_UPDATES: u32 = 5;
 
 impl DeviceFiles {
     /// Makes them, with zeros.
     ///
     /// # Errors
     /// Those of the file system, or a folder of that name that is not ours.
-    pub fn create(shm: &Path, pid: i32, device: (u16, u32)) -> io::Result<DeviceFiles> {
+    pub fn create(process: &Folder, device: (u16, u32)) -> io::Result<DeviceFiles> {
         let (domid, devid) = device;
-        let process = shm.join(format!("td3-{pid}"));
-        let folder = shm.join(format!("vbd3-{domid}-{devid}"));
-        own_folder(&process)?;
+        let folder = process.shm().join(format!("vbd3-{domid}-{devid}"));
         own_folder(&folder)?;
-        let vbd = process.join(format!("vbd-{domid}-{devid}"));
+        let vbd = process.path().join(format!("vbd-{domid}-{devid}"));
         let vbd_file = fresh(&vbd)?;
         let statistics = fresh(&folder.join("statistics"))?;
-        let shown = Cell::new(None);
-        let files = DeviceFiles { device, process, vbd, folder, vbd_file, statistics, shown };
-        files.update(&Tally::default(), None)?;
+        let (shown, rest, told) = (Cell::new(None), Cell::new(0), Cell::new(Tally::default()));
+        let files = DeviceFiles { device, vbd, folder, vbd_file, statistics, shown, rest, told };
+        files.show(&Tally::default())?;
         Ok(files)
     }
 
@@ -59,9 +61,15 @@ impl DeviceFiles {
     /// # Errors
     /// Those of the file system.
     pub fn update(&self, tally: &Tally, indices: Option<Indices>) -> io::Result<()> {
-        self.vbd_file.write_all_at(&vbd_page(tally), 0)?;
-        self.statistics.write_all_at(&statistics_page(tally), 0)?;
-        let Some(indices) = indices.filter(|_| self.shown.get() != indices) else { return Ok(()) };
+        if self.told.get() != *tally {
+            self.show(tally)?;
+            self.told.set(*tally);
+        }
+        let rest = self.rest.get().saturating_sub(1);
+        self.rest.set(rest);
+        let due = rest == 0 && self.shown.get() != indices;
+        let Some(indices) = indices.filter(|_| due) else { return Ok(()) };
+        self.rest.set(RING_UPDATES);
         // Made beside and moved into place, so that a reader finds all of it or the former.
         let beside = self.folder.join("io_ring~");
         let file = fresh(&beside)?;
@@ -70,58 +78,27 @@ impl DeviceFiles {
         self.shown.set(Some(indices));
         Ok(())
     }
+
+    fn show(&self, tally: &Tally) -> io::Result<()> {
+        self.vbd_file.write_all_at(&vbd_page(tally), 0)?;
+        self.statistics.write_all_at(&statistics_page(tally), 0)
+    }
 }
 
 impl Drop for DeviceFiles {
     fn drop(&mut self) {
-        // What is gone already needs no removing; the process's folder stays while others are in it.
+        // What is gone already needs no removing.
         for name in ["statistics", "io_ring", "io_ring~"] {
             let _ = fs::remove_file(self.folder.join(name));
         }
         let _ = fs::remove_dir(&self.folder);
         let _ = fs::remove_file(&self.vbd);
-        let _ = fs::remove_dir(&self.process);
     }
-}
-
-/// A folder for us alone. Anybody can make names in shared memory: one that is there must be a folder
-/// and ours.
-fn own_folder(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let there = fs::symlink_metadata(path)?;
-            let me = fs::metadata("/proc/self")?.uid();
-            match there.is_dir() && there.uid() == me && there.mode() & 0o022 == 0 {
-                true => Ok(()),
-                false => Err(error),
-            }
-        }
-        made => made,
-    }
-}
-
-/// A new file; a leftover of that name goes.
-fn fresh(path: &Path) -> io::Result<File> {
-    let _ = fs::remove_file(path);
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
-}
-
-/// A page of u64s, some of them set.
-fn page(fields: &[(usize, u64)]) -> [u8; PAGE] {
-    let mut page = [0; PAGE];
-    for (at, value) in fields {
-        page[*at..at + 8].copy_from_slice(&value.to_le_bytes());
-    }
-    page
 }
 
 fn vbd_page(t: &Tally) -> [u8; PAGE] {
-    // Version 1 in the first four bytes.
-    let [read, write] = [0, 1].map(|i| [t.taken[i], t.answered[i], t.sectors[i], t.ticks_us[i]]);
-    let of = |from: usize, values: [u64; 4]| (0..4).map(move |i| (from + 8 * i, values[i]));
-    let fields: Vec<(usize, u64)> =
-        [(0, 1), (80, t.errors)].into_iter().chain(of(16, read)).chain(of(48, write)).collect();
-    page(&fields)
+    let Tally { taken: begun, answered: over, sectors, ticks_us, errors, .. } = *t;
+    traffic_page(1, &Traffic { begun, over, sectors, ticks_us, errors })
 }
 
 fn statistics_page(t: &Tally) -> [u8; PAGE] {
@@ -185,7 +162,8 @@ mod tests {
     #[test]
     fn files_are_where_and_what_readers_expect_and_go_with_the_device() {
         let dir = tempfile::tempdir().unwrap();
-        let files = DeviceFiles::create(dir.path(), 77, (3, 51712)).unwrap();
+        let process = Folder::create(dir.path(), 77).unwrap();
+        let files = DeviceFiles::create(&process, (3, 51712)).unwrap();
         let tally = Tally {
             taken: [11, 21],
             answered: [10, 20],
@@ -208,10 +186,8 @@ mod tests {
         let text = "nr_ents 32\nreq prod 7 cons 7 event 8\nrsp prod 7 pvt 7 event 8\n";
         assert_eq!(&ring[8..], text.as_bytes());
         assert_eq!(number(&ring, 0), u64::from(crc32(text.as_bytes())));
-        let second = DeviceFiles::create(dir.path(), 77, (3, 51728)).unwrap();
         drop(files);
-        assert!(dir.path().join("td3-77").exists(), "another device's file is in it");
-        drop(second);
+        drop(process);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
@@ -221,8 +197,9 @@ mod tests {
         let folder = dir.path().join("vbd3-1-2");
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("statistics"), "old").unwrap();
-        drop(DeviceFiles::create(dir.path(), 1, (1, 2)).unwrap());
+        let process = Folder::create(dir.path(), 1).unwrap();
+        drop(DeviceFiles::create(&process, (1, 2)).unwrap());
         std::os::unix::fs::symlink("/etc", &folder).unwrap();
-        assert!(DeviceFiles::create(dir.path(), 1, (1, 2)).is_err());
+        assert!(DeviceFiles::create(&process, (1, 2)).is_err());
     }
 }

@@ -6,14 +6,14 @@
 //! The devices of Xen are opened with a disk's first ring and closed when the disk is. What can be wrong
 //! is said in the log, since the reply has room for an errno only.
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::Path;
 
 use mio::Registry;
 use slog::{info, warn};
 use tap_ctl::messages::Blkif;
 use xen::devices::Devices;
 
-use super::ring_files::{DeviceFiles, SHM};
+use super::metrics::SHM;
+use super::ring_files::DeviceFiles;
 use super::{Env, State, Vbd};
 use crate::control::VBD_TOKENS;
 use crate::sys;
@@ -90,7 +90,7 @@ impl Vbd {
         if self.ring_files.iter().any(|files| files.device == device) {
             return;
         }
-        match DeviceFiles::create(Path::new(SHM), env.pid, device) {
+        match DeviceFiles::create(&env.folder, device) {
             Ok(files) => self.ring_files.push(files),
             Err(error) => {
                 warn!(env.log, "no files in {SHM} tell of the rings of {name}: {error}");

@@ -3,7 +3,7 @@
 //! ```text
 //!   nbd, rings, device: take ─► engine.step ─► complete ─► kick          submit: the server's, once a turn
 //! ```
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -44,8 +44,12 @@ pub struct Served {
     pub nbd: NbdServer,
     /// Rings of guests, if there were any since the disk was opened.
     pub rings: Option<Box<GuestRings>>,
+    /// Guests' event channels are read by the disk engine, not by the poll.
+    listens: bool,
     /// Requests of rings that were answered at the last tick.
     answers_told: u64,
+    /// Requests of all kinds that had begun or ended then.
+    requests_told: u64,
     /// The open images; their drivers are lent to the engine.
     pub images: Option<Images>,
     /// Why this disk engine, for people.
@@ -122,7 +126,9 @@ impl Served {
             engine: Engine::new(disk, grant.limits),
             nbd,
             rings: None,
+            listens: false,
             answers_told: 0,
+            requests_told: 0,
             images: None,
             why,
             locked,
@@ -223,7 +229,12 @@ impl Served {
             rings.wants_ticks() || rings.counters().answers != self.answers_told
         };
         let ticks = self.rings.as_deref().is_some_and(ticks);
-        self.idle() && self.nbd.clients() == 0 && !ticks
+        self.idle() && self.nbd.clients() == 0 && !ticks && self.requests_told == self.requests()
+    }
+
+    fn requests(&self) -> u64 {
+        let stats = self.engine.stats();
+        stats.begun.iter().chain(&stats.ops).sum()
     }
 
     /// Whether no request is in flight, here or below.
@@ -240,6 +251,7 @@ impl Served {
         if let Some(rings) = &mut self.rings {
             rings.clock(now);
         }
+        self.nbd.clock(now);
         for _ in 0..ROUNDS_MAX {
             let arrived = self.take();
             let again = self.engine.step(now);
@@ -298,6 +310,37 @@ impl Served {
             any = true;
         }
         any
+    }
+
+    /// This disk sleeps for all: its engine reads the event channels of its rings and unmasks them, in the
+    /// call that sleeps, if it can. They need not be in the poll then; `poll` takes them out.
+    pub fn listen(&mut self, poll: RawFd) {
+        let Some(rings) = &mut self.rings else { return };
+        let disk = self.engine.disk().inner().inner();
+        let fd = rings.xen().as_fd();
+        if !self.listens && disk.listen(fd.as_raw_fd()) {
+            self.listens = true;
+            sys::unwatch(poll, fd);
+            rings.xen_mut().put_off_unmasks();
+        }
+        if !self.listens {
+            return;
+        }
+        while let Some(port) = rings.xen_mut().next_unmask() {
+            if !disk.tell(port) {
+                // A port that is gone needs no unmasking.
+                let _ = rings.xen().unmask_now(port);
+            }
+        }
+    }
+
+    /// What the engine heard of guests while it slept.
+    pub fn hear(&mut self) {
+        let Some(rings) = self.rings.as_mut().filter(|_| self.listens) else { return };
+        let ports = self.engine.disk().inner().inner().take_heard();
+        if !ports.is_empty() {
+            rings.heard(ports);
+        }
     }
 
     /// Hands operations to the kernel without waiting.
@@ -374,6 +417,7 @@ impl Served {
     /// About once a second.
     pub fn tick(&mut self, now: Instant) {
         self.nbd.tick(now);
+        self.requests_told = self.requests();
         if let Some(rings) = &mut self.rings {
             rings.tick();
             self.answers_told = rings.counters().answers;

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use tapdisk::disk::probe::{AnyDisk, EngineKind, choose, named};
+use tapdisk::disk::uring::NUMBERS_MAX;
 use tapdisk::disk::{Disk, Kind};
 use tapdisk::pool::{Arena, Buf};
 
@@ -153,6 +154,57 @@ fn linux_aio_leaves_the_waiting_to_the_caller() {
     disk.submit().unwrap();
     assert!(disk.has_finished() || readable(watch.as_raw_fd(), LOST));
     assert_eq!(finish(&mut disk, 1), [(3, Ok(BLOCK))]);
+}
+
+/// Two ends of a non-blocking socket that keeps messages apart.
+fn pair() -> [OwnedFd; 2] {
+    let mut fds = [-1; 2];
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: room for two descriptors, which nobody else owns.
+    unsafe {
+        assert_eq!(libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()), 0);
+        fds.map(|fd| OwnedFd::from_raw_fd(fd))
+    }
+}
+
+#[test]
+fn numbers_are_heard_and_told_in_the_call_that_sleeps() {
+    let mut disk = uring();
+    let watch = epoll(&[]);
+    let watch = watch.as_raw_fd();
+    let [ours, theirs] = pair();
+    let mut theirs = std::fs::File::from(theirs);
+    assert!(
+        disk.listen(ours.as_raw_fd()),
+        "this kernel has Linux 5.17's completions on failure only"
+    );
+    assert!(!disk.listen(ours.as_raw_fd()), "one is enough");
+    // Nothing is heard, and the poll stays where it is.
+    disk.submit_and_wait(watch, Duration::ZERO).unwrap().unwrap();
+    assert_eq!(disk.take_heard(), [0u32; 0]);
+    for numbers in [[7u32, 9], [5, 1 << 31]] {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_ne_bytes()).collect();
+        theirs.write_all(&bytes).unwrap();
+        disk.submit_and_wait(watch, LOST).unwrap().unwrap();
+        assert_eq!(disk.take_heard(), numbers);
+        assert_eq!(disk.take_heard(), [0u32; 0], "once");
+    }
+    // What is told goes out with the next sleep, and does not end it.
+    assert!(disk.tell(3) && disk.tell(4));
+    let begun = Instant::now();
+    disk.submit_and_wait(watch, Duration::from_millis(50)).unwrap().unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(50));
+    let mut bytes = [0; 64];
+    assert_eq!(theirs.read(&mut bytes).unwrap(), 8);
+    assert_eq!(bytes[..8], [3u32.to_ne_bytes(), 4u32.to_ne_bytes()].concat());
+    // As many as there is room for.
+    assert!((0..NUMBERS_MAX as u32).all(|n| disk.tell(n)) && !disk.tell(0));
+    disk.submit_and_wait(watch, Duration::ZERO).unwrap().unwrap();
+    assert_eq!(theirs.read(&mut [0; 256]).unwrap(), 4 * NUMBERS_MAX);
+    // The other end is gone: nothing is heard, and no call spins or fails.
+    drop(theirs);
+    disk.submit_and_wait(watch, LOST).unwrap().unwrap();
+    assert_eq!(disk.take_heard(), [0u32; 0]);
 }
 
 #[test]

@@ -22,7 +22,12 @@ pub struct Devices {
     events: File,
     /// Room for the segments of a call.
     segments: Vec<gntdev::CopySegment>,
+    /// Ports that somebody else unmasks, if so.
+    put_off: Option<Vec<Port>>,
 }
+
+/// Ports whose unmasking can be put off at once; what is beyond is unmasked on the spot.
+const PUT_OFF_MAX: usize = 32;
 
 impl Devices {
     /// Opens them.
@@ -39,7 +44,34 @@ impl Devices {
             grants: Arc::new(open(gntdev::PATH)?),
             events: open(evtchn::PATH)?,
             segments: Vec::with_capacity(COPIES_MAX),
+            put_off: None,
         })
+    }
+
+    /// From now on `unmask` only notes the port; the caller writes it, as a u32, to [`AsFd::as_fd`], soon.
+    pub fn put_off_unmasks(&mut self) {
+        self.put_off = Some(Vec::with_capacity(PUT_OFF_MAX));
+    }
+
+    /// A port that has to be unmasked.
+    pub fn next_unmask(&mut self) -> Option<Port> {
+        self.put_off.as_mut()?.pop()
+    }
+
+    /// Unmasks it on the spot.
+    ///
+    /// # Errors
+    /// When the port is gone.
+    pub fn unmask_now(&self, port: Port) -> io::Result<()> {
+        // SAFETY: the kernel reads one port from live memory.
+        let put = unsafe {
+            libc::write(
+                self.events.as_raw_fd(),
+                std::ptr::from_ref(&port).cast(),
+                size_of::<Port>(),
+            )
+        };
+        if put < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -130,15 +162,13 @@ impl EventChannels for Devices {
     }
 
     fn unmask(&mut self, port: Port) -> io::Result<()> {
-        // SAFETY: the kernel reads one port from live memory.
-        let put = unsafe {
-            libc::write(
-                self.events.as_raw_fd(),
-                std::ptr::from_ref(&port).cast(),
-                size_of::<Port>(),
-            )
-        };
-        if put < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        match &mut self.put_off {
+            Some(ports) if ports.len() < PUT_OFF_MAX => {
+                ports.push(port);
+                Ok(())
+            }
+            _ => self.unmask_now(port),
+        }
     }
 }
 

@@ -3,6 +3,7 @@ use std::fmt;
 
 use xen::{BackRing, EventChannels, GrantTable, Layout, Port, RING_PAGES_MAX};
 
+use super::notice::Tally;
 use super::poll::{PollPolicy, Polling, host_idle};
 use super::queue::{Queue, RingName};
 use super::{RINGS_MAX, Rings};
@@ -109,12 +110,13 @@ impl RingWish {
 impl<X: GrantTable + EventChannels> Rings<X> {
     /// Whether a ring is connected.
     pub fn has(&self, name: RingName) -> bool {
-        self.names().any(|known| known == name)
+        self.each().any(|(known, _)| known == name)
     }
 
-    /// The rings that are connected.
-    pub fn names(&self) -> impl Iterator<Item = RingName> + '_ {
-        self.queues.iter().flatten().filter(|queue| queue.ring.is_some()).map(|queue| queue.name)
+    /// The rings that are connected, each with what it has done.
+    pub fn each(&self) -> impl Iterator<Item = (RingName, Tally)> + '_ {
+        let connected = self.queues.iter().flatten().filter(|queue| queue.ring.is_some());
+        connected.map(|queue| (queue.name, queue.tally))
     }
 
     /// Maps the pages of a ring and binds its port.

@@ -100,18 +100,28 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         &self.xen
     }
 
-    /// Looks which ports have fired, and remembers. They stay masked until the next turn that takes
-    /// requests. True if there was one.
-    pub fn event(&mut self) -> bool {
-        let mut room = [0; RINGS_MAX];
+    /// The same, to change.
+    pub fn xen_mut(&mut self) -> &mut X {
+        &mut self.xen
+    }
+
+    /// These ports have fired, and are masked until the next turn that takes requests.
+    pub fn heard(&mut self, ports: &[xen::Port]) {
         self.parts.log.counters.wakes += 1;
-        let fired = self.xen.fired(&mut room);
-        for port in fired {
+        for port in ports {
             if let Some(queue) = live(&mut self.queues).find(|queue| queue.port == *port) {
                 queue.fired = true;
             }
         }
-        !fired.is_empty()
+    }
+
+    /// Looks which ports have fired, and remembers. They stay masked until the next turn that takes
+    /// requests. True if there was one.
+    pub fn event(&mut self) -> bool {
+        let mut room = [0; RINGS_MAX];
+        let fired = self.xen.fired(&mut room).len();
+        self.heard(&room[..fired]);
+        fired > 0
     }
 
     /// While the disk pauses or is paused: nothing is taken, ports stay masked once they have fired, and

@@ -38,6 +38,8 @@ pub(super) struct Call {
     pub issued: u32,
     /// Pieces that the engine has.
     pub outstanding: u16,
+    /// When it was taken, in µs.
+    pub since: u64,
     /// First error, as the wire has it; 0 is none.
     pub error: u32,
     /// Pieces of a read that is answered in order, oldest first.
@@ -58,6 +60,7 @@ impl Call {
         bytes: 0,
         issued: 0,
         outstanding: 0,
+        since: 0,
         error: 0,
         first: NO_PIECE,
         last: NO_PIECE,
@@ -79,6 +82,15 @@ impl Call {
     /// Everything was given to the engine and came back.
     pub(super) fn is_over(&self) -> bool {
         self.is_issued() && self.outstanding == 0
+    }
+
+    /// 0 for a read, 1 for a write.
+    pub(super) fn way(&self) -> Option<usize> {
+        match self.kind {
+            Kind::Read => Some(0),
+            Kind::Write => Some(1),
+            Kind::Status | Kind::Flush | Kind::Trim | Kind::Zero | Kind::Other => None,
+        }
     }
 
     /// The engine's word for it.

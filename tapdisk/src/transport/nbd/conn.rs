@@ -68,6 +68,10 @@ pub(super) struct Conn {
     pub(super) phase: Phase,
     pub(super) fd: Option<OwnedFd>,
     pub(super) style: Style,
+    /// Greeted in the old style, or through the door of that name: whose traffic it is.
+    pub(super) old: bool,
+    /// Reads and writes that are not over.
+    pub(super) open: [u64; 2],
     /// Came as a descriptor, not by connecting.
     pub(super) passed: bool,
     /// The socket may have bytes for us.
@@ -103,6 +107,8 @@ impl Conn {
             phase: Phase::Free,
             fd: None,
             style: Style::New,
+            old: false,
+            open: [0; 2],
             passed: false,
             readable: false,
             closed: false,

@@ -127,7 +127,12 @@ impl Conn {
         let kind = kind_of(head.command);
         let verdict = check(head, kind, turn.export, self.features);
         count(&mut turn.log.counters, head, verdict.is_ok());
-        let call = Call { error: verdict.err().unwrap_or(0), ..Call::new(head, kind) };
+        let (error, since) = (verdict.err().unwrap_or(0), turn.log.now);
+        let call = Call { error, since, ..Call::new(head, kind) };
+        if let Some(way) = call.way() {
+            turn.log.traffic[usize::from(self.old)].begun[way] += 1;
+            self.open[way] += 1;
+        }
         let id = self.calls.put(call).expect("`room` saw a free place");
         if kind == Kind::Write && head.bytes > ABSURD_BYTES {
             self.drop_client(Why::AbsurdLength, turn.log, turn.registry);

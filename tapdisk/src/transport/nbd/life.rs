@@ -35,6 +35,7 @@ impl Conn {
         self.pace.begin(fd.as_fd(), passed);
         self.fd = Some(fd);
         self.style = style;
+        self.old = style != Style::New;
         (self.readable, self.closed, self.blocked) = (true, false, false);
         (self.stall, self.freed) = (Stall::No, false);
         self.rx.clear();
@@ -102,7 +103,7 @@ impl Conn {
     }
 
     /// Gives back the slots of a dying client; frees its place when the engine has none of them.
-    pub(super) fn bury(&mut self, slots: &mut dyn Slots) {
+    pub(super) fn bury(&mut self, slots: &mut dyn Slots, log: &mut Log) {
         assert!(self.phase == Phase::Dying, "only the dead are buried");
         if let Some(slot) = std::mem::replace(&mut self.intake, Intake::Head).slot() {
             self.held.release(slots, slot);
@@ -115,12 +116,16 @@ impl Conn {
             }
         }
         if self.in_engine == 0 {
-            self.reset();
+            self.reset(log);
         }
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self, log: &mut Log) {
         assert!(self.held.is_none() && self.pieces.used() == 0, "every slot went back");
+        let traffic = &mut log.traffic[usize::from(self.old)];
+        for (over, open) in traffic.over.iter_mut().zip(&mut self.open) {
+            *over += std::mem::take(open);
+        }
         self.calls.clear();
         self.line.clear();
         self.streaming = None;

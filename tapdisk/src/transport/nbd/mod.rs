@@ -42,7 +42,7 @@ pub use self::notice::{Counters, Notice, Why};
 use self::conn::{Conn, Phase, Style, Turn};
 use self::listen::{Door, Purpose};
 use self::notice::Log;
-use super::{Outcome, Request, SlotId, Slots, Transport};
+use super::{Outcome, Request, SlotId, Slots, Traffic, Transport};
 
 /// Clients of one disk at once.
 pub const CLIENTS_MAX: usize = 16;
@@ -193,7 +193,7 @@ impl NbdServer {
         let (log, registry) = (&mut self.log, &self.registry);
         for conn in self.places.iter_mut().flatten().filter(|conn| conn.is_live()) {
             conn.drop_client(Why::Shut, log, registry);
-            conn.bury(slots);
+            conn.bury(slots, log);
         }
     }
 
@@ -235,6 +235,16 @@ impl NbdServer {
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
         self.log.counters
+    }
+
+    /// Reads and writes of clients that were greeted in the new style, and in the old one.
+    pub fn traffic(&self) -> [Traffic; 2] {
+        self.log.traffic
+    }
+
+    /// What time it is, in µs; at the beginning of a turn.
+    pub fn clock(&mut self, now: u64) {
+        self.log.now = now;
     }
 
     /// The oldest notice that was not fetched yet.
@@ -315,7 +325,7 @@ impl NbdServer {
         let (head, tail) = self.places.split_at_mut(self.first);
         for conn in tail.iter_mut().chain(head).flatten() {
             if conn.phase == Phase::Dying {
-                conn.bury(turn.slots);
+                conn.bury(turn.slots, turn.log);
             }
             if conn.is_live() {
                 f(conn, &mut turn);

@@ -1,5 +1,6 @@
 //! What the server wants to know about its clients: counters, and a short ring of notices that it
 //! drains and logs outside the data path. A full ring drops and counts.
+use crate::transport::Traffic;
 use crate::transport::notices::Notices;
 
 /// Plain counters since the sockets were made.
@@ -99,6 +100,10 @@ const NOTICES_MAX: usize = 32;
 #[derive(Debug, Default)]
 pub(super) struct Log {
     pub counters: Counters,
+    /// Of clients that were greeted in the new style, and in the old one.
+    pub traffic: [Traffic; 2],
+    /// The clock, in µs.
+    pub now: u64,
     notices: Notices<Notice, NOTICES_MAX>,
 }
 

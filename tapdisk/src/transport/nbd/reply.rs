@@ -8,7 +8,7 @@
 use super::calls::{At, Kind, NO_PIECE, Piece};
 use super::conn::{Conn, Phase, Turn};
 use super::intake::Intake;
-use super::notice::Why;
+use super::notice::{Log, Why};
 use crate::nbd_proto::{Head, STATE_HOLE_ZERO, error_of, flag};
 use crate::transport::{Outcome, SlotId, Slots};
 
@@ -22,7 +22,7 @@ impl Conn {
         call.outstanding -= 1;
         if self.phase == Phase::Dying {
             self.give_back(place, piece.slot, turn.slots);
-            self.bury(turn.slots);
+            self.bury(turn.slots, turn.log);
             return;
         }
         match call.kind {
@@ -64,12 +64,14 @@ impl Conn {
                 Ok(_) => Head::hole(cookie, last, offset, bytes),
                 Err(errno) => Head::error_at(cookie, last, error_of(errno), offset),
             };
-            turn.log.counters.errors += u64::from(outcome.is_err());
+            let failed = u64::from(outcome.is_err());
+            turn.log.counters.errors += failed;
+            turn.log.traffic[usize::from(self.old)].errors += failed;
             self.out.push(head, None);
             self.give_back(place, piece.slot, turn.slots);
         }
         if last {
-            self.free_call(piece.call);
+            self.free_call(piece.call, turn.log);
         }
     }
 
@@ -82,7 +84,7 @@ impl Conn {
                 let head = Head::status(call.cookie, count);
                 self.out.push(head, Some((piece.slot, count * 8)));
                 self.free_piece(place);
-                self.free_call(piece.call);
+                self.free_call(piece.call, turn.log);
             }
             other => {
                 self.give_back(place, piece.slot, turn.slots);
@@ -132,7 +134,7 @@ impl Conn {
     pub(super) fn advance_line(&mut self, turn: &mut Turn<'_>) {
         while self.is_live() {
             if let Some(id) = self.streaming {
-                if !self.stream(id) {
+                if !self.stream(id, turn.log) {
                     return;
                 }
             } else {
@@ -157,7 +159,7 @@ impl Conn {
     }
 
     /// Sends the pieces of a read that are there; true if that was all of it.
-    fn stream(&mut self, id: u16) -> bool {
+    fn stream(&mut self, id: u16, log: &mut Log) -> bool {
         loop {
             let place = self.calls[id].first;
             if place == NO_PIECE || self.pieces[place].at != At::Parked {
@@ -177,7 +179,7 @@ impl Conn {
         let over = self.calls[id].is_over() && self.calls[id].first == NO_PIECE;
         if over {
             self.streaming = None;
-            self.free_call(id);
+            self.free_call(id, log);
         }
         over
     }
@@ -197,7 +199,7 @@ impl Conn {
         let call = &self.calls[id];
         turn.log.counters.errors += u64::from(call.error != 0);
         self.out.push(call.head(self.features.structured), None);
-        self.free_call(id);
+        self.free_call(id, turn.log);
     }
 
     fn note_error(&mut self, id: u16, outcome: Outcome) {
@@ -212,7 +214,18 @@ impl Conn {
         self.free_piece(place);
     }
 
-    fn free_call(&mut self, id: u16) {
+    fn free_call(&mut self, id: u16, log: &mut Log) {
+        let call = &self.calls[id];
+        if let Some(way) = call.way() {
+            let traffic = &mut log.traffic[usize::from(self.old)];
+            let failed = call.error != 0;
+            traffic.over[way] += 1;
+            traffic.sectors[way] +=
+                if failed { 0 } else { u64::from(call.bytes) / image::SECTOR_BYTES };
+            traffic.ticks_us[way] += log.now.saturating_sub(call.since);
+            traffic.errors += u64::from(failed);
+            self.open[way] -= 1;
+        }
         self.calls.free(id);
         self.freed = true;
     }

@@ -1,0 +1,315 @@
+//! What a tapdisk tells in shared memory of itself and its disks (spec/xenstore-tapback.md §9.1, 9.3).
+//!
+//! ```text
+//!   /dev/shm/td3-<pid>/                         from the start to the end of the process
+//!            vdi-<minor>                        while images are open, not while paused
+//!            nbd-<minor>, nbd-old-<minor>       from OPEN to CLOSE: clients by their greeting
+//!            vbd-<domid>-<devid>                while rings are connected (ring_files)
+//!   /dev/shm/metrics/tap-<pid>-<minor>          while images are open: a page of zeros
+//! ```
+//! Files are written once a second, not mapped: nobody who cuts them short can harm us. One that cannot be made
+//! is said in the log, and the disk is served without it.
+use std::cell::Cell;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use slog::warn;
+
+use super::{Env, Vbd};
+use crate::transport::Traffic;
+
+/// Where shared memory has names.
+pub const SHM: &str = "/dev/shm";
+pub(super) const PAGE: usize = 4096;
+
+/// The folder of a process. It goes with it.
+#[derive(Debug)]
+pub struct Folder {
+    shm: PathBuf,
+    pid: i32,
+    ours: bool,
+}
+
+impl Folder {
+    /// Makes it, empty: what an earlier process of the same number left in it goes.
+    ///
+    /// # Errors
+    /// Those of the file system, or a folder of that name that is not ours.
+    pub fn create(shm: &Path, pid: i32) -> io::Result<Folder> {
+        let mut folder = Folder::new(shm, pid);
+        own_folder(&folder.path())?;
+        folder.ours = true;
+        folder.empty();
+        Ok(folder)
+    }
+
+    /// Its name alone: it cannot be made.
+    pub fn new(shm: &Path, pid: i32) -> Folder {
+        Folder { shm: shm.to_owned(), pid, ours: false }
+    }
+
+    /// Where shared memory has names.
+    pub fn shm(&self) -> &Path {
+        &self.shm
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> PathBuf {
+        self.shm.join(format!("td3-{}", self.pid))
+    }
+
+    fn empty(&self) {
+        for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Files of disks are gone by now.
+        if self.ours {
+            let _ = fs::remove_dir(self.path());
+        }
+    }
+}
+
+/// Reads and writes of one kind of client, in a page.
+#[derive(Debug)]
+struct TrafficFile {
+    path: PathBuf,
+    file: File,
+    /// What had been counted when the file was made.
+    before: Traffic,
+    /// What it says.
+    told: Cell<Traffic>,
+}
+
+impl TrafficFile {
+    fn create(path: PathBuf, before: Traffic) -> io::Result<TrafficFile> {
+        let file = fresh(&path)?;
+        let made = TrafficFile { path, file, before, told: Cell::new(before) };
+        made.file.write_all_at(&traffic_page(0, &Traffic::default()), 0)?;
+        Ok(made)
+    }
+
+    fn update(&self, now: &Traffic) -> io::Result<()> {
+        if self.told.get() != *now {
+            self.file.write_all_at(&traffic_page(0, &now.since(&self.before)), 0)?;
+            self.told.set(*now);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for TrafficFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The files of one disk.
+#[derive(Debug, Default)]
+pub(super) struct DiskFiles {
+    vdi: Option<TrafficFile>,
+    nbd: Option<[TrafficFile; 2]>,
+    tap: Option<PathBuf>,
+    /// The log knows that they cannot be made.
+    told: bool,
+}
+
+impl DiskFiles {
+    fn open(
+        &mut self,
+        folder: &Folder,
+        minor: u16,
+        vdi: Traffic,
+        nbd: [Traffic; 2],
+    ) -> io::Result<()> {
+        let place = folder.path();
+        if self.nbd.is_none() {
+            let make = |name: &str, i: usize| {
+                TrafficFile::create(place.join(format!("{name}-{minor}")), nbd[i])
+            };
+            self.nbd = Some([make("nbd", 0)?, make("nbd-old", 1)?]);
+        }
+        if self.vdi.is_none() {
+            self.vdi = Some(TrafficFile::create(place.join(format!("vdi-{minor}")), vdi)?);
+        }
+        if self.tap.is_none() {
+            let metrics = folder.shm().join("metrics");
+            shared_folder(&metrics)?;
+            let path = metrics.join(format!("tap-{}-{minor}", folder.pid));
+            fresh(&path)?.write_all_at(&[0; PAGE], 0)?;
+            self.tap = Some(path);
+        }
+        Ok(())
+    }
+
+    /// The images are closed.
+    fn pause(&mut self) {
+        self.vdi = None;
+        if let Some(path) = self.tap.take() {
+            let _ = fs::remove_file(path);
+        }
+    }
+
+    fn update(&self, vdi: &Traffic, nbd: &[Traffic; 2]) {
+        // A full file system: the next second may be better.
+        if let Some(file) = &self.vdi {
+            let _ = file.update(vdi);
+        }
+        for (file, traffic) in self.nbd.iter().flatten().zip(nbd) {
+            let _ = file.update(traffic);
+        }
+    }
+}
+
+impl Drop for DiskFiles {
+    fn drop(&mut self) {
+        self.pause();
+    }
+}
+
+impl Vbd {
+    /// Files for a disk whose images have just been opened.
+    pub(super) fn show_files(&mut self, env: &Env) {
+        let Some(served) = &self.served else { return };
+        let (vdi, nbd) = (served.engine.stats().traffic(), served.nbd.traffic());
+        let Err(error) = self.files.open(&env.folder, self.minor, vdi, nbd) else { return };
+        if !std::mem::replace(&mut self.files.told, true) {
+            let minor = self.minor;
+            warn!(env.log, "minor {minor}: no files in {SHM} tell of it: {error}");
+        }
+    }
+
+    /// The images are being closed.
+    pub(super) fn hide_files(&mut self) {
+        self.files.pause();
+    }
+
+    /// Once a second: what was read and written.
+    pub(super) fn update_files(&self) {
+        let Some(served) = &self.served else { return };
+        self.files.update(&served.engine.stats().traffic(), &served.nbd.traffic());
+    }
+}
+
+/// A folder for us alone. Anybody can make names in shared memory: one that is there must be a folder
+/// and ours.
+pub(super) fn own_folder(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let there = fs::symlink_metadata(path)?;
+            let me = fs::metadata("/proc/self")?.uid();
+            match there.is_dir() && there.uid() == me && there.mode() & 0o022 == 0 {
+                true => Ok(()),
+                false => Err(error),
+            }
+        }
+        made => made,
+    }
+}
+
+/// A folder that all tapdisks of a user share: root's, or else the first user's.
+fn shared_folder(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o755).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => own_folder(path),
+        made => made,
+    }
+}
+
+/// A new file; a leftover of that name goes.
+pub(super) fn fresh(path: &Path) -> io::Result<File> {
+    let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    match create() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            create()
+        }
+        made => made,
+    }
+}
+
+/// A page of u64s, some of them set.
+pub(super) fn page(fields: &[(usize, u64)]) -> [u8; PAGE] {
+    let mut page = [0; PAGE];
+    for (at, value) in fields {
+        page[*at..at + 8].copy_from_slice(&value.to_le_bytes());
+    }
+    page
+}
+
+/// The layout of §9.1, with the version in its first four bytes.
+pub(super) fn traffic_page(version: u32, t: &Traffic) -> [u8; PAGE] {
+    let [read, write] = [0, 1].map(|i| [t.begun[i], t.over[i], t.sectors[i], t.ticks_us[i]]);
+    let of = |from: usize, values: [u64; 4]| (0..4).map(move |i| (from + 8 * i, values[i]));
+    let first = [(0, u64::from(version)), (80, t.errors)];
+    let fields: Vec<(usize, u64)> =
+        first.into_iter().chain(of(16, read)).chain(of(48, write)).collect();
+    page(&fields)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRAFFIC: Traffic = Traffic {
+        begun: [11, 21],
+        over: [10, 20],
+        sectors: [12, 22],
+        ticks_us: [13, 23],
+        errors: 5,
+    };
+
+    fn numbers(path: &Path) -> Vec<u64> {
+        let bytes = fs::read(path).unwrap();
+        assert_eq!(bytes.len(), PAGE);
+        assert!(bytes[96..].iter().all(|byte| *byte == 0));
+        let of = |raw: &[u8]| u64::from_le_bytes(raw.try_into().unwrap());
+        bytes[..96].chunks_exact(8).map(of).collect()
+    }
+
+    #[test]
+    fn files_come_and_go_with_images_and_disk() {
+        let shm = tempfile::tempdir().unwrap();
+        let folder = Folder::create(shm.path(), 77).unwrap();
+        let there = |name: &str| shm.path().join(name).exists();
+        let mut files = DiskFiles::default();
+        // What was counted earlier is another file's.
+        let before = Traffic { begun: [1, 1], over: [1, 1], ..Traffic::default() };
+        files.open(&folder, 3, before, [Traffic::default(), before]).unwrap();
+        assert_eq!(numbers(&shm.path().join("td3-77/vdi-3")), [0; 12]);
+        let tap = fs::read(shm.path().join("metrics/tap-77-3")).unwrap();
+        assert_eq!(tap, [0; PAGE]);
+        files.update(&TRAFFIC, &[TRAFFIC, before]);
+        let vdi = numbers(&shm.path().join("td3-77/vdi-3"));
+        assert_eq!(vdi, [0, 0, 10, 9, 12, 13, 20, 19, 22, 23, 5, 0]);
+        let nbd = numbers(&shm.path().join("td3-77/nbd-3"));
+        assert_eq!(nbd, [0, 0, 11, 10, 12, 13, 21, 20, 22, 23, 5, 0]);
+        assert_eq!(numbers(&shm.path().join("td3-77/nbd-old-3")), [0; 12]);
+        files.pause();
+        assert!(!there("td3-77/vdi-3") && !there("metrics/tap-77-3") && there("td3-77/nbd-3"));
+        files.open(&folder, 3, TRAFFIC, [TRAFFIC; 2]).unwrap();
+        assert_eq!(numbers(&shm.path().join("td3-77/vdi-3")), [0; 12]);
+        drop(files);
+        assert_eq!(fs::read_dir(shm.path().join("td3-77")).unwrap().count(), 0);
+        drop(folder);
+        assert!(!there("td3-77"));
+    }
+
+    #[test]
+    fn a_dead_process_folder_is_emptied_and_a_strangers_refused() {
+        let shm = tempfile::tempdir().unwrap();
+        let path = shm.path().join("td3-1");
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("vdi-9"), "old").unwrap();
+        let folder = Folder::create(shm.path(), 1).unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
+        drop(folder);
+        std::os::unix::fs::symlink("/etc", &path).unwrap();
+        assert!(Folder::create(shm.path(), 1).is_err());
+    }
+}
