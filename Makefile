@@ -8,6 +8,7 @@
 #   make fuzz       every parser under the fuzzer, FUZZ_SECONDS=60 each, guided by branches; FUZZ_ARGS=NAME for one
 #   make xen-demo   Xen, dom0 and a guest with our disk, in an emulator (one to two minutes)
 #   make bench      tapdisk beside qemu-nbd, nbdkit and fio on the raw file (BENCH_ARGS="--help" lists options)
+#   make bench-xen  a guest's disk on tapdisk, qdisk and xen-blkback, in an emulator: ratios, system calls a request
 #   make bench-vhd  vhd-util beside qemu-img and the disk's own limit
 #   make install    PREFIX=/usr/local DESTDIR=
 #   make deps       the Debian packages that demo, test and bench call, through apt, where missing
@@ -76,14 +77,15 @@ test: build
 	tests/install.sh
 	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device'
 
-# The long cases with two guests, save and reboot, and kills run in test-vm: they take another ten minutes.
-XEN_CASES := hostile_front_end front_end_that_writes_nonsense file_system_across_plugs chain_of_five \
-    discard_and_flush snapshots_under_guest_io restarted_tapback
+# In one boot with two guests. The rest of this list and all of xen-more run in test-vm.
+XEN_CASES := two_guests_with_two_disks_each file_system_across_plugs chain_of_five discard_and_flush \
+    snapshots_under_guest_io restarted_tapback front_end_that_writes_nonsense hostile_front_end \
+    killed_tapdisk_and_destroyed_guest
 
 # Every case of every machine.
 test-vm: build
 	@tests/deps.sh test
-	tests/vm/lanes.sh './run.sh xen' './run.sh plain' './run.sh device'
+	tests/vm/lanes.sh './run.sh xen' './run.sh xen-more' './run.sh plain' './run.sh device'
 
 # LLVM's coverage counters, part of every Rust tool chain: no other tools. The inputs that together take every
 # branch that was taken become tests/corpus. Built apart from everything else.
@@ -104,6 +106,11 @@ xen-demo: build
 bench: build
 	@tests/deps.sh demo bench
 	tests/bench/bench.py --bin "$(BIN)" $(BENCH_ARGS)
+
+bench-xen: build
+	@tests/deps.sh test
+	tests/vm/run.sh xen-bench
+	cat "$(TARGET)/vm/xen-bench/bench.txt"
 
 bench-vhd: build
 	@tests/deps.sh bench
@@ -171,4 +178,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all build linker deps demo check test test-vm fuzz bench install uninstall clean
+.PHONY: all build linker deps demo check test test-vm fuzz bench bench-xen bench-vhd install uninstall clean

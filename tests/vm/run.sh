@@ -2,7 +2,7 @@
 # The tests that need a machine of their own: boots each of the named machines once, runs its list of cases
 # (cases/NAME.sh) in it with the programs as `make install` puts them, and prints what came of every case.
 #
-#   run.sh MACHINE [CASE ...]     MACHINE: plain, device and blktap (the kernel without Xen) or xen (Xen and dom0)
+#   run.sh MACHINE [CASE ...]     MACHINE: a list of cases; those named xen… run under Xen, the others without
 #
 # The programs are those of $CARGO_TARGET_DIR/release (make build). Logs stay in $CARGO_TARGET_DIR/vm/MACHINE.
 set -euo pipefail
@@ -16,7 +16,7 @@ share=$vm_logs/$machine
 fill_share "$share"
 
 options=(-q -t "${TAPDISK_VM_LIMIT:-3000}")
-[ "$machine" = xen ] || options+=(-p)
+case $machine in xen*) ;; *) options+=(-p) ;; esac
 started=$SECONDS
 ended=0
 "$vm_here/boot.sh" "${options[@]}" "$share" \

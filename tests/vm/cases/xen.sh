@@ -1,118 +1,8 @@
 # Real Xen: dom0 with tapback and tapdisk, disks plugged by xl with Xen's own block-tap script, and guests whose
-# kernel's blkfront uses them. Starting a guest is dear: two live through all cases, and get their disks while they
-# run; the last case destroys one.
+# kernel's blkfront uses them. Two guests live through all cases; the last case destroys one.
 # shellcheck shell=bash
-# shellcheck source=tests/vm/cases/lib.sh
-. /share/vm/cases/lib.sh
-
-# One tapback serves all domains. Not every case needs it.
-need_tapback() {
-    pidof tapback >/dev/null || start_tapback
-}
-
-start_tapback() {
-    rm -f /run/tapback.pid
-    tapback -p /run/tapback.pid
-    await 30 "tapback's pid file" test -s /run/tapback.pid
-}
-
-clean_up() {
-    local domain tapdisk
-    for domain in $(xl list | awk 'NR > 2 {print $1}'); do
-        xl destroy "$domain"
-    done
-    pkill -9 -x tapback
-    for tapdisk in $(pidof tapdisk); do
-        kill -9 "$tapdisk"
-    done
-    umount -l /mnt
-    rm -rf /srv/* /run/blktap-control/*
-    xenstore-rm /local/domain/0/backend/vbd3
-}
-
-show_state() {
-    local log
-    xl list
-    xenstore-ls -f /local/domain/0/backend
-    tap-ctl list
-    dmesg | tail -n 15
-    tail -n 30 /var/log/blktap/*.log /var/log/tapback.log 2>/dev/null
-    tail -n 15 /var/log/xen/xen-hotplug.log /var/log/xen/xl-*.log 2>/dev/null
-    for log in /var/log/xen/console/guest-*.log; do
-        echo "==> $log"
-        tail -n 40 "$log"
-    done
-}
-
-# The guest of most cases; started by the first that needs it.
-need_guest() { # name
-    xl domid "$1" >/dev/null 2>&1 || start_guest "$1"
-}
-
-start_guest() { # name, xl's disk lines
-    need_tapback
-    guest start "$@"
-}
-
-xl_disk() { # vdev, format, path, access
-    echo "vdev=$1,access=${4:-rw},backendtype=tap,format=$2,target=$3"
-}
-
-# Number of a device in xenstore, as Xen's public/io/blkif.h has it: 202 << 8 | disk << 4.
-device_number() { # xvdX
-    local letter
-    letter=$(printf '%d' "'${1#xvd}")
-    echo $((202 << 8 | (letter - 97) << 4))
-}
-
-# Sets pid and minor of the tapdisk behind a guest's disk, and node, its place in xenstore.
-behind() { # guest, vdev
-    node=/local/domain/0/backend/vbd3/$(xl domid "$1")/$(device_number "$2")
-    pid=$(xenstore-read "$node/pid")
-    minor=$(xenstore-read "$node/minor")
-}
-
-# Back ends in xenstore, one a line.
-find_backends() {
-    xenstore-ls -f /local/domain/0/backend/vbd3 2>/dev/null | sed -n 's|/state = .*||p' || true
-}
-
-nothing_more_left() {
-    same "back ends at the end" "" "$(find_backends)"
-}
-
-# Waits until the guest's kernel has the disk.
-until_disk() { # guest, vdev
-    guest run "$1" "i=0; until [ -b /dev/$2 ] && [ \$(cat /sys/block/$2/size) -gt 0 ]; do
-        i=\$((i + 1)); [ \$i -lt 1200 ] || exit 1; usleep 100000; done"
-}
-
-attach() { # guest, vdev, format, path, access
-    xl block-attach "$1" "$(xl_disk "${@:2}")"
-    until_disk "$1" "$2"
-    behind "$1" "$2"
-}
-
-detach() { # guest, vdev
-    behind "$1" "$2"
-    promises_kept
-    xl block-detach "$1" "$2"
-    guest run "$1" "i=0; while [ -e /sys/block/$2 ]; do i=\$((i + 1)); [ \$i -lt 600 ] || exit 1; usleep 100000; done"
-    await 30 "the end of tapdisk $pid" sh -c "! kill -0 $pid"
-    ! xenstore-exists "$node" || fail "$node is still there"
-}
-
-# What an image holds, as other people's program reads it.
-as_raw() { # vhd
-    qemu-img convert -f vpc -O raw "$1" /srv/read-back.raw
-}
-
-# Whatever the guest was about, it has no complaint of its own.
-guest_is_well() { # guest
-    local said
-    said=$(guest run "$1" "dmesg | grep -E 'BUG:|Oops|general protection|blocked for more than' || true")
-    same "the kernel's messages in guest $1" "" "$(echo "$said" | grep -v '^$' || true)"
-}
+# shellcheck source=tests/vm/cases/xen-lib.sh
+. /share/vm/cases/xen-lib.sh
 
 # ---- plug, use, unplug -----------------------------------------------------------------------------------------
 
@@ -129,10 +19,10 @@ case_two_guests_with_two_disks_each() {
     local seed=0
     for name in one two; do
         seed=$((seed + 10))
-        guest run "$name" "disk-load write /dev/xvda seed=$seed bytes=16777216 block=65536 depth=8 &
-            disk-load write /dev/xvdb seed=$((seed + 1)) bytes=8388608 depth=32 &&
-            disk-load write /dev/xvdb seed=$((seed + 2)) from=8388608 bytes=8388608 block=8192 && wait \$! &&
-            disk-load check /dev/xvda seed=$seed bytes=16777216" &
+        guest run "$name" "disk-load write /dev/xvda seed=$seed bytes=6291456 block=65536 depth=8 &
+            disk-load write /dev/xvdb seed=$((seed + 1)) bytes=2097152 depth=32 &&
+            disk-load write /dev/xvdb seed=$((seed + 2)) from=2097152 bytes=4194304 block=8192 && wait \$! &&
+            disk-load check /dev/xvda seed=$seed bytes=6291456" &
         running+=($!)
     done
     wait "${running[0]}" || fail "the load of guest one"
@@ -145,9 +35,9 @@ case_two_guests_with_two_disks_each() {
         detach "$name" xvdb
         vhd-util check -n "/srv/$name.vhd"
         as_raw "/srv/$name.vhd"
-        disk-load check /srv/read-back.raw seed=$seed bytes=16777216
-        disk-load check "/srv/$name.raw" seed=$((seed + 1)) bytes=8388608
-        disk-load check "/srv/$name.raw" seed=$((seed + 2)) from=8388608 bytes=8388608
+        disk-load check /srv/read-back.raw seed=$seed bytes=6291456
+        disk-load check "/srv/$name.raw" seed=$((seed + 1)) bytes=2097152
+        disk-load check "/srv/$name.raw" seed=$((seed + 2)) from=2097152 bytes=4194304
     done
     rm /srv/*
 }
@@ -178,13 +68,13 @@ case_chain_of_five() {
     local layer below=''
     for layer in 1 2 3 4 5; do
         if [ -z "$below" ]; then
-            vhd-util create -n /srv/1.vhd -s 64
+            vhd-util create -n /srv/1.vhd -s 32
         else
             vhd-util snapshot -n "/srv/$layer.vhd" -p "$below"
         fi
         below=/srv/$layer.vhd
         serve "vhd:$below"
-        qemu-io -f raw -c "write -P $layer $((layer * 4))M 6M" "nbd+unix:///?socket=$socket" >/dev/null
+        qemu-io -f raw -c "write -P $layer $((layer * 2))M 3M" "nbd+unix:///?socket=$socket" >/dev/null
         give_back
     done
     local -a before=()
@@ -192,12 +82,12 @@ case_chain_of_five() {
         before+=("$(sum_of "/srv/$layer.vhd")")
     done
     attach one xvda vhd /srv/5.vhd
-    # Layer n left 4 MiB of its 6, the next one overwrote the rest.
-    guest run one "disk-load write /dev/xvda seed=5 from=33554432 bytes=8388608 &&
+    # Layer n left 2 MiB of its 3, the next one overwrote the rest.
+    guest run one "disk-load write /dev/xvda seed=5 from=16777216 bytes=4194304 &&
         for layer in 1 2 3 4 5; do
-            dd if=/dev/xvda bs=1M skip=\$((layer * 4)) count=4 2>/dev/null | tr -d \"\\\\00\$layer\" | cmp - /dev/null || exit 1
+            dd if=/dev/xvda bs=1M skip=\$((layer * 2)) count=2 2>/dev/null | tr -d \"\\\\00\$layer\" | cmp - /dev/null || exit 1
         done
-        disk-load check /dev/xvda seed=5 from=33554432 bytes=8388608"
+        disk-load check /dev/xvda seed=5 from=16777216 bytes=4194304"
     detach one xvda
     for layer in 1 2 3 4; do
         same "layer $layer after writes to the top" "${before[layer - 1]}" "$(sum_of "/srv/$layer.vhd")"
@@ -210,16 +100,16 @@ case_discard_and_flush() {
     need_guest one
     vhd-util create -n /srv/disk.vhd -s 64
     attach one xvda vhd /srv/disk.vhd
-    guest run one "disk-load write /dev/xvda bytes=50331648 block=65536"
+    guest run one "disk-load write /dev/xvda bytes=16777216 block=65536"
     local before after flushes
     before=$(du -m /srv/disk.vhd | cut -f1)
     flushes=$(tap-ctl stats -p "$pid" -m "$minor" | sed -n 's/.*"flush": \([0-9]*\).*/\1/p')
     [ "${flushes:-0}" -gt 0 ] || fail "no flush of the guest reached tapdisk"
-    guest run one "blkdiscard -o 0 -l 33554432 /dev/xvda && disk-load check /dev/xvda from=33554432 bytes=16777216 &&
-        dd if=/dev/xvda bs=1M count=32 2>/dev/null | tr -d '\\000' | cmp - /dev/null"
+    guest run one "blkdiscard -o 0 -l 12582912 /dev/xvda && disk-load check /dev/xvda from=12582912 bytes=4194304 &&
+        dd if=/dev/xvda bs=1M count=12 2>/dev/null | tr -d '\\000' | cmp - /dev/null"
     detach one xvda
     after=$(du -m /srv/disk.vhd | cut -f1)
-    [ "$after" -le $((before - 30)) ] || fail "discard freed too little: $before MiB before, $after MiB after"
+    [ "$after" -le $((before - 11)) ] || fail "discard freed too little: $before MiB before, $after MiB after"
     vhd-util check -n /srv/disk.vhd
     rm /srv/*
 }
@@ -282,14 +172,6 @@ case_restarted_tapback() {
     detach one xvda
     disk-load check /srv/disk.raw
     rm /srv/*
-}
-
-at_state() { # path, state
-    [ "$(xenstore-read "$1/state")" = "$2" ]
-}
-
-has_size() { # device, sectors
-    [ "$(cat "/sys/block/$1/size")" = "$2" ]
 }
 
 # A disk of dom0 itself, whose front end is made of keys at first: each kind of nonsense is refused where the toolstack
@@ -406,9 +288,9 @@ case_killed_tapdisk_and_destroyed_guest() {
     vhd-util create -n /srv/living.vhd -s 32
     attach two xvdb vhd /srv/living.vhd
     attach two xvda vhd /srv/killed.vhd
-    guest run two "disk-load write /dev/xvda bytes=8388608 && disk-load write /dev/xvdb bytes=8388608"
+    guest run two "disk-load write /dev/xvda bytes=4194304 && disk-load write /dev/xvdb bytes=4194304"
     guest run two "for disk in a b; do
-        disk-load write /dev/xvd\$disk seed=2 from=8388608 depth=4 >/dev/null 2>&1 & done; sleep 1"
+        disk-load write /dev/xvd\$disk seed=2 from=4194304 depth=4 >/dev/null 2>&1 & done; sleep 1"
     local killed=$pid dead=$minor
     kill -9 "$killed"
     await 20 "the end of tapdisk $killed" sh -c "! kill -0 $killed"
@@ -421,18 +303,16 @@ case_killed_tapdisk_and_destroyed_guest() {
     rm -f "/run/blktap-control/ctl$killed" "/run/blktap-control/nbd$killed.$dead"
     vhd-util check -n /srv/living.vhd
     as_raw /srv/living.vhd
-    disk-load check /srv/read-back.raw bytes=8388608
+    disk-load check /srv/read-back.raw bytes=4194304
     need_guest one
     attach one xvda vhd /srv/killed.vhd
-    guest run one "disk-load check /dev/xvda bytes=8388608 && disk-load write /dev/xvda seed=3 from=8388608 block=65536"
+    guest run one "disk-load check /dev/xvda bytes=4194304 && disk-load write /dev/xvda seed=3 from=4194304 block=65536"
     detach one xvda
     vhd-util check -n /srv/killed.vhd
     as_raw /srv/killed.vhd
-    disk-load check /srv/read-back.raw bytes=8388608
-    disk-load check /srv/read-back.raw seed=3 from=8388608
+    disk-load check /srv/read-back.raw bytes=4194304
+    disk-load check /srv/read-back.raw seed=3 from=4194304
     rm /srv/*
 }
 
-modprobe loop
-mkdir -p /var/log/blktap
 run_cases "$@"

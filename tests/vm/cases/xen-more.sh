@@ -1,0 +1,217 @@
+# More of real Xen, for `make test-vm`: several queues, frontends that come back, 4096-byte sectors, media changes,
+# unplugging in several states, localhost migration, and a driver domain.
+# shellcheck shell=bash
+# shellcheck source=tests/vm/cases/xen-lib.sh
+. /share/vm/cases/xen-lib.sh
+
+front_of() { # guest, vdev
+    echo "/local/domain/$(xl domid "$1")/device/vbd/$(device_number "$2")"
+}
+
+# A guest of two processors has two queues, and tapdisk serves both rings.
+case_two_queues() {
+    need_guest one
+    truncate -s 16M /srv/disk.raw
+    attach one xvda raw /srv/disk.raw
+    same "the guest's queues" "0 1" "$(guest run one 'cd /sys/block/xvda/mq && echo *' | head -1)"
+    same "queues in xenstore" 2 "$(xenstore-read "$(front_of one xvda)/multi-queue-num-queues")"
+    guest run one "taskset 1 disk-load write /dev/xvda bytes=8388608 depth=8 & first=\$!
+        taskset 2 disk-load write /dev/xvda seed=2 from=8388608 bytes=8388608 depth=8 && wait \$first"
+    local queues
+    queues=$(tap-ctl stats -p "$pid" -m "$minor" --json | tr -d ' ' |
+        grep -o '"queue":[0-9]*,"reads":[0-9]*,"writes":[1-9][0-9]*' | cut -d, -f1 | sort | tr '\n' ' ')
+    same "tapdisk's rings that had writes" '"queue":0 "queue":1 ' "$queues"
+    detach one xvda
+    disk-load check /srv/disk.raw bytes=8388608
+    disk-load check /srv/disk.raw seed=2 from=8388608 bytes=8388608
+    rm /srv/*
+}
+
+# The guest's driver lets go of a disk and takes it again, three times, as a kexec or a firmware would.
+case_frontend_comes_back() {
+    need_guest one
+    vhd-util create -n /srv/disk.vhd -s 16
+    attach one xvda vhd /srv/disk.vhd
+    local turn name
+    name=vbd-$(device_number xvda)
+    for turn in 1 2 3; do
+        guest run one "disk-load write /dev/xvda seed=$turn from=$((turn * 1048576)) bytes=1048576 &&
+            echo $name >/sys/bus/xen/drivers/vbd/unbind"
+        await 30 "state 6 in turn $turn" at_state "$node" 6
+        xenstore-write "$(front_of one xvda)/state" 1
+        await 30 "state 2 in turn $turn" at_state "$node" 2
+        guest run one "echo $name >/sys/bus/xen/drivers/vbd/bind"
+        until_disk one xvda
+        guest run one "disk-load check /dev/xvda seed=$turn from=$((turn * 1048576)) bytes=1048576"
+    done
+    same "the tapdisk is the same" "$pid" "$(xenstore-read "$node/kthread-pid")"
+    guest_is_well one
+    detach one xvda
+    vhd-util check -n /srv/disk.vhd
+    rm /srv/*
+}
+
+# Sectors of 4096 bytes, which the ring counts in 512s.
+case_sectors_of_4096_bytes() {
+    need_guest one
+    truncate -s 24M /srv/disk.raw
+    losetup -b 4096 --direct-io=on /dev/loop3 /srv/disk.raw
+    attach one xvda raw /dev/loop3
+    same "sector-size" 4096 "$(xenstore-read "$node/sector-size")"
+    same "sectors" 49152 "$(xenstore-read "$node/sectors")"
+    guest run one "[ \$(cat /sys/block/xvda/queue/logical_block_size) = 4096 ] &&
+        [ \$(cat /sys/block/xvda/size) = 49152 ] &&
+        mke2fs -b 4096 /dev/xvda 2048 >/dev/null && mount -t ext4 /dev/xvda /mnt && echo a letter >/mnt/letter &&
+        umount /mnt && disk-load write /dev/xvda from=12582912 block=8192 && disk-load check /dev/xvda from=12582912"
+    detach one xvda
+    losetup -d /dev/loop3
+    disk-load check /srv/disk.raw from=12582912
+    mount -o loop,ro /srv/disk.raw /mnt
+    same "the letter" "a letter" "$(cat /mnt/letter)"
+    umount /mnt
+    rm /srv/*
+}
+
+# A drive as xenopsd plugs it, by keys alone: empty at first; a medium is put in; another one counts when the guest
+# takes the drive anew. The frontend is dom0's own kernel.
+case_media_change() {
+    need_tapback
+    local back=/local/domain/0/backend/vbd3/0/51728 front=/local/domain/0/device/vbd/51728 medium
+    for medium in 1 2; do
+        truncate -s "${medium}0M" "/srv/$medium.iso"
+        disk-load write "/srv/$medium.iso" seed="$medium"
+    done
+    xenstore-write "$front/backend" "$back" "$front/backend-id" 0 "$front/state" 1 "$front/virtual-device" 51728 \
+        "$front/device-type" cdrom "$back/frontend" "$front" "$back/frontend-id" 0 "$back/online" 1 \
+        "$back/removable" 1 "$back/state" 1 "$back/dev" xvdb "$back/type" phy "$back/mode" r "$back/params" ""
+    await 20 "state 2 of the empty drive" at_state "$back" 2
+    serve aio:/srv/1.iso -R
+    local first_pid=$pid first_minor=$minor
+    xenstore-write "$back/params" "nbd:unix:$socket:exportname=1" "$back/physical-device-path" "$socket" \
+        "$back/hotplug-status" connected
+    modprobe xen-blkfront &
+    await 60 "the first medium in dom0" has_size xvdb 20480
+    same "read-only" 1 "$(cat /sys/block/xvdb/ro)"
+    same "info" 5 "$(xenstore-read "$back/info")"
+    disk-load check /dev/xvdb seed=1
+    serve aio:/srv/2.iso -R
+    xenstore-write "$back/params" "nbd:unix:$socket:exportname=2" "$back/physical-device-path" "$socket"
+    # The ring in use stays with the first medium.
+    disk-load check /dev/xvdb seed=1
+    at_state "$back" 4 || fail "the drive is in state $(xenstore-read "$back/state")"
+    echo vbd-51728 >/sys/bus/xen/drivers/vbd/unbind
+    await 30 "state 6" at_state "$back" 6
+    tap-ctl destroy -p "$first_pid" -m "$first_minor"
+    xenstore-write "$front/state" 1
+    await 30 "state 2" at_state "$back" 2
+    echo vbd-51728 >/sys/bus/xen/drivers/vbd/bind
+    await 60 "the second medium in dom0" has_size xvdb 40960
+    disk-load check /dev/xvdb seed=2
+    # As xenopsd unplugs.
+    xenstore-write "$back/online" 0 "$back/state" 5
+    await 30 "state 6 at the end" at_state "$back" 6
+    xenstore-rm "$front"
+    xenstore-rm "$back"
+    give_back
+    modprobe -r xen-blkfront
+    rm /srv/*
+}
+
+# A disk that no frontend ever took; one whose tapdisk is dead; one of a frontend that stays in 3.
+case_unplugged_in_several_states() {
+    need_tapback
+    local back=/local/domain/0/backend/vbd3/0/51712 front=/local/domain/0/device/vbd/51712
+    truncate -s 8M /srv/disk.raw
+    xl block-attach 0 "$(xl_disk xvda raw /srv/disk.raw)"
+    await 20 "state 2" at_state "$back" 2
+    xl block-detach 0 xvda
+    await 30 "the end of the back end that nobody took" sh -c "! xenstore-exists $back"
+    await 30 "the end of its tapdisk" sh -c '! pidof tapdisk'
+
+    xl block-attach 0 "$(xl_disk xvda raw /srv/disk.raw)"
+    await 20 "state 2" at_state "$back" 2
+    xenstore-write "$front/protocol" x86_64-abi "$front/ring-ref" 4000000000 "$front/event-channel" 4000000000 \
+        "$front/state" 3
+    # Refused, and told to close; it does not, and is unplugged with force.
+    await 20 "state 5" at_state "$back" 5
+    xl block-detach 0 xvda || true
+    await 60 "the end of the back end of a refused ring" sh -c "! xenstore-exists $back"
+    await 30 "the end of its tapdisk" sh -c '! pidof tapdisk'
+
+    xl block-attach 0 "$(xl_disk xvda raw /srv/disk.raw)"
+    modprobe xen-blkfront &
+    await 60 "the disk in dom0" has_size xvda 16384
+    pid=$(xenstore-read "$back/pid") minor=$(xenstore-read "$back/minor")
+    kill -9 "$pid"
+    await 20 "the end of tapdisk $pid" sh -c "! kill -0 $pid"
+    # Xen's script complains that there is no tapdisk to destroy.
+    xl block-detach 0 xvda || true
+    await 60 "the end of the back end of a dead tapdisk" sh -c "! xenstore-exists $back"
+    tap-ctl free -m "$minor" || true
+    rm -f "/run/blktap-control/ctl$pid" "/run/blktap-control/nbd$pid.$minor" /srv/*
+    modprobe -r xen-blkfront
+}
+
+# The guest goes on, in a domain of another number on this host, with its writes and its disk.
+case_localhost_migration() {
+    need_guest one
+    vhd-util create -n /srv/disk.vhd -s 32
+    attach one xvda vhd /srv/disk.vhd
+    local before after
+    before=$(xl domid one)
+    guest run one "disk-load write /dev/xvda bytes=4194304 && (disk-load write /dev/xvda seed=2 from=4194304 depth=2
+        echo \$? >/tmp/ended) >/tmp/said 2>&1 &"
+    # Without a host in between: the command that receives is run here.
+    xl migrate -s '' one 'xl migrate-receive'
+    after=$(xl domid one)
+    [ "$before" != "$after" ] || fail "the guest is still domain $before"
+    guest run one "while [ ! -e /tmp/ended ]; do usleep 100000; done; cat /tmp/said; [ \$(cat /tmp/ended) = 0 ] &&
+        rm /tmp/ended && disk-load check /dev/xvda bytes=4194304 && disk-load check /dev/xvda seed=2 from=4194304"
+    same "tapdisks" 1 "$(tap-ctl list | wc -l)"
+    detach one xvda
+    vhd-util check -n /srv/disk.vhd
+    as_raw /srv/disk.vhd
+    disk-load check /srv/read-back.raw bytes=4194304
+    disk-load check /srv/read-back.raw seed=2 from=4194304
+    rm /srv/*
+}
+
+# tapback and tapdisk in a guest, which serves another guest. Xen's script is played by hand: there is no libxl in it.
+case_driver_domain() {
+    local files=/run/driver-files module path back
+    rm -rf $files
+    mkdir -p $files/bin $files/usr/libexec $files/modules $files/srv $files/run $files/var/log/blktap
+    cp "$(command -v tapback)" "$(command -v tap-ctl)" $files/bin/
+    cp /usr/libexec/tapdisk $files/usr/libexec/
+    for module in xen-evtchn xen-gntdev; do
+        path=$(modprobe --show-depends $module | sed -n 's/^insmod \([^ ]*\).*/\1/p' | tail -1)
+        cp "$path" $files/modules/
+    done
+    guest start driver -m 256 -f $files -o 'driver_domain = 1'
+    guest run driver "for module in evtchn gntdev; do insmod /modules/xen-\$module.ko || exit 1; done
+        mount -t tmpfs tmp /srv && head -c 12582912 /dev/zero >/srv/disk.raw && tapback -p /run/tapback.pid &&
+        until [ -s /run/tapback.pid ]; do usleep 100000; done
+        tap-ctl create -a aio:/srv/disk.raw && tap-ctl list"
+    need_guest one
+    xl block-attach one "$(xl_disk xvda raw /srv/disk.raw),backend=driver"
+    back=/local/domain/$(xl domid driver)/backend/vbd3/$(xl domid one)/51712
+    await 20 "state 2 by the driver domain" at_state "$back" 2
+    path=$(guest run driver 'cd /run/blktap-control && echo nbd[0-9]*' | head -1)
+    xenstore-write "$back/physical-device-path" "/run/blktap-control/$path" "$back/hotplug-status" connected
+    until_disk one xvda
+    guest run one "disk-load write /dev/xvda depth=8 && disk-load check /dev/xvda"
+    guest run driver "tap-ctl stats -p ${path//[!0-9.]/ } 2>/dev/null; disk-load check /srv/disk.raw"
+    xl block-detach one xvda
+    await 60 "the end of the back end" sh -c "! xenstore-exists $back"
+    guest run driver "tap-ctl list | grep -q aio: && tap-ctl destroy -m 0 -p \$(pidof tapdisk) && ! pidof tapdisk"
+    guest_is_well one
+    guest_is_well driver
+    guest stop driver
+}
+
+# The guest that most cases share has two processors here.
+need_guest() { # name
+    xl domid "$1" >/dev/null 2>&1 || { need_tapback && guest start "$1" -c 2; }
+}
+
+run_cases "$@"
