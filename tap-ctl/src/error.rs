@@ -96,6 +96,13 @@ pub enum Error {
         /// Its marker file.
         path: PathBuf,
     },
+    /// The kernel module blktap2 refuses.
+    Module {
+        /// Errno of the call.
+        errno: i32,
+        /// What is wrong, in a sentence.
+        reason: String,
+    },
     /// The daemon did not start.
     Spawn {
         /// The program.
@@ -117,6 +124,7 @@ impl Error {
             | Error::Connect { errno, .. }
             | Error::Refused { errno, .. }
             | Error::Argument { errno, .. }
+            | Error::Module { errno, .. }
             | Error::Spawn { errno, .. } => *errno,
             Error::RunDir { .. } => libc::EACCES,
             Error::Send { .. } | Error::NoReply { .. } => libc::EIO,
@@ -182,7 +190,7 @@ impl fmt::Display for Error {
             Error::BadReply { pid, reason } => {
                 write!(f, "tapdisk {pid} sent a bad reply: {reason}")
             }
-            Error::Argument { reason, .. } => f.write_str(reason),
+            Error::Argument { reason, .. } | Error::Module { reason, .. } => f.write_str(reason),
             Error::RegistryFull { path } => write!(
                 f,
                 "all minors are allocated in {}; free unused ones with tap-ctl free -m MINOR",

@@ -14,6 +14,8 @@
 pub mod client;
 pub mod error;
 pub mod messages;
+pub mod minors;
+pub mod module;
 pub mod paths;
 pub mod record;
 pub mod registry;

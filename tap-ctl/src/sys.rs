@@ -1,9 +1,12 @@
 //! The system calls that std does not offer. The only module of the crate with unsafe code.
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
 /// Effective user id of this process.
@@ -39,6 +42,56 @@ pub fn flock(file: &File, lock: Lock) -> io::Result<()> {
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
         }
+    }
+}
+
+/// An ioctl that writes three words.
+///
+/// # Errors
+/// The errno of the call.
+pub fn ioctl_words(device: &File, number: u32) -> io::Result<[u32; 3]> {
+    let mut words = [0u32; 3];
+    // SAFETY: `words` are the twelve bytes that the calls of `module` write; the descriptor is borrowed.
+    match unsafe { libc::ioctl(device.as_raw_fd(), number.into(), words.as_mut_ptr()) } {
+        0.. => Ok(words),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// An ioctl whose argument is a number.
+///
+/// # Errors
+/// The errno of the call.
+pub fn ioctl_number(device: &File, number: u32, argument: u32) -> io::Result<()> {
+    // SAFETY: the argument is a number and no address; the descriptor is borrowed.
+    let done =
+        unsafe { libc::ioctl(device.as_raw_fd(), number.into(), libc::c_ulong::from(argument)) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// What a node in /dev is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Node {
+    /// A character device.
+    Char,
+    /// A block device.
+    Block,
+}
+
+/// `mknod(2)` with mode 0600.
+///
+/// # Errors
+/// The errno of the call, EINVAL for a path with a NUL.
+pub fn mknod(path: &Path, node: Node, (major, minor): (u32, u32)) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let kind = match node {
+        Node::Char => libc::S_IFCHR,
+        Node::Block => libc::S_IFBLK,
+    };
+    // SAFETY: the path ends with a NUL and lives through the call.
+    match unsafe { libc::mknod(path.as_ptr(), kind | 0o600, libc::makedev(major, minor)) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

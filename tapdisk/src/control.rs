@@ -293,6 +293,12 @@ impl Control {
         }
     }
 
+    /// Whether an operation on a disk is under way whose client is gone.
+    pub fn is_alone(&self, minor: u16) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|r| r.client.is_none() && r.request.0.cookie() == minor)
+    }
+
     /// When `work` or `expire` has something to do even if nothing happens, in µs.
     pub fn next_us(&self) -> Option<u64> {
         let clients = self.clients.iter().flatten().filter_map(Conn::deadline);

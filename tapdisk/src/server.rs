@@ -21,7 +21,7 @@ use crate::disk::Disk;
 use crate::disk::probe::AnyDisk;
 use crate::sealed::Seal;
 use crate::signals::{Signal, Signals};
-use crate::vbd::{DEVICE_TOKEN, REMOTE_TOKEN, RINGS_TOKEN, Vbd};
+use crate::vbd::{DEVICE_TOKEN, REMOTE_TOKEN, RINGS_TOKEN, TAP_TOKEN, Vbd};
 
 /// Wakes the loop when a worker is done.
 pub const WAKER: Token = Token(0);
@@ -261,8 +261,11 @@ impl Server {
                     }
                 }
                 None => {}
-                Some(at) if matches!(at % VBD_TOKENS, DISK_TOKEN | REMOTE_TOKEN | DEVICE_TOKEN) => {
-                }
+                Some(at)
+                    if matches!(
+                        at % VBD_TOKENS,
+                        DISK_TOKEN | REMOTE_TOKEN | DEVICE_TOKEN | TAP_TOKEN
+                    ) => {}
                 Some(at) if at % VBD_TOKENS == RINGS_TOKEN => {
                     let mut vbds = daemon.vbds.iter_mut();
                     let vbd = vbds.find(|vbd| vbd.token + RINGS_TOKEN == token.0);
@@ -316,6 +319,8 @@ impl Server {
         let Server { daemon, control, .. } = self;
         for i in 0..daemon.vbds.len() {
             let minor = daemon.vbds[i].minor;
+            daemon.vbds[i].look_after_ring(&daemon.env);
+            daemon.vbds[i].set_alone(control.is_alone(minor));
             if let Some(outcome) = daemon.vbds[i].advance(&daemon.env, now) {
                 control.finished(daemon, minor, outcome, now);
             }

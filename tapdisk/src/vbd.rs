@@ -17,6 +17,7 @@ mod ring_files;
 mod rings;
 mod served;
 mod state;
+mod tap;
 mod wish;
 
 use std::fs::File;
@@ -37,6 +38,7 @@ pub use plug::DEVICE_TOKEN;
 pub use rings::{RINGS_TOKEN, name_of as ring_name};
 pub use served::{REMOTE_TOKEN, Served};
 pub use state::{Goal, Rest, State};
+pub use tap::TAP_TOKEN;
 pub use wish::{Extra, wish};
 
 /// What every disk of the process uses.
@@ -70,8 +72,14 @@ pub struct Vbd {
     pub minor: u16,
     /// First token of the poll that is its own.
     pub token: usize,
-    /// The marker, locked while the disk is attached.
-    _marker: File,
+    /// The marker, locked while the disk is attached; none of a minor of the kernel module.
+    _marker: Option<File>,
+    /// The minor is the kernel module's: it has a ring, which may have been lost.
+    has_minor_of_module: bool,
+    /// The module's ring, while the disk is not open.
+    tap: Option<Box<tap::TapRing>>,
+    /// The client that asked for what is under way is gone.
+    alone: bool,
     state: State,
     /// What OPEN asked for; `None` while not open.
     wish: Option<Opened>,
@@ -119,8 +127,19 @@ pub enum Attach {
 }
 
 impl Vbd {
-    /// Opens and locks the marker of a minor (spec/control-socket.md §5.1).
+    /// Opens and locks the marker of a minor (spec/control-socket.md §5.1), or maps its ring where the minor is
+    /// the kernel module's (spec/history.md §2).
     pub fn attach(env: &Env, minor: u16, token: usize) -> Attach {
+        match tap::attach(env, minor) {
+            Some(Ok(ring)) => {
+                info!(env.log, "minor {minor}: attached, with its ring");
+                let mut vbd = Vbd::new(minor, token, None);
+                vbd.take_ring(env, ring);
+                return Attach::Done(Box::new(vbd));
+            }
+            Some(Err(errno)) => return Attach::Failed(errno),
+            None => {}
+        }
         let path = env.run.marker(u32::from(minor));
         let marker = match File::open(&path) {
             Ok(marker) => marker,
@@ -142,10 +161,17 @@ impl Vbd {
             }
         }
         info!(env.log, "minor {minor}: attached");
-        Attach::Done(Box::new(Vbd {
+        Attach::Done(Box::new(Vbd::new(minor, token, Some(marker))))
+    }
+
+    fn new(minor: u16, token: usize, marker: Option<File>) -> Vbd {
+        Vbd {
             minor,
             token,
+            has_minor_of_module: marker.is_none(),
             _marker: marker,
+            tap: None,
+            alone: false,
             state: State::Attached,
             wish: None,
             info: ImageInfo::default(),
@@ -157,7 +183,7 @@ impl Vbd {
             mirror_failed: false,
             secs_before: [0; 2],
             stopping: false,
-        }))
+        }
     }
 
     /// Where its life is.
@@ -242,6 +268,7 @@ impl Vbd {
                 self.unplug(env, force, plug::Way { goal, back });
             }
             State::Paused { .. } => self.forget(env),
+            State::Unplugging(..) => {}
             _ => self.drain(Goal::Close),
         }
     }
@@ -309,6 +336,7 @@ impl Vbd {
     /// The end of CLOSE: sockets, engine and name go. Counters are kept.
     fn forget(&mut self, env: &Env) {
         self.early_rings = None;
+        self.keep_ring();
         self.ring_files.clear();
         self.files = metrics::DiskFiles::default();
         if let Some(served) = self.served.take() {

@@ -19,6 +19,7 @@ const UNSAFE: &[&str] = &[
     "tapdisk/src/transport/nbd/sys.rs",
     "xen/tapback/src/sys.rs",
     "tapdisk/src/transport/ublk/sys.rs",
+    "tapdisk/src/transport/blktap/sys.rs",
     "xen/xen/src/devices.rs",
     // The unsafe trait that names the caller's memory, and its implementation in tests.
     "xen/xen/src/lib.rs",

@@ -6,7 +6,7 @@ use super::detach::detach;
 use crate::cli::args::Args;
 use crate::cli::{Command, Context, MINOR, Opt, PID};
 use crate::failure::Outcome;
-use tap_ctl::registry;
+use tap_ctl::minors;
 
 pub static COMMAND: Command = Command {
     name: "destroy",
@@ -26,5 +26,5 @@ fn run(context: &Context, args: &Args) -> Outcome {
     let client = context.client()?;
     client.close(pid, minor, false, args.seconds("t"))?;
     detach(&client, pid, minor)?;
-    Ok(registry::free(client.run_dir(), minor.into())?)
+    Ok(minors::free(client.run_dir(), minor)?)
 }

@@ -4,13 +4,13 @@ use super::PLAIN;
 use crate::cli::args::Args;
 use crate::cli::{Command, Context, MINOR, Opt};
 use crate::failure::{Failure, Outcome};
-use tap_ctl::registry;
+use tap_ctl::minors;
 
 pub static COMMAND: Command = Command {
     name: "free",
     usage: "usage: free <-m minor>",
     about: "give a minor back",
-    details: "Fails while a tapdisk has the minor attached.",
+    details: "Fails while a tapdisk has the minor attached. With the kernel's blktap module its nodes go too.",
     options: &OPTIONS,
     examples: &[("free -m 3", "after its disk was closed and detached")],
     run,
@@ -29,5 +29,5 @@ fn run(context: &Context, args: &Args) -> Outcome {
         );
         return Err(Failure::new(libc::EBUSY, sentence));
     }
-    Ok(registry::free(&run, minor.into())?)
+    Ok(minors::free(&run, minor)?)
 }

@@ -1,10 +1,12 @@
 //! `tap-ctl open`, and the options that `create` has too.
 
 use super::PLAIN;
+use super::allocate::print_path;
 use crate::cli::args::Args;
 use crate::cli::{Command, Context, MINOR, Opt, PID, Takes, flag, long, print, value};
 use crate::failure::{Failure, Outcome};
 use std::io::Read;
+use std::path::Path;
 use tap_ctl::client::Payload;
 use tap_ctl::messages::{Device, DeviceWish, ImageInfo, NO_PARENT, Params, Text, flag as bit};
 
@@ -40,7 +42,7 @@ pub const READ_KEY: Opt = flag('E', "read the key, 32 or 64 raw bytes, from stdi
 pub const DEVICE: Opt = long(
     "device",
     Takes::Nothing,
-    "serve it as a block device of this host too, and print its path (/dev/ublkbN; without ublk /dev/nbdN)",
+    "serve it as a block device of this host too, and print its path: /dev/ublkbN, without ublk /dev/nbdN, with the blktap module its own /dev/xen/blktap-2/tapdevN",
 );
 pub const DEVICE_NAME: Opt =
     long("device-name", Takes::Value("PATH"), "the same, with this name: /dev/ublkb7 or /dev/nbd3");
@@ -79,7 +81,7 @@ fn run(context: &Context, args: &Args) -> Outcome {
     let client = context.client()?;
     let opened = client.open(pid, minor, &params, payload);
     let info = opened.map_err(|error| explained(&params, error.into()))?;
-    if let Err(failure) = print_device(&params, &info) {
+    if let Err(failure) = print_device(&params, &info, None) {
         let _ = client.close(pid, minor, true, None);
         return Err(failure);
     }
@@ -110,18 +112,22 @@ fn no_device(errno: i32, root: bool, drivers: bool) -> &'static str {
     }
 }
 
-/// Prints the block device, if one was asked for.
+/// Prints the block device, if one was asked for; the kernel module's by the name of its node.
 ///
 /// # Errors
 /// ENOSYS: there is none, since the tapdisk is one that knows nothing of them.
-pub fn print_device(params: &Params, info: &ImageInfo) -> Outcome {
-    match info.device {
+pub fn print_device(params: &Params, info: &ImageInfo, node: Option<&Path>) -> Outcome {
+    match (info.device, node) {
         _ if !params.has(bit::DEVICE) => Ok(()),
-        Some(device) => {
+        (Some(Device::Tap(_)), Some(node)) => {
+            print_path(node);
+            Ok(())
+        }
+        (Some(device), _) => {
             print(&format!("{device}\n"));
             Ok(())
         }
-        None => {
+        (None, _) => {
             let sentence = "this tapdisk makes no block devices: it is of another version";
             Err(Failure::new(libc::ENOSYS, sentence))
         }

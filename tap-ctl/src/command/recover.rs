@@ -63,7 +63,7 @@ fn run(context: &Context, args: &Args) -> Outcome {
     match client.open(pid, minor, &params, payload) {
         Ok(info) => {
             remove_dead_sockets(client.run_dir(), minor);
-            print_device(&params, &info)
+            print_device(&params, &info, None)
         }
         Err(error) => Err(undo(&client, pid, minor, explained(&params, error.into()))),
     }

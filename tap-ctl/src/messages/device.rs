@@ -4,6 +4,9 @@
 //! disk without a device, and its reply, which names none, tells.
 use std::fmt;
 
+/// Block devices of the module, below `/dev`.
+const TAPDEV: &str = "xen/blktap-2/tapdev";
+
 /// A block device of this kernel that a tapdisk serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
@@ -11,6 +14,8 @@ pub enum Device {
     Ublk(u32),
     /// `/dev/nbdN`: the kernel's NBD client.
     Nbd(u32),
+    /// `/dev/xen/blktap-2/tapdevN`: of the kernel module blktap2, N is the minor.
+    Tap(u32),
 }
 
 impl Device {
@@ -18,7 +23,8 @@ impl Device {
     pub fn of_path(path: &str) -> Option<Device> {
         let name = path.strip_prefix("/dev/")?;
         let number = |prefix| name.strip_prefix(prefix)?.parse().ok();
-        number("ublkb").map(Device::Ublk).or_else(|| number("nbd").map(Device::Nbd))
+        let other = || number("nbd").map(Device::Nbd).or_else(|| number(TAPDEV).map(Device::Tap));
+        number("ublkb").map(Device::Ublk).or_else(other)
     }
 
     /// The driver's name.
@@ -26,6 +32,7 @@ impl Device {
         match self {
             Device::Ublk(_) => "ublk",
             Device::Nbd(_) => "nbd",
+            Device::Tap(_) => "blktap",
         }
     }
 
@@ -35,6 +42,7 @@ impl Device {
             None => [0, 0],
             Some(Device::Ublk(number)) => [1, number],
             Some(Device::Nbd(number)) => [2, number],
+            Some(Device::Tap(number)) => [3, number],
         }
     }
 
@@ -43,6 +51,7 @@ impl Device {
         match kind {
             1 => Some(Device::Ublk(number)),
             2 => Some(Device::Nbd(number)),
+            3 => Some(Device::Tap(number)),
             _ => None,
         }
     }
@@ -53,6 +62,7 @@ impl fmt::Display for Device {
         match self {
             Device::Ublk(number) => write!(f, "/dev/ublkb{number}"),
             Device::Nbd(number) => write!(f, "/dev/nbd{number}"),
+            Device::Tap(number) => write!(f, "/dev/{TAPDEV}{number}"),
         }
     }
 }
@@ -60,7 +70,7 @@ impl fmt::Display for Device {
 /// The device that OPEN asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DeviceWish {
-    /// Driver: 0 any, 1 ublk, 2 nbd.
+    /// Driver: 0 any (the module's, where the minor is the module's), 1 ublk, 2 nbd.
     pub driver: u8,
     /// Queues; 0: the daemon decides.
     pub queues: u8,
@@ -92,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_path_is_the_device_and_back() {
-        for device in [Device::Ublk(0), Device::Ublk(17), Device::Nbd(3)] {
+        for device in [Device::Ublk(0), Device::Ublk(17), Device::Nbd(3), Device::Tap(5)] {
             assert_eq!(Device::of_path(&device.to_string()), Some(device));
             assert_eq!(Device::of_words(Device::words(Some(device))), Some(device));
             assert_eq!(DeviceWish::exactly(device).number(), Some(Device::words(Some(device))[1]));

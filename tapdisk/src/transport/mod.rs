@@ -7,6 +7,7 @@
 //! A slot owns its buffer for life. A transport that finds no free slot leaves the request where it
 //! is (in the ring, in the socket): that is the back-pressure.
 pub mod blkif;
+pub mod blktap;
 pub mod nbd;
 mod notices;
 mod quota;

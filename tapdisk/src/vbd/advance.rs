@@ -3,9 +3,10 @@ use std::sync::Arc;
 
 use slog::{info, warn};
 
-use super::plug::Way;
+use super::plug::{Unplug, Way};
 use super::served::{Served, info};
 use super::state::Step;
+use super::tap::TapEnd;
 use super::{Env, Goal, Opened, Rest, Result, State, Vbd};
 use crate::formats::{Images, OpenError};
 use crate::job::Job;
@@ -28,7 +29,7 @@ impl Vbd {
         let (next, outcome) = match state {
             State::Opening { job, before } => self.opening(env, job, before),
             State::Plugging(plug) => self.plugging(env, plug),
-            State::Unplugging(unplug, way) => self.unplugging(env, unplug, way),
+            State::Unplugging(unplug, way) => self.unplugging(env, unplug, way, now),
             State::Draining { goal } => self.draining(env, goal),
             State::Shutting { job, goal } => self.shutting(env, job, goal),
             State::Resuming { wish, tries, step } => {
@@ -45,7 +46,8 @@ impl Vbd {
     /// When `advance` has something to do even if nothing happens, in µs of the clock.
     pub fn next_us(&self) -> Option<u64> {
         match &self.state {
-            State::Resuming { step: Step::Wait { until }, .. } => Some(*until),
+            State::Resuming { step: Step::Wait { until }, .. }
+            | State::Unplugging(Unplug::Tap(TapEnd::InUse { until }, _), _) => Some(*until),
             _ => None,
         }
     }
@@ -68,7 +70,8 @@ impl Vbd {
         let opened = self.wish.clone().expect("what is being opened was asked for");
         self.mirror_failed |= images.mirror_failed;
         let found = info(&images);
-        match Served::start(env, (self.minor, self.token), &opened, images) {
+        let own_slots = self.own_slots(&opened);
+        match Served::start(env, (self.minor, self.token), (&opened, own_slots), images) {
             Ok(served) => {
                 self.info = found;
                 self.served = Some(served);

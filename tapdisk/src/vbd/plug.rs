@@ -13,15 +13,16 @@ use mio::{Interest, Token};
 use slog::{info, warn};
 use tap_ctl::messages::{Device, DeviceWish, Params, Request, flag};
 
+use super::tap::TapEnd;
 use super::{Env, Goal, Opened, Rest, Result, Served, State, Vbd};
 use crate::control::VBD_TOKENS;
 use crate::formats::OpenError;
 use crate::job::Job;
 use crate::kernel_nbd;
-use crate::transport::Transport;
 use crate::transport::ublk::abi::CONTROL_PATH;
 use crate::transport::ublk::device::{self, Added, DeviceError, Shape};
 use crate::transport::ublk::{Ring, TAGS_MAX, Ublk};
+use crate::transport::{Transport, blktap};
 
 /// Of the tokens of a disk, the one of its block device.
 pub const DEVICE_TOKEN: usize = VBD_TOKENS - 4;
@@ -29,7 +30,7 @@ const _: () = assert!(DEVICE_TOKEN >= crate::transport::nbd::TOKENS);
 /// Queues at most: one thread serves them all, more only take turns.
 const QUEUES_MAX: u16 = 4;
 
-type Work<T> = Job<std::result::Result<T, DeviceError>>;
+pub(super) type Work<T> = Job<std::result::Result<T, DeviceError>>;
 
 /// Where the making of a device is.
 pub enum Plug {
@@ -39,6 +40,10 @@ pub enum Plug {
     Adding(Work<Added>),
     /// Its tags are fetched, and it starts.
     Starting(Work<()>),
+    /// The kernel module's ring is mapped again.
+    Mapping(Work<blktap::Ring>),
+    /// The kernel module makes its block device.
+    Creating(Work<blktap::device::Offers>),
 }
 
 /// Where its end is.
@@ -56,6 +61,8 @@ pub enum Unplug {
     Deleting(Work<()>),
     /// The driver stops and deletes one that nobody serves.
     Removing(Work<()>),
+    /// The kernel module takes its block device away; under its users too, if forced.
+    Tap(super::tap::TapEnd, bool),
 }
 
 /// What is asked of the device's end.
@@ -76,9 +83,21 @@ impl Vbd {
         self.device
     }
 
+    /// Large slots that the block device of a disk that is being opened keeps.
+    pub(super) fn own_slots(&self, opened: &Opened) -> u16 {
+        match opened.device {
+            _ if self.wants_tapdev(opened.device.as_ref()) => blktap::OWN_SLOTS,
+            Some(wish) if !is_for_nbd(&wish) => TAGS_MAX,
+            _ => 0,
+        }
+    }
+
     /// The images are open: begins to make the device that was asked for.
     pub(super) fn plug(&mut self, env: &Env) -> Option<State> {
         let opened = self.wish.as_ref()?;
+        if self.wants_tapdev(opened.device.as_ref()) {
+            return Some(self.plug_tap(env));
+        }
         let (wish, take_over) = (opened.device?, opened.take_over);
         let served = self.served.as_ref()?;
         if is_for_nbd(&wish) {
@@ -109,6 +128,22 @@ impl Vbd {
             Plug::Adding(job) => match job.take() {
                 None => (State::Plugging(Plug::Adding(job)), None),
                 Some(Ok(added)) => self.serve_device(env, added),
+                Some(Err(error)) => self.not_plugged(env, &error),
+            },
+            Plug::Mapping(job) => match job.take() {
+                None => (State::Plugging(Plug::Mapping(job)), None),
+                Some(Ok(ring)) => {
+                    self.take_ring(env, ring);
+                    (self.create_tapdev(env), None)
+                }
+                Some(Err(error)) => self.not_plugged(env, &error),
+            },
+            Plug::Creating(job) => match job.take() {
+                None => (State::Plugging(Plug::Creating(job)), None),
+                Some(Ok(offers)) => {
+                    self.tapdev_is_there(offers);
+                    self.is_there(env)
+                }
                 Some(Err(error)) => self.not_plugged(env, &error),
             },
             Plug::Starting(job) => match job.take() {
@@ -176,6 +211,10 @@ impl Vbd {
     /// Begins to take the device away, unless it is in use; with `force` in any case.
     pub(super) fn unplug(&mut self, env: &Env, force: bool, way: Way) {
         let Some(device) = self.device else { return };
+        if let Device::Tap(_) = device {
+            self.state = self.remove_tapdev(env, force, way);
+            return;
+        }
         self.state = match force {
             true => self.stop_device(env, true, way),
             false => {
@@ -201,6 +240,7 @@ impl Vbd {
             match plugged {
                 Device::Ublk(number) => device::stop(number),
                 Device::Nbd(number) => kernel_nbd::disconnect(number),
+                Device::Tap(_) => unreachable!("it goes another way"),
             }
         });
         State::Unplugging(Unplug::Stopping(job), way)
@@ -208,7 +248,9 @@ impl Vbd {
 
     /// Takes a device away whose tapdisk died, for an image that cannot be opened any more.
     pub(super) fn remove_device(&mut self, env: &Env, wish: &DeviceWish) -> Result<()> {
-        let device = wish.exact().ok_or(libc::EINVAL)?;
+        // The module's goes with its tapdisk.
+        let ours = |device: &Device| !matches!(device, Device::Tap(_));
+        let device = wish.exact().filter(ours).ok_or(libc::EINVAL)?;
         self.state.rest().ok_or(libc::EBUSY)?;
         info!(env.log, "minor {}: removing {device}", self.minor);
         let record = env.run.device(self.minor);
@@ -216,6 +258,7 @@ impl Vbd {
             match device {
                 Device::Ublk(number) => device::remove_dead(number)?,
                 Device::Nbd(number) => kernel_nbd::disconnect(number)?,
+                Device::Tap(_) => unreachable!("refused above"),
             }
             let _ = std::fs::remove_file(record);
             Ok(())
@@ -225,8 +268,9 @@ impl Vbd {
         Ok(())
     }
 
-    pub(super) fn unplugging(&mut self, env: &Env, unplug: Unplug, way: Way) -> Next {
+    pub(super) fn unplugging(&mut self, env: &Env, unplug: Unplug, way: Way, now: u64) -> Next {
         match unplug {
+            Unplug::Tap(end, force) => self.ending_tapdev(env, (end, force), way, now),
             Unplug::Checking(job) => match job.take() {
                 None => (State::Unplugging(Unplug::Checking(job), way), None),
                 Some(Ok(())) => (self.stop_device(env, false, way), None),
@@ -303,10 +347,12 @@ impl Vbd {
     pub(super) fn is_unplugged(&self) -> bool {
         matches!(&self.state, State::Unplugging(Unplug::Ending { delete }, _)
             if self.device_ends(*delete))
+            || matches!(&self.state, State::Unplugging(Unplug::Tap(TapEnd::Ending, _), _)
+                if self.tap_is_idle())
     }
 
     /// What was to follow the end of the device.
-    fn after_device(&mut self, env: &Env, way: Way) -> Next {
+    pub(super) fn after_device(&mut self, env: &Env, way: Way) -> Next {
         if let Some(served) = self.served.as_mut().filter(|served| served.images.is_some()) {
             served.hang_up();
             return (State::Draining { goal: way.goal }, None);
@@ -323,6 +369,10 @@ impl Vbd {
     /// What serves the device again if this process dies.
     pub(super) fn write_record(&self, env: &Env) {
         let (Some(opened), Some(device)) = (&self.wish, self.device) else { return };
+        // The module's ends with us: there is nothing to take over.
+        if let Device::Tap(_) = device {
+            return;
+        }
         let path = env.run.device(self.minor);
         if let Err(error) = write(&path, &record(self.minor, opened, device)) {
             warn!(

@@ -2,6 +2,7 @@
 use std::fmt::Write;
 
 use super::rings::GuestRings;
+use super::tap::TapRing;
 use super::{Env, Served, Vbd};
 use crate::disk::Disk;
 use crate::engine::chain;
@@ -39,6 +40,9 @@ impl Vbd {
             j.key("read_caching").string(if caching { "true" } else { "false" });
             if let Some(served) = served {
                 ours(served, env, j);
+            }
+            if let Some(tap) = self.tap() {
+                tap_counters(self.minor, tap, j);
             }
             if let Some(device) = self.device() {
                 let ublk = served.and_then(|served| served.device.as_deref());
@@ -211,6 +215,23 @@ fn ring_counters(rings: &GuestRings, j: &mut Json) {
             ("polls", c.polls),
         ];
         members.iter().for_each(|(name, n)| j.member(name, n));
+    });
+}
+
+/// The ring of the kernel module: the original's members (spec/tap-ctl.md §5), then ours.
+fn tap_counters(minor: u16, tap: &TapRing, j: &mut Json) {
+    let c = tap.counters();
+    let taken: u64 = c.requests.iter().sum();
+    j.key("tap").object(|j| {
+        j.member("minor", minor);
+        j.numbers("reqs", &[taken, c.answers]);
+        j.numbers("kicks", &[c.batches, c.kicks]);
+        let kinds = ["read", "write", "flush", "discard", "zero", "other"];
+        j.key("requests")
+            .object(|j| kinds.iter().zip(c.requests).for_each(|(k, n)| j.member(k, n)));
+        j.member("errors", c.errors);
+        j.member("polls", c.polls);
+        j.member("served", !tap.is_broken());
     });
 }
 

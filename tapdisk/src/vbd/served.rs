@@ -12,6 +12,7 @@ use slog::{info, warn};
 use tap_ctl::messages::ImageInfo;
 
 use super::rings::GuestRings;
+use super::tap::TapRing;
 use super::{Env, Opened, socket_paths};
 use crate::control::VBD_TOKENS;
 use crate::disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
@@ -25,8 +26,9 @@ use crate::formats::{Images, Kind, LAYERS_MAX, Marks, OpenError};
 use crate::memory::Memory;
 use crate::pool::{Arena, Locked};
 use crate::sys;
+use crate::transport::blktap::BLKTAP_MARK;
 use crate::transport::nbd::{Export, NbdServer};
-use crate::transport::ublk::{Ring, TAGS_MAX, UBLK_MARK, Ublk};
+use crate::transport::ublk::{Ring, UBLK_MARK, Ublk};
 use crate::transport::{RINGS_MARK, Request, Transport};
 
 /// Of the tokens of a disk, the one of the NBD servers that it uses.
@@ -38,6 +40,8 @@ const ROUNDS_MAX: u32 = 8;
 pub struct Served {
     /// The block device, while there is one. Dropped before the engine's memory.
     pub device: Option<Box<Ublk<Ring>>>,
+    /// The ring of the kernel module, if the minor is its.
+    pub tap: Option<Box<TapRing>>,
     /// The request engine.
     pub engine: Engine<Aligned<Remote<AnyDisk>>>,
     /// Its clients.
@@ -81,17 +85,15 @@ impl Served {
     pub(super) fn start(
         env: &Env,
         (minor, token): (u16, usize),
-        opened: &Opened,
+        (opened, own_slots): (&Opened, u16),
         images: Images,
     ) -> Result<Served, (OpenError, Images)> {
         let mut grant = env.memory.grant();
         if env.memory == Memory::Locked {
             grant.limits = for_chain(grant.limits, images.bitmaps);
         }
-        if opened.device.is_some() {
-            // A tag of a block device has a slot for life.
-            grant.limits.large += TAGS_MAX;
-        }
+        // A tag of a block device has a slot for life, the module's ring a few of its own.
+        grant.limits.large += own_slots;
         if let Some(warning) = &grant.warning {
             env.sink.note(&format!("minor {minor}: {warning}"));
         }
@@ -123,6 +125,7 @@ impl Served {
         };
         let mut served = Served {
             device: None,
+            tap: None,
             engine: Engine::new(disk, grant.limits),
             nbd,
             rings: None,
@@ -185,6 +188,9 @@ impl Served {
         if let Some(device) = &mut self.device {
             device.resume();
         }
+        if let Some(tap) = &mut self.tap {
+            tap.resume();
+        }
         self.told_takeover = false;
         self.images = Some(images);
         self.faults = sys::faults();
@@ -213,6 +219,9 @@ impl Served {
         if let Some(device) = &mut self.device {
             device.suspend();
         }
+        if let Some(tap) = &mut self.tap {
+            tap.suspend();
+        }
     }
 
     /// CLOSE: the clients go.
@@ -220,6 +229,9 @@ impl Served {
         self.nbd.close(&mut self.engine);
         if let Some(rings) = &mut self.rings {
             rings.disconnect_all();
+        }
+        if let Some(tap) = &mut self.tap {
+            tap.suspend();
         }
     }
 
@@ -241,7 +253,8 @@ impl Served {
     pub fn idle(&self) -> bool {
         let rings = self.rings.as_ref().is_none_or(|rings| rings.idle());
         let device = self.device.as_ref().is_none_or(|device| device.idle());
-        self.engine.idle() && self.nbd.idle() && rings && device
+        let tap = self.tap.as_ref().is_none_or(|tap| tap.idle());
+        self.engine.idle() && self.nbd.idle() && rings && device && tap
     }
 
     /// The sealed part of a turn: nothing here allocates, blocks, logs or loops without a bound. True if
@@ -273,6 +286,9 @@ impl Served {
         if let Some(device) = &mut self.device {
             more |= device.take(&mut self.engine);
         }
+        if let Some(tap) = &mut self.tap {
+            more |= tap.take(&mut self.engine);
+        }
         more
     }
 
@@ -288,6 +304,10 @@ impl Served {
             device.kick(&mut self.engine);
             pending |= device.pending();
         }
+        if let Some(tap) = &mut self.tap {
+            tap.kick(&mut self.engine);
+            pending |= tap.pending(&self.engine);
+        }
         pending
     }
 
@@ -298,12 +318,15 @@ impl Served {
             if let Err(errno) = outcome {
                 self.failed = Some((request, errno));
             }
-            match (&mut self.rings, &mut self.device) {
-                (Some(rings), _) if request.mark & RINGS_MARK != 0 => {
+            match (&mut self.rings, &mut self.device, &mut self.tap) {
+                (Some(rings), ..) if request.mark & RINGS_MARK != 0 => {
                     rings.complete(&mut self.engine, slot, &request, outcome);
                 }
-                (_, Some(device)) if request.mark & UBLK_MARK != 0 => {
+                (_, Some(device), _) if request.mark & UBLK_MARK != 0 => {
                     device.complete(&mut self.engine, slot, &request, outcome);
+                }
+                (.., Some(tap)) if request.mark & BLKTAP_MARK != 0 => {
+                    tap.complete(&mut self.engine, slot, &request, outcome);
                 }
                 _ => self.nbd.complete(&mut self.engine, slot, &request, outcome),
             }
@@ -393,6 +416,9 @@ impl Served {
         }
         if let Some(error) = self.device.as_mut().and_then(|device| device.take_error()) {
             warn!(env.log, "minor {minor}: the block device takes no answers: {error}");
+        }
+        while let Some(notice) = self.tap.as_mut().and_then(|tap| tap.take_notice()) {
+            warn!(env.log, "minor {minor}: {notice}");
         }
         while let Some(notice) = self.nbd.take_notice() {
             info!(env.log, "minor {minor}: nbd {notice:?}");

@@ -6,6 +6,7 @@
 // Both benches have the same engine.
 #![allow(clippy::duplicate_mod)]
 
+mod blktap_ring;
 mod cbt;
 mod control;
 mod guest_ring;
@@ -21,6 +22,9 @@ mod vhd_parts;
 /// The bench of the ring transport's own tests: a guest in memory.
 #[path = "../../../tapdisk/tests/blkif_support/mod.rs"]
 mod blkif_support;
+/// The bench of the blktap module's ring: a kernel in memory.
+#[path = "../../../tapdisk/tests/blktap_support/mod.rs"]
+mod blktap_support;
 /// The bench of the NBD server's own tests: a fake engine, and turns of the loop in one thread.
 #[path = "../../../tapdisk/tests/nbd_support/mod.rs"]
 mod nbd_support;

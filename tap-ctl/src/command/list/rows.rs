@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use tap_ctl::client::{Client, LIST_LIMIT};
 use tap_ctl::error::Error;
 use tap_ctl::messages::{Device, ListEntry, Request, Text, state};
+use tap_ctl::minors;
 use tap_ctl::paths::RunDir;
 use tap_ctl::record;
 
@@ -24,8 +25,8 @@ pub struct Row {
 /// of attachment; then the minors that nobody has attached. With `only`, that tapdisk alone is
 /// asked. A tapdisk that gives no pid is left out; one that gives no list is known by pid only.
 pub fn collect(client: &Client, only: Option<i32>) -> Result<Vec<Row>, Error> {
-    // The markers come first: a minor attached in between is then still found to be in use.
-    let minors = client.run_dir().marker_numbers()?;
+    // They come first: a minor attached in between is then still found to be in use.
+    let minors = minors::all(client.run_dir())?;
     let pids = match only {
         Some(pid) => vec![pid],
         None => client.run_dir().ctl_numbers()?,

@@ -1,0 +1,264 @@
+//! The ring of the kernel module blktap2: attached with the disk, served while it is open, and its block
+//! device.
+//!
+//! ```text
+//!   ATTACH ─► ring mapped        OPEN ─► images open ─► Creating ─► Open
+//!   CLOSE ─► Removing ─┬─► Ending (idle) ─► the rest of CLOSE          DETACH ─► ring unmapped
+//!              ▲       └─► in use: waits as long as somebody waits for it, then stays open (EBUSY)
+//!              └──────────────┘
+//! ```
+//! Unlike other block devices this one ends with the tapdisk: the module fails what is outstanding. What the
+//! module makes us wait for is done by a worker ([`crate::job`]).
+use mio::unix::SourceFd;
+use mio::{Interest, Token};
+use slog::{info, warn};
+use tap_ctl::messages::{Device, DeviceWish, Params};
+use tap_ctl::module::Module;
+
+use super::plug::{Plug, Unplug, Way, Work};
+use super::{Env, Result, State, Vbd};
+use crate::control::VBD_TOKENS;
+use crate::job::Job;
+use crate::transport::blktap::abi::Message;
+use crate::transport::blktap::device::{self, Offers, Removed, Shape};
+use crate::transport::blktap::{Ring, Tap};
+use crate::transport::ublk::{self, DeviceError};
+use crate::transport::{Slots, Transport};
+
+/// Of the tokens of a disk, the one of its ring device.
+pub const TAP_TOKEN: usize = VBD_TOKENS - 5;
+const _: () = assert!(TAP_TOKEN >= crate::transport::nbd::TOKENS);
+/// Between two tries to take a block device away that is in use, in µs.
+const IN_USE_US: u64 = 100_000;
+
+/// The ring of a disk.
+pub type TapRing = Tap<Ring>;
+
+/// A state and, if something was under way and is over now, what came of it.
+type Next = (State, Option<Result<()>>);
+
+/// Where the end of the module's block device is.
+pub enum TapEnd {
+    /// The module is asked to take it away.
+    Removing(Job<Removed>),
+    /// It is in use; asked again at this time, in µs.
+    InUse {
+        /// µs of the clock.
+        until: u64,
+    },
+    /// What is in flight is waited for.
+    Ending,
+}
+
+/// Maps the ring of a minor that the module has given; `None` for any other.
+pub fn attach(env: &Env, minor: u16) -> Option<std::result::Result<Ring, i32>> {
+    let module = Module::find(&env.run).filter(|module| module.has(minor))?;
+    Some(open(&module, minor).map_err(|error| {
+        warn!(env.log, "{error}");
+        error.errno
+    }))
+}
+
+fn open(module: &Module, minor: u16) -> std::result::Result<Ring, DeviceError> {
+    let path = module.ring(minor);
+    Ring::open(&path).map_err(|error| DeviceError {
+        errno: error.raw_os_error().unwrap_or(libc::EIO),
+        text: device::why_not_attached(minor, &path.display().to_string(), &error),
+    })
+}
+
+impl Vbd {
+    /// The ring, whether the disk is open or not.
+    pub(super) fn tap(&self) -> Option<&TapRing> {
+        let served = self.served.as_ref().and_then(|served| served.tap.as_deref());
+        served.or(self.tap.as_deref())
+    }
+
+    /// Takes a ring that was just mapped.
+    pub(super) fn take_ring(&mut self, env: &Env, ring: Ring) {
+        let token = Token(self.token + TAP_TOKEN);
+        let fd = ring.raw_fd();
+        // Else nobody would notice requests before something else happens.
+        if let Err(error) = env.registry.register(&mut SourceFd(&fd), token, Interest::READABLE) {
+            warn!(env.log, "minor {}: its ring cannot be polled: {error}", self.minor);
+        }
+        self.tap = Some(Box::new(Tap::new(ring)));
+    }
+
+    /// Whether the disk that is being opened gets the module's block device: unless another is named.
+    pub(super) fn wants_tapdev(&self, wish: Option<&DeviceWish>) -> bool {
+        let any = |wish: &DeviceWish| match wish.driver {
+            0 => true,
+            _ => wish.exact() == Some(Device::Tap(self.minor.into())),
+        };
+        self.has_minor_of_module && wish.is_none_or(any)
+    }
+
+    /// Begins to make the block device; first the ring, if it was lost.
+    pub(super) fn plug_tap(&mut self, env: &Env) -> State {
+        if self.tap.is_some() {
+            return self.create_tapdev(env);
+        }
+        let (run, minor) = (env.run.clone(), self.minor);
+        let job = Job::start(&env.waker, move || match Module::find(&run) {
+            Some(module) => open(&module, minor),
+            None => {
+                let text = format!("minor {minor}: the blktap module is gone");
+                Err(DeviceError { errno: libc::ENODEV, text })
+            }
+        });
+        State::Plugging(Plug::Mapping(job))
+    }
+
+    pub(super) fn create_tapdev(&mut self, env: &Env) -> State {
+        let served = self.served.as_mut().expect("it is being opened");
+        let mut tap = self.tap.take().expect("there is a ring");
+        let handle = tap.side().map(Ring::handle);
+        let started = tap.start(&mut served.engine);
+        served.tap = Some(tap);
+        let minor = self.minor;
+        let engine = &served.engine;
+        let shape = Shape {
+            sectors: engine.sectors(),
+            sector_size: engine.sector_size(),
+            read_only: engine.read_only(),
+            name: self.name().as_bytes().to_vec(),
+        };
+        let job: Work<Offers> = Job::start(&env.waker, move || {
+            let Some(handle) = handle.filter(|_| started) else {
+                let text = format!("minor {minor}: there are no slots for the ring");
+                return Err(DeviceError { errno: libc::ENOBUFS, text });
+            };
+            device::create(&handle, &shape).map_err(|error| DeviceError {
+                errno: error.raw_os_error().unwrap_or(libc::EIO),
+                text: device::why_not_created(minor, &error),
+            })
+        });
+        State::Plugging(Plug::Creating(job))
+    }
+
+    /// The block device is there.
+    pub(super) fn tapdev_is_there(&mut self, offers: Offers) {
+        self.device = Some(Device::Tap(self.minor.into()));
+        if let Some(tap) = self.served.as_mut().and_then(|served| served.tap.as_mut()) {
+            tap.set_events(offers.events());
+        }
+    }
+
+    /// Begins to take the block device away. Where a signal ends the process, what was written to it comes
+    /// first: it ends with us.
+    pub(super) fn remove_tapdev(&mut self, env: &Env, force: bool, way: Way) -> State {
+        let tap = self.served.as_ref().and_then(|served| served.tap.as_deref());
+        let Some(handle) = tap.and_then(Tap::side).map(Ring::handle) else {
+            return State::Unplugging(Unplug::Tap(TapEnd::Ending, force), way);
+        };
+        let path = Device::Tap(self.minor.into()).to_string();
+        let open = self.served.as_ref().is_some_and(|served| served.images.is_some());
+        let sync = self.stopping && open;
+        let job = Job::start(&env.waker, move || {
+            if sync {
+                ublk::device::sync(&path);
+            }
+            device::remove(&handle)
+        });
+        State::Unplugging(Unplug::Tap(TapEnd::Removing(job), force), way)
+    }
+
+    pub(super) fn ending_tapdev(
+        &mut self,
+        env: &Env,
+        (end, force): (TapEnd, bool),
+        way: Way,
+        now: u64,
+    ) -> Next {
+        let minor = self.minor;
+        let stay = |end| (State::Unplugging(Unplug::Tap(end, force), way), None);
+        match end {
+            TapEnd::Removing(job) => match job.take() {
+                None => stay(TapEnd::Removing(job)),
+                Some(Removed::Gone) => stay(TapEnd::Ending),
+                Some(Removed::InUse) if force || self.stopping => {
+                    let device = Device::Tap(minor.into());
+                    warn!(env.log, "minor {minor}: {device} goes under its users, who see errors");
+                    self.drop_ring(env);
+                    stay(TapEnd::Ending)
+                }
+                Some(Removed::InUse) if self.alone => {
+                    let device = Device::Tap(minor.into());
+                    warn!(env.log, "minor {minor}: {device} is in use, and stays");
+                    (way.back.map_or(State::Open, State::from), Some(Err(libc::EBUSY)))
+                }
+                Some(Removed::InUse) => stay(TapEnd::InUse { until: now + IN_USE_US }),
+                Some(Removed::Failed(errno)) => {
+                    let error = std::io::Error::from_raw_os_error(errno);
+                    warn!(env.log, "minor {minor}: its block device goes with its ring: {error}");
+                    self.drop_ring(env);
+                    stay(TapEnd::Ending)
+                }
+            },
+            TapEnd::InUse { until } if until > now && !self.alone => stay(TapEnd::InUse { until }),
+            TapEnd::InUse { .. } => (self.remove_tapdev(env, force, way), None),
+            TapEnd::Ending if !self.tap_is_idle() => stay(TapEnd::Ending),
+            TapEnd::Ending => {
+                if let Some(device) = self.device.take() {
+                    info!(env.log, "minor {minor}: {device} is gone");
+                }
+                self.after_device(env, way)
+            }
+        }
+    }
+
+    pub(super) fn tap_is_idle(&self) -> bool {
+        self.tap().is_none_or(|tap| tap.idle())
+    }
+
+    /// Unmaps and closes the ring, on a worker: the module may have something to wait for.
+    fn drop_ring(&mut self, env: &Env) {
+        let served = self.served.as_mut().and_then(|served| served.tap.as_deref_mut());
+        let Some(ring) = served.or(self.tap.as_deref_mut()).and_then(Tap::take_side) else {
+            return;
+        };
+        let _ = env.registry.deregister(&mut SourceFd(&ring.raw_fd()));
+        drop(Job::start(&env.waker, move || drop(ring)));
+    }
+
+    /// The disk is closed: the ring waits for the next OPEN, if it is still there.
+    pub(super) fn keep_ring(&mut self) {
+        let Some(served) = &mut self.served else { return };
+        let Some(mut tap) = served.tap.take() else { return };
+        tap.stop(&mut served.engine);
+        self.tap = Some(tap).filter(|tap| !tap.is_broken());
+    }
+
+    /// Between turns: closes a ring that made no sense, and does what the module asks for.
+    pub fn look_after_ring(&mut self, env: &Env) {
+        let Some(tap) = self.served.as_mut().and_then(|served| served.tap.as_deref_mut()) else {
+            return;
+        };
+        let (broken, message) = (tap.is_broken() && tap.side().is_some(), tap.take_message());
+        if broken {
+            self.drop_ring(env);
+            if matches!(self.state, State::Open | State::Paused { .. }) {
+                self.device = None;
+            }
+        }
+        let Some(message) = message else { return };
+        info!(env.log, "minor {}: the blktap module says: {message:?}", self.minor);
+        match (message, &self.state) {
+            (Message::Pause, State::Open) => self.pause(),
+            (Message::Resume, State::Paused { .. }) => {
+                // A refusal is in the log; nobody waits for an answer.
+                let _ = self.resume(env, &Params::default(), &super::Extra::default());
+            }
+            (Message::Close, State::Open | State::Paused { .. }) => self.close(env, false),
+            (message, state) => {
+                warn!(env.log, "minor {}: not done while {state}: {message:?}", self.minor);
+            }
+        }
+    }
+
+    /// Whether the client that asked for what is under way is gone.
+    pub fn set_alone(&mut self, alone: bool) {
+        self.alone = alone;
+    }
+}
