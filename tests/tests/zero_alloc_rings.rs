@@ -1,34 +1,31 @@
 //! The proof of no allocation and no page fault on the path of a guest's requests: 100,000 of all kinds, good
 //! and bad, through three rings, the daemon's engine and a real file; only the guest is in memory.
+mod zero_alloc_support;
+
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::os::fd::AsRawFd;
+use std::fs::File;
 use std::path::Path;
 
-use image::Image;
 use tapdisk::disk::Disk;
-use tapdisk::disk::align::{Aligned, BOUNCE_BYTES};
-use tapdisk::disk::probe::{AnyDisk, EngineKind, choose};
-use tapdisk::engine::chain::{Chain, Layer};
+use tapdisk::disk::align::Aligned;
+use tapdisk::disk::probe::{AnyDisk, EngineKind};
+use tapdisk::engine::Engine;
 use tapdisk::engine::limits::Limits;
-use tapdisk::engine::{Engine, FileInfo, Policy};
 use tapdisk::memory::Memory;
-use tapdisk::pool::Arena;
 use tapdisk::sealed::{self, Seal, Sealable};
 use tapdisk::sys::faults;
 use tapdisk::transport::blkif::{PollPolicy, RingWish, Rings};
 use tapdisk::transport::{Slots, Transport};
 use tests::sim::rng::Rng;
-use vhd_rs::create::{NewImage, dynamic};
 use xen::fake::{Access, DOMID, Fake, FrontRing, Guest, entry, indirect_entry};
 use xen::{Segment, op, status};
+use zero_alloc_support::{BYTES, engine, wait};
 
 #[global_allocator]
 static ALLOCATOR: Sealable = Sealable;
 
 const WARM_UP: u64 = 20_000;
 const REQUESTS: u64 = 100_000;
-const BYTES: u64 = 64 << 20;
 
 struct Machine {
     engine: Engine<Aligned<AnyDisk>>,
@@ -47,33 +44,9 @@ struct Machine {
     faults: (u64, u64),
 }
 
-fn open(path: &Path, format: &str) -> (File, Box<dyn Image>) {
-    let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create(true).truncate(false).open(path).unwrap();
-    if format == "raw" {
-        file.set_len(BYTES).unwrap();
-        return (file, Box::new(raw::Raw::new(BYTES / 512, false)));
-    }
-    let new = NewImage { bytes: BYTES, room_bytes: BYTES, uuid: [7; 16], timestamp: 1 };
-    dynamic(&file, path, &new, None).unwrap();
-    let how = vhd_rs::OpenOptions { for_io: true, ..Default::default() };
-    let opened = vhd_rs::open(&file, path, &how).unwrap();
-    (file, Box::new(vhd_rs::driver::Vhd::new(opened)))
-}
-
 impl Machine {
     fn new(path: &Path, format: &str, kind: EngineKind) -> Machine {
-        let (file, image) = open(path, format);
-        let limits = Limits::NORMAL;
-        let reserve = limits.behind(BOUNCE_BYTES);
-        let arena = Arena::new((reserve.offset + reserve.bytes) as usize).unwrap();
-        let chosen = choose(arena, limits.ops(), 1, Some(kind)).unwrap();
-        let mut disk = Aligned::open(chosen.disk, reserve, limits.ops());
-        disk.set_alignments(&[512]).unwrap();
-        disk.set_files(&[file.as_raw_fd()]).unwrap();
-        let mut engine = Engine::new(disk, limits);
-        let info = FileInfo { bytes: file.metadata().unwrap().len(), device: false };
-        engine.attach(Chain::new(vec![Layer::new(image)]), &[info], Policy::default());
+        let (file, engine) = engine(path, format, kind, Limits::NORMAL);
         let guest = Guest::new();
         let whole = |gref| Segment { gref, first: 0, last: 7, pad: 0 };
         let pages: Vec<Segment> = (0..512).map(|_| whole(guest.grant(Access::Full))).collect();
@@ -208,14 +181,6 @@ fn list(guest: &Guest, pages: &[Segment]) -> u32 {
         }
     });
     gref
-}
-
-/// Until a descriptor is readable.
-fn wait(fd: i32) {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    // SAFETY: one structure, alive during the call.
-    let ready = unsafe { libc::poll(&mut poll, 1, 20_000) };
-    assert!(ready == 1, "an operation took 20 s");
 }
 
 /// All in one test: only one thread of a process may seal.

@@ -5,10 +5,10 @@
 pub mod engine;
 
 use engine::Memory;
+use tapdisk::transport::Transport;
 use tapdisk::transport::blktap::Tap;
 use tapdisk::transport::blktap::fake::{Answer, FakeSide, Kernel};
 use tapdisk::transport::nbd::Export;
-use tapdisk::transport::Transport;
 
 /// A disk of 1 MiB.
 pub const DISK: Export =

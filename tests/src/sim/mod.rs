@@ -6,6 +6,8 @@
 //!     └── Model: which values each sector may hold ◄── compared with every read and, after a power cut,
 //!                                                      with the blocking executor's view of the files
 //! ```
+pub mod below;
+pub mod blktap;
 pub mod disk;
 pub mod model;
 pub mod ring;

@@ -4,26 +4,19 @@
 //!   RingGuest ─► rings in memory ─► Rings (the daemon's) ─► Watch ─► Engine (the daemon's) ─► SimDisk
 //!        └─ Model: what each sector may hold                  └─ what is at work while a barrier is
 //! ```
-use std::path::Path;
-
-use image::{Image, MemStorage, Span, blocking};
-use tapdisk::engine::chain::{Chain, Layer};
+use image::Span;
+use tapdisk::engine::Engine;
 use tapdisk::engine::limits::Limits;
-use tapdisk::engine::{Engine, FileInfo, Policy};
 use tapdisk::transport::blkif::{PollPolicy, RingName, RingWish, Rings};
 use tapdisk::transport::{Request, SlotCounts, SlotId, Slots, Transport, Verb};
-use vhd_rs::OpenOptions;
-use vhd_rs::driver::Vhd;
 use xen::fake::{DOMID, Fake};
 use xen::{Layout, op};
 
-use super::disk::{Faults, SimDisk, SimFile};
-use super::model::{ANY, Model, ZERO, parse};
+use super::below::{Below, SECTORS};
+use super::disk::{Faults, SimDisk};
+use super::model::parse;
 use super::ring_guest::RingGuest;
 use super::rng::Rng;
-use super::world::{Format, dynamic, first_image, uuid_of};
-
-const SECTORS: u64 = 8 * 128 + 40;
 
 /// What is wrong on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,15 +64,10 @@ struct Watch<'a> {
 struct World {
     bug: Bug,
     rng: Rng,
-    engine: Engine<SimDisk>,
+    below: Below,
     rings: Rings<Fake>,
     guest: RingGuest,
     flight: Flight,
-    model: Model,
-    formats: Vec<Format>,
-    limits: Limits,
-    faults: Faults,
-    volatile: bool,
     hot: bool,
     queues: u32,
     now: u64,
@@ -98,7 +86,7 @@ pub fn run(seed: u64, bug: Bug) -> Result<Ran, String> {
     }
     world.live(120)?;
     world.drain()?;
-    world.verify("at the end", false)?;
+    world.below.verify("at the end", false)?;
     world.ran.barriers += world.flight.barriers;
     Ok(world.ran)
 }
@@ -106,56 +94,23 @@ pub fn run(seed: u64, bug: Bug) -> Result<Ran, String> {
 impl World {
     fn new(seed: u64, bug: Bug) -> Result<World, String> {
         let mut rng = Rng::new(seed ^ 0xb1f);
-        let format = if rng.one_in(3) { Format::Raw } else { Format::Dynamic };
-        let device = format == Format::Raw && rng.one_in(3);
-        let faulty = rng.one_in(2);
-        let faults = Faults {
-            eio: if faulty { [0, 80][rng.below(2) as usize] } else { 0 },
-            short: [0, 5][rng.below(2) as usize],
-            again: if faulty { [0, 20][rng.below(2) as usize] } else { 0 },
-            nospace: if faulty { [0, 3][rng.below(2) as usize] } else { 0 },
-            no_zero: rng.one_in(4),
-            slow_reads: rng.one_in(4),
-            ..Faults::default()
-        };
         let some = Limits { small: 6, large: 4, meta_blocks: 110, ..Limits::MINIMUM };
-        let limits = if rng.one_in(2) { Limits::MINIMUM } else { some };
-        let guest = RingGuest::new(1 << 32, if device { ANY } else { ZERO });
-        let (bytes, initial) = first_image(format, SECTORS, device);
+        let below = Below::new(&mut rng, [Limits::MINIMUM, some])?;
+        let guest = RingGuest::new(1 << 32, below.discarded);
         let mut world = World {
             bug,
-            engine: Engine::new(SimDisk::new(limits.arena_bytes(), vec![], 0, Rng::new(0)), limits),
+            below,
             rings: Rings::new(guest.guest.back_end()),
             guest,
             flight: Flight::default(),
-            model: Model::new(&vec![initial; SECTORS as usize]),
-            formats: vec![format],
-            limits,
-            faults,
-            volatile: rng.one_in(2),
             hot: rng.one_in(2),
             queues: 1 + rng.below(4) as u32,
             now: 1,
             ran: Ran::default(),
             rng,
         };
-        world.open(vec![SimFile::new(bytes, device)])?;
         world.connect()?;
         Ok(world)
-    }
-
-    fn open(&mut self, files: Vec<SimFile>) -> Result<(), String> {
-        let layers = images(&files, &self.formats)?.into_iter().map(Layer::new).collect();
-        let info = |f: &SimFile| FileInfo { bytes: f.bytes.len() as u64, device: f.device };
-        let infos: Vec<FileInfo> = files.iter().map(info).collect();
-        let (arena, depth) = (self.limits.arena_bytes(), self.limits.ops() as usize);
-        let mut disk = SimDisk::new(arena, files, depth, Rng::new(self.rng.next()));
-        (disk.faults, disk.volatile) = (self.faults, self.volatile);
-        self.engine = Engine::new(disk, self.limits);
-        let policy = Policy { barriers: self.volatile, timeout_s: 600, ..Policy::default() };
-        self.engine.attach(Chain::new(layers), &infos, policy);
-        self.engine.set_room(true);
-        Ok(())
     }
 
     fn connect(&mut self) -> Result<(), String> {
@@ -183,17 +138,17 @@ impl World {
         let mut left = requests;
         while left > 0 {
             if self.rng.one_in(2) && self.guest.has_room() {
-                self.guest.ask(&mut self.rng, &mut self.model, SECTORS, spot);
+                self.guest.ask(&mut self.rng, &mut self.below.model, SECTORS, spot);
                 left -= 1;
             } else {
-                self.engine.disk().complete_one();
+                self.below.engine.disk().complete_one();
             }
             let queue = self.rng.below(u64::from(self.queues)) as usize;
             if self.rng.one_in(2) {
                 self.guest.show(queue);
             }
             self.turn()?;
-            self.engine.set_room(true);
+            self.below.engine.set_room(true);
             match self.rng.below(300) {
                 0 | 1 => self.pause()?,
                 2 => self.reconnect()?,
@@ -211,18 +166,19 @@ impl World {
         }
         self.rings.clock(self.now);
         for _ in 0..10_000 {
-            let World { rings, engine, flight, guest, bug, .. } = self;
+            let World { rings, below, flight, guest, bug, .. } = self;
+            let engine = &mut below.engine;
             rings.take(&mut Watch { engine, flight, guest, bug: *bug });
-            while self.engine.step(self.now) {}
-            while let Some((slot, request, outcome)) = self.engine.pop_done() {
+            while self.below.engine.step(self.now) {}
+            while let Some((slot, request, outcome)) = self.below.engine.pop_done() {
                 self.flight.over(slot, outcome.is_ok());
-                self.rings.complete(&mut self.engine, slot, &request, outcome);
+                self.rings.complete(&mut self.below.engine, slot, &request, outcome);
             }
-            self.rings.kick(&mut self.engine);
+            self.rings.kick(&mut self.below.engine);
             if let Some(wrong) = self.flight.wrong.take() {
                 return Err(wrong);
             }
-            if !self.rings.pending(&self.engine) {
+            if !self.rings.pending(&self.below.engine) {
                 return self.hear();
             }
         }
@@ -230,9 +186,9 @@ impl World {
     }
 
     fn hear(&mut self) -> Result<(), String> {
-        let Faults { eio, nospace, no_zero, .. } = self.faults;
+        let Faults { eio, nospace, no_zero, .. } = self.below.faults;
         let excused = |operation| eio + nospace > 0 || (operation == op::DISCARD && no_zero);
-        let ended = self.guest.hear(&mut self.model, excused)?;
+        let ended = self.guest.hear(&mut self.below.model, excused)?;
         (0..2).for_each(|i| self.ran.ended[i] += ended[i]);
         Ok(())
     }
@@ -240,10 +196,10 @@ impl World {
     fn drain(&mut self) -> Result<(), String> {
         (0..self.queues as usize).for_each(|queue| self.guest.show(queue));
         for _ in 0..20_000 {
-            if self.guest.asked.is_empty() && self.engine.idle() {
+            if self.guest.asked.is_empty() && self.below.engine.idle() {
                 return Ok(());
             }
-            self.engine.disk().complete_one();
+            self.below.engine.disk().complete_one();
             self.turn()?;
         }
         Err(format!("requests are stuck: {:?}", self.guest.asked))
@@ -255,10 +211,10 @@ impl World {
         self.rings.suspend();
         self.flight.paused = true;
         let mut rounds = 0;
-        while !(self.rings.idle() && self.engine.idle()) {
-            self.guest.ask(&mut self.rng, &mut self.model, SECTORS, None);
+        while !(self.rings.idle() && self.below.engine.idle()) {
+            self.guest.ask(&mut self.rng, &mut self.below.model, SECTORS, None);
             (0..self.queues as usize).for_each(|queue| self.guest.show(queue));
-            self.engine.disk().complete_one();
+            self.below.engine.disk().complete_one();
             self.turn()?;
             rounds += 1;
             if rounds > 20_000 {
@@ -273,22 +229,7 @@ impl World {
         if self.guest.guest.wakes_back_end() {
             return Err("a guest wakes a paused disk again and again".into());
         }
-        let mut chain = self.engine.detach().expect("a chain was attached");
-        let mut files = std::mem::take(&mut self.engine.disk().files);
-        let storage = MemStorage::new(std::mem::take(&mut files[0].bytes), files[0].device);
-        let closing = chain.layers[0].image.closing();
-        closing.apply(&storage).map_err(|e| format!("closing: {e}"))?;
-        // A close ends with a flush.
-        files[0] = SimFile::new(storage.into_inner(), files[0].device);
-        let now = self.model.tick();
-        self.model.flush(now);
-        if self.formats.len() < 4 && self.rng.one_in(2) {
-            let parent = (self.formats[0] != Format::Raw).then(|| uuid_of(&files[0].bytes));
-            let bytes = dynamic(SECTORS, Some(parent), false, self.guest.value());
-            files.insert(0, SimFile::new(bytes, false));
-            self.formats.insert(0, Format::Dynamic);
-        }
-        self.open(files)?;
+        self.below.snapshot(&mut self.rng, self.guest.value())?;
         self.flight.paused = false;
         self.rings.resume();
         Ok(())
@@ -306,54 +247,12 @@ impl World {
 
     fn power_cut(&mut self) -> Result<(), String> {
         self.ran.barriers += self.flight.barriers;
-        let disk = SimDisk::new(self.limits.arena_bytes(), vec![], 0, Rng::new(0));
-        let engine = std::mem::replace(&mut self.engine, Engine::new(disk, self.limits));
-        let (files, _) = engine.into_disk().power_cut();
-        self.open(files)?;
-        let values = self.verify("after a power cut", true)?;
-        self.model = Model::new(&values);
+        self.below.power_cut(&mut self.rng)?;
         self.guest = RingGuest::new(self.guest.value(), self.guest.discarded);
         self.rings = Rings::new(self.guest.guest.back_end());
         self.flight = Flight::default();
         self.connect()
     }
-
-    /// Reads the whole disk with the blocking executor, which shares no engine with the daemon.
-    fn verify(&mut self, when: &str, cut: bool) -> Result<Vec<u64>, String> {
-        let files = &self.engine.disk_ref().files;
-        let images = images(files, &self.formats)?;
-        let store = |f: &SimFile| MemStorage::new(f.bytes.clone(), f.device);
-        let stores: Vec<MemStorage> = files.iter().map(store).collect();
-        let both = images.iter().zip(&stores);
-        let layers: Vec<_> =
-            both.map(|(image, storage)| blocking::Layer { image: &**image, storage }).collect();
-        let mut buf = vec![0; SECTORS as usize * 512];
-        let span = Span { start: 0, count: SECTORS as u32 };
-        blocking::read_with(&layers, span, &mut buf, |_, _, _| {})
-            .map_err(|e| format!("{when}: {e}"))?;
-        let values: Vec<u64> =
-            (0..SECTORS).map(|s| parse(&buf[s as usize * 512..][..512], s)).collect();
-        for (s, value) in (0..).zip(&values) {
-            if !self.model.may_survive(s, *value, cut && self.volatile) {
-                let why = self.model.explain(s);
-                return Err(format!("{when} sector {s} holds {value:#x}, allowed {why}"));
-            }
-        }
-        Ok(values)
-    }
-}
-
-fn images(files: &[SimFile], formats: &[Format]) -> Result<Vec<Box<dyn Image>>, String> {
-    let open = |(i, (file, format)): (usize, (&SimFile, &Format))| -> Result<Box<dyn Image>, _> {
-        if *format == Format::Raw {
-            return Ok(Box::new(raw::Raw::new(SECTORS, file.device)));
-        }
-        let storage = MemStorage::new(file.bytes.clone(), file.device);
-        let options = OpenOptions { read_only: i > 0, for_io: true, ..OpenOptions::default() };
-        let opened = vhd_rs::open(&storage, Path::new("sim.vhd"), &options);
-        opened.map(|vhd| Box::new(Vhd::new(vhd)) as _).map_err(|e| format!("layer {i}: {e}"))
-    };
-    files.iter().zip(formats).enumerate().map(open).collect()
 }
 
 impl Flight {

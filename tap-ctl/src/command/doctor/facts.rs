@@ -91,9 +91,9 @@ fn mappings(smaps: &str) -> (u64, u64) {
         if !name.ends_with(':') {
             is_stack = line.ends_with("[stack]");
             // These are the kernel's own pages, which are never reclaimed.
-            kernels = ["[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]"]
+            kernels = ["[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "/[aio]"]
                 .iter()
-                .any(|part| line.ends_with(part));
+                .any(|part| line.trim_end_matches(" (deleted)").ends_with(part));
         } else if name == "Rss:" {
             resident = kib_after(line, "Rss:");
             if is_stack {

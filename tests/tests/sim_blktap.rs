@@ -1,0 +1,34 @@
+//! Seeds of the simulator through the ring of the blktap module; `SIM_SEEDS=n` and `SIM_FIRST=n` for long runs.
+//! Each planted bug must be found.
+use tests::sim::blktap::{Bug, Ran, run};
+
+const SEEDS: u64 = 200;
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |v| v.parse().expect("a number of seeds"))
+}
+
+#[test]
+fn no_seed_loses_a_write_of_the_kernel_or_gets_stuck() {
+    let (first, seeds) = (number("SIM_FIRST", 0), number("SIM_SEEDS", SEEDS));
+    let mut all = Ran::default();
+    for seed in first..first + seeds {
+        let ran = run(seed, Bug::None).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+        (0..2).for_each(|i| all.ended[i] += ran.ended[i]);
+        all.pauses += ran.pauses;
+        all.deaths += ran.deaths;
+    }
+    println!("{seeds} seeds: {all:?}");
+    assert!(all.ended[0] > seeds * 100, "requests succeed");
+    assert!(seeds < 100 || (all.pauses > 0 && all.deaths > 0), "everything is seen");
+}
+
+#[test]
+fn planted_bugs_are_found_after_a_power_cut() {
+    for bug in [Bug::FlushDoesNothing, Bug::FuaIsForgotten] {
+        let found = (0..SEEDS).find_map(|seed| run(seed, bug).err().map(|why| (seed, why)));
+        let (seed, why) = found.unwrap_or_else(|| panic!("{bug:?} is not found"));
+        println!("{bug:?}: seed {seed}");
+        assert!(why.starts_with("after a power cut"), "{bug:?}, seed {seed}: {why}");
+    }
+}

@@ -1,0 +1,393 @@
+# The machine without Xen, with our kernel module (xen/blktap-dkms): disks by tap-ctl and tapdisk as releases 3.x
+# made them, block devices /dev/xen/blktap-2/tapdevN. File systems, patterns, chains, pause, flush, trim and zeros,
+# kills, refusals. What the module itself does with a process that is not tapdisk: blktap.sh.
+# shellcheck shell=bash disable=SC2119,SC2120,SC2012
+# shellcheck source=tests/vm/cases/lib.sh
+export case_limit=${case_limit:-240}
+. /share/vm/cases/lib.sh
+
+nodes=/dev/xen/blktap-2
+
+clean_up() {
+    umount -l /mnt
+    local tapdisk minor
+    for tapdisk in $(pidof tapdisk); do
+        kill -9 "$tapdisk"
+    done
+    sleep 1
+    for minor in $(tap-ctl list | sed -n 's/.*minor=\([0-9]*\).*/\1/p'); do
+        tap-ctl free -m "$minor"
+    done
+    modprobe -r scsi_debug
+    rm -rf /srv/* /run/blktap-control/*
+}
+
+show_state() {
+    tap-ctl list
+    ls -l $nodes /sys/class/blktap2 /run/blktap-control
+    grep -H . /sys/class/blktap2/blktap*/debug
+    dmesg | tail -n 25
+    tail -n 30 /var/log/blktap/*.log
+}
+
+nothing_more_left() {
+    same "minors at the end" "" "$(ls -d /sys/class/blktap2/blktap* 2>/dev/null || true)"
+    same "nodes at the end" "" "$(find $nodes ! -type d ! -name control)"
+    same "tapdisk's complaints" "" "$(grep -h -i 'panic' /var/log/blktap/*.log || true)"
+}
+
+# Starts a tapdisk with the module's block device; sets disk, pid and minor.
+device() { # type:path, more options of tap-ctl create
+    disk=$(tap-ctl create -a "$@") || fail "tap-ctl create -a $*"
+    case $disk in "$nodes"/tapdev*) ;; *) fail "tap-ctl create says $disk" ;; esac
+    [ -b "$disk" ] || fail "$disk is no block device"
+    minor=${disk##*tapdev}
+    find_pid
+}
+
+find_pid() {
+    pid=$(tap-ctl list -m "$minor" | sed -n 's/^pid=\([0-9]*\) .*/\1/p')
+    [ -n "$pid" ] || fail "no tapdisk has minor $minor"
+    same "who has the ring" "$pid" "$(cat "/sys/class/blktap2/blktap!blktap$minor/task")"
+}
+
+# Ends with a status and, in the log or by TAP_CTL_VERBOSE, a sentence.
+refused() { # status, words, command ...
+    local status=0 wanted=$1 words=$2 said
+    shift 2
+    said=$(TAP_CTL_VERBOSE=1 "$@" 2>&1) || status=$?
+    same "status of $* ($said)" "$wanted" "$status"
+    case $said in *"$words"*) ;; *) fail "$* says: $said" ;; esac
+}
+
+fill() { # options of mke2fs
+    mke2fs -q -t ext4 "$@" "$disk"
+    mount "$disk" /mnt
+    noise files 8 /mnt/noise
+    cp -a "$(command -v vhd-util)" "$(command -v tap-ctl)" /mnt
+    (cd /mnt && find . -type f -print0 | sort -z | xargs -0 sha256sum) >/srv/sums
+    umount /mnt
+}
+
+files_are_there() { # raw image
+    e2fsck -fn "$1"
+    mount -o loop,ro "$1" /mnt
+    (cd /mnt && sha256sum --quiet -c /srv/sums)
+    umount /mnt
+}
+
+case_commands_as_releases_3_have_them() {
+    same "check" ok "$(tap-ctl check)"
+    same "major" "$(sed -n 's/ tapdev$//p' /proc/devices | tr -d ' ')" "$(tap-ctl major)"
+    rm -f $nodes/control
+    same "allocate" $nodes/tapdev0 "$(tap-ctl allocate)"
+    same "allocate" $nodes/tapdev1 "$(tap-ctl allocate)"
+    same "a name of one's own" /srv/mine "$(tap-ctl allocate -d /srv/mine)"
+    same "nodes" "600 600 600" "$(stat -c %a $nodes/control $nodes/blktap1 /srv/mine | xargs)"
+    same "the ring's node" "$(sed -n 's/ blktap2$//p' /proc/devices | tr -d ' ') 1" \
+        "$(printf '%d %d' 0x"$(stat -c %t $nodes/blktap1)" 0x"$(stat -c %T $nodes/blktap1)")"
+    same "list" "minor=0 minor=1 minor=2" "$(tap-ctl list | xargs)"
+    truncate -s 16M /srv/disk.raw
+    local pid
+    pid=$(tap-ctl spawn)
+    tap-ctl attach -p "$pid" -m 1
+    same "list" "pid=$pid minor=1 state=0" "$(tap-ctl list -m 1)"
+    same "the ring's holder" "$pid" "$(cat '/sys/class/blktap2/blktap!blktap1/task')"
+    refused 16 "tapdisk $pid has the ring" tap-ctl free -m 1
+    tap-ctl open -p "$pid" -m 1 -a aio:/srv/disk.raw
+    same "list" "pid=$pid minor=1 state=0 args=aio:/srv/disk.raw" "$(tap-ctl list -m 1)"
+    same "size" 16777216 "$(blockdev --getsize64 $nodes/tapdev1)"
+    tap-ctl stats -p "$pid" -m 1 --json | grep -q '"tap":{"errors":0,.*"minor":1' || fail "no tap in stats"
+    tap-ctl close -p "$pid" -m 1 -t 120
+    [ ! -e /sys/block/tda ] || fail "the block device is there after close"
+    # Again, through the same ring.
+    tap-ctl open -p "$pid" -m 1 -a aio:/srv/disk.raw
+    dd if=$nodes/tapdev1 of=/dev/null bs=1M iflag=direct status=none
+    tap-ctl close -p "$pid" -m 1
+    tap-ctl detach -p "$pid" -m 1
+    tap-ctl free -m 1
+    refused 19 "does not free minor 1" tap-ctl free -m 1
+    same "allocate" $nodes/tapdev1 "$(tap-ctl allocate)"
+    for minor in 0 1 2; do
+        tap-ctl free -m $minor
+    done
+    [ ! -e $nodes/blktap1 ] || fail "the ring's node is left"
+    rm /srv/*
+}
+
+case_file_system_and_chain_compared_with_qemu_img() {
+    vhd-util create -n /srv/base.vhd -s 96
+    device vhd:/srv/base.vhd
+    fill
+    e2fsck -fn "$disk"
+    give_back
+    vhd-util snapshot -n /srv/leaf.vhd -p /srv/base.vhd
+    device vhd:/srv/leaf.vhd
+    disk-load write "$disk" depth=32 bytes=$((24 << 20)) seed=5
+    disk-load check "$disk" depth=32 bytes=$((24 << 20)) seed=5
+    dd if="$disk" bs=1M iflag=direct status=none | sum_of /dev/stdin >/srv/sum
+    give_back
+    vhd-util check -n /srv/leaf.vhd
+    # qemu-img knows no differencing disks of this format: through the parent.
+    vhd-util coalesce -n /srv/leaf.vhd
+    qemu-img convert -f vpc -O raw /srv/base.vhd /srv/disk.raw
+    same "what qemu-img reads" "$(cat /srv/sum)" "$(head -c $((96 << 20)) /srv/disk.raw | sum_of /dev/stdin)"
+    rm /srv/*
+}
+
+case_pause_and_snapshot_under_a_mounted_file_system() {
+    vhd-util create -n /srv/base.vhd -s 96
+    device vhd:/srv/base.vhd
+    mke2fs -q -t ext4 "$disk"
+    mount "$disk" /mnt
+    noise before 4 /mnt/before
+    sync -f /mnt
+    tap-ctl pause -p "$pid" -m "$minor"
+    same "state" "state=0x2a" "$(tap-ctl list -m "$minor" | grep -o 'state=[^ ]*')"
+    noise during 4 /srv/noise
+    cp /srv/noise /mnt/during &
+    local writer=$!
+    (sync -f /mnt) &
+    local syncer=$!
+    vhd-util snapshot -n /srv/leaf.vhd -p /srv/base.vhd
+    tap-ctl unpause -p "$pid" -m "$minor" -a vhd:/srv/leaf.vhd
+    wait $writer $syncer
+    cmp /srv/noise /mnt/during
+    umount /mnt
+    e2fsck -fn "$disk"
+    give_back
+    [ "$(du -m /srv/leaf.vhd | cut -f1)" -ge 4 ] || fail "nothing was written to the leaf"
+    rm /srv/*
+}
+
+case_flush_trim_and_zeros_reach_the_image() {
+    vhd-util create -n /srv/disk.vhd -s 96
+    device vhd:/srv/disk.vhd
+    local queue
+    queue=/sys/dev/block/$((0x$(stat -c %t "$disk"))):$minor/queue
+    same "cache" "write back" "$(cat "$queue/write_cache")"
+    same "FUA" 1 "$(cat "$queue/fua")"
+    noise gone 24 /srv/noise
+    dd if=/srv/noise of="$disk" bs=1M oflag=direct status=none
+    sync
+    local before after
+    before=$(du -m /srv/disk.vhd | cut -f1)
+    blkdiscard -o $((8 << 20)) -l $((8 << 20)) "$disk"
+    blkdiscard -z -o $((16 << 20)) -l $((4 << 20)) "$disk"
+    after=$(du -m /srv/disk.vhd | cut -f1)
+    [ "$after" -lt $((before - 6)) ] || fail "trim freed nothing: $before MiB before, $after MiB after"
+    cmp -n $((8 << 20)) /srv/noise "$disk"
+    cmp -n $((4 << 20)) "$disk" /dev/zero $((16 << 20)) 0
+    cmp -n $((4 << 20)) /srv/noise "$disk" $((20 << 20)) $((20 << 20))
+    dd if=/dev/zero of="$disk" bs=4k count=8 seek=100 oflag=direct,dsync conv=notrunc status=none
+    tap-ctl stats -p "$pid" -m "$minor" --json >/srv/stats
+    local kind
+    for kind in write trim flush zero; do
+        case $kind in trim) kind=discard ;; esac
+        grep -Eq "\"requests\":\{[^}]*\"$kind\":[1-9]" <(sed 's/.*"tap"://' /srv/stats) ||
+            fail "no $kind came: $(sed 's/.*"tap"://' /srv/stats)"
+    done
+    give_back
+    vhd-util check -n /srv/disk.vhd
+    rm /srv/*
+}
+
+case_sectors_of_4096_bytes_and_read_only() {
+    modprobe scsi_debug dev_size_mb=64 sector_size=4096 lbpu=1
+    await 20 "the scsi_debug disk" sh -c 'ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/'
+    local large
+    large=/dev/$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/)
+    device "aio:$large"
+    same "sector size" 4096 "$(blockdev --getss "$disk")"
+    fill
+    give_back
+    device "aio:$large" -R
+    same "read-only" 1 "$(blockdev --getro "$disk")"
+    mount -o ro "$disk" /mnt
+    (cd /mnt && sha256sum --quiet -c /srv/sums)
+    umount /mnt
+    give_back
+    modprobe -r scsi_debug
+    rm /srv/*
+}
+
+# The module fails what is outstanding and takes the disk away; nothing hangs, and the minor can be freed.
+case_killed_under_a_mounted_file_system() {
+    dmesg -C
+    vhd-util create -n /srv/disk.vhd -s 96
+    device vhd:/srv/disk.vhd
+    mke2fs -q -t ext4 "$disk"
+    mount "$disk" /mnt
+    noise killed 8 /srv/noise
+    cp /srv/noise /mnt/before
+    sync -f /mnt
+    (while cp /srv/noise /mnt/during && sync -f /mnt; do :; done) 2>/srv/writer &
+    local writer=$!
+    sleep 0.5
+    kill -9 "$pid"
+    wait $writer
+    await 20 "the end of tapdisk" sh -c "! [ -e /proc/$pid ]"
+    same "list" "minor=$minor" "$(tap-ctl list)"
+    # As ever: list skips them, and the next tapdisk has other names.
+    rm -f /run/blktap-control/nbd*"$pid".* "/run/blktap-control/ctl$pid" "/run/blktap-control/nbdclient$pid"
+    umount /mnt
+    await 20 "the end of the disk" sh -c '! [ -e /sys/block/tda ]'
+    tap-ctl free -m "$minor"
+    device vhd:/srv/disk.vhd
+    e2fsck -fy "$disk" || [ $? -le 1 ]
+    mount "$disk" /mnt
+    cmp /srv/noise /mnt/before
+    umount /mnt
+    give_back
+    vhd-util check -n /srv/disk.vhd
+    dmesg -C
+    rm /srv/*
+}
+
+case_in_use_is_not_taken_away() {
+    truncate -s 64M /srv/disk.raw
+    device aio:/srv/disk.raw
+    mke2fs -q -t ext4 "$disk"
+    mount "$disk" /mnt
+    # As long as somebody waits: 110, and the disk stays.
+    refused 110 "did not answer close in time" tap-ctl close -p "$pid" -m "$minor" -t 1
+    await 10 "the close is given up" sh -c "tap-ctl list -m $minor | grep -q 'state=0 args='"
+    echo still >/mnt/there
+    sync -f /mnt
+    refused 22 "refused detach" tap-ctl detach -p "$pid" -m "$minor"
+    # Paused as well.
+    tap-ctl pause -p "$pid" -m "$minor"
+    refused 110 "did not answer close in time" tap-ctl close -p "$pid" -m "$minor" -t 1
+    await 10 "the close is given up" sh -c "tap-ctl list -m $minor | grep -q 'state=0x2a args='"
+    tap-ctl unpause -p "$pid" -m "$minor"
+    # A close that waits is done when the user is gone.
+    tap-ctl close -p "$pid" -m "$minor" -t 60 &
+    local closer=$!
+    sleep 0.5
+    umount /mnt
+    wait $closer || fail "close after umount"
+    same "closed" "pid=$pid minor=$minor state=0x2" "$(tap-ctl list -m "$minor")"
+    e2fsck -fn /srv/disk.raw
+    # Forced, with requests in flight.
+    tap-ctl open -p "$pid" -m "$minor" -a aio:/srv/disk.raw
+    dd if=/dev/zero of="$disk" bs=64k count=400 oflag=direct 2>/dev/null &
+    local writer=$!
+    sleep 0.3
+    tap-ctl close -f -p "$pid" -m "$minor"
+    wait $writer || true
+    same "closed" "pid=$pid minor=$minor state=0x2" "$(tap-ctl list -m "$minor")"
+    # The ring is made anew.
+    tap-ctl open -p "$pid" -m "$minor" -a aio:/srv/disk.raw
+    dd if="$disk" of=/dev/null bs=1M iflag=direct status=none
+    give_back
+    dmesg -C
+    rm /srv/*
+}
+
+case_ended_by_a_signal_while_in_use() {
+    truncate -s 32M /srv/disk.raw
+    device aio:/srv/disk.raw
+    noise signal 2 /srv/noise
+    exec 7<>"$disk"
+    cat /srv/noise >&7
+    kill -INT "$pid"
+    await 20 "the end of tapdisk" sh -c "! [ -e /proc/$pid ]"
+    exec 7>&-
+    same "list" "minor=$minor" "$(tap-ctl list)"
+    tap-ctl free -m "$minor"
+    cmp -n $((2 << 20)) /srv/noise /srv/disk.raw
+    dmesg -C
+    rm /srv/*
+}
+
+case_refusals_are_sentences_and_leave_nothing() {
+    truncate -s 16M /srv/disk.raw
+    refused 2 "No such file" tap-ctl create -a vhd:/srv/none.vhd
+    same "minors" "" "$(tap-ctl list)"
+    # A ring that somebody has.
+    local first second
+    tap-ctl allocate
+    first=$(tap-ctl spawn)
+    second=$(tap-ctl spawn)
+    tap-ctl attach -p "$first" -m 0
+    refused 22 "process $first has its ring" tap-ctl attach -p "$second" -m 0
+    grep -h "another process has the ring of minor 0" /var/log/blktap/*.log
+    refused 22 "refused attach" tap-ctl attach -p "$second" -m 9
+    tap-ctl detach -p "$first" -m 0
+    kill "$second"
+    tap-ctl free -m 0
+    await 20 "the end of both" sh -c '! pidof tapdisk'
+    # The storage vanishes: errors, and everything can be taken away.
+    modprobe scsi_debug dev_size_mb=16
+    await 20 "the scsi_debug disk" sh -c 'ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/'
+    local store
+    store=$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/)
+    device "aio:/dev/$store"
+    dd if="$disk" of=/dev/null bs=4k count=1 iflag=direct
+    echo 1 >"/sys/block/$store/device/delete"
+    if dd if="$disk" of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null; then fail "a lost disk was read"; fi
+    same "list" "pid=$pid minor=$minor state=0 args=aio:/dev/$store" "$(tap-ctl list)"
+    give_back
+    modprobe -r scsi_debug
+    dmesg -C
+    rm /srv/*
+}
+
+case_beside_nbd_clients_and_a_device_that_is_named() {
+    vhd-util create -n /srv/disk.vhd -s 64
+    device vhd:/srv/disk.vhd
+    noise both 4 /srv/noise
+    dd if=/srv/noise of="$disk" bs=1M oflag=direct status=none
+    qemu-img convert -f raw -O raw "nbd+unix:///?socket=/run/blktap-control/nbd$pid.$minor" /srv/copy
+    cmp -n $((4 << 20)) /srv/noise /srv/copy
+    give_back
+    # --device is the module's where the minor is; another is made by its name.
+    same "--device" $nodes/tapdev0 "$(tap-ctl create -a vhd:/srv/disk.vhd --device)"
+    minor=0
+    find_pid
+    same "list --devices" "device=$nodes/tapdev0" "$(tap-ctl list --devices | cut -d' ' -f1)"
+    give_back
+    same "--device-name" /dev/ublkb3 "$(tap-ctl create -a vhd:/srv/disk.vhd --device-name /dev/ublkb3)"
+    find_pid
+    cmp -n $((4 << 20)) /srv/noise /dev/ublkb3
+    [ ! -e /sys/block/tda ] || fail "two block devices of one disk"
+    give_back
+    rm /srv/*
+}
+
+case_many_disks_come_and_go() {
+    local i count=8
+    for ((i = 0; i < count; i++)); do
+        truncate -s 4M "/srv/$i.raw"
+        tap-ctl create -a "aio:/srv/$i.raw" >>/srv/names &
+    done
+    wait
+    same "disks" "$count" "$(sort -u /srv/names | wc -l)"
+    tap-ctl list | sed -n 's/pid=\([0-9]*\) minor=\([0-9]*\) .*/\1 \2/p' >/srv/all
+    while read -r disk; do
+        dd if=/dev/zero of="$disk" bs=64k oflag=direct status=none 2>/dev/null || true &
+    done </srv/names
+    wait
+    while read -r pid minor; do
+        tap-ctl destroy -p "$pid" -m "$minor" &
+    done </srv/all
+    wait
+    rm /srv/*
+}
+
+case_both_disk_engines() {
+    local engine
+    for engine in uring aio; do
+        truncate -s 64M /srv/disk.raw
+        export TAPDISK_ENGINE=$engine
+        device aio:/srv/disk.raw
+        fill
+        tap-ctl doctor -p "$pid"
+        give_back
+        files_are_there /srv/disk.raw
+        rm /srv/*
+    done
+}
+
+modprobe -a loop sd_mod ublk_drv blktap
+run_cases "$@"
