@@ -75,7 +75,7 @@ test: build
 	tests/demo.sh "$(BIN)"
 	tests/ordinary-user.sh "$(BIN)"
 	tests/install.sh
-	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device'
+	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device' './run.sh tapdev'
 
 # In one boot with two guests. The rest of this list and all of xen-more run in test-vm.
 XEN_CASES := two_guests_with_two_disks_each file_system_across_plugs chain_of_five discard_and_flush \
@@ -85,7 +85,7 @@ XEN_CASES := two_guests_with_two_disks_each file_system_across_plugs chain_of_fi
 # Every case of every machine.
 test-vm: build
 	@tests/deps.sh test
-	tests/vm/lanes.sh './run.sh xen' './run.sh xen-more' './run.sh plain' './run.sh device'
+	tests/vm/lanes.sh './run.sh xen' './run.sh xen-more' './run.sh plain' './run.sh device' './run.sh tapdev'
 
 # LLVM's coverage counters, part of every Rust tool chain: no other tools. The inputs that together take every
 # branch that was taken become tests/corpus. Built apart from everything else.

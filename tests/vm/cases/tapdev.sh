@@ -63,7 +63,7 @@ refused() { # status, words, command ...
 fill() { # options of mke2fs
     mke2fs -q -t ext4 "$@" "$disk"
     mount "$disk" /mnt
-    noise files 8 /mnt/noise
+    noise files 3 /mnt/noise
     cp -a "$(command -v vhd-util)" "$(command -v tap-ctl)" /mnt
     (cd /mnt && find . -type f -print0 | sort -z | xargs -0 sha256sum) >/srv/sums
     umount /mnt
@@ -116,22 +116,22 @@ case_commands_as_releases_3_have_them() {
 }
 
 case_file_system_and_chain_compared_with_qemu_img() {
-    vhd-util create -n /srv/base.vhd -s 96
+    vhd-util create -n /srv/base.vhd -s 48
     device vhd:/srv/base.vhd
     fill
     e2fsck -fn "$disk"
     give_back
     vhd-util snapshot -n /srv/leaf.vhd -p /srv/base.vhd
     device vhd:/srv/leaf.vhd
-    disk-load write "$disk" depth=32 bytes=$((24 << 20)) seed=5
-    disk-load check "$disk" depth=32 bytes=$((24 << 20)) seed=5
+    disk-load write "$disk" depth=32 bytes=$((8 << 20)) seed=5
+    disk-load check "$disk" depth=32 bytes=$((8 << 20)) seed=5
     dd if="$disk" bs=1M iflag=direct status=none | sum_of /dev/stdin >/srv/sum
     give_back
     vhd-util check -n /srv/leaf.vhd
     # qemu-img knows no differencing disks of this format: through the parent.
     vhd-util coalesce -n /srv/leaf.vhd
     qemu-img convert -f vpc -O raw /srv/base.vhd /srv/disk.raw
-    same "what qemu-img reads" "$(cat /srv/sum)" "$(head -c $((96 << 20)) /srv/disk.raw | sum_of /dev/stdin)"
+    same "what qemu-img reads" "$(cat /srv/sum)" "$(head -c $((48 << 20)) /srv/disk.raw | sum_of /dev/stdin)"
     rm /srv/*
 }
 
@@ -327,7 +327,12 @@ case_refusals_are_sentences_and_leave_nothing() {
     echo 1 >"/sys/block/$store/device/delete"
     if dd if="$disk" of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null; then fail "a lost disk was read"; fi
     same "list" "pid=$pid minor=$minor state=0 args=aio:/dev/$store" "$(tap-ctl list)"
-    give_back
+    # The last flush fails, and is told; everything goes nevertheless.
+    promises_kept
+    refused 5 "refused close" tap-ctl close -p "$pid" -m "$minor"
+    same "closed" "pid=$pid minor=$minor state=0x2" "$(tap-ctl list)"
+    tap-ctl detach -p "$pid" -m "$minor"
+    tap-ctl free -m "$minor"
     modprobe -r scsi_debug
     dmesg -C
     rm /srv/*
