@@ -9,6 +9,7 @@
 #   make xen-demo   Xen, dom0 and a guest with our disk, in an emulator (one to two minutes)
 #   make bench      tapdisk beside qemu-nbd, nbdkit and fio on the raw file (BENCH_ARGS="--help" lists options)
 #   make bench-xen  a guest's disk on tapdisk, qdisk and xen-blkback, in an emulator: ratios, system calls a request
+#   make bench-device  block devices: ublk, the blktap ring, loop, qemu-nbd and nbd.ko, in an emulator: ratios
 #   make bench-vhd  vhd-util beside qemu-img and the disk's own limit
 #   make install    PREFIX=/usr/local DESTDIR=
 #   make deps       the Debian packages that demo, test and bench call, through apt, where missing
@@ -111,6 +112,11 @@ bench-xen: build
 	@tests/deps.sh test
 	tests/vm/run.sh xen-bench
 	cat "$(TARGET)/vm/xen-bench/bench.txt"
+
+bench-device: build
+	@tests/deps.sh test
+	tests/vm/run.sh device-bench
+	cat "$(TARGET)/vm/device-bench/bench.txt"
 
 bench-vhd: build
 	@tests/deps.sh bench
