@@ -10,6 +10,8 @@
 #   -q       do not show the console while it runs               -i   the terminal's keyboard is the console's
 #   -x, -k   more arguments for Xen, for the kernel
 #
+# TAPDISK_VM_KERNEL=debug takes the kernel of debug-kernel.sh in place of Debian's (with -p only).
+#
 # Exit: the command's status; 124: the time was up; 125: the machine ended, or never came up, without a status.
 # After 124 and 125 the end of the console is shown.
 set -euo pipefail
@@ -39,6 +41,11 @@ log=${log:-$share/console.log}
 case $share in *,*) die "the folder's name must not contain a comma: $share" ;; esac
 
 image=$("$vm_here/image.sh") || exit 125
+plain_kernel=$image/vmlinuz
+if [ "${TAPDISK_VM_KERNEL:-}" = debug ]; then
+    [ -n "$plain" ] || die "the kernel for debugging has no drivers for Xen"
+    plain_kernel=$("$vm_here/debug-kernel.sh")/vmlinuz || exit 125
+fi
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/tapdisk-vm.XXXXXX")
 emulator=''
@@ -72,7 +79,7 @@ init_on_alloc=0 hardened_usercopy=off cryptomgr.notests=1 kfence.sample_interval
 initcall_blacklist=load_system_certificate_list,jent_mod_init,init_encrypted,sed_opal_init,bpf_tcp_ca_kfunc_init \
 $kernel_more"
 if [ -n "$plain" ]; then
-    start=(-kernel "$image/vmlinuz" -append "console=ttyS0 $arguments" -initrd "$work/initrd")
+    start=(-kernel "$plain_kernel" -append "console=ttyS0 $arguments" -initrd "$work/initrd")
 else
     # eager-fpu is a must: the emulator's XSAVE and XRSTOR do not look at CR0.TS, on which Xen's lazy switching of
     # the floating-point registers relies; two domains would corrupt each other's registers.

@@ -3,11 +3,12 @@
 # state and its archives are below the cache, so neither root nor a change to the host is needed, and the release
 # may be another than the host's. The signatures of the archive are checked as usual.
 #
-#   packages.sh [--update] [--module]
+#   packages.sh [--update] [--module] [--source]
 #
 # What is fetched once stays (a run needs no network then); --update takes what the archive has now. --module
-# fetches as well what it takes to build a module for that kernel: headers, compiler, make.
-# Leaves in the cache: packages/*.deb, and the lists dom0, host, xen, kernel (and module) of file names.
+# fetches as well what it takes to build a module for that kernel: headers, compiler, make; --source what it takes to
+# build a kernel.
+# Leaves in the cache: packages/*.deb, and the lists dom0, host, xen, kernel (and module, source) of file names.
 set -euo pipefail
 # shellcheck source=tests/vm/common.sh
 . "$(dirname "$0")/common.sh"
@@ -21,6 +22,8 @@ host_wants=(qemu-system-x86 zstd kmod busybox-static)
 # What a module is built with, in a tree of its own: the compiler of the kernel's release, and the headers' own
 # programs, need that release's C library. (The kernel's headers are added: their name has its version.)
 module_wants=(make gcc-14 bash coreutils sed grep mawk perl-base findutils libc-bin libelf1t64 sparse)
+# What a kernel is built with beyond that.
+source_wants=(flex bison bc libelf-dev libc6-dev libssl-dev xz-utils tar gzip kmod cpio diffutils file)
 # Would be pulled in by dependencies, and is of no use without an init system, users or Python.
 no_use='^(debconf|dpkg|perl-base|systemd|udev|ucf|init-system-helpers|libpam.*|passwd|adduser|login.*|base-passwd'
 no_use+='|libsemanage.*|libsepol2|python3.*|libpython3.*|libdebconf.*|tzdata|media-types|netbase|iso-codes'
@@ -146,31 +149,32 @@ fetch() {
     say "fetched $(find "$debs" -name '*.deb' | wc -l) packages, $(du -sh "$debs" | cut -f1)"
 }
 
-# Adds to what is there: the kernel's version is the one that was fetched, not the one that the archive has now.
-fetch_module() {
-    local version
-    version=$(sed 's/^linux-image-//; s/_.*//' "$debs/kernel")
+# Adds a list to what is there.
+fetch_more() { # list, packages ...
+    local list=$1
+    shift
     private_apt
-    say "fetching compiler and headers for modules of Linux $version"
+    say "fetching Debian packages for the list $list"
     apt-get update -qq -o APT::Update::Error-Mode=any >&2 || cannot "apt-get update failed"
     cd "$debs"
-    with_dependencies "linux-headers-$version" "${module_wants[@]}" >module.all ||
-        cannot "the archive has no linux-headers-$version any more (tests/vm/packages.sh --update takes another kernel)"
+    with_dependencies "$@" >"$list.all" ||
+        cannot "the archive has no $1 any more (tests/vm/packages.sh --update takes another kernel)"
     # The headers want the kernel itself; perl-base is of use here.
-    { grep -Ev '^(linux-image-|linux-base|initramfs)' module.all; echo perl-base; } | sort -u >module.names
+    { grep -Ev '^(linux-image-|linux-base|initramfs)' "$list.all"; echo perl-base; } | sort -u >"$list.names"
     # shellcheck disable=SC2046
-    apt-get download -qq $(cat module.names) >&2 || cannot "apt-get download failed"
-    file_names <module.names >module.new
-    mv module.new module
+    apt-get download -qq $(cat "$list.names") >&2 || cannot "apt-get download failed"
+    file_names <"$list.names" >"$list.new"
+    mv "$list.new" "$list"
     rm -f "$vm_cache"/apt/*.bin
-    say "fetched $(wc -l <module) packages"
+    say "fetched $(wc -l <"$list") packages"
 }
 
-update='' module=''
+update='' module='' source=''
 for option in "$@"; do
     case $option in
         --update) update=1 ;;
         --module) module=1 ;;
+        --source) source=1 ;;
         *) die "packages.sh knows no $option" ;;
     esac
 done
@@ -179,5 +183,11 @@ if [ -n "$update" ] || ! complete "${lists[@]}"; then
     fetch
 fi
 if [ -n "$module" ] && ! complete module; then
-    fetch_module
+    # The version that was fetched, not the one that the archive has now.
+    headers=$(sed 's/^linux-image-/linux-headers-/; s/_.*//' "$debs/kernel")
+    fetch_more module "$headers" "${module_wants[@]}"
+fi
+if [ -n "$source" ] && ! complete source; then
+    series=$(sed 's/^linux-image-\([0-9]*\.[0-9]*\).*/\1/' "$debs/kernel")
+    fetch_more source "linux-source-$series" "${module_wants[@]}" "${source_wants[@]}"
 fi

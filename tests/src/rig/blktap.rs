@@ -77,8 +77,7 @@ pub fn plain_ioctl(file: &File, number: u64, argument: usize) -> io::Result<()> 
 }
 
 fn open(path: PathBuf) -> io::Result<File> {
-    let file = OpenOptions::new().read(true).write(true).open(&path);
-    file.map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+    OpenOptions::new().read(true).write(true).open(path)
 }
 
 /// What ALLOC_TAP answers.

@@ -225,7 +225,7 @@ fn signals() -> Result<OwnedFd, String> {
 pub fn main(words: &[String]) -> Result<(), String> {
     let wish = Wish::parse(words)?;
     let signals = signals()?;
-    let control = Control::open().map_err(|e| e.to_string())?;
+    let control = Control::open().map_err(|e| format!("control device: {e}"))?;
     let flags = if wish.direct { libc::O_DIRECT } else { 0 };
     let store = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&wish.store);
     let store = store.map_err(|e| format!("{}: {e}", wish.store))?;
@@ -234,7 +234,7 @@ pub fn main(words: &[String]) -> Result<(), String> {
         Some(minor) => minor,
         None => control.allocate().map_err(|e| format!("ALLOC_TAP: {e}"))?.minor,
     };
-    let mut ring = Ring::open(minor).map_err(|e| e.to_string())?;
+    let mut ring = Ring::open(minor).map_err(|e| format!("ring of {minor}: {e}"))?;
     ring.map().map_err(|e| format!("mmap: {e}"))?;
     let (capacity, flags) = (size / 512, wish.flags);
     let mut info = Info { capacity, sector_size: wish.sector, flags, ..Info::default() };
