@@ -157,6 +157,10 @@ install: $(PROGRAMS)
 	install -m 0644 packaging/logrotate "$(DESTDIR)$(LOGROTATEDIR)/tapdisk-rs"
 	install -m 0644 LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
 
+# From a source archive with all crates, as a build service does: needs rpmbuild.
+rpm:
+	packaging/rpm.sh "$(TARGET)/rpm"
+
 uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/tap-ctl" "$(DESTDIR)$(BINDIR)/vhd-util" \
 	    "$(DESTDIR)$(LIBEXECDIR)/tapdisk" \
@@ -184,4 +188,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all build linker deps demo check test test-vm fuzz bench bench-xen bench-vhd install uninstall clean
+.PHONY: all build linker deps demo check test test-vm fuzz bench bench-xen bench-vhd xen-demo rpm install uninstall clean
