@@ -12,6 +12,7 @@
 #   make bench-device  block devices: ublk, the blktap ring, loop, qemu-nbd and nbd.ko, in an emulator: ratios
 #   make bench-vhd  vhd-util beside qemu-img and the disk's own limit
 #   make install    PREFIX=/usr/local DESTDIR=
+#   make rpm        the RPM packages, in target/rpm
 #   make deps       the Debian packages that demo, test and bench call, through apt, where missing
 #
 # Works as root and as an ordinary user; only `deps` (to install something) and `install` (to a system

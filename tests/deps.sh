@@ -18,6 +18,8 @@ test qemu-nbd qemu-utils the second party of the image and NBD tests
 test nbdkit nbdkit an NBD server whose disks are images of ours
 test nbdcopy libnbd-bin an NBD client with many connections
 test python3 python3 runs the tests that are scripts
+test rpmbuild rpm packages the programs, to see that the RPM has them all
+test cpio cpio unpacks that
 test xz xz-utils unpacks the modules of the virtual machines' kernel
 test /sbin/mke2fs e2fsprogs makes the virtual machines' root file system
 test /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring to trust the packages that they are made of

@@ -56,6 +56,23 @@ exe=$(readlink "/proc/$pid/exe")
 "$dest/usr/sbin/tap-ctl" destroy -p "$pid" -m "$minor"
 pid=''
 
+# The RPM of the same programs: exactly what make install put there (and the licences once more), and it unpacks.
+if command -v rpmbuild >/dev/null && command -v rpm2cpio >/dev/null && command -v cpio >/dev/null; then
+    "$here/packaging/rpm.sh" --built "$dest/rpm" >"$dest/rpm.log" 2>&1 || fail "packaging/rpm.sh: $(tail -n 3 "$dest/rpm.log")"
+    package=$(find "$dest/rpm/RPMS" -name '*.rpm')
+    listed() { sed 's/\.gz$//' | grep -v '^/usr/share/licenses/' | sort; }
+    ours=$(cd "$dest" && find usr etc ! -type d -printf '/%p\n' | listed)
+    theirs=$(rpm -qp --qf '[%{FILEMODES:perms} %{FILENAMES}\n]' "$package" | sed -n 's/^-[^ ]* //p' | listed)
+    diff <(echo "$ours") <(echo "$theirs") >&2 || fail "the RPM and make install do not put the same files there"
+    mkdir "$dest/root"
+    (cd "$dest/root" && rpm2cpio "$package" | cpio -idm --quiet)
+    "$dest/root/usr/bin/vhd-util" create -n "$dest/rpm.vhd" -s 2 || fail "the vhd-util of the RPM does not run"
+    "$dest/root/usr/sbin/tap-ctl" --version >/dev/null || fail "the tap-ctl of the RPM does not run"
+else
+    echo "install: SKIPPED: the RPM: rpmbuild, rpm2cpio or cpio is not installed (Debian: rpm, cpio)" >&2
+    [ -z "${CI:-}" ] || fail "CI skips nothing"
+fi
+
 make --no-print-directory -C "$here" uninstall DESTDIR="$dest" PREFIX=/usr >/dev/null
 left=$(find "$dest/usr" "$dest/etc" ! -type d)
 [ -z "$left" ] || fail "make uninstall left $left"
