@@ -9,6 +9,7 @@ mod devices;
 mod interop;
 mod layout;
 mod manager;
+mod storage_manager;
 mod tables;
 
 use tests::rig::vhdgen::Gen;
