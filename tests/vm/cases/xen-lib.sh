@@ -25,7 +25,8 @@ clean_up() {
         kill -9 "$tapdisk"
     done
     umount -l /mnt /media
-    rm -rf /srv/* /run/blktap-control/*
+    modprobe -r xen-blkfront
+    rm -rf /srv/* /run/blktap-control/* /dev/shm/*
     xenstore-rm /local/domain/0/backend/vbd3
 }
 
@@ -71,6 +72,13 @@ behind() { # guest, vdev
     minor=$(xenstore-read "$node/minor")
 }
 
+# What a killed tapdisk leaves, as the original does.
+sweep() { # its pid, its minor
+    rm -rf "/run/blktap-control/ctl$1" "/run/blktap-control/nbd$1.$2" "/dev/shm/td3-$1" "/dev/shm/metrics/tap-$1-$2" \
+        /dev/shm/vbd3-*
+    tap-ctl free -m "$2" || true
+}
+
 # Back ends in xenstore, one a line.
 find_backends() {
     xenstore-ls -f /local/domain/0/backend/vbd3 2>/dev/null | sed -n 's|/state = .*||p' || true
@@ -78,6 +86,8 @@ find_backends() {
 
 nothing_more_left() {
     same "back ends at the end" "" "$(find_backends)"
+    same "event channels of tapdisks at the end" "" "$(grep evtchn:tapdisk /proc/interrupts || true)"
+    same "files in shared memory at the end" "" "$(find /dev/shm /dev/shm/metrics -maxdepth 1 -name '*[0-9]*')"
 }
 
 # Waits until the guest's kernel has the disk.

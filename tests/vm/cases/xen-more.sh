@@ -27,28 +27,33 @@ case_two_queues() {
     rm /srv/*
 }
 
-# The guest's driver lets go of a disk and takes it again, three times, as a kexec or a firmware would.
-case_frontend_comes_back() {
+# The guest's driver lets go of a disk that stays plugged, and the frontend goes back to 1, as at the start of another
+# kernel: the ring is given back, and the back end waits in 2 for the next. (Linux's blkfront itself takes no disk a
+# second time: its device stays closed until the toolstack makes a new one.)
+case_frontend_begins_again() {
     need_guest one
     vhd-util create -n /srv/disk.vhd -s 16
     attach one xvda vhd /srv/disk.vhd
-    local turn name
-    name=vbd-$(device_number xvda)
-    for turn in 1 2 3; do
-        guest run one "disk-load write /dev/xvda seed=$turn from=$((turn * 1048576)) bytes=1048576 &&
-            echo $name >/sys/bus/xen/drivers/vbd/unbind"
-        await 30 "state 6 in turn $turn" at_state "$node" 6
-        xenstore-write "$(front_of one xvda)/state" 1
-        await 30 "state 2 in turn $turn" at_state "$node" 2
-        guest run one "echo $name >/sys/bus/xen/drivers/vbd/bind"
-        until_disk one xvda
-        guest run one "disk-load check /dev/xvda seed=$turn from=$((turn * 1048576)) bytes=1048576"
-    done
-    same "the tapdisk is the same" "$pid" "$(xenstore-read "$node/kthread-pid")"
+    guest run one "disk-load write /dev/xvda bytes=4194304 &&
+        echo vbd-$(device_number xvda) >/sys/bus/xen/drivers/vbd/unbind"
+    await 30 "state 6" at_state "$node" 6
+    ! rings_of "$pid" "$minor" || fail "the ring is still connected"
+    [ ! -e "/dev/shm/vbd3-$(xl domid one)-$(device_number xvda)" ] || fail "the ring's statistics are still there"
+    xenstore-write "$(front_of one xvda)/state" 1
+    await 30 "state 2" at_state "$node" 2
+    # A frontend that never begins is unplugged from there.
+    xl block-detach one xvda
+    await 30 "the end of tapdisk $pid" sh -c "! kill -0 $pid"
+    attach one xvda vhd /srv/disk.vhd
+    guest run one "disk-load check /dev/xvda bytes=4194304"
     guest_is_well one
     detach one xvda
     vhd-util check -n /srv/disk.vhd
     rm /srv/*
+}
+
+rings_of() { # pid, minor
+    tap-ctl stats -p "$1" -m "$2" --json | tr -d ' ' | grep -q '"queue":'
 }
 
 # Sectors of 4096 bytes, which the ring counts in 512s.
@@ -72,18 +77,34 @@ case_sectors_of_4096_bytes() {
     rm /srv/*
 }
 
-# A drive as xenopsd plugs it, by keys alone: empty at first; a medium is put in; another one counts when the guest
-# takes the drive anew. The frontend is dom0's own kernel.
+back=/local/domain/0/backend/vbd3/0/51728 front=/local/domain/0/device/vbd/51728
+
+plug_drive() { # params, the tapdisk's socket
+    local -a medium=()
+    [ -z "$1" ] || medium=("$back/physical-device-path" "$2" "$back/hotplug-status" connected)
+    xenstore-write "$back/frontend" "$front" "$back/frontend-id" 0 "$back/online" 1 "$back/removable" 1 "$back/state" 1 \
+        "$back/dev" xvdb "$back/type" phy "$back/mode" r "$back/params" "$1" "${medium[@]}"
+    xenstore-write "$front/backend" "$back" "$front/backend-id" 0 "$front/virtual-device" 51728 \
+        "$front/device-type" cdrom "$front/state" 1
+}
+
+unplug_drive() {
+    xenstore-write "$back/online" 0 "$back/state" 5
+    await 30 "state 6" at_state "$back" 6
+    xenstore-rm "$front"
+    xenstore-rm "$back"
+}
+
+# A drive as xenopsd plugs it, by keys alone: empty at first; a medium is put in; another one that the keys name does not
+# disturb the ring in use, and counts when the drive is plugged anew. The frontend is dom0's own kernel.
 case_media_change() {
     need_tapback
-    local back=/local/domain/0/backend/vbd3/0/51728 front=/local/domain/0/device/vbd/51728 medium
+    local medium
     for medium in 1 2; do
         truncate -s "${medium}0M" "/srv/$medium.iso"
         disk-load write "/srv/$medium.iso" seed="$medium"
     done
-    xenstore-write "$front/backend" "$back" "$front/backend-id" 0 "$front/state" 1 "$front/virtual-device" 51728 \
-        "$front/device-type" cdrom "$back/frontend" "$front" "$back/frontend-id" 0 "$back/online" 1 \
-        "$back/removable" 1 "$back/state" 1 "$back/dev" xvdb "$back/type" phy "$back/mode" r "$back/params" ""
+    plug_drive ""
     await 20 "state 2 of the empty drive" at_state "$back" 2
     serve aio:/srv/1.iso -R
     local first_pid=$pid first_minor=$minor
@@ -99,19 +120,12 @@ case_media_change() {
     # The ring in use stays with the first medium.
     disk-load check /dev/xvdb seed=1
     at_state "$back" 4 || fail "the drive is in state $(xenstore-read "$back/state")"
-    echo vbd-51728 >/sys/bus/xen/drivers/vbd/unbind
-    await 30 "state 6" at_state "$back" 6
+    unplug_drive
     tap-ctl destroy -p "$first_pid" -m "$first_minor"
-    xenstore-write "$front/state" 1
-    await 30 "state 2" at_state "$back" 2
-    echo vbd-51728 >/sys/bus/xen/drivers/vbd/bind
+    plug_drive "nbd:unix:$socket:exportname=2" "$socket"
     await 60 "the second medium in dom0" has_size xvdb 40960
     disk-load check /dev/xvdb seed=2
-    # As xenopsd unplugs.
-    xenstore-write "$back/online" 0 "$back/state" 5
-    await 30 "state 6 at the end" at_state "$back" 6
-    xenstore-rm "$front"
-    xenstore-rm "$back"
+    unplug_drive
     give_back
     modprobe -r xen-blkfront
     rm /srv/*
@@ -120,7 +134,8 @@ case_media_change() {
 # A disk that no frontend ever took; one whose tapdisk is dead; one of a frontend that stays in 3.
 case_unplugged_in_several_states() {
     need_tapback
-    local back=/local/domain/0/backend/vbd3/0/51712 front=/local/domain/0/device/vbd/51712
+    local back front
+    back=/local/domain/0/backend/vbd3/0/51712 front=/local/domain/0/device/vbd/51712
     truncate -s 8M /srv/disk.raw
     xl block-attach 0 "$(xl_disk xvda raw /srv/disk.raw)"
     await 20 "state 2" at_state "$back" 2
@@ -147,8 +162,8 @@ case_unplugged_in_several_states() {
     # Xen's script complains that there is no tapdisk to destroy.
     xl block-detach 0 xvda || true
     await 60 "the end of the back end of a dead tapdisk" sh -c "! xenstore-exists $back"
-    tap-ctl free -m "$minor" || true
-    rm -f "/run/blktap-control/ctl$pid" "/run/blktap-control/nbd$pid.$minor" /srv/*
+    sweep "$pid" "$minor"
+    rm /srv/*
     modprobe -r xen-blkfront
 }
 
