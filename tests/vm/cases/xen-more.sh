@@ -1,5 +1,7 @@
 # More of real Xen, for `make test-vm`: several queues, frontends that come back, 4096-byte sectors, media changes,
-# unplugging in several states, localhost migration, and a driver domain.
+# unplugging in several states, and a driver domain. Localhost migration is not possible here: this Xen refuses the
+# log-dirty mode of PV guests that it takes ("Failed to enable logdirty: Invalid argument"); saving and restoring,
+# which is the same for the disk, is a case of xen.sh.
 # shellcheck shell=bash
 # shellcheck source=tests/vm/cases/xen-lib.sh
 . /share/vm/cases/xen-lib.sh
@@ -167,30 +169,6 @@ case_unplugged_in_several_states() {
     modprobe -r xen-blkfront
 }
 
-# The guest goes on, in a domain of another number on this host, with its writes and its disk.
-case_localhost_migration() {
-    need_guest one
-    vhd-util create -n /srv/disk.vhd -s 32
-    attach one xvda vhd /srv/disk.vhd
-    local before after
-    before=$(xl domid one)
-    guest run one "disk-load write /dev/xvda bytes=4194304 && (disk-load write /dev/xvda seed=2 from=4194304 depth=2
-        echo \$? >/tmp/ended) >/tmp/said 2>&1 &"
-    # Without a host in between: the command that receives is run here.
-    xl migrate -s '' one 'xl migrate-receive'
-    after=$(xl domid one)
-    [ "$before" != "$after" ] || fail "the guest is still domain $before"
-    guest run one "while [ ! -e /tmp/ended ]; do usleep 100000; done; cat /tmp/said; [ \$(cat /tmp/ended) = 0 ] &&
-        rm /tmp/ended && disk-load check /dev/xvda bytes=4194304 && disk-load check /dev/xvda seed=2 from=4194304"
-    same "tapdisks" 1 "$(tap-ctl list | wc -l)"
-    detach one xvda
-    vhd-util check -n /srv/disk.vhd
-    as_raw /srv/disk.vhd
-    disk-load check /srv/read-back.raw bytes=4194304
-    disk-load check /srv/read-back.raw seed=2 from=4194304
-    rm /srv/*
-}
-
 # tapback and tapdisk in a guest, which serves another guest. Xen's script is played by hand: there is no libxl in it.
 case_driver_domain() {
     local files=/run/driver-files module path back
@@ -208,14 +186,15 @@ case_driver_domain() {
         until [ -s /run/tapback.pid ]; do usleep 100000; done
         tap-ctl create -a aio:/srv/disk.raw && tap-ctl list"
     need_guest one
-    xl block-attach one "$(xl_disk xvda raw /srv/disk.raw),backend=driver"
+    # xl takes all that follows `target=` for its name.
+    xl block-attach one "backend=driver,$(xl_disk xvda raw /srv/disk.raw)"
     back=/local/domain/$(xl domid driver)/backend/vbd3/$(xl domid one)/51712
     await 20 "state 2 by the driver domain" at_state "$back" 2
     path=$(guest run driver 'cd /run/blktap-control && echo nbd[0-9]*' | head -1)
     xenstore-write "$back/physical-device-path" "/run/blktap-control/$path" "$back/hotplug-status" connected
     until_disk one xvda
     guest run one "disk-load write /dev/xvda depth=8 && disk-load check /dev/xvda"
-    guest run driver "tap-ctl stats -p ${path//[!0-9.]/ } 2>/dev/null; disk-load check /srv/disk.raw"
+    guest run driver "disk-load check /srv/disk.raw"
     xl block-detach one xvda
     await 60 "the end of the back end" sh -c "! xenstore-exists $back"
     guest run driver "tap-ctl list | grep -q aio: && tap-ctl destroy -m 0 -p \$(pidof tapdisk) && ! pidof tapdisk"
