@@ -15,11 +15,12 @@ case_two_queues() {
     need_guest one
     truncate -s 16M /srv/disk.raw
     attach one xvda raw /srv/disk.raw
-    same "the guest's queues" "0 1" "$(guest run one 'cd /sys/block/xvda/mq && echo *' | head -1)"
+    local queues
+    queues=$(guest run one 'cd /sys/block/xvda/mq && echo *')
+    same "the guest's queues" "0 1" "${queues%%$'\n'*}"
     same "queues in xenstore" 2 "$(xenstore-read "$(front_of one xvda)/multi-queue-num-queues")"
     guest run one "taskset 1 disk-load write /dev/xvda bytes=8388608 depth=8 & first=\$!
         taskset 2 disk-load write /dev/xvda seed=2 from=8388608 bytes=8388608 depth=8 && wait \$first"
-    local queues
     queues=$(tap-ctl stats -p "$pid" -m "$minor" --json | tr -d ' ' |
         grep -o '"queue":[0-9]*,"reads":[0-9]*,"writes":[1-9][0-9]*' | cut -d, -f1 | sort | tr '\n' ' ')
     same "tapdisk's rings that had writes" '"queue":0 "queue":1 ' "$queues"
@@ -190,7 +191,8 @@ case_driver_domain() {
     xl block-attach one "backend=driver,$(xl_disk xvda raw /srv/disk.raw)"
     back=/local/domain/$(xl domid driver)/backend/vbd3/$(xl domid one)/51712
     await 20 "state 2 by the driver domain" at_state "$back" 2
-    path=$(guest run driver 'cd /run/blktap-control && echo nbd[0-9]*' | head -1)
+    path=$(guest run driver 'cd /run/blktap-control && echo nbd[0-9]*')
+    path=${path%%$'\n'*}
     xenstore-write "$back/physical-device-path" "/run/blktap-control/$path" "$back/hotplug-status" connected
     until_disk one xvda
     guest run one "disk-load write /dev/xvda depth=8 && disk-load check /dev/xvda"
