@@ -144,3 +144,30 @@ fn what_does_not_open_has_its_number() {
     assert_eq!(d.run("set vhd none hidden 1").0, 2);
     assert_eq!(std::fs::read(d.path("txt")).unwrap(), b"hello\n");
 }
+
+#[test]
+fn query_answers_with_an_object() {
+    let d = Dir::new();
+    d.ok("create vhd 16 p.vhd");
+    d.ok("snapshot vhd c.vhd p.vhd");
+    let json = |line: &str| {
+        let (code, out, _) = d.run(line);
+        (code, serde_json::from_str::<serde_json::Value>(&out).unwrap())
+    };
+    // The empty parent is no reason to skip it: it has no parent itself.
+    let all = serde_json::json!({
+        "name": "c.vhd", "virtual_bytes": 16 << 20, "parent": d.path("p.vhd"), "hidden": 0,
+        "chain_depth": 2,
+    });
+    assert_eq!(json("query vhd --json c.vhd"), (0, all));
+    let one = serde_json::json!({ "name": "p.vhd", "parent": null });
+    assert_eq!(json("query vhd -p --json p.vhd"), (0, one));
+    d.ok("create aio -r 2 raw");
+    let raw = serde_json::json!({ "name": "raw", "virtual_bytes": 2 << 20 });
+    assert_eq!(json("query aio --json raw"), (0, raw));
+    std::fs::remove_file(d.path("p.vhd")).unwrap();
+    let (code, object) = json("query vhd -vp --json c.vhd");
+    assert_eq!((code, &object["errors"]["parent"]["errno"]), (2, &serde_json::json!(2)));
+    assert_eq!(json("query vhd --json none").0, 2);
+    assert_eq!(d.run("create vhd --json 2 x").0, 22);
+}

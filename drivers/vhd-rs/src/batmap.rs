@@ -1,5 +1,20 @@
 //! XenServer's batmap: one bit per block, set when every sector of the block is present, so that
 //! its bitmap need not be read. A hint: a clear bit is always safe, a wrong set bit is corruption.
+//!
+//! ```
+//! use vhd_rs::{BatmapState, OpenOptions, batmap, files, fill, lock, open};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let name = dir.path().join("disk.vhd");
+//! files::create(&name, 8 << 20, None, false)?;
+//! let file = lock::open_to_change(&name, lock::Others::Refuse)?;
+//! fill::mark(&file, &name, Some(0..=4095))?; // the first block, all of it
+//!
+//! let opened = open(&file, &name, &OpenOptions::default())?;
+//! assert!(matches!(opened.batmap, BatmapState::Valid { .. }));
+//! assert!(batmap::is_full(&opened.full, 0) && !batmap::is_full(&opened.full, 1));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 use crate::bytes::{checksum, checksum_signed, put, take, u8_at, u32_at, u64_at};
 
 /// Bytes of a batmap header.

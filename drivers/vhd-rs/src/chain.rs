@@ -104,6 +104,15 @@ pub fn walk(
 
 /// Number of images in a chain; a raw parent counts (§5.4).
 ///
+/// ```
+/// let dir = tempfile::tempdir()?;
+/// let (base, leaf) = (dir.path().join("base.vhd"), dir.path().join("leaf.vhd"));
+/// vhd_rs::files::create(&base, 16 << 20, None, false)?;
+/// vhd_rs::files::snapshot(&leaf, &base, &Default::default())?;
+/// assert_eq!(vhd_rs::chain::depth(&leaf, false)?, 2);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// As for [`walk`].
 pub fn depth(leaf: &Path, raw: bool) -> Result<u32, VhdError> {
@@ -147,6 +156,22 @@ impl Chain {
 
     /// Takes the key of an encrypted chain, or makes sure that it is none. Without this, the data of an encrypted
     /// image is refused.
+    ///
+    /// ```
+    /// use vhd_rs::{OpenOptions, chain::Chain, copy, files};
+    ///
+    /// let dir = tempfile::tempdir()?;
+    /// let (plain, secret) = (dir.path().join("plain.vhd"), dir.path().join("secret.vhd"));
+    /// files::create(&plain, 16 << 20, None, false)?;
+    /// copy::copy(&plain, &secret, Some(&[7; 64]))?;
+    ///
+    /// let open = || Chain::open(&secret, &OpenOptions { read_only: true, ..Default::default() });
+    /// let mut sector = [1; 512];
+    /// open()?.unlock(Some(&[7; 64]))?.read(0, &mut sector)?;
+    /// assert_eq!(sector, [0; 512]);
+    /// assert_eq!(open()?.unlock(Some(&[8; 64])).err().map(|e| e.errno()), Some(126)); // ENOKEY
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// EINVAL and ENOKEY as for [`key::cipher`], for the first VHD whose key hash does not fit.

@@ -9,6 +9,24 @@
 //!   check ─► the strict list         scan ─► a few facts, fast
 //!   edit, modify, fill, resize ─► revert (journal), coalesce, copy, convert, compact, key
 //! ```
+//! | what for | where |
+//! |---|---|
+//! | make, snapshot | [`files::create`], [`files::snapshot`] |
+//! | open, query | [`open()`](open()), [`Opened`], [`locate::headers`], [`chain::depth`] |
+//! | check, repair | [`check()`](check()), [`edit::repair`] |
+//! | set | [`edit::set_hidden`], [`edit::set_marker`] |
+//! | modify | [`modify::set_parent`], [`modify::set_physical_size`], [`modify::zero_data`] |
+//! | resize, revert | [`resize::fast`], [`resize::Growth`], [`journal`], [`revert::revert`] |
+//! | coalesce, convert, compact, map | [`coalesce::coalesce`], [`coalesce::convert`], [`coalesce::compact`], [`coalesce::map`] |
+//! | read, write | [`chain::Chain`], [`driver::Vhd`] with [`image::blocking`] |
+//! | fill, copy | [`fill::fill`], [`fill::mark`], [`copy::copy`] |
+//! | scan | [`scan::facts`] |
+//! | parts of the format | [`footer`], [`header`], [`bat`], [`batmap`], [`locator`], [`geometry`] |
+//! | encrypted images | [`key`], [`crypt`], [`chain::Chain::unlock`] |
+//! | two writers | [`lock`] |
+//!
+//! Errors are [`VhdError`]: a sentence with file, field and remedy, and an errno. `examples/layers.rs` is a program.
+//!
 //! An image is anything with bytes ([`image::Storage`]): a file, a block device, memory. [`driver::Vhd`] is the driver
 //! that the daemon runs; [`image::blocking`] runs it with plain reads and writes.
 //!

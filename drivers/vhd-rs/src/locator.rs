@@ -1,4 +1,22 @@
 //! Parent locators: up to eight texts, each in its own area, that say where the parent is.
+//!
+//! ```
+//! use vhd_rs::{OpenOptions, files, locator, open};
+//!
+//! let dir = tempfile::tempdir()?;
+//! let (base, leaf) = (dir.path().join("base.vhd"), dir.path().join("leaf.vhd"));
+//! files::create(&base, 16 << 20, None, false)?;
+//! files::snapshot(&leaf, &base, &Default::default())?;
+//!
+//! let file = std::fs::File::open(&leaf)?;
+//! let opened = open(&file, &leaf, &OpenOptions { read_only: true, ..Default::default() })?;
+//! let header = opened.header.expect("a differencing image has one");
+//! let used: Vec<u32> = header.locators.iter().map(|l| l.code).filter(|c| *c != 0).collect();
+//! assert_eq!(used, [locator::MACX, locator::W2KU, locator::W2RU]);
+//! let path = vhd_rs::open::locator_path(&file, &header.locators[0]);
+//! assert_eq!(path.as_deref(), Some("./base.vhd".as_ref()));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 use crate::bytes::{put, u32_at, u64_at};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
