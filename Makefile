@@ -13,6 +13,7 @@
 #   make bench-vhd  vhd-util beside qemu-img and the disk's own limit
 #   make install    PREFIX=/usr/local DESTDIR=
 #   make rpm        the RPM packages, in target/rpm
+#   make install-dkms   the kernel module's source, for DKMS (xen/blktap-dkms)
 #   make deps       the Debian packages that demo, test and bench call, through apt, where missing
 #
 # Works as root and as an ordinary user; only `deps` (to install something) and `install` (to a system
@@ -77,7 +78,8 @@ test: build
 	tests/demo.sh "$(BIN)"
 	tests/ordinary-user.sh "$(BIN)"
 	tests/install.sh
-	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device' './run.sh tapdev'
+	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device' './run.sh tapdev' \
+	    'BLKTAP_ROUNDS=100 ./run.sh blktap'
 
 # In one boot with two guests. The rest of this list and all of xen-more run in test-vm.
 XEN_CASES := two_guests_with_two_disks_each file_system_across_plugs chain_of_five discard_and_flush \
@@ -87,7 +89,8 @@ XEN_CASES := two_guests_with_two_disks_each file_system_across_plugs chain_of_fi
 # Every case of every machine.
 test-vm: build
 	@tests/deps.sh test
-	tests/vm/lanes.sh './run.sh xen' './run.sh xen-more' './run.sh plain' './run.sh device' './run.sh tapdev'
+	tests/vm/lanes.sh './run.sh xen' './run.sh xen-more' './run.sh plain' './run.sh device' './run.sh tapdev' \
+	    './run.sh blktap'
 
 # LLVM's coverage counters, part of every Rust tool chain: no other tools. The inputs that together take every
 # branch that was taken become tests/corpus. Built apart from everything else.
@@ -162,6 +165,17 @@ install: $(PROGRAMS)
 rpm:
 	packaging/rpm.sh "$(TARGET)/rpm"
 
+# Where DKMS looks does not move with PREFIX. Then: dkms install blktap/VERSION
+VERSION  := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+DKMSDIR  ?= /usr/src/blktap-$(VERSION)
+
+install-dkms:
+	install -d "$(DESTDIR)$(DKMSDIR)" "$(DESTDIR)$(MANDIR)/man4"
+	cd xen/blktap-dkms && install -m 0644 Kbuild Makefile README.md COPYING *.c *.h "$(DESTDIR)$(DKMSDIR)"
+	sed 's/@VERSION@/$(VERSION)/' xen/blktap-dkms/dkms.conf >"$(DESTDIR)$(DKMSDIR)/dkms.conf"
+	chmod 0644 "$(DESTDIR)$(DKMSDIR)/dkms.conf"
+	install -m 0644 packaging/blktap.4 "$(DESTDIR)$(MANDIR)/man4/blktap.4"
+
 uninstall:
 	rm -f "$(DESTDIR)$(SBINDIR)/tap-ctl" "$(DESTDIR)$(BINDIR)/vhd-util" \
 	    "$(DESTDIR)$(LIBEXECDIR)/tapdisk" \
@@ -189,4 +203,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all build linker deps demo check test test-vm fuzz bench bench-xen bench-vhd xen-demo rpm install uninstall clean
+.PHONY: all build linker deps demo check test test-vm fuzz bench bench-xen bench-vhd xen-demo rpm install install-dkms uninstall clean

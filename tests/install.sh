@@ -59,7 +59,9 @@ pid=''
 # The RPM of the same programs: exactly what make install put there (and the licences once more), and it unpacks.
 if command -v rpmbuild >/dev/null && command -v rpm2cpio >/dev/null && command -v cpio >/dev/null; then
     "$here/packaging/rpm.sh" --built "$dest/rpm" >"$dest/rpm.log" 2>&1 || fail "packaging/rpm.sh: $(tail -n 3 "$dest/rpm.log")"
-    package=$(find "$dest/rpm/RPMS" -name '*.rpm')
+    package=$(find "$dest/rpm/RPMS" -name 'tapdisk-rs-*.rpm')
+    module=$(find "$dest/rpm/RPMS" -name 'blktap-dkms-*.rpm')
+    rpm -qlp "$module" | grep -q '/blktap-.*/dkms.conf$' || fail "the package of the kernel module lacks its dkms.conf"
     listed() { sed 's/\.gz$//' | grep -v '^/usr/share/licenses/' | sort; }
     ours=$(cd "$dest" && find usr etc ! -type d -printf '/%p\n' | listed)
     theirs=$(rpm -qp --qf '[%{FILEMODES:perms} %{FILENAMES}\n]' "$package" | sed -n 's/^-[^ ]* //p' | listed)

@@ -33,7 +33,7 @@ source_package=$(echo "$tree"/usr/src/linux-source-*.tar.xz)
 tar xJf "$source_package" -C "$vm_cache/debug-kernel.new/source" --strip-components=1
 cp "$vm_here/debug-kernel.config" "$vm_cache/debug-kernel.new/wanted"
 
-make_kernel() { in_tree "$vm_cache/debug-kernel.new" make -C /work/source O=/work/build "$@"; }
+make_kernel() { in_tree "$vm_cache/debug-kernel.new" "$vm_cache/debug-kernel.new" make -C /work/source O=/work/build "$@"; }
 {
     make_kernel tinyconfig
     cat "$vm_here/debug-kernel.config" >>"$vm_cache/debug-kernel.new/build/.config"

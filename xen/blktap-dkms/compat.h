@@ -8,15 +8,17 @@
 #include <linux/mm.h>
 #include <linux/version.h>
 
+#define BLKTAP_SINCE(major, minor) (KERNEL_VERSION(major, minor, 0) <= LINUX_VERSION_CODE)
+
 /* 6.2: devnode of a class takes a const device. */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
+#if BLKTAP_SINCE(6, 2)
 #define BLKTAP_DEVNODE_DEVICE	const struct device
 #else
 #define BLKTAP_DEVNODE_DEVICE	struct device
 #endif
 
 /* 6.3: flags of a mapping are set by functions. */
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 3, 0)
+#if !BLKTAP_SINCE(6, 3)
 static inline void vm_flags_set(struct vm_area_struct *vma, unsigned long flags)
 {
 	vma->vm_flags |= flags;
@@ -24,7 +26,7 @@ static inline void vm_flags_set(struct vm_area_struct *vma, unsigned long flags)
 #endif
 
 /* 6.4: a class is const, and has no owner. */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
+#if BLKTAP_SINCE(6, 4)
 #define BLKTAP_CLASS		const struct class
 #define BLKTAP_CLASS_ATTR	const struct class_attribute
 #define BLKTAP_CLASS_OWNER
@@ -35,7 +37,7 @@ static inline void vm_flags_set(struct vm_area_struct *vma, unsigned long flags)
 #endif
 
 /* 6.5: a disk is opened, not a block device. */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 5, 0)
+#if BLKTAP_SINCE(6, 5)
 #define BLKTAP_OPEN(name)	int name(struct gendisk *disk, blk_mode_t mode)
 #define BLKTAP_RELEASE(name)	void name(struct gendisk *disk)
 #define BLKTAP_OPEN_DISK	disk
@@ -46,7 +48,7 @@ static inline void vm_flags_set(struct vm_area_struct *vma, unsigned long flags)
 #endif
 
 /* 6.14: merging is what every queue does. */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 14, 0)
+#if BLKTAP_SINCE(6, 14)
 #define BLKTAP_MQ_FLAGS		BLK_MQ_F_NO_SCHED_BY_DEFAULT
 #else
 #define BLKTAP_MQ_FLAGS		(BLK_MQ_F_SHOULD_MERGE | BLK_MQ_F_NO_SCHED_BY_DEFAULT)
@@ -60,7 +62,7 @@ struct blktap_limits {
 	bool cache, fua;
 };
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
+#if BLKTAP_SINCE(6, 11)
 static inline struct gendisk *blktap_alloc_disk(struct blk_mq_tag_set *tags,
 						const struct blktap_limits *l, void *data)
 {
@@ -88,7 +90,7 @@ static inline struct gendisk *blktap_alloc_disk(struct blk_mq_tag_set *tags,
 	struct gendisk *disk;
 	struct request_queue *q;
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 9, 0)
+#if BLKTAP_SINCE(6, 9)
 	disk = blk_mq_alloc_disk(tags, NULL, data);
 #else
 	disk = blk_mq_alloc_disk(tags, data);

@@ -15,6 +15,7 @@
 #include "blktap.h"
 #include "compat.h"
 
+/* Which minors there are, their rings and names. */
 DEFINE_MUTEX(blktap_lock);
 DEFINE_XARRAY(blktap_taps);
 struct workqueue_struct *blktap_wq;

@@ -107,6 +107,7 @@ bool blktap_ring_push(struct blktap_ring *ring)
 	if (old == new)
 		return false;
 	ring->pushed = new;
+	/* After the requests themselves; pairs with the process's read of req_prod. */
 	smp_store_release(&ring->sring->req_prod, new);
 	if (!ring->by_level)
 		return true;
@@ -169,12 +170,14 @@ static bool blktap_take_response(struct blktap_ring *ring)
 
 static int blktap_respond(struct blktap_ring *ring)
 {
+	u32 prod, ahead;
 	int err = 0;
-	u32 prod;
-	u32 ahead;
 
 	mutex_lock(&ring->respond_lock);
-	/* Once: what is added meanwhile has a RESPOND of its own. */
+	/*
+	 * Once: what is added meanwhile has a RESPOND of its own. Before the
+	 * responses; pairs with the process's write of rsp_prod.
+	 */
 	prod = smp_load_acquire(&ring->sring->rsp_prod);
 	spin_lock_irq(&ring->lock);
 	ahead = ring->pushed - ring->rsp_cons;
@@ -355,7 +358,6 @@ static int blktap_create(struct blktap_ring *ring, void __user *from)
 {
 	struct blktap_info info = {};
 	u64 asked;
-	int err;
 
 	if (copy_from_user(&info, from, offsetofend(struct blktap_info, flags)))
 		return -EFAULT;
@@ -375,8 +377,7 @@ static int blktap_create(struct blktap_ring *ring, void __user *from)
 	if (info.flags != asked &&
 	    copy_to_user(from + offsetof(struct blktap_info, flags), &info.flags, 8))
 		return -EFAULT;
-	err = blktap_disk_create(ring, &info);
-	return err;
+	return blktap_disk_create(ring, &info);
 }
 
 static int blktap_create_old(struct blktap_ring *ring, void __user *from)

@@ -165,6 +165,9 @@ static ssize_t devices_show(BLKTAP_CLASS *class, BLKTAP_CLASS_ATTR *attr, char *
 	xa_for_each(&blktap_taps, minor, tap) {
 		if (!tap->ring || !READ_ONCE(tap->ring->serving))
 			continue;
+		/* Whole lines only. */
+		if (n > PAGE_SIZE - BLKTAP_NAME_MAX - 8)
+			break;
 		if (tap->name[0])
 			n += sysfs_emit_at(buf, n, "%lu %s\n", minor, tap->name);
 		else
