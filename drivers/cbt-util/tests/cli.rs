@@ -336,5 +336,5 @@ fn get_prints_all_fields_as_json() {
     d.ok("create -n a.log -s 65536");
     let text = "{\"parent\": null, \"child\": null, \"consistent\": 0, \"disk_bytes\": 65536}\n";
     assert_eq!(d.ok("get -n a.log --json"), text);
-    assert_eq!(d.run("get -n a.log --json -s").0, 22);
+    assert_eq!(d.run("get -n a.log --json -s").code, 22);
 }
