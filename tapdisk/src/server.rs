@@ -21,7 +21,7 @@ use crate::disk::Disk;
 use crate::disk::probe::AnyDisk;
 use crate::sealed::Seal;
 use crate::signals::{Signal, Signals};
-use crate::vbd::{DEVICE_TOKEN, REMOTE_TOKEN, RINGS_TOKEN, TAP_TOKEN, Vbd};
+use crate::vbd::{DEVICE_TOKEN, REMOTE_TOKEN, RINGS_TOKEN, Served, TAP_TOKEN, Vbd};
 
 /// Wakes the loop when a worker is done.
 pub const WAKER: Token = Token(0);
@@ -41,7 +41,7 @@ const SLEEP_MAX: Duration = Duration::from_secs(600);
 /// Between two ticks, in µs, while a disk has clients, and while it has none.
 const TICK_US: u64 = 1_000_000;
 const CALM_TICK_US: u64 = 10 * TICK_US;
-/// Wakes by guests between two looks at the poll.
+/// Wakes by rings between two looks at the poll.
 const HEARD_MAX: u32 = 8;
 /// How long replies may take to go out at the end, in µs (spec/control-socket.md §2).
 const DRAIN_US: u64 = 10_000_000;
@@ -61,7 +61,7 @@ pub struct Server {
     ticked: u64,
     /// The disk that sleeps for all, by its token.
     sleeper: Option<usize>,
-    /// How often guests' event channels are still asked before the poll.
+    /// How often rings are still asked before the poll.
     heard: u32,
     /// Disks whose engines wake the poll.
     watched: Vec<usize>,
@@ -159,22 +159,22 @@ impl Server {
         served.note_disk(result);
         served.hear();
         self.events.clear();
-        if polled && !self.hear_rings() {
+        if polled && !self.hear() {
             self.look_at_poll(Duration::ZERO);
         }
         true
     }
 
-    /// Where guests woke the loop last time, they most likely did again: asking their event channels
-    /// first saves a call. Not for ever, since others knock at the poll too. True if it was so.
-    fn hear_rings(&mut self) -> bool {
+    /// Where a ring woke the loop last time, it most likely did again: asking the guests' event channels, or
+    /// looking into the memory of a block device's ring, saves a call. Not for ever, since others knock at the
+    /// poll too. True if it was so.
+    fn hear(&mut self) -> bool {
         if self.heard == 0 {
             return false;
         }
         let sleeper = self.sleeper;
         let vbd = self.daemon.vbds.iter_mut().find(|vbd| Some(vbd.token) == sleeper);
-        let rings = vbd.and_then(Vbd::served).and_then(|served| served.rings.as_mut());
-        let heard = rings.is_some_and(|rings| rings.event());
+        let heard = vbd.and_then(Vbd::served).is_some_and(Served::has_arrived);
         self.heard = if heard { self.heard - 1 } else { 0 };
         heard
     }
@@ -261,11 +261,10 @@ impl Server {
                     }
                 }
                 None => {}
-                Some(at)
-                    if matches!(
-                        at % VBD_TOKENS,
-                        DISK_TOKEN | REMOTE_TOKEN | DEVICE_TOKEN | TAP_TOKEN
-                    ) => {}
+                Some(at) if matches!(at % VBD_TOKENS, DISK_TOKEN | REMOTE_TOKEN) => {}
+                Some(at) if matches!(at % VBD_TOKENS, DEVICE_TOKEN | TAP_TOKEN) => {
+                    *heard = HEARD_MAX;
+                }
                 Some(at) if at % VBD_TOKENS == RINGS_TOKEN => {
                     let mut vbds = daemon.vbds.iter_mut();
                     let vbd = vbds.find(|vbd| vbd.token + RINGS_TOKEN == token.0);

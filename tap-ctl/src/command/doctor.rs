@@ -190,6 +190,13 @@ fn served(stats: &Value) -> Vec<Finding> {
             text,
         ));
     }
+    let rings = disks.iter().filter_map(|d| d.pointer("/tap/served")?.as_bool());
+    if let Some(held) = rings.reduce(|a, b| a && b) {
+        let seen =
+            format!("{} by the blktap module's ring", if held { "served" } else { "not served" });
+        let text = "the ring was closed, and whoever uses the block device sees errors: close and open the disk";
+        findings.push(of("ring-served", held, seen, text));
+    }
     let arenas = disks.iter().filter_map(|d| d.pointer("/memory/arena_locked")?.as_bool());
     if let Some(held) = arenas.reduce(|a, b| a && b) {
         let seen = format!("buffers {}", if held { "are locked" } else { "are not locked" });
@@ -275,6 +282,19 @@ mod tests {
         assert_eq!(text.matches("so: ").count(), 7);
         let old = Facts { kernel: (4, 19), ..facts };
         assert_eq!(findings(&old, &Value::Null)[0].held, Standing::Unsupported);
+    }
+
+    #[test]
+    fn a_ring_that_was_closed_is_told() {
+        let stats =
+            |served: bool| json!([{ "tap": { "served": true } }, { "tap": { "served": served } }]);
+        let held = |served| served_of(&stats(served));
+        assert_eq!(held(true), [("ring-served", Standing::Held)]);
+        assert_eq!(held(false), [("ring-served", Standing::Missing)]);
+    }
+
+    fn served_of(stats: &Value) -> Vec<(&'static str, Standing)> {
+        served(stats).iter().map(|f| (f.name, f.held)).collect()
     }
 
     #[test]

@@ -257,6 +257,14 @@ impl Served {
         self.engine.idle() && self.nbd.idle() && rings && device && tap
     }
 
+    /// Whether a ring has something, without asking the poll.
+    pub fn has_arrived(&mut self) -> bool {
+        let device = self.device.as_mut().is_some_and(|device| device.pending());
+        let tap = self.tap.as_ref().is_some_and(|tap| tap.pending(&self.engine));
+        // Its event channels are read by asking.
+        device || tap || self.rings.as_mut().is_some_and(|rings| rings.event())
+    }
+
     /// The sealed part of a turn: nothing here allocates, blocks, logs or loops without a bound. True if
     /// there is more to do without waiting.
     pub fn turn(&mut self, now: u64) -> bool {
