@@ -247,6 +247,39 @@ case_refusals_are_sentences_and_leave_nothing() {
     rm /srv/*
 }
 
+case_no_privilege_and_lost_storage() {
+    truncate -s 16M /srv/disk.raw
+    chmod 666 /srv/disk.raw
+    install -d -o 65534 -m 700 /tmp/user
+    local said status=0
+    said=$(TAP_CTL_VERBOSE=1 XDG_RUNTIME_DIR=/tmp/user setpriv --reuid 65534 --regid 65534 --clear-groups \
+        tap-ctl create -a aio:/srv/disk.raw --device 2>&1) || status=$?
+    same "an ordinary user ($said)" 13 "$status"
+    case $said in *"block devices are made by root"*) ;; *) fail "tap-ctl says: $said" ;; esac
+    await 20 "the end of tapdisk" sh -c '! pidof tapdisk'
+    same "files of an ordinary user" "" "$(find /tmp/user ! -type d)"
+    modprobe scsi_debug dev_size_mb=16
+    await 20 "the scsi_debug disk" sh -c 'ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/'
+    local store
+    store=$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/)
+    device "aio:/dev/$store"
+    same "FUA" 1 "$(cat "/sys/block/${disk#/dev/}/queue/fua")"
+    same "cache" "write back" "$(cat "/sys/block/${disk#/dev/}/queue/write_cache")"
+    dd if=/dev/zero of="$disk" bs=4k count=4 oflag=direct,dsync status=none
+    echo 1 >"/sys/block/$store/device/delete"
+    if dd if="$disk" of=/dev/null bs=4k count=1 iflag=direct 2>/dev/null; then fail "a lost disk was read"; fi
+    promises_kept
+    # The last flush fails, and is told; everything goes nevertheless.
+    status=0
+    tap-ctl close -p "$pid" -m "$minor" || status=$?
+    same "close of a lost disk" 5 "$status"
+    gone
+    tap-ctl detach -p "$pid" -m "$minor"
+    tap-ctl free -m "$minor"
+    modprobe -r scsi_debug
+    rm -rf /srv/* /tmp/user
+}
+
 # An older kernel: no ublk, so the kernel's NBD client is what --device takes; killed and recovered as well.
 case_nbd_where_there_is_no_ublk() {
     modprobe -r ublk_drv

@@ -314,7 +314,7 @@ case_refusals_are_sentences_and_leave_nothing() {
     grep -h "another process has the ring of minor 0" /var/log/blktap/*.log
     refused 22 "refused attach" tap-ctl attach -p "$second" -m 9
     tap-ctl detach -p "$first" -m 0
-    kill "$second"
+    kill -INT "$second"
     tap-ctl free -m 0
     await 20 "the end of both" sh -c '! pidof tapdisk'
     # The storage vanishes: errors, and everything can be taken away.
