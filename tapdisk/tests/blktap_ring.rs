@@ -361,8 +361,10 @@ fn what_the_module_says_is_heard_once() {
     let mut bench = Bench::new(DISK);
     bench.kernel.page().say(3);
     bench.turn();
+    assert!(bench.tap.has_message());
     assert_eq!(bench.tap.take_message(), Some(Message::Close));
     bench.turn();
+    assert!(!bench.tap.has_message());
     assert_eq!(bench.tap.take_message(), None);
     // Also while the disk is paused.
     bench.tap.suspend();

@@ -252,7 +252,7 @@ impl Vbd {
     pub fn is_drained(&self) -> bool {
         let drained = matches!(self.state, State::Draining { .. })
             && self.served.as_ref().is_none_or(Served::idle);
-        drained || self.is_unplugged()
+        drained || self.is_unplugged() || self.ring_wants_care()
     }
 
     /// Once a second: client time limits, what the data path has to tell, and the watchdog.

@@ -230,6 +230,12 @@ impl Vbd {
         self.tap = Some(tap).filter(|tap| !tap.is_broken());
     }
 
+    /// Whether `look_after_ring` has something to do: no event would tell.
+    pub(super) fn ring_wants_care(&self) -> bool {
+        let tap = self.served.as_ref().and_then(|served| served.tap.as_deref());
+        tap.is_some_and(|tap| tap.has_message() || (tap.is_broken() && tap.side().is_some()))
+    }
+
     /// Between turns: closes a ring that made no sense, and does what the module asks for.
     pub fn look_after_ring(&mut self, env: &Env) {
         let Some(tap) = self.served.as_mut().and_then(|served| served.tap.as_deref_mut()) else {

@@ -338,6 +338,32 @@ case_refusals_are_sentences_and_leave_nothing() {
     rm /srv/*
 }
 
+# Nonsense in the ring page ends the service of that ring alone; a new one is made. And the module may ask for the end.
+case_nonsense_in_the_ring_and_a_request_to_end() {
+    vhd-util create -n /srv/disk.vhd -s 16
+    device vhd:/srv/disk.vhd
+    local page
+    page=$(sed -n "s/^\([0-9a-f]*\)-.*blktap$minor.*/\1/p" "/proc/$pid/maps" | head -n 1)
+    # The producer index, as no kernel of ours writes it; the next event makes the daemon look.
+    printf '\377\377\0\0' | dd of="/proc/$pid/mem" bs=1 seek=$((0x$page)) conv=notrunc status=none
+    tap-ctl list
+    await 10 "the end of the ring" sh -c "! [ -e /sys/block/tda ]"
+    same "list" "pid=$pid minor=$minor state=0 args=vhd:/srv/disk.vhd" "$(tap-ctl list)"
+    qemu-img info "nbd+unix:///?socket=/run/blktap-control/nbd$pid.$minor" >/dev/null
+    refused 1 "ring-served" tap-ctl doctor -p "$pid"
+    tap-ctl close -p "$pid" -m "$minor"
+    tap-ctl open -p "$pid" -m "$minor" -a vhd:/srv/disk.vhd
+    dd if="$disk" of=/dev/null bs=1M iflag=direct status=none
+    find_pid
+    echo 1 >"/sys/class/blktap2/blktap!blktap$minor/remove"
+    await 10 "the close that the module asked for" sh -c "tap-ctl list | grep -q 'state=0x2$'"
+    tap-ctl detach -p "$pid" -m "$minor"
+    tap-ctl free -m "$minor"
+    await 10 "the log" grep -h "its producer index says" /var/log/blktap/*.log
+    dmesg -C
+    rm /srv/*
+}
+
 case_beside_nbd_clients_and_a_device_that_is_named() {
     vhd-util create -n /srv/disk.vhd -s 64
     device vhd:/srv/disk.vhd

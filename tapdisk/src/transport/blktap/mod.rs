@@ -209,6 +209,11 @@ impl<S: Side> Tap<S> {
             && (arrived() || (!self.line.is_empty() && may()))
     }
 
+    /// Whether the kernel has said something.
+    pub fn has_message(&self) -> bool {
+        self.message.is_some()
+    }
+
     /// What the kernel said since this was asked last.
     pub fn take_message(&mut self) -> Option<Message> {
         self.message.take()
