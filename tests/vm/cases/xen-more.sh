@@ -197,8 +197,12 @@ case_driver_domain() {
     until_disk one xvda
     guest run one "disk-load write /dev/xvda depth=8 && disk-load check /dev/xvda"
     guest run driver "disk-load check /srv/disk.raw"
-    xl block-detach one xvda
-    await 60 "the end of the back end" sh -c "! xenstore-exists $back"
+    # The node is `xl devd`'s to remove, which is not there either.
+    xl block-detach one xvda &
+    local unplugging=$!
+    await 30 "state 6 by the driver domain" at_state "$back" 6
+    xenstore-rm "$back"
+    wait "$unplugging" || fail "xl did not unplug it"
     guest run driver "tap-ctl list | grep -q aio: && tap-ctl destroy -m 0 -p \$(pidof tapdisk) && ! pidof tapdisk"
     guest_is_well one
     guest_is_well driver
