@@ -128,6 +128,39 @@ case_read_only_disk() {
     rm /srv/*
 }
 
+# Xen's own xen-blkback serves a guest from a disk of our kernel module (xen/blktap-dkms), plugged by Xen's block-tap
+# script in its other form, which backend type `phy` and a kernel with the module want.
+case_blkback_on_the_blktap_module() {
+    need_guest one
+    modprobe -a blktap xen-blkback
+    vhd-util create -n /srv/disk.vhd -s 64
+    xl block-attach one vdev=xvdb,access=rw,script=block-tap,target=vhd:/srv/disk.vhd
+    until_disk one xvdb
+    local node
+    node=/local/domain/0/backend/vbd/$(xl domid one)/$(device_number xvdb)
+    pid=$(xenstore-read "$node/pid")
+    minor=$(xenstore-read "$node/minor")
+    same "the device that blkback serves" "$(awk '$2 == "tapdev" { printf "%x", $1 }' /proc/devices):$(printf %x "$minor")" \
+        "$(xenstore-read "$node/physical-device")"
+    same "who serves that device" "$pid" "$(cat "/sys/class/blktap2/blktap!blktap$minor/task")"
+    guest run one "disk-load write /dev/xvdb bytes=16777216 block=65536 depth=8 &&
+        disk-load write /dev/xvdb seed=2 from=16777216 bytes=4194304 depth=32 &&
+        disk-load check /dev/xvdb bytes=16777216 && disk-load check /dev/xvdb seed=2 from=16777216 bytes=4194304 &&
+        blkdiscard -o 0 -l 4194304 /dev/xvdb && dd if=/dev/xvdb bs=1M count=4 2>/dev/null | tr -d '\\000' | cmp - /dev/null"
+    promises_kept
+    guest_is_well one
+    xl block-detach one xvdb
+    await 30 "the end of tapdisk $pid" sh -c "! kill -0 $pid"
+    ! xenstore-exists "$node" || fail "$node is still there"
+    vhd-util check -n /srv/disk.vhd
+    as_raw /srv/disk.vhd
+    disk-load check /srv/read-back.raw from=4194304 bytes=12582912
+    disk-load check /srv/read-back.raw seed=2 from=16777216 bytes=4194304
+    # Nothing of it is left, and tap-ctl goes on without it.
+    modprobe -r blktap
+    rm /srv/*
+}
+
 # ---- under I/O ---------------------------------------------------------------------------------------------------
 
 case_snapshots_under_guest_io() {
@@ -299,7 +332,8 @@ case_killed_tapdisk_and_destroyed_guest() {
     xl destroy two || true
     ! xl domid two 2>/dev/null || fail "the guest is still there"
     await 120 "the end of all tapdisks" sh -c '! pidof tapdisk'
-    sweep "$killed" "$dead"
+    tap-ctl free -m "$dead" || true
+    rm -f "/run/blktap-control/ctl$killed" "/run/blktap-control/nbd$killed.$dead"
     vhd-util check -n /srv/living.vhd
     as_raw /srv/living.vhd
     disk-load check /srv/read-back.raw bytes=4194304
