@@ -332,8 +332,7 @@ case_killed_tapdisk_and_destroyed_guest() {
     xl destroy two || true
     ! xl domid two 2>/dev/null || fail "the guest is still there"
     await 120 "the end of all tapdisks" sh -c '! pidof tapdisk'
-    tap-ctl free -m "$dead" || true
-    rm -f "/run/blktap-control/ctl$killed" "/run/blktap-control/nbd$killed.$dead"
+    sweep "$killed" "$dead"
     vhd-util check -n /srv/living.vhd
     as_raw /srv/living.vhd
     disk-load check /srv/read-back.raw bytes=4194304
