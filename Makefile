@@ -5,6 +5,7 @@
 #   make check      style, lints and the fast tests (minutes)
 #   make test       everything, the virtual machines as well
 #   make test-vm    only what runs in virtual machines (no hardware virtualisation needed; tests/vm/README.md)
+#   make test-pressure  devices under memory pressure, with controls that must hang (tests/vm/pressure.py --help)
 #   make fuzz       every parser under the fuzzer, FUZZ_SECONDS=60 each, guided by branches; FUZZ_ARGS=NAME for one
 #   make xen-demo   Xen, dom0 and a guest with our disk, in an emulator (one to two minutes)
 #   make bench      tapdisk beside qemu-nbd, nbdkit and fio on the raw file (BENCH_ARGS="--help" lists options)
@@ -80,6 +81,15 @@ test: build
 	tests/install.sh
 	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device' './run.sh tapdev' \
 	    'BLKTAP_ROUNDS=100 ./run.sh blktap'
+	tests/vm/pressure.py
+
+# Memory pressure, alone; REPS: each machine so many times; PRESSURE_ARGS: --full, --each, --only, --json (see there).
+REPS          ?= 1
+PRESSURE_ARGS ?=
+
+test-pressure: build
+	@tests/deps.sh test
+	tests/vm/pressure.py --reps $(REPS) $(PRESSURE_ARGS)
 
 # In one boot with two guests. The rest of this list and all of xen-more run in test-vm.
 XEN_CASES := two_guests_with_two_disks_each file_system_across_plugs chain_of_five discard_and_flush \
@@ -144,6 +154,7 @@ install: $(PROGRAMS)
 	install -m 0755 "$(BIN)/tap-ctl" "$(DESTDIR)$(SBINDIR)/tap-ctl"
 	install -m 0755 "$(BIN)/vhd-util" "$(DESTDIR)$(BINDIR)/vhd-util"
 	install -m 0755 "$(BIN)/cbt-util" "$(BIN)/td-util" "$(DESTDIR)$(SBINDIR)/"
+	! "$(BIN)/tapdisk" --version | grep -q UNPROTECTED
 	install -m 0755 "$(BIN)/tapdisk" "$(DESTDIR)$(LIBEXECDIR)/tapdisk"
 	set -e; for tool in tap-ctl vhd-util; do \
 	    packaging/generate.sh "$(BIN)/$$tool" man "$(DESTDIR)$(MANDIR)/man8/$$tool.8"; \
@@ -203,4 +214,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all build linker deps demo check test test-vm fuzz bench bench-xen bench-vhd xen-demo rpm install install-dkms uninstall clean
+.PHONY: all build linker deps demo check test test-vm test-pressure fuzz bench bench-xen bench-vhd xen-demo rpm install install-dkms uninstall clean

@@ -11,6 +11,10 @@
 //! The daemon uses [`messages`], [`paths`] and [`error`]; the rest is for clients.
 #![deny(unsafe_code)]
 
+/// In a tapdisk that was built as a control for tests, without its protections against memory pressure, and in
+/// no other.
+pub const UNPROTECTED: &str = "UNPROTECTED: built to hang under memory pressure, for tests only";
+
 pub mod client;
 pub mod error;
 pub mod messages;

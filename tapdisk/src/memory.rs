@@ -4,6 +4,7 @@
 //! RLIMIT_MEMLOCK). Elsewhere only the arenas are, made as small as the limit demands; where not even
 //! the smallest fits, a disk works unlocked, and the log and `tap-ctl stats` say so.
 use crate::engine::limits::Limits;
+use crate::protection::{self, Protection};
 use crate::sys;
 
 /// Bytes left for io_uring's own pages under a small limit.
@@ -45,6 +46,9 @@ impl Memory {
         let (bytes, _) = sys::limit(libc::RLIMIT_MEMLOCK);
         if bytes != all && !may_lock_anything() {
             return Memory::Limited { bytes, why: too_small(bytes, "RLIMIT_MEMLOCK") };
+        }
+        if !protection::has(Protection::Lock) {
+            return Memory::Limited { bytes: u64::MAX, why: "UNPROTECTED: not locked".into() };
         }
         touch_stack();
         match sys::lock_all_memory() {

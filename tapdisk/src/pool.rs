@@ -9,6 +9,8 @@
 use std::io;
 use std::ptr::NonNull;
 
+use crate::protection::{self, Protection};
+
 /// A piece of the arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Buf {
@@ -75,11 +77,8 @@ impl Arena {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(at.cast::<u8>()).expect("mmap gave an address");
-        // SAFETY: the range was mapped just above.
-        let locked = match unsafe { libc::mlock(at, bytes) } {
-            0 => Locked::Yes,
-            _ => Locked::Refused(io::Error::last_os_error().raw_os_error().unwrap_or(libc::ENOMEM)),
-        };
+        let locked =
+            if protection::has(Protection::Lock) { lock(at, bytes) } else { Locked::Refused(0) };
         Ok(Arena { base, bytes, locked })
     }
 
@@ -123,12 +122,34 @@ impl Arena {
         unsafe { std::slice::from_raw_parts_mut(self.address(buf), buf.bytes as usize) }
     }
 
+    /// The control of the tests gives a piece's pages back, so that whoever touches it next has to be given
+    /// new ones. Nothing is in flight on it, and what it held is of no more use.
+    #[cfg(feature = "unprotected")]
+    pub fn give_back(&mut self, buf: Buf) {
+        if protection::has(Protection::Reserve) {
+            return;
+        }
+        let bytes = buf.bytes as usize / 4096 * 4096;
+        // SAFETY: the range was checked by `address` and is page-aligned, as slots are; no slice of it is
+        // alive (`&mut self`), the arena is not registered with a ring, and zeros are as good as what was there.
+        unsafe { libc::madvise(self.address(buf).cast(), bytes, libc::MADV_DONTNEED_LOCKED) };
+    }
+
     /// Copies one piece to another; they may overlap. Neither is in flight.
     pub fn copy(&mut self, from: Buf, to: Buf) {
         assert!(from.bytes == to.bytes, "a copy keeps its length");
         let (src, dst) = (self.address(from), self.address(to));
         // SAFETY: both ranges were checked by `address`; `copy` allows overlap.
         unsafe { std::ptr::copy(src, dst, from.bytes as usize) }
+    }
+}
+
+/// Locks a mapping.
+fn lock(at: *mut libc::c_void, bytes: usize) -> Locked {
+    // SAFETY: mlock changes no contents of memory, and refuses what is not mapped.
+    match unsafe { libc::mlock(at, bytes) } {
+        0 => Locked::Yes,
+        _ => Locked::Refused(io::Error::last_os_error().raw_os_error().unwrap_or(libc::ENOMEM)),
     }
 }
 

@@ -21,6 +21,7 @@ use tap_ctl::paths::RunDir;
 use crate::control::{Control, Daemon};
 use crate::log::Log;
 use crate::memory::Memory;
+use crate::protection::{self, Protection};
 use crate::receiver::Receiver;
 use crate::server::{self, Server};
 use crate::signals::{self, Signals};
@@ -28,6 +29,11 @@ use crate::vbd::Env;
 use crate::vbd::metrics::{Folder, SHM};
 use crate::{sealed, sys};
 use detach::{Caller, daemonise};
+
+#[cfg(not(feature = "unprotected"))]
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+#[cfg(feature = "unprotected")]
+const VERSION: &str = protection::MARK;
 
 /// Where the log files of root are.
 const LOG_DIR: &str = "/var/log/blktap";
@@ -90,7 +96,7 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Wanted::Version => {
-            println!("tapdisk {}", env!("CARGO_PKG_VERSION"));
+            println!("tapdisk {VERSION}");
             ExitCode::SUCCESS
         }
         Wanted::Usage(letter) => {
@@ -217,7 +223,9 @@ fn prepare(foreground: bool) -> Result<Ready, Failure> {
     };
     let server = Server::new(poll, Daemon::new(env, receiver), control, signals)
         .map_err(|e| Failure::io("poll for signals", &e))?;
-    info!(log, "tapdisk {} is ready", env!("CARGO_PKG_VERSION"));
+    info!(log, "tapdisk {VERSION} is ready");
+    #[cfg(feature = "unprotected")]
+    slog::warn!(log, "{}", protection::MARK);
     Ok(Ready { server, ctl, log: sink })
 }
 
@@ -249,17 +257,19 @@ fn limits(log: &Logger) {
     if sys::set_limit(libc::RLIMIT_CORE, (all, all)).is_err() {
         let _ = sys::set_limit(libc::RLIMIT_CORE, (core, core));
     }
-    if !sys::set_io_flusher() {
+    let has = |p| protection::has(p);
+    if !(has(Protection::Flusher) && sys::set_io_flusher()) {
         info!(
             log,
             "PR_SET_IO_FLUSHER is not to be had (Linux 5.6, CAP_SYS_RESOURCE): what the kernel \
              allocates in our calls may wait for this disk under memory pressure"
         );
     }
-    if !sys::raise_priority() {
+    if !(has(Protection::Priority) && sys::raise_priority()) {
         info!(log, "the priority stays as it is (CAP_SYS_NICE): busy processes may come first");
     }
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
+    let score = if has(Protection::Oom) { "-1000" } else { "0" };
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", score) {
         info!(log, "the OOM killer may choose this process: {error}");
     }
 }

@@ -152,6 +152,20 @@ pub fn raise_priority() -> bool {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) == 0 }
 }
 
+/// Makes all threads of this process real-time tasks of the lowest rank, and those that they start. Whether the
+/// kernel let it.
+pub fn be_real_time() -> bool {
+    let lowest = libc::sched_param { sched_priority: 1 };
+    let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return false };
+    let numbers = threads.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+    // SAFETY: the kernel reads the structure, which outlives the calls.
+    let set = |id| unsafe { libc::sched_setscheduler(id, libc::SCHED_RR, &raw const lowest) == 0 };
+    // All of them, also after a refusal; a thread that has ended meanwhile does not count.
+    let refused: Vec<i32> = numbers.filter(|id| !set(*id)).collect();
+    let there = |id: &i32| std::path::Path::new(&format!("/proc/self/task/{id}")).exists();
+    !refused.iter().any(there)
+}
+
 /// One malloc arena for all threads, none of 64 MiB for each; freed memory stays until trimmed.
 pub fn one_malloc_arena() {
     #[cfg(target_env = "gnu")]

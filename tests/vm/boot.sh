@@ -2,10 +2,11 @@
 # Boots a machine in the emulator (no hardware virtualisation needed), runs a command in it, and exits with the
 # command's status. The machine is Xen with dom0, or with -p the same kernel without Xen.
 #
-#   boot.sh [-p] [-t SECONDS] [-m MIB] [-l LOG] [-q] [-x ARGS] [-k ARGS] FOLDER COMMAND
+#   boot.sh [-p] [-t SECONDS] [-m MIB] [-d MIB] [-l LOG] [-q] [-x ARGS] [-k ARGS] FOLDER COMMAND
 #
 #   FOLDER   is shared with the machine as /share, for reading and writing; COMMAND is run there by bash
 #   -t       the longest that all of it may take (default 900)   -m   its memory in MiB (default 2048)
+#   -d       an empty second disk, /dev/vdb, of so many MiB
 #   -l       where the console is kept, each line with the seconds since the start (default FOLDER/console.log)
 #   -q       do not show the console while it runs               -i   the terminal's keyboard is the console's
 #   -x, -k   more arguments for Xen, for the kernel
@@ -18,12 +19,13 @@ set -euo pipefail
 # shellcheck source=tests/vm/common.sh
 . "$(dirname "$0")/common.sh"
 
-plain='' limit=900 memory=2048 log='' quiet='' interactive='' xen_more='' kernel_more=''
-while getopts pt:m:l:qix:k: option; do
+plain='' limit=900 memory=2048 log='' quiet='' interactive='' second='' xen_more='' kernel_more=''
+while getopts pt:m:d:l:qix:k: option; do
     case $option in
         p) plain=1 ;;
         t) limit=$OPTARG ;;
         m) memory=$OPTARG ;;
+        d) second=$OPTARG ;;
         l) log=$OPTARG ;;
         q) quiet=1 ;;
         i) interactive=1 ;;
@@ -100,6 +102,13 @@ stamped() {
     done 8>"$log"
 }
 
+disks=()
+if [ -n "$second" ]; then
+    truncate -s "${second}M" "$work/second"
+    disks=(-drive "file=$work/second,if=none,id=second,format=raw,cache=unsafe"
+        -device "virtio-blk-pci,drive=second")
+fi
+
 files=$image/host/usr/share
 keyboard=/dev/null
 [ -z "$interactive" ] || keyboard=/dev/stdin
@@ -118,7 +127,7 @@ timeout --foreground -k 10 "$limit" "$image/run-on-host" qemu-system-x86_64 \
     -accel tcg,thread=multi -cpu max -smp "${TAPDISK_VM_CPUS:-1}" -m "$memory" -nodefaults -display none -no-reboot "${output[@]}" \
     "${start[@]}" \
     -drive "file=$image/root.ext4,if=none,id=root,format=raw,snapshot=on,cache=unsafe" \
-    -device virtio-blk-pci,drive=root -device virtio-rng-pci \
+    -device virtio-blk-pci,drive=root "${disks[@]}" -device virtio-rng-pci \
     -fsdev "local,id=share,path=$share,security_model=none,multidevs=remap" \
     -device virtio-9p-pci,fsdev=share,mount_tag=share \
     -device virtio-serial-pci -chardev "file,id=status,path=$work/status" \

@@ -20,6 +20,7 @@ lock_cache
 stamp=$(cat "$vm_here/image.sh" "$debs"/{dom0,host,xen,kernel} | sha256sum | cut -c1-16)
 image=$vm_cache/image-$stamp
 if [ -e "$image/complete" ]; then
+    touch "$image"
     echo "$image"
     exit 0
 fi
@@ -39,7 +40,7 @@ version=${version%%_*}
 
 # Drivers of dom0 and of the machine without Xen, with what they depend on.
 root_modules="xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs xen-blkback xen-blkfront xen-netback
-    loop nbd ublk_drv brd null_blk zram dm-mod dm-flakey dm-delay dm-snapshot scsi_debug sd_mod ext4 xfs
+    loop nbd ublk_drv brd null_blk zram dm-mod dm-flakey dm-delay dm-snapshot dm-crypt xts aesni-intel scsi_debug sd_mod ext4 xfs
     9p 9pnet_virtio virtio_blk virtio-rng crc32c_generic crc32c-intel"
 # What it takes to mount the root file system.
 initrd_modules="virtio_blk ext4 9p 9pnet_virtio crc32c_generic crc32c-intel"
@@ -218,8 +219,8 @@ grep -hE '^(xen-utils|qemu-system-(xen|x86)|libc6)' "$debs"/{dom0,host} | sort -
 
 rm -rf "$new/work"
 touch "$new/complete"
-# The images of earlier packages are of no more use; a machine that runs holds its files open.
-rm -rf "$vm_cache"/image-*
+# The images of earlier packages are of no more use, unless another checkout still starts machines from them.
+find "$vm_cache" -maxdepth 1 -name 'image-*' -mmin +1440 -exec rm -rf {} +
 mv "$new" "$image"
 say "made $image, $(du -sh "$image" | cut -f1)"
 echo "$image"

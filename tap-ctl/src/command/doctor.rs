@@ -103,11 +103,11 @@ fn findings(facts: &Facts, stats: &Value) -> Vec<Finding> {
     let mut findings = vec![
         of(
             "io-flusher",
-            match facts.io_flusher {
+            match facts.io_flushers == facts.threads {
                 false if facts.kernel < (5, 6) => Standing::Unsupported,
                 set => set.into(),
             },
-            format!("PR_SET_IO_FLUSHER {}", if facts.io_flusher { "is set" } else { "is not set" }),
+            format!("PR_SET_IO_FLUSHER set for {} of {} threads", facts.io_flushers, facts.threads),
             "what the kernel allocates inside this process's own calls may wait for pages that only this \
              process can write out: it may wait for itself (Linux 5.6, CAP_SYS_RESOURCE)",
         ),
@@ -159,9 +159,48 @@ fn findings(facts: &Facts, stats: &Value) -> Vec<Finding> {
             "a terminal or pipe that nobody reads stops the process when it logs",
         ),
     ];
+    if serves_a_device(stats) {
+        findings.extend(reserves(facts));
+    }
+    if facts.is_control {
+        findings.push(of(
+            "release-build",
+            Standing::Missing,
+            tap_ctl::UNPROTECTED.into(),
+            "it hangs under memory pressure: install the real program and start this disk again",
+        ));
+    }
     findings.extend(served(stats));
     findings
 }
+
+fn serves_a_device(stats: &Value) -> bool {
+    let disks = stats.as_array().map(Vec::as_slice).unwrap_or_default();
+    disks.iter().any(|disk| disk.get("device").is_some_and(|device| !device.is_null()))
+}
+
+/// What only matters where this host's own memory becomes free through the disk.
+fn reserves(facts: &Facts) -> [Finding; 2] {
+    [
+        Finding {
+            name: "real-time",
+            held: (facts.policy == 1 || facts.policy == 2).into(),
+            seen: format!("policy {}", facts.policy),
+            consequence: "the kernel's allocations in this process's calls get nothing of the memory that is kept \
+                          for real-time tasks (half of vm.min_free_kbytes)",
+        },
+        Finding {
+            name: "free-reserve",
+            held: (facts.free_kib >= FREE_KIB).into(),
+            seen: format!("vm.min_free_kbytes {}", facts.free_kib),
+            consequence: "the kernel may find no memory for this disk's requests once all that is left waits for \
+                          this disk: set vm.min_free_kbytes to 8192 or more",
+        },
+    ]
+}
+
+/// What tapdisk raises vm.min_free_kbytes to, at least.
+const FREE_KIB: u64 = 8192;
 
 /// As much stack as the daemon touches at its start, but for its first pages.
 const STACK_KIB: u64 = 240;
@@ -236,7 +275,10 @@ mod tests {
 
     fn good() -> Facts {
         Facts {
-            io_flusher: true,
+            threads: 2,
+            io_flushers: 2,
+            is_control: false,
+            free_kib: 8192,
             kernel: (6, 12),
             locked_kib: 9000,
             unlocked_kib: 0,
@@ -244,7 +286,7 @@ mod tests {
             stack_kib: 264,
             bound_at_start: Some(true),
             nice: -20,
-            policy: 0,
+            policy: 2,
             blocking_output: None,
         }
     }
@@ -256,30 +298,35 @@ mod tests {
     #[test]
     fn all_is_held_where_all_is_well() {
         let stats = json!([{
+            "device": { "name": "/dev/ublkb0" },
             "sealed": { "allocations": 0 }, "faults": { "major": 0 }, "memory": { "arena_locked": true }
         }]);
         let states = states(&good(), &stats);
-        assert_eq!(states.len(), 10);
+        assert_eq!(states.len(), 12);
         assert!(states.iter().all(|(_, held)| *held == Standing::Held), "{states:?}");
     }
 
     #[test]
     fn what_is_missing_is_told_with_its_consequence() {
         let facts = Facts {
-            io_flusher: false,
+            io_flushers: 1,
+            free_kib: 4096,
+            is_control: true,
             unlocked_kib: 4,
             oom_score_adj: Some(0),
             stack_kib: 20,
             bound_at_start: Some(false),
             nice: 0,
+            policy: 0,
             blocking_output: Some("/dev/pts/0".into()),
             ..good()
         };
-        let states = states(&facts, &Value::Null);
+        let stats = json!([{ "device": { "name": "/dev/ublkb0" } }]);
+        let states = states(&facts, &stats);
         assert!(states.iter().all(|(_, held)| *held == Standing::Missing), "{states:?}");
-        let text = as_text(&(7, findings(&facts, &Value::Null)));
+        let text = as_text(&(7, findings(&facts, &stats)));
         assert!(text.starts_with("tapdisk 7\n  missing      io-flusher "));
-        assert_eq!(text.matches("so: ").count(), 7);
+        assert_eq!(text.matches("so: ").count(), 10);
         let old = Facts { kernel: (4, 19), ..facts };
         assert_eq!(findings(&old, &Value::Null)[0].held, Standing::Unsupported);
     }

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 
 use super::files::File;
 use super::{Kind, Op, Tag};
+use crate::protection::{self, Protection};
 
 /// Stack of the thread in bytes: system calls and a lock need a few hundred.
 const STACK_BYTES: usize = 64 * 1024;
@@ -213,8 +214,12 @@ impl Drop for Lane {
 
 /// The thread: one job after the other.
 fn run(shared: &Shared) {
-    touch_stack();
-    be_flusher();
+    if protection::has(Protection::Lock) {
+        touch_stack();
+    }
+    if protection::has(Protection::Flusher) {
+        be_flusher();
+    }
     while let Some(job) = next(shared) {
         let result = perform(&job);
         shared.lock().done.push_back((job.tag, result));

@@ -27,6 +27,7 @@ use super::files::{File, Files};
 use super::lane::{Call, Done, EventFd, Job, Lane};
 use super::{Disk, Kind, Op, Tag};
 use crate::pool::Arena;
+use crate::protection::{self, Protection};
 
 /// User data of the poll on the caller's epoll descriptor. Tags are below.
 const WATCH: u64 = 1 << 32;
@@ -446,6 +447,10 @@ fn checked(ring: IoUring, depth: u32) -> io::Result<IoUring> {
 
 /// The arena as registered buffer 0, if the kernel agrees.
 fn register_memory(ring: &IoUring, arena: &Arena) -> bool {
+    // Registered pages stay where they are.
+    if !protection::has(Protection::Lock) || !protection::has(Protection::Reserve) {
+        return false;
+    }
     let all = libc::iovec { iov_base: arena.base().cast(), iov_len: arena.bytes() };
     // SAFETY: the arena's mapping lives as long as the engine, which drops the ring first.
     unsafe { ring.submitter().register_buffers(&[all]) }.is_ok()

@@ -57,7 +57,7 @@ pub struct Policy {
     /// Flush between data and the metadata that points at it: the lower disk has a volatile cache and its
     /// owner wants unflushed writes to be old or new, never torn, after a power cut.
     pub barriers: bool,
-    /// Seconds an operation is tried again while the kernel answers EAGAIN, EBUSY or EINTR.
+    /// Seconds an operation is tried again while the kernel answers EAGAIN, EBUSY, EINTR or ENOMEM.
     pub timeout_s: u16,
     /// Logical sector size shown to clients.
     pub sector_size: u32,

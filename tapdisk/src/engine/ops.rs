@@ -99,7 +99,9 @@ impl Ops {
                 }
                 Progress::Stuck => Err(libc::EIO),
             },
-            Err(libc::EAGAIN | libc::EBUSY | libc::EINTR) if now < e.since + self.timeout_us => {
+            Err(libc::EAGAIN | libc::EBUSY | libc::EINTR | libc::ENOMEM)
+                if now < e.since + self.timeout_us =>
+            {
                 let pause = if result == Err(libc::EAGAIN) { MICROS } else { MICROS / 100 };
                 e.retry_at = now + pause;
                 self.parked += 1;

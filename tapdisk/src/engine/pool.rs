@@ -16,6 +16,8 @@ impl<D: Disk> Slots for Engine<D> {
         let slot = &mut self.slots[usize::from(id)];
         assert!(slot.state == State::Free, "a free slot is free");
         slot.state = State::Filling;
+        #[cfg(feature = "unprotected")]
+        self.disk.arena().give_back(self.limits.slot_buf(id));
         Some(SlotId(id))
     }
 
@@ -55,6 +57,10 @@ impl<D: Disk> Slots for Engine<D> {
             self.note_overlaps(slot);
             self.note_change(&request);
         }
+        #[cfg(feature = "unprotected")]
+        if request.verb == Verb::Read {
+            self.disk.arena().give_back(self.limits.slot_buf(slot.0));
+        }
         let sectors = u64::from(request.span.count);
         match request.verb {
             Verb::Read => self.stats.begin(0, sectors),
@@ -67,6 +73,10 @@ impl<D: Disk> Slots for Engine<D> {
         assert!(self.slot(slot).state == State::Done, "a slot is used again by its owner");
         self.keep_copy(slot);
         self.slots[usize::from(slot.0)].state = State::Filling;
+        #[cfg(feature = "unprotected")]
+        if self.slots[usize::from(slot.0)].request.verb != Verb::Read {
+            self.disk.arena().give_back(self.limits.slot_buf(slot.0));
+        }
     }
 
     fn release(&mut self, slot: SlotId) {

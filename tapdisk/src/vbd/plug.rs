@@ -19,6 +19,7 @@ use crate::control::VBD_TOKENS;
 use crate::formats::OpenError;
 use crate::job::Job;
 use crate::kernel_nbd;
+use crate::reclaim;
 use crate::transport::ublk::abi::CONTROL_PATH;
 use crate::transport::ublk::device::{self, Added, DeviceError, Shape};
 use crate::transport::ublk::{Ring, TAGS_MAX, Ublk};
@@ -96,10 +97,12 @@ impl Vbd {
     pub(super) fn plug(&mut self, env: &Env) -> Option<State> {
         let opened = self.wish.as_ref()?;
         if self.wants_tapdev(opened.device.as_ref()) {
+            reclaim::hold_reserves(&env.log);
             return Some(self.plug_tap(env));
         }
         let (wish, take_over) = (opened.device?, opened.take_over);
         let served = self.served.as_ref()?;
+        reclaim::hold_reserves(&env.log);
         if is_for_nbd(&wish) {
             let plan = nbd_plan(served, &wish, take_over);
             let socket = env.run.nbd(env.pid, self.minor);

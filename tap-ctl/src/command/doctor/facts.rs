@@ -10,7 +10,13 @@ const IO_FLUSHER: u64 = 0x0008_0000 | 0x0010_0000;
 /// Of one process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    pub io_flusher: bool,
+    /// Threads, and those of them that have PR_SET_IO_FLUSHER; io_uring's workers are threads too.
+    pub threads: usize,
+    pub io_flushers: usize,
+    /// It was built as a control, without its protections.
+    pub is_control: bool,
+    /// vm.min_free_kbytes.
+    pub free_kib: u64,
     /// Version of the running kernel.
     pub kernel: (u32, u32),
     pub locked_kib: u64,
@@ -35,14 +41,21 @@ impl Facts {
     pub fn of(pid: i32) -> io::Result<Facts> {
         let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
         let stat = read("stat")?;
-        let (flags, nice, policy) =
+        let (_, nice, policy) =
             stat_fields(&stat).ok_or_else(|| io::Error::from_raw_os_error(libc::EPROTO))?;
         let (unlocked_kib, stack_kib) = mappings(&read("smaps")?);
         let outputs = [1, 2].map(|fd| fs::read_link(format!("/proc/{pid}/fd/{fd}")));
         let outputs = outputs.into_iter().flatten().map(|path| path.display().to_string());
         let program = fs::read(format!("/proc/{pid}/exe")).ok();
+        let flags = thread_flags(pid)?;
+        let control = tap_ctl::UNPROTECTED.as_bytes();
         Ok(Facts {
-            io_flusher: flags & IO_FLUSHER == IO_FLUSHER,
+            threads: flags.len(),
+            io_flushers: flags.iter().filter(|flags| *flags & IO_FLUSHER == IO_FLUSHER).count(),
+            is_control: program
+                .as_deref()
+                .is_some_and(|file| file.windows(control.len()).any(|part| part == control)),
+            free_kib: kib_of(&fs::read_to_string("/proc/sys/vm/min_free_kbytes")),
             kernel: kernel(&fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default()),
             locked_kib: kib_after(&read("status")?, "VmLck:"),
             unlocked_kib,
@@ -54,6 +67,17 @@ impl Facts {
             blocking_output: outputs.into_iter().find(|path| may_block(path)),
         })
     }
+}
+
+/// Of each thread. One that ends meanwhile is not there.
+fn thread_flags(pid: i32) -> io::Result<Vec<u64>> {
+    let stats = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+    let stats = stats.filter_map(|thread| fs::read_to_string(thread.path().join("stat")).ok());
+    Ok(stats.filter_map(|stat| Some(stat_fields(&stat)?.0)).collect())
+}
+
+fn kib_of(text: &io::Result<String>) -> u64 {
+    text.as_ref().ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
 fn may_block(path: &str) -> bool {
@@ -138,6 +162,7 @@ mod tests {
             of("[vdso]", 4, "de"),
             of("/dev/ublkc0", 4, "pf io"),
             of("anon_inode:[io_uring]", 12, "mm"),
+            of("/[aio] (deleted)", 64, "de"),
         ];
         assert_eq!(mappings(&smaps.concat()), (8, 260));
     }
