@@ -166,6 +166,33 @@ pub fn be_real_time() -> bool {
     !refused.iter().any(there)
 }
 
+/// A page of a file in shared memory that stays in memory, so that writing the file never waits for a swap device.
+/// It is only locked, never looked at: whoever cuts the file short takes the page away and harms nobody.
+#[derive(Debug)]
+pub struct HeldPage(std::ptr::NonNull<libc::c_void>);
+
+// SAFETY: the mapping is owned by this value alone and has no thread affinity.
+unsafe impl Send for HeldPage {}
+
+const HELD_BYTES: usize = 4096;
+
+/// Holds the first page of a file; `None` where it may not be locked.
+pub fn hold_page(file: &File) -> Option<HeldPage> {
+    let (read, shared, fd) = (libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd());
+    // SAFETY: a new mapping at an address of the kernel's choice, of a descriptor that is borrowed for the call.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), HELD_BYTES, read, shared, fd, 0) };
+    let page = (at != libc::MAP_FAILED).then(|| std::ptr::NonNull::new(at).map(HeldPage))??;
+    // SAFETY: the mapping made just above; mlock changes no contents.
+    (unsafe { libc::mlock(at, HELD_BYTES) } == 0).then_some(page)
+}
+
+impl Drop for HeldPage {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `hold_page`, unmapped once; nobody has its address.
+        unsafe { libc::munmap(self.0.as_ptr(), HELD_BYTES) };
+    }
+}
+
 /// One malloc arena for all threads, none of 64 MiB for each; freed memory stays until trimmed.
 pub fn one_malloc_arena() {
     #[cfg(target_env = "gnu")]

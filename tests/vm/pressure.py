@@ -66,8 +66,10 @@ def prepare():
     build = [cargo, "build", "--release", "-p", "tapdisk", "--bin", "tapdisk", "--features", "unprotected"]
     subprocess.run(build + ["--target-dir", target], cwd=TOP, env=quick, check=True, stdout=sys.stderr)
     base = LOGS / "base"
-    fill = f'. {HERE}/common.sh && fill_share "$1"'
-    subprocess.run(["bash", "-euc", fill, str(HERE / "pressure.py"), base], check=True, stdout=sys.stderr)
+    shutil.rmtree(base, ignore_errors=True)
+    shutil.copytree(HERE, base / "vm")
+    install = ["make", "--no-print-directory", "-C", TOP, "install", f"DESTDIR={base}/programs", "PREFIX=/usr"]
+    subprocess.run(install, check=True, stdout=sys.stderr)
     shutil.copy(TARGET / "release" / "pressure", base / "programs/usr/bin/pressure")
     (base / "unprotected").mkdir()
     shutil.copy(target / "release/tapdisk", base / "unprotected/tapdisk")

@@ -7,7 +7,8 @@
 //!            vbd-<domid>-<devid>                while rings are connected (ring_files)
 //!   /dev/shm/metrics/tap-<pid>-<minor>          while images are open: a page of zeros
 //! ```
-//! Files are written once a second, not mapped: nobody who cuts them short can harm us. One that cannot be made
+//! Files are written once a second, not through a mapping: nobody who cuts them short can harm us. Their pages are
+//! locked, for those of a tmpfs may be swapped out, and the swap device may be ours. One that cannot be made
 //! is said in the log, and the disk is served without it.
 use std::cell::Cell;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use slog::warn;
 
 use super::{Env, Vbd};
+use crate::sys::{HeldPage, hold_page};
 use crate::transport::Traffic;
 
 /// Where shared memory has names.
@@ -81,6 +83,7 @@ impl Drop for Folder {
 struct TrafficFile {
     path: PathBuf,
     file: File,
+    _held: Option<HeldPage>,
     /// What had been counted when the file was made.
     before: Traffic,
     /// What it says.
@@ -90,8 +93,9 @@ struct TrafficFile {
 impl TrafficFile {
     fn create(path: PathBuf, before: Traffic) -> io::Result<TrafficFile> {
         let file = fresh(&path)?;
-        let made = TrafficFile { path, file, before, told: Cell::new(before) };
+        let mut made = TrafficFile { path, file, _held: None, before, told: Cell::new(before) };
         made.file.write_all_at(&traffic_page(0, &Traffic::default()), 0)?;
+        made._held = hold_page(&made.file);
         Ok(made)
     }
 

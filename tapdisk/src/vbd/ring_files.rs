@@ -15,6 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use super::metrics::{Folder, PAGE, fresh, own_folder, page, traffic_page};
+use crate::sys::{HeldPage, hold_page};
 use crate::transport::Traffic;
 use crate::transport::blkif::{Indices, Tally};
 
@@ -27,6 +28,7 @@ pub struct DeviceFiles {
     folder: PathBuf,
     vbd_file: File,
     statistics: File,
+    _held: [Option<HeldPage>; 2],
     /// What `io_ring` says.
     shown: Cell<Option<Indices>>,
     /// Updates until it may say something else.
@@ -51,8 +53,11 @@ impl DeviceFiles {
         let vbd_file = fresh(&vbd)?;
         let statistics = fresh(&folder.join("statistics"))?;
         let (shown, rest, told) = (Cell::new(None), Cell::new(0), Cell::new(Tally::default()));
-        let files = DeviceFiles { device, vbd, folder, vbd_file, statistics, shown, rest, told };
+        let _held = [None, None];
+        let mut files =
+            DeviceFiles { device, vbd, folder, vbd_file, statistics, _held, shown, rest, told };
         files.show(&Tally::default())?;
+        files._held = [&files.vbd_file, &files.statistics].map(hold_page);
         Ok(files)
     }
 
