@@ -214,4 +214,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all build linker deps demo check test test-vm test-pressure fuzz bench bench-xen bench-vhd xen-demo rpm install install-dkms uninstall clean
+.PHONY: all build linker deps demo check test test-vm test-pressure fuzz bench bench-device bench-xen bench-vhd xen-demo rpm install install-dkms uninstall clean
