@@ -134,7 +134,7 @@ case_media_change() {
     rm /srv/*
 }
 
-# A disk that no frontend ever took; one whose tapdisk is dead; one of a frontend that stays in 3.
+# A disk that no frontend ever took; one of a frontend whose ring was refused; one whose tapdisk is dead.
 case_unplugged_in_several_states() {
     need_tapback
     local back front
@@ -150,9 +150,11 @@ case_unplugged_in_several_states() {
     await 20 "state 2" at_state "$back" 2
     xenstore-write "$front/protocol" x86_64-abi "$front/ring-ref" 4000000000 "$front/event-channel" 4000000000 \
         "$front/state" 3
-    # Refused, and told to close; it does not, and is unplugged with force.
+    # Refused, and told to close. (While a frontend does not, xl gives up after ten seconds.)
     await 20 "state 5" at_state "$back" 5
-    xl block-detach 0 xvda || true
+    xenstore-write "$front/state" 6
+    await 20 "state 6" at_state "$back" 6
+    xl block-detach 0 xvda
     await 60 "the end of the back end of a refused ring" sh -c "! xenstore-exists $back"
     await 30 "the end of its tapdisk" sh -c '! pidof tapdisk'
 
