@@ -112,8 +112,10 @@ fn dropped_pages() -> Outcome {
 
 /// Moved to another address the ring goes on; unmapped there, it ends.
 fn moved() -> Outcome {
-    let session = Session::new()?;
+    let mut session = Session::new()?;
     let reads = session.reads(1)?;
+    // A read that comes after the disk's end finds a disk without sectors, and ends with 0 bytes.
+    session.requests(1)?;
     let old = session.ring.base().as_ptr();
     // SAFETY: a new place, found by the kernel; the old address is not used afterwards.
     let moved = unsafe {
