@@ -227,7 +227,7 @@ fn shared_folder(path: &Path) -> io::Result<()> {
 
 /// A new file; a leftover of that name goes.
 pub(super) fn fresh(path: &Path) -> io::Result<File> {
-    let create = || OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let create = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
     match create() {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             fs::remove_file(path)?;
@@ -259,6 +259,13 @@ pub(super) fn traffic_page(version: u32, t: &Traffic) -> [u8; PAGE] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_page_of_a_file_is_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = TrafficFile::create(dir.path().join("vdi-1"), Traffic::default()).unwrap();
+        assert!(file._held.is_some());
+    }
 
     const TRAFFIC: Traffic = Traffic {
         begun: [11, 21],
