@@ -227,7 +227,8 @@ fn shared_folder(path: &Path) -> io::Result<()> {
 
 /// A new file; a leftover of that name goes.
 pub(super) fn fresh(path: &Path) -> io::Result<File> {
-    let create = || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
+    let create =
+        || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
     match create() {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             fs::remove_file(path)?;
