@@ -255,6 +255,38 @@ fn destroy_closes_detaches_and_frees() {
     assert_eq!(asked, [Request::Close { minor: 0 }, Request::Detach { minor: 0 }]);
 }
 
+/// Refuses CLOSE with EIO; the disk then has this state.
+fn lost_storage(bits: u32) -> impl FnMut(&Request, &mut UnixStream) + Send {
+    move |request, stream| match request {
+        Request::Close { .. } => send(stream, &Message::error(request.cookie(), libc::EIO)),
+        Request::List => serve_list(99, &[entry(1, 0, bits, "")], request, stream),
+        _ => ok(request, stream),
+    }
+}
+
+#[test]
+fn destroy_removes_a_disk_that_closed_with_an_error() {
+    let setup = Setup::new();
+    setup.run(&["allocate"]);
+    let tapdisk = setup.tapdisk(99, 3, lost_storage(0x2));
+    let failed = Run::failed(5, "Input/output error");
+    assert_eq!(setup.run(&["destroy", "-p", "99", "-m", "0"]), failed);
+    assert!(!setup.run_dir().marker(0).exists());
+    let asked = tapdisk.join().expect("thread");
+    assert_eq!(asked, [Request::Close { minor: 0 }, Request::List, Request::Detach { minor: 0 }]);
+}
+
+#[test]
+fn destroy_leaves_a_disk_that_is_still_open() {
+    let setup = Setup::new();
+    setup.run(&["allocate"]);
+    let tapdisk = setup.tapdisk(99, 2, lost_storage(0));
+    let failed = Run::failed(5, "Input/output error");
+    assert_eq!(setup.run(&["destroy", "-p", "99", "-m", "0"]), failed);
+    assert!(setup.run_dir().marker(0).exists());
+    tapdisk.join().expect("thread");
+}
+
 /// Answer STATS with a text.
 fn stats(document: &'static str) -> impl FnMut(&Request, &mut UnixStream) + Send {
     move |request, stream| match request {
