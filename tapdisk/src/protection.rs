@@ -2,7 +2,7 @@
 //! tests (feature `unprotected`, never part of a release), which has to hang where the real program does not.
 //!
 //! In the control, `UNPROTECTED=lock,reserve` leaves out only those named; without the variable all are out.
-//! [`MARK`] is in its `--version`, its log and its file, where `tap-ctl doctor` finds it.
+//! `tap_ctl::UNPROTECTED` is in its `--version`, its log and its file, where `tap-ctl doctor` finds it.
 
 /// One protection that the control can go without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

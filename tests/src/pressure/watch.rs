@@ -1,7 +1,7 @@
 //! The watchman: looks once a second at what a block device has moved, without needing memory for it.
 //!
-//! If the device has requests in flight and moves nothing for [`REPORT_SECONDS`], it tells the console where
-//! the threads of its daemon are; after [`PANIC_SECONDS`] it ends the machine, in case the kernel's own
+//! If the device has requests in flight and moves nothing for `REPORT_SECONDS`, it tells the console where
+//! the threads of its daemon are; after `PANIC_SECONDS` it ends the machine, in case the kernel's own
 //! detection of hung tasks looks away (it does not count a killable wait, such as one for a page).
 use super::threads;
 use std::fs::{self, File, OpenOptions};
