@@ -4,7 +4,9 @@ process serves, and the same machines with controls, which must hang or be kille
 
     pressure.py [--reps N] [--full] [--each] [--only REGEX] [--json]
 
-  --reps N    every machine so many times (default 1)
+  --reps N    every machine so many times (default 1); a control that does not fail is booted twice more, since
+              whether a thread of it waits for memory in the few seconds of a load is a matter of chance, and the
+              table says how often it failed of how many
   --full      every scenario with both engines and both formats, and all controls
   --each      the control with one protection left out at a time, to learn which of them matters where
   --only      scenario engine format daemon, as they are printed, must match
@@ -36,6 +38,8 @@ SCENARIOS = ["swap", "files", "stack", "burst"]
 PROTECTIONS = ["lock", "flusher", "oom", "reserve", "priority", "free"]
 MEMORY_MIB = 192
 LIMIT_SECONDS = 420
+# How often a control is booted until it fails.
+CONTROL_TRIES = 3
 
 
 def jobs_of(args):
@@ -100,6 +104,19 @@ def boot(base, job, rep):
     return verdict
 
 
+def boot_until_evidence(base, job, rep):
+    """The verdicts on a machine, more than one if it is a control that did not fail at first."""
+    verdicts = []
+    while not verdicts or (len(verdicts) < CONTROL_TRIES and not is_evidence(job, verdicts[-1])):
+        verdicts.append(boot(base, job, rep * CONTROL_TRIES + len(verdicts)))
+    return verdicts
+
+
+def is_evidence(job, verdict):
+    # The protected program has one try, and of a single protection left out the table is to tell how often it mattered.
+    return job[3] == "protected" or job[4] or verdict["outcome"] in ("hung", "killed")
+
+
 def judge(share, status):
     """What became of a machine: survived, hung, killed (of the last two the right reason was seen), or failed."""
     said = {}
@@ -150,8 +167,8 @@ def wrong(rows):
             found.append(f"{name}: the protected tapdisk survived {row['survived']} of {row['of']}")
     for scenario in {row["scenario"] for row in rows if row["daemon"] == "protected"}:
         controls = [row for row in rows if row["scenario"] == scenario and row["daemon"] != "protected"]
-        if not any(row["hung"] + row["killed"] == row["of"] for row in controls):
-            found.append(f"{scenario}: no control failed every time: the scenario is no evidence")
+        if not any(row["hung"] + row["killed"] for row in controls):
+            found.append(f"{scenario}: no control failed: the scenario is no evidence")
     return found
 
 
@@ -172,10 +189,10 @@ def main():
     subprocess.run([HERE / "image.sh"], check=True, stdout=subprocess.DEVNULL)
     lanes = int(os.environ.get("TAPDISK_VM_LANES", os.cpu_count() or 1))
     with ThreadPoolExecutor(lanes) as pool:
-        runs = [(job, pool.submit(boot, base, job, rep)) for rep in range(args.reps) for job in jobs]
+        runs = [(job, pool.submit(boot_until_evidence, base, job, rep)) for rep in range(args.reps) for job in jobs]
     rows = []
     for job in jobs:
-        verdicts = [run.result() for one, run in runs if one == job]
+        verdicts = [verdict for one, run in runs if one == job for verdict in run.result()]
         row = dict(zip(("scenario", "engine", "format", "daemon", "without"), job))
         row |= {"of": len(verdicts), "runs": verdicts}
         row |= {o: sum(v["outcome"] == o for v in verdicts) for o in ("survived", "hung", "killed", "failed")}
@@ -187,7 +204,7 @@ def main():
         print(table(rows))
     for sentence in complaints:
         print(f"pressure: {sentence}", file=sys.stderr)
-    print(f"pressure: {len(runs)} machines in {time.monotonic() - begun:.0f} s", file=sys.stderr)
+    print(f"pressure: {sum(row['of'] for row in rows)} machines in {time.monotonic() - begun:.0f} s", file=sys.stderr)
     sys.exit(1 if complaints else 0)
 
 
