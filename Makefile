@@ -99,6 +99,7 @@ XEN_CASES := two_guests_with_two_disks_each file_system_across_plugs chain_of_fi
 # Every case of every machine.
 test-vm: build
 	@tests/deps.sh test
+	tests/vm/module-style.sh
 	tests/vm/lanes.sh './run.sh xen' './run.sh xen-more' './run.sh plain' './run.sh device' './run.sh tapdev' \
 	    './run.sh blktap'
 
