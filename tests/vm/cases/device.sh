@@ -54,22 +54,7 @@ gone() {
     same "devices at the end" "" "$(tap-ctl list --devices)"
 }
 
-fill() { # options of mke2fs
-    mke2fs -q -t ext4 "$@" "$disk"
-    mount "$disk" /mnt
-    noise files 16 /mnt/noise
-    cp -a /usr/sbin /mnt/tree
-    rm -rf /mnt/tree/xen* /mnt/tree/qemu*
-    (cd /mnt && find . -type f -print0 | sort -z | xargs -0 sha256sum) >/srv/sums
-    umount /mnt
-}
-
-files_are_there() { # raw image
-    e2fsck -fn "$1"
-    mount -o loop,ro "$1" /mnt
-    (cd /mnt && sha256sum --quiet -c /srv/sums)
-    umount /mnt
-}
+fill() { fill_disk 16 /usr/sbin -- "$@"; }
 
 case_file_system_on_ublk() {
     vhd-util create -n /srv/disk.vhd -s 192
@@ -210,10 +195,8 @@ case_discard_and_zeros_reach_the_image() {
 }
 
 case_sectors_of_4096_bytes_and_read_only() {
-    modprobe scsi_debug dev_size_mb=256 sector_size=4096 lbpu=1
-    await 20 "the scsi_debug disk" sh -c 'ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/'
-    local large
-    large=/dev/$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/)
+    scsi_disk dev_size_mb=256 sector_size=4096 lbpu=1
+    local large=/dev/$scsi_disk
     # No more queues than processors: TAPDISK_VM_CPUS of the host.
     device "aio:$large" --queues 4
     same "sector size" 4096 "$(blockdev --getss "$disk")"
@@ -258,10 +241,8 @@ case_no_privilege_and_lost_storage() {
     case $said in *"block devices are made by root"*) ;; *) fail "tap-ctl says: $said" ;; esac
     await 20 "the end of tapdisk" sh -c '! pidof tapdisk'
     same "files of an ordinary user" "" "$(find /tmp/user ! -type d ! -name '*.log')"
-    modprobe scsi_debug dev_size_mb=16
-    await 20 "the scsi_debug disk" sh -c 'ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/'
-    local store
-    store=$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/)
+    scsi_disk dev_size_mb=16
+    local store=$scsi_disk
     device "aio:/dev/$store"
     same "FUA" 1 "$(cat "/sys/block/${disk#/dev/}/queue/fua")"
     same "cache" "write back" "$(cat "/sys/block/${disk#/dev/}/queue/write_cache")"

@@ -39,6 +39,42 @@ noise() { # seed, MiB, file
     done >"$3"
 }
 
+# shellcheck disable=SC2154 # disk is the list's
+# A file system on $disk with files in it, whose sums are kept: noise, and a copy of these files and folders.
+fill_disk() { # MiB of noise, what to copy ... [-- options of mke2fs]
+    local mib=$1
+    shift
+    local -a copied=()
+    while [ $# -gt 0 ] && [ "$1" != -- ]; do
+        copied+=("$1")
+        shift
+    done
+    mke2fs -q -t ext4 "${@:2}" "$disk"
+    mount "$disk" /mnt
+    noise files "$mib" /mnt/noise
+    cp -a "${copied[@]}" /mnt
+    # Large, and more of the same.
+    rm -rf /mnt/sbin/xen* /mnt/sbin/qemu*
+    (cd /mnt && find . -type f -print0 | sort -z | xargs -0 sha256sum) >/srv/sums
+    umount /mnt
+}
+
+# The same files are there, seen by other programs: a raw image is mounted through a loop device.
+files_are_there() { # raw image
+    e2fsck -fn "$1"
+    mount -o loop,ro "$1" /mnt
+    (cd /mnt && sha256sum --quiet -c /srv/sums)
+    umount /mnt
+}
+
+# A disk of the kernel's own that holds its data in memory and can be made with any sectors; sets scsi_disk, its name.
+scsi_disk() { # parameters of scsi_debug
+    modprobe scsi_debug "$@"
+    await 20 "the scsi_debug disk" sh -c 'ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/'
+    # shellcheck disable=SC2012,SC2034
+    scsi_disk=$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/)
+}
+
 # Starts a tapdisk for an image; sets pid, minor and socket.
 serve() { # type:path, more options of tap-ctl create
     local device

@@ -26,24 +26,7 @@ detach() {
     await 20 "$disk is free" sh -c "[ ! -e /sys/block/nbd0/pid ]"
 }
 
-# Makes a file system on the disk and fills it with files whose sums are kept.
-fill() { # options of mke2fs
-    mke2fs -q -t ext4 "$@" $disk
-    mount $disk /mnt
-    noise files 24 /mnt/noise
-    cp -a /usr/sbin /mnt/tree
-    rm -rf /mnt/tree/xen*
-    (cd /mnt && find . -type f -print0 | sort -z | xargs -0 sha256sum) >/srv/sums
-    umount /mnt
-}
-
-# The same files are there, seen by other programs: a raw image is mounted through a loop device.
-files_are_there() { # raw image
-    e2fsck -fn "$1"
-    mount -o loop,ro "$1" /mnt
-    (cd /mnt && sha256sum --quiet -c /srv/sums)
-    umount /mnt
-}
+fill() { fill_disk 24 /usr/sbin -- "$@"; }
 
 case_raw_file_system_by_nbd() {
     truncate -s 192M /srv/disk.raw
@@ -115,10 +98,8 @@ case_discard_frees_the_image() {
 
 # A disk whose sectors have 4096 bytes shows them, and a VHD on such a disk still has sectors of 512.
 case_disk_with_4096_byte_sectors() {
-    modprobe scsi_debug dev_size_mb=256 sector_size=4096 lbpu=1
-    await 20 "the scsi_debug disk" sh -c 'ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/'
-    local device
-    device=/dev/$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/)
+    scsi_disk dev_size_mb=256 sector_size=4096 lbpu=1
+    local device=/dev/$scsi_disk
     serve "aio:$device"
     attach -b 4096
     same "sector size of the disk" 4096 "$(blockdev --getss $disk)"

@@ -60,21 +60,7 @@ refused() { # status, words, command ...
     case $said in *"$words"*) ;; *) fail "$* says: $said" ;; esac
 }
 
-fill() { # options of mke2fs
-    mke2fs -q -t ext4 "$@" "$disk"
-    mount "$disk" /mnt
-    noise files 3 /mnt/noise
-    cp -a "$(command -v vhd-util)" "$(command -v tap-ctl)" /mnt
-    (cd /mnt && find . -type f -print0 | sort -z | xargs -0 sha256sum) >/srv/sums
-    umount /mnt
-}
-
-files_are_there() { # raw image
-    e2fsck -fn "$1"
-    mount -o loop,ro "$1" /mnt
-    (cd /mnt && sha256sum --quiet -c /srv/sums)
-    umount /mnt
-}
+fill() { fill_disk 3 "$(command -v vhd-util)" "$(command -v tap-ctl)" -- "$@"; }
 
 case_commands_as_releases_3_have_them() {
     same "check" ok "$(tap-ctl check)"
@@ -193,10 +179,8 @@ case_flush_trim_and_zeros_reach_the_image() {
 }
 
 case_sectors_of_4096_bytes_and_read_only() {
-    modprobe scsi_debug dev_size_mb=64 sector_size=4096 lbpu=1
-    await 20 "the scsi_debug disk" sh -c 'ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/'
-    local large
-    large=/dev/$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/)
+    scsi_disk dev_size_mb=64 sector_size=4096 lbpu=1
+    local large=/dev/$scsi_disk
     device "aio:$large"
     same "sector size" 4096 "$(blockdev --getss "$disk")"
     fill
@@ -318,10 +302,8 @@ case_refusals_are_sentences_and_leave_nothing() {
     tap-ctl free -m 0
     await 20 "the end of both" sh -c '! pidof tapdisk'
     # The storage vanishes: errors, and everything can be taken away.
-    modprobe scsi_debug dev_size_mb=16
-    await 20 "the scsi_debug disk" sh -c 'ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/'
-    local store
-    store=$(ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/)
+    scsi_disk dev_size_mb=16
+    local store=$scsi_disk
     device "aio:/dev/$store"
     dd if="$disk" of=/dev/null bs=4k count=1 iflag=direct
     echo 1 >"/sys/block/$store/device/delete"
