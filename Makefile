@@ -80,7 +80,7 @@ test: build
 	tests/ordinary-user.sh "$(BIN)"
 	tests/install.sh
 	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device' './run.sh tapdev' \
-	    'BLKTAP_ROUNDS=100 ./run.sh blktap'
+	    './run.sh blktap'
 	tests/vm/pressure.py
 
 # Memory pressure, alone; REPS: each machine so many times; PRESSURE_ARGS: --full, --each, --only, --json (see there).

@@ -221,13 +221,13 @@ case_ring_killed_under_a_file_system() {
 
 # Nonsense in the ring, of every kind and by chance.
 case_ring_hostile() {
-    blktap-ring hostile 1 "${BLKTAP_ROUNDS:-40}"
+    blktap-ring hostile 1 40
 }
 
 # Rings that end under I/O, hundreds of times.
 case_ring_teardown() {
     truncate -s 16M /srv/disk
-    blktap-ring teardown 1 "${BLKTAP_ROUNDS:-400}" /srv/disk
+    blktap-ring teardown 1 400 /srv/disk
     rm /srv/*
 }
 
