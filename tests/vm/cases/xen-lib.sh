@@ -20,7 +20,7 @@ clean_up() {
     for domain in $(xl list | awk 'NR > 2 {print $1}'); do
         xl destroy "$domain"
     done
-    pkill -9 -x tapback
+    kill -9 "$(pidof tapback)"
     for tapdisk in $(pidof tapdisk); do
         kill -9 "$tapdisk"
     done

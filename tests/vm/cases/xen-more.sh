@@ -1,5 +1,5 @@
 # More of real Xen, for `make test-vm`: several queues, frontends that come back, 4096-byte sectors, media changes,
-# unplugging in several states, and a driver domain. Localhost migration is not possible here: this Xen refuses the
+# unplugging in several states, a driver domain, and a xenstored that dies. Localhost migration is not possible here: this Xen refuses the
 # log-dirty mode of PV guests that it takes ("Failed to enable logdirty: Invalid argument"); saving and restoring,
 # which is the same for the disk, is a case of xen.sh.
 # shellcheck shell=bash
@@ -210,6 +210,40 @@ case_driver_domain() {
     guest_is_well driver
     guest stop driver
 }
+
+# xenstored is killed, and nothing brings it back while Xen runs: tapback says so and stays, disks are served on. The last
+# of the list, as nothing can be unplugged after it.
+case_xenstored_is_gone() {
+    need_guest one
+    # One whose words can be read.
+    kill "$(pidof tapback)"
+    await 30 "the end of the first tapback" sh -c '! pidof tapback'
+    rm -f /run/tapback.pid
+    tapback -d -p /run/tapback.pid 2>/srv/tapback.log &
+    await 30 "tapback's pid file" test -s /run/tapback.pid
+    truncate -s 16M /srv/disk.raw
+    attach one xvda raw /srv/disk.raw
+    guest run one 'disk-load overwrite /dev/xvda depth=8 bytes=8388608 seconds=300 >/dev/null 2>&1 </dev/null &'
+    local tapback
+    tapback=$(pidof tapback)
+    kill -9 "$(pidof xenstored)"
+    await 30 "what tapback says of it" grep -q 'disks that are connected stay so' /srv/tapback.log
+    local before
+    before=$(writes_of_rings)
+    await 60 "1000 more writes of the guest" more_writes_than $((before + 1000))
+    same "tapback" "$tapback" "$(pidof tapback)"
+    promises_kept
+    cat /srv/tapback.log
+    # Whether something is left cannot be asked any more.
+    # shellcheck disable=SC2317
+    nothing_left() { :; }
+}
+
+writes_of_rings() {
+    tap-ctl stats -p "$pid" -m "$minor" --json | tr -d ' ' | sed -n 's/.*"queue":[0-9]*,"reads":[0-9]*,"writes":\([0-9]*\).*/\1/p'
+}
+
+more_writes_than() { [ "$(writes_of_rings)" -gt "$1" ]; }
 
 # The guest that most cases share has two processors here.
 need_guest() { # name
