@@ -1,13 +1,9 @@
 //! 500 seeds of the simulator with three power cuts each; `SIM_SEEDS=n` and `SIM_FIRST=n` for long runs.
 use tests::sim::{Ran, Setup, run};
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |v| v.parse().expect("a number of seeds"))
-}
-
 #[test]
 fn no_seed_loses_a_write_or_gets_stuck() {
-    let (first, seeds) = (number("SIM_FIRST", 0), number("SIM_SEEDS", 500));
+    let (first, seeds) = tests::sim::first_and_count(500);
     let mut ran = Ran::default();
     for seed in first..first + seeds {
         match run(Setup::new(seed)) {

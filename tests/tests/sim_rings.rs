@@ -4,13 +4,9 @@ use tests::sim::ring::{Bug, Ran, run};
 
 const SEEDS: u64 = 200;
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |v| v.parse().expect("a number of seeds"))
-}
-
 #[test]
 fn no_seed_loses_a_write_of_a_guest_or_gets_stuck() {
-    let (first, seeds) = (number("SIM_FIRST", 0), number("SIM_SEEDS", SEEDS));
+    let (first, seeds) = tests::sim::first_and_count(SEEDS);
     let mut all = Ran::default();
     for seed in first..first + seeds {
         let ran = run(seed, Bug::None).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
