@@ -1,7 +1,5 @@
 # More of real Xen, for `make test-vm`: several queues, frontends that come back, 4096-byte sectors, media changes,
-# unplugging in several states, a driver domain, and a xenstored that dies. Localhost migration is not possible here: this Xen refuses the
-# log-dirty mode of PV guests that it takes ("Failed to enable logdirty: Invalid argument"); saving and restoring,
-# which is the same for the disk, is a case of xen.sh.
+# unplugging in several states, migration, a driver domain, and a xenstored that dies.
 # shellcheck shell=bash
 # shellcheck source=tests/vm/cases/xen-lib.sh
 . /share/vm/cases/xen-lib.sh
@@ -170,6 +168,43 @@ case_unplugged_in_several_states() {
     sweep "$pid" "$minor"
     rm /srv/*
     modprobe -r xen-blkfront
+}
+
+# A guest moves to another domain of the same host while it writes: the new domain's disk is plugged before the old
+# one's is unplugged, and its frontend connects (3, without waiting for 2) when the guest runs on. It is a PVH guest: the
+# rings of a domain whose memory is not Xen's to see are the same to us.
+case_migrated_to_the_same_host() {
+    need_tapback
+    vhd-util create -n /srv/disk.vhd -s 48
+    guest start moving -t pvh "$(xl_disk xvda vhd /srv/disk.vhd)"
+    until_disk moving xvda
+    behind moving xvda
+    local old=$node rounds
+    guest run moving "disk-load write /dev/xvda bytes=8388608 &&
+        { i=0; while [ ! -e /enough ]; do
+            disk-load write /dev/xvda seed=\$((i + 1)) from=16777216 bytes=8388608 depth=8 || exit
+            i=\$((i + 1)); echo \$i >/rounds.new; mv /rounds.new /rounds
+        done; touch /over; } >/load 2>&1 &
+        until [ -e /rounds ]; do usleep 100000; done"
+    guest migrate moving
+    behind moving xvda
+    [ "$node" != "$old" ] || fail "the guest is in the same domain as before: $node"
+    await 30 "the end of the old domain's back end" sh -c "! xenstore-exists $old"
+    at_state "$node" 4 || fail "the new domain's disk is in state $(xenstore-read "$node/state")"
+    rounds=$(guest run moving "before=\$(cat /rounds); until [ \$(cat /rounds) -ge \$((before + 2)) ]; do usleep 100000; done
+        touch /enough; until [ -e /over ]; do usleep 100000; done; cat /rounds")
+    rounds=${rounds%%$'\n'*}
+    [ "$rounds" -ge 3 ] || fail "the load's rounds: $rounds"
+    guest run moving "disk-load check /dev/xvda bytes=8388608 &&
+        disk-load check /dev/xvda seed=$rounds from=16777216 bytes=8388608"
+    guest_is_well moving
+    detach moving xvda
+    vhd-util check -n /srv/disk.vhd
+    as_raw /srv/disk.vhd
+    disk-load check /srv/read-back.raw bytes=8388608
+    disk-load check /srv/read-back.raw seed="$rounds" from=16777216 bytes=8388608
+    guest stop moving
+    rm /srv/*
 }
 
 # tapback and tapdisk in a guest, which serves another guest. Xen's script is played by hand: there is no libxl in it.
