@@ -6,6 +6,7 @@
 //!   3, 4 ─────────► 4   once the script is done and the tapdisk is known
 //!   5 ────────────► 5
 //!   6 ────────────► 6   after the tapdisk has left the ring
+//!   no state ─────► 6   until it has one again
 //!   gone ─────────► 6   and hotplug-status goes: both are waited for by somebody
 //! ```
 //! The rules are those of `xenstore-tapback.md` §4 and §8. One step at a time: whoever has taken it looks
@@ -94,8 +95,8 @@ pub fn decide(view: &View, memory: &Memory) -> Step {
             Some(state::CLOSED) if !view.online => Step::Nothing,
             _ => Step::Enter(state::CLOSING),
         },
-        Front::At(state::CLOSED) if memory.ring.may_be_up() => Step::Disconnect,
-        Front::At(state::CLOSED) => enter(view, memory, state::CLOSED),
+        Front::At(state::CLOSED) | Front::Stateless if memory.ring.may_be_up() => Step::Disconnect,
+        Front::At(state::CLOSED) | Front::Stateless => enter(view, memory, state::CLOSED),
         Front::At(_) | Front::Nonsense => Step::Nothing,
     }
 }

@@ -8,7 +8,7 @@ use crate::desk::Desk;
 use crate::reactor::{Either, either};
 use crate::steps::Steps;
 use crate::trouble::{Cause, Trouble};
-use crate::view::{Node, Reader, View};
+use crate::view::{Front, Node, Reader, View, state};
 use slog::{debug, error, info, o, warn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -39,19 +39,37 @@ pub(crate) struct Device {
     /// `backend/vbd3/5/51712`.
     path: String,
     memory: Memory,
-    /// On the frontend's state.
+    /// Where the frontend was at the last look; empty before the first.
+    frontend: String,
+    /// It had a directory without a state then.
+    stateless: bool,
+    /// On the frontend's state; on its directory where it has none.
     watch: Option<Watch>,
     retry: Option<Retry>,
-    /// What is published in the store.
+    /// What was said last, if it is not over.
     trouble: Option<Trouble>,
+    /// The store may say something of it; of a tapback before this one, at first.
+    published: bool,
 }
 
 impl Device {
     pub fn new(desk: Rc<Desk>, id: DeviceId, bell: Rc<Bell>) -> Device {
         let path = format!("{}/{id}", desk.root());
         let log = desk.log.new(o!("disk" => path.clone()));
-        let (memory, watch) = (Memory::default(), None);
-        Device { desk, id, bell, log, path, memory, watch, retry: None, trouble: None }
+        Device {
+            desk,
+            id,
+            bell,
+            log,
+            path,
+            memory: Memory::default(),
+            frontend: String::new(),
+            stateless: false,
+            watch: None,
+            retry: None,
+            trouble: None,
+            published: true,
+        }
     }
 
     /// Until the disk is gone.
@@ -76,8 +94,12 @@ impl Device {
         let (frontend, view) = match self.look().await {
             Ok(seen) => seen,
             Err(error) if error.is_lost() => return Then::Sleep,
-            Err(error) => return self.failed(Step::Nothing, error.into(), "").await,
+            Err(error) => {
+                let frontend = self.frontend.clone();
+                return self.failed(Step::Nothing, error.into(), &frontend).await;
+            }
         };
+        self.can_look(&frontend).await;
         let step = decide(&view, &self.memory);
         self.note_progress(&view);
         debug!(self.log, "{step:?}"; "frontend" => ?view.front, "backend" => ?view.backend);
@@ -100,9 +122,16 @@ impl Device {
         }
     }
 
+    /// Keys that could not be read can be.
+    async fn can_look(&mut self, frontend: &str) {
+        if self.retry.as_ref().is_some_and(|retry| retry.step == Step::Nothing) {
+            self.retry = None;
+            self.mended(frontend).await;
+        }
+    }
+
     /// A frontend that has left what it was refused for may try again.
     fn note_progress(&mut self, view: &View) {
-        use crate::view::{Front, state};
         if !matches!(view.front, Front::At(state::INITIALISED | state::CONNECTED)) {
             self.memory.refused = false;
         }
@@ -117,16 +146,28 @@ impl Device {
             Ok(frontend) => frontend,
             Err(node) => {
                 self.watch_nothing();
+                self.frontend.clear();
                 return Ok((String::new(), View::empty(node)));
             }
         };
+        self.frontend.clone_from(&frontend);
         self.watch_frontend(&frontend).await?;
         let view = reader.view(self.id, &frontend).await?;
+        let stateless = view.front == Front::Stateless;
+        if stateless != self.stateless {
+            // The next look watches the other place.
+            self.stateless = stateless;
+            self.bell.ring();
+        }
         Ok((frontend, view))
     }
 
+    /// The end of a directory does not ring for a key that was not in it.
     async fn watch_frontend(&mut self, frontend: &str) -> Result<(), Error> {
-        let path = format!("{frontend}/state");
+        let path = match self.stateless {
+            true => frontend.to_owned(),
+            false => format!("{frontend}/state"),
+        };
         if self.watch.as_ref().is_some_and(|watch| watch.is_live() && watch.path() == path) {
             return Ok(());
         }
@@ -269,6 +310,7 @@ impl Device {
             _ => error!(self.log, "{}", trouble.text),
         }
         self.trouble = Some(trouble.clone());
+        self.published = true;
         let (desk, log) = (&self.desk, &self.log);
         let steps = Steps { desk, log, id: self.id, path: &self.path, frontend };
         if let Err(other) = steps.publish(trouble).await {
@@ -277,7 +319,8 @@ impl Device {
     }
 
     async fn mended(&mut self, frontend: &str) {
-        if self.trouble.take().is_none() {
+        self.trouble = None;
+        if !std::mem::take(&mut self.published) {
             return;
         }
         let (desk, log) = (&self.desk, &self.log);

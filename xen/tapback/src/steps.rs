@@ -253,9 +253,18 @@ impl Steps<'_> {
         .await
     }
 
-    /// Take it back.
+    /// Take it back, with the domain's folder if this was the last in it: a driver domain may have so many nodes
+    /// and no more.
     pub async fn unpublish(&self) -> Result<(), Trouble> {
-        self.desk.store.rm(&self.error_path("")).await?;
+        let folder = format!("error/{}/{}", self.desk.root(), self.id.domid);
+        let removed = self.desk.store.transact(async |tx| {
+            tx.rm(&self.error_path("")).await?;
+            match tx.directory(&folder).await? {
+                Some(others) if others.is_empty() => tx.rm(&folder).await.map(drop),
+                Some(_) | None => Ok(()),
+            }
+        });
+        removed.await?;
         self.within(async |tx| tx.rm(&self.key("hotplug-error")).await.map(drop)).await
     }
 

@@ -30,8 +30,10 @@ pub enum Node {
 /// The frontend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Front {
-    /// Its state is not there: it has gone.
+    /// Its directory is not there: it has gone.
     Missing,
+    /// Its directory is there, its state is not. The guest may remove it, and make it again.
+    Stateless,
     /// Its state.
     At(u32),
     /// Its state is no number.
@@ -175,7 +177,11 @@ impl Reader<'_> {
 
     async fn front(&self, frontend: &str) -> Result<Front, Error> {
         Ok(match self.store.read(&format!("{frontend}/state")).await? {
-            None => Front::Missing,
+            // Only the directory's end is the toolstack's word.
+            None => match self.store.directory(frontend).await? {
+                None => Front::Missing,
+                Some(_) => Front::Stateless,
+            },
             Some(bytes) => decimal(&text(&bytes)).map_or(Front::Nonsense, Front::At),
         })
     }

@@ -166,7 +166,7 @@ impl Asked<'_> {
         }
         let transaction = self.transaction(world)?;
         if !transaction.touched.contains_key(path) {
-            let before = transaction.tree.node(path).map(|node| node.changed);
+            let before = transaction.start.node(path).map(|node| node.changed);
             transaction.touched.insert(path.to_owned(), before);
         }
         Ok(&transaction.tree)
@@ -271,6 +271,7 @@ impl Asked<'_> {
         let transaction = Transaction {
             connection: self.id,
             tree: world.tree.clone(),
+            start: world.tree.clone(),
             touched: Default::default(),
             changes: Vec::new(),
         };

@@ -61,6 +61,15 @@ impl Transaction {
         Ok(present(self.store.ask(request).await)?.is_some())
     }
 
+    /// The names of the children, if they fit into one packet; `None`: there is no such node.
+    ///
+    /// # Errors
+    /// See [`Store::read`]; E2BIG.
+    pub async fn directory(&self, path: &str) -> Result<Option<Vec<String>>, Error> {
+        let request = Request::directory(path)?.within(self.number);
+        present(self.store.ask(request).await)?.map(|reply| reply.names()).transpose()
+    }
+
     /// See [`Store::set_permissions`].
     ///
     /// # Errors

@@ -216,7 +216,8 @@ fn after(view: &View, memory: &Memory, step: &Step) -> (View, Memory) {
 
 #[test]
 fn from_everywhere_a_few_steps_lead_to_rest() {
-    let fronts = [Front::Missing, Front::Nonsense].into_iter().chain((0..9).map(Front::At));
+    let others = [Front::Missing, Front::Stateless, Front::Nonsense];
+    let fronts = others.into_iter().chain((0..9).map(Front::At));
     let fronts: Vec<Front> = fronts.collect();
     let rings = [Ring::Down, Ring::Unsure(None), Ring::Unsure(Some(OTHER)), Ring::Up(TAP)];
     let taps = [Tap::Absent, Tap::Bad("".into()), Tap::At(TAP), Tap::At(OTHER)];
@@ -245,5 +246,5 @@ fn from_everywhere_a_few_steps_lead_to_rest() {
             }
         }
     }
-    assert_eq!(cases, 11 * 8 * 4 * 4 * 64);
+    assert_eq!(cases, 12 * 8 * 4 * 4 * 64);
 }

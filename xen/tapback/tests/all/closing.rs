@@ -93,6 +93,31 @@ fn a_forced_unplug_leaves_6_and_no_hotplug_status() {
 }
 
 #[test]
+fn a_frontend_that_removes_its_state_is_closed_and_may_begin_again() {
+    let rig = Rig::new();
+    let tapdisk = rig.tapdisk(77);
+    let guest = rig.connected(5, 51712, &tapdisk);
+    for round in 0..3 {
+        rig.fake.rm(&guest.front("state"));
+        guest.wait_backend(6);
+        assert!(tapdisk.state().rings.is_empty());
+        assert_eq!(guest.get("hotplug-status").as_deref(), Some("connected"));
+        // Meanwhile its other keys may change.
+        rig.fake.write(&guest.front("ring-ref"), "x");
+        guest.enter(1);
+        guest.wait_backend(2);
+        guest.start(&[20 + round]);
+        guest.wait_backend(4);
+    }
+    // Without a state its directory's end is still noticed.
+    rig.fake.rm(&guest.front("state"));
+    guest.wait_backend(6);
+    rig.fake.rm("/local/domain/5/device/vbd/51712");
+    rig.fake.wait_gone(&guest.back("hotplug-status"));
+    rig.fake.wait_clients("three watches", |usage| usage.watches.len() == 3);
+}
+
+#[test]
 fn a_node_that_is_removed_in_any_state_is_left_and_not_made_again() {
     let rig = Rig::new();
     let tapdisk = rig.tapdisk(77);

@@ -19,6 +19,27 @@ fn a_tapdisk_that_is_not_there_is_said_and_another_one_mends_it() {
     guest.wait_backend(4);
     rig.fake.wait_gone(&guest.back("hotplug-error"));
     assert_eq!((guest.error(), tapdisk.state().rings.len()), (None, 1));
+    rig.fake.wait_gone("/local/domain/0/error/backend/vbd3/5");
+}
+
+#[test]
+fn what_a_tapback_before_this_one_said_is_taken_back() {
+    let mut rig = Rig::new();
+    for (devid, mode) in [(51712, "w"), (51728, "rw")] {
+        let guest = Guest::new(&rig.fake, 5, devid);
+        guest.xl_plug(mode);
+        guest.start(&[8]);
+        guest.script(&rig.tap_path(76, 0));
+        rig.fake.wait("an error", |tree| tree.has(&guest.error_path()));
+    }
+    rig.stop();
+    let _tapdisk = rig.tapdisk(76);
+    rig.start();
+    let guest = Guest::new(&rig.fake, 5, 51712);
+    guest.wait_backend(4);
+    rig.fake.wait_gone(&guest.error_path());
+    rig.fake.wait_gone(&guest.back("hotplug-error"));
+    assert!(Guest::new(&rig.fake, 5, 51728).error().is_some(), "that one is still so");
 }
 
 #[test]
@@ -229,9 +250,29 @@ fn keys_of_the_backend_that_may_not_be_read_stop_that_disk_only() {
     denied.xl_plug("w");
     let other = rig.connected(5, 2, &tapdisk);
     assert_eq!(denied.get("state").as_deref(), Some("1"));
+    rig.fake.wait("an error", |tree| tree.has(&denied.error_path()));
+    assert!(denied.error().expect("there").contains("/5/1/mode"));
     rig.fake.deny("");
     denied.wait_backend(2);
+    rig.fake.wait_gone(&denied.error_path());
     assert_eq!(other.get("state").as_deref(), Some("4"));
+}
+
+#[test]
+fn a_state_that_may_not_be_read_is_said_and_the_ring_stays() {
+    let rig = Rig::new();
+    let tapdisk = rig.tapdisk(77);
+    let guest = rig.connected(5, 1, &tapdisk);
+    rig.fake.deny("device/vbd/1/state");
+    guest.enter(4);
+    rig.fake.wait("an error", |tree| tree.has(&guest.error_path()));
+    let error = guest.error().expect("there");
+    assert!(error.contains("device/vbd/1/state in xenstore: permission denied"), "{error}");
+    assert_eq!(tapdisk.state().rings.len(), 1);
+    rig.fake.deny("");
+    rig.fake.wait_gone(&guest.error_path());
+    guest.enter(5);
+    guest.wait_backend(5);
 }
 
 #[test]

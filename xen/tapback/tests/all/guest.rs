@@ -31,9 +31,12 @@ impl<'a> Guest<'a> {
 
     /// A key of the backend's error directory.
     pub fn error(&self) -> Option<String> {
+        self.fake.get(&self.error_path())
+    }
+
+    pub fn error_path(&self) -> String {
         let Guest { domid, devid, backend_domid, .. } = self;
-        let home = format!("/local/domain/{backend_domid}/error");
-        self.fake.get(&format!("{home}/backend/vbd3/{domid}/{devid}/error"))
+        format!("/local/domain/{backend_domid}/error/backend/vbd3/{domid}/{devid}/error")
     }
 
     pub fn get(&self, key: &str) -> Option<String> {
