@@ -38,7 +38,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("vhd-util", &["cli", "image", "vhd-rs"]),
     ("tap-ctl", &[]),
     ("tapdisk", &["cbt", "image", "raw", "tap-ctl", "vhd-rs", "xen"]),
-    ("tests", &["cbt", "image", "raw", "tap-ctl", "tapdisk", "vhd-rs", "xen", "xen-sys"]),
+    (
+        "tests",
+        &["cbt", "image", "raw", "tap-ctl", "tapdisk", "vhd-rs", "xen", "xen-sys", "xenstore-rs"],
+    ),
     ("xen", &["xen-sys"]),
     ("xen-sys", &[]),
     ("tapback", &["cli", "tap-ctl", "xenstore-rs"]),

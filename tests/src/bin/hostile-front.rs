@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use tap_ctl::client::Client;
 use tap_ctl::messages::Blkif;
 use tap_ctl::paths::RunDir;
-use tests::rig::xen_front::{Answer, Front, Granted};
+use tests::rig::xen_front::Front;
+use tests::rig::xen_load::{demand, load, pages, segments};
 use tests::sim::rng::Rng;
-use xen_sys::blkif::{Segment, op, status};
+use xen_sys::blkif::{op, status};
 
 /// The virtual device number of our rings: xvda's.
 const DEVID: u32 = 202 << 8;
@@ -43,61 +44,11 @@ impl Target {
     }
 }
 
-fn pages(front: &Front, count: usize, writable: bool) -> Result<Granted, String> {
-    Granted::new(&front.device, count, writable).map_err(|e| format!("grant: {e}"))
-}
-
-fn segments(list: &[(u32, u8, u8)]) -> Vec<u8> {
-    let bytes = |&(gref, first, last)| Segment { gref, first, last, pad: 0 }.to_bytes();
-    list.iter().flat_map(bytes).collect()
-}
-
-/// Puts one entry and demands its answer's status.
-fn demand(front: &mut Front, entry: &[u8], what: &str, want: i16) -> Outcome {
-    front.put(entry);
-    front.notify().map_err(|e| e.to_string())?;
-    let Answer { id, status, .. } = front.answers(1)?[0];
-    let sent = u64::from_le_bytes(front_id(entry).try_into().expect("eight bytes"));
-    if id != sent {
-        return Err(format!("{what}: the answer is for {id:#x}, not {sent:#x}"));
-    }
-    if status != want {
-        return Err(format!("{what}: status {status}, not {want}"));
-    }
-    Ok(())
-}
-
-/// Where the id lies depends on the layout, and that is told by the entry's length.
-fn front_id(entry: &[u8]) -> &[u8] {
-    if entry.len() == 112 { &entry[8..16] } else { &entry[4..12] }
-}
-
-/// Writes a page, reads it back into another, in every layout and two sizes of ring.
+/// Every operation in every layout and size of ring.
 fn honest(target: &Target) -> Outcome {
     for (order, protocol) in [(0, 1), (3, 3), (0, 2), (1, 2)] {
         let mut front = target.connect(order, protocol)?;
-        let (out, back) = (pages(&front, 1, false)?, pages(&front, 1, true)?);
-        let bytes: Vec<u8> = (0..4096u32).map(|i| (i * 7 + protocol) as u8).collect();
-        out.put(0, &bytes);
-        // More requests than the ring has entries, so that indices and slots wrap.
-        for i in 0..u64::from(front.entries()) + 3 {
-            let write = front.entry(op::WRITE, 1, i, 16, &segments(&[(out.refs[0], 0, 7)]));
-            demand(&mut front, &write, "honest write", status::OKAY)?;
-        }
-        let read = front.entry(
-            op::READ,
-            2,
-            77,
-            16,
-            &segments(&[(back.refs[0], 4, 7), (back.refs[0], 0, 3)]),
-        );
-        demand(&mut front, &read, "honest read", status::OKAY)?;
-        let turned = [&bytes[2048..], &bytes[..2048]].concat();
-        if back.get(0, 4096) != turned {
-            return Err(format!("protocol {protocol}: other bytes came back"));
-        }
-        let flush = front.entry(op::FLUSH_DISKCACHE, 0, 78, 0, &[]);
-        demand(&mut front, &flush, "honest flush", status::OKAY)?;
+        load(&mut front, protocol)?;
         target.disconnect()?;
     }
     Ok(())

@@ -20,6 +20,8 @@ mod sys;
 mod tools;
 pub mod vhdgen;
 pub mod xen_front;
+pub mod xen_keys;
+pub mod xen_load;
 
 pub use daemon::{Engine, Rig, Served};
 pub use programs::{Programs, programs};
