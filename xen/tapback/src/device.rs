@@ -83,10 +83,12 @@ impl Device {
                         (pin!(self.bell.heard()), pin!(self.desk.reactor.until(at)));
                     either(&mut heard, &mut time).await;
                 }
-                Then::End if self.bell.is_rung() => {}
+                // It may have been made again; heard, or this would never end.
+                Then::End if self.bell.is_rung() => self.bell.heard().await,
                 Then::End => break,
             }
         }
+        info!(self.log, "gone");
         self.desk.forget(self.id, self.watch.as_ref().map(Watch::number));
     }
 
@@ -258,7 +260,12 @@ impl Device {
     }
 
     async fn done(&mut self, step: Step, frontend: &str) -> Then {
-        self.retry = None;
+        // A tapdisk that was asked again after it could not connect: what was said of that still holds.
+        let connects = matches!(&self.retry, Some(Retry { step: Step::Connect(_), .. }));
+        let only_asked = matches!(step, Step::Meet(_)) && connects;
+        if !only_asked {
+            self.retry = None;
+        }
         match step {
             Step::Nothing | Step::Forget | Step::Enter(_) | Step::Abandon => {}
             Step::Announce => {
@@ -269,7 +276,7 @@ impl Device {
             Step::Connect(tap) => self.memory.ring = Ring::Up(tap),
             Step::Disconnect => self.memory.ring = Ring::Down,
         }
-        if matches!(step, Step::Connect(_) | Step::Meet(_)) {
+        if matches!(step, Step::Connect(_) | Step::Meet(_)) && !only_asked {
             self.mended(frontend).await;
         }
         Then::Again
@@ -333,7 +340,6 @@ impl Device {
     async fn gone(&mut self) -> Then {
         self.mended("").await;
         self.watch_nothing();
-        info!(self.log, "gone");
         debug_assert_eq!(decide(&View::empty(Node::Gone), &self.memory), Step::Forget);
         Then::End
     }

@@ -145,6 +145,24 @@ fn a_node_that_is_removed_in_any_state_is_left_and_not_made_again() {
 }
 
 #[test]
+fn after_disks_that_went_in_several_steps_tapback_rests() {
+    let rig = Rig::new();
+    for devid in 0..20 {
+        let guest = Guest::new(&rig.fake, 5, devid);
+        guest.xl_plug("w");
+        guest.wait_backend(2);
+        rig.fake.rm(guest.back("").trim_end_matches('/'));
+        rig.fake.rm(guest.front("").trim_end_matches('/'));
+        rig.fake.rm("/local/domain/0/backend/vbd3/5");
+    }
+    rig.fake.wait_clients("two watches", |usage| usage.watches.len() == 2);
+    let before = rig.fake.usage().requests;
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let asked = rig.fake.usage().requests - before;
+    assert!(asked < 100, "{asked} requests in 300 ms about disks that are gone");
+}
+
+#[test]
 fn a_node_removed_and_made_again_is_a_new_disk() {
     let rig = Rig::new();
     let tapdisk = rig.tapdisk(77);

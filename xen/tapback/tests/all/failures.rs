@@ -156,7 +156,8 @@ fn a_tapdisk_without_memory_is_asked_again() {
     tapdisk.set(|state| state.refuse = Some(12));
     let guest = rig.plugged(5, 1, &tapdisk);
     guest.start(&[8]);
-    tapdisk.wait("two tries", |state| state.connects >= 2);
+    tapdisk.wait("four tries", |state| state.connects >= 4);
+    assert_eq!(rig.logs("refused sring connect"), 1, "it is said until it is over, and once");
     assert_eq!(guest.get("state").as_deref(), Some("2"));
     tapdisk.set(|state| state.refuse = None);
     guest.wait_backend(4);

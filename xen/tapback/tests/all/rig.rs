@@ -101,9 +101,9 @@ impl Rig {
         guest
     }
 
-    /// The log so far has a line with this.
-    pub fn logged(&self, text: &str) -> bool {
-        self.log.lock().expect("no panic").iter().any(|line| line.contains(text))
+    /// So many lines of the log so far have this.
+    pub fn logs(&self, text: &str) -> usize {
+        self.log.lock().expect("no panic").iter().filter(|line| line.contains(text)).count()
     }
 }
 
