@@ -80,7 +80,7 @@ test: build
 	tests/ordinary-user.sh "$(BIN)"
 	tests/install.sh
 	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device' './run.sh tapdev' \
-	    './run.sh blktap'
+	    './run.sh faults' './run.sh blktap'
 	tests/vm/pressure.py
 
 # Memory pressure, alone; REPS: each machine so many times; PRESSURE_ARGS: --full, --each, --only, --json (see there).
@@ -101,7 +101,7 @@ test-vm: build
 	@tests/deps.sh test
 	tests/vm/module-style.sh
 	tests/vm/lanes.sh './run.sh xen' './run.sh xen-more' './run.sh plain' './run.sh device' './run.sh tapdev' \
-	    './run.sh blktap'
+	    './run.sh faults' './run.sh blktap'
 
 # LLVM's coverage counters, part of every Rust tool chain: no other tools. The inputs that together take every
 # branch that was taken become tests/corpus. Built apart from everything else.

@@ -95,16 +95,30 @@ pub fn mknod(path: &Path, node: Node, (major, minor): (u32, u32)) -> io::Result<
     }
 }
 
-/// Ask a process to end, with SIGTERM. Only for a process that the caller has started.
+/// Ask a tapdisk without disks to end, with SIGINT: it takes its sockets along. Only for a process that the caller
+/// has started.
+///
+/// # Errors
+/// As of [`terminate`].
+pub fn interrupt(pid: i32) -> io::Result<()> {
+    signal(pid, libc::SIGINT)
+}
+
+/// End a process, with SIGTERM: also a tapdisk that does not answer; its sockets stay. Only for a process that the
+/// caller has started.
 ///
 /// # Errors
 /// EINVAL for a number that is no single process, else the errno of `kill(2)`.
 pub fn terminate(pid: i32) -> io::Result<()> {
+    signal(pid, libc::SIGTERM)
+}
+
+fn signal(pid: i32, signal: i32) -> io::Result<()> {
     if pid <= 1 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     // SAFETY: kill takes numbers only; pid > 1, so it names one process and no group.
-    match unsafe { libc::kill(pid, libc::SIGTERM) } {
+    match unsafe { libc::kill(pid, signal) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

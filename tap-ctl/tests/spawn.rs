@@ -101,7 +101,7 @@ fn create_leaves_no_tapdisk_when_attach_fails() {
         run(&setup, &["create", "-a", "vhd:/x"], &format!("echo \"$TAPDISK_RUN_DIR/ctl{pid}\""));
     assert_eq!(run, Run::failed(22, "Invalid argument"));
     let status = stand_in.wait().expect("ends");
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15), "SIGTERM");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(2), "SIGINT");
     assert!(!setup.run_dir().marker(0).exists());
     tapdisk.join().expect("thread");
 }

@@ -236,6 +236,18 @@ fn a_producer_that_runs_away_closes_the_ring() {
 }
 
 #[test]
+fn a_module_that_takes_no_answers_is_served_no_longer() {
+    let mut bench = Bench::new(DISK);
+    bench.kernel.refuse(libc::ENOTTY);
+    bench.kernel.ask(op::READ, 0, 0, 8);
+    bench.kernel.ask(op::WRITE, 0, 8, 8);
+    bench.turn();
+    assert!(bench.tap.is_broken() && bench.tap.take_side().is_some());
+    assert_eq!(bench.tap.take_notice(), Some(Notice::KickFailed(libc::ENOTTY)));
+    bench.end();
+}
+
+#[test]
 fn a_pause_leaves_requests_in_the_ring_and_an_end_fails_them() {
     let mut bench = Bench::new(DISK);
     bench.tap.suspend();

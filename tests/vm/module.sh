@@ -3,7 +3,9 @@
 # $CARGO_TARGET_DIR/vm/module/blktap.ko; beside it, `kernel` holds the version it is for. Nothing is done when it is
 # newer than its sources. With TAPDISK_VM_KERNEL=debug, for the kernel of debug-kernel.sh, in vm/module-debug.
 #
-#   module.sh [ARGUMENTS OF MAKE]      for example: module.sh W=1 C=2
+#   module.sh [--with NAME=VALUE] [ARGUMENTS OF MAKE]      for example: module.sh W=1 C=2
+#
+# --with builds it apart, with another value of one of its constants (blktap.h): a module of another version.
 #
 # Compiler and headers are Debian's for that kernel (packages.sh --module), in a tree in the cache (tree.sh).
 set -euo pipefail
@@ -14,6 +16,12 @@ set -euo pipefail
 
 source=$vm_top/xen/blktap-dkms
 built=$vm_target/vm/module${TAPDISK_VM_KERNEL:+-$TAPDISK_VM_KERNEL}
+with=''
+if [ "${1:-}" = --with ]; then
+    with=${2:?NAME=VALUE}
+    built+=-$with
+    shift 2
+fi
 
 case ${TAPDISK_VM_KERNEL:-} in
     '')
@@ -42,6 +50,10 @@ if [ $# -gt 0 ] || [ ! -e "$built/blktap.ko" ] || [ "$(cat "$built/for" 2>/dev/n
     rm -rf "$built"
     mkdir -p "$built"
     cp "$source"/* "$built/"
+    if [ -n "$with" ]; then
+        grep -q "^#define ${with%=*}[[:space:]]" "$built/blktap.h" || die "blktap.h has no constant ${with%=*}"
+        sed -i "s/^#define ${with%=*}[[:space:]].*/#define ${with%=*} ${with#*=}/" "$built/blktap.h"
+    fi
     in_tree "$where" "$built" make "${arguments[@]}" "$@" modules >"$built/log" 2>&1 || {
         cat "$built/log" >&2
         die "the module does not build"

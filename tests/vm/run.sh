@@ -2,7 +2,10 @@
 # The tests that need a machine of their own: boots each of the named machines once, runs its list of cases
 # (cases/NAME.sh) in it with the programs as `make install` puts them, and prints what came of every case.
 #
-#   run.sh MACHINE [CASE ...]     MACHINE: a list of cases; those named xen… run under Xen, the others without
+#   run.sh MACHINE [CASE ...]     MACHINE: a list of cases; those named xen… run under Xen, the others without,
+#                                 those named …-debug with the kernel for debugging only
+#
+# SEED and ROUNDS, if set, reach the cases that go by chance (faults.sh).
 #
 # The programs are those of $CARGO_TARGET_DIR/release (make build). Logs stay in $CARGO_TARGET_DIR/vm/MACHINE.
 set -euo pipefail
@@ -13,14 +16,22 @@ machine=${1:?which machine: plain, device, blktap or xen}
 shift
 [ -e "$vm_here/cases/$machine.sh" ] || die "there is no list of cases $vm_here/cases/$machine.sh"
 share=$vm_logs/$machine
+case $machine in
+    *-debug) [ "${TAPDISK_VM_KERNEL:-}" = debug ] || die "the list $machine is for the kernel for debugging: TAPDISK_VM_KERNEL=debug" ;;
+esac
 fill_share "$share"
+# Modules of other versions that the list asks for.
+mkdir -p "$share/modules"
+sed -n 's/^# module: //p' "$vm_here/cases/$machine.sh" | while read -r change; do
+    cp "$("$vm_here/module.sh" --with "$change")" "$share/modules/$change.ko"
+done
 
 options=(-q -t "${TAPDISK_VM_LIMIT:-3000}")
 case $machine in xen*) ;; *) options+=(-p) ;; esac
 started=$SECONDS
 ended=0
 "$vm_here/boot.sh" "${options[@]}" "$share" \
-    "cp -a programs/. / && depmod && exec bash vm/cases/$machine.sh $*" || ended=$?
+    "cp -a programs/. / && depmod && export SEED=${SEED:-} ROUNDS=${ROUNDS:-} && exec bash vm/cases/$machine.sh $*" || ended=$?
 
 passed=0 failed=0
 if [ ! -s "$share/results.planned" ]; then

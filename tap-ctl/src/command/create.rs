@@ -7,7 +7,7 @@ use super::open::{
     BUFFERED, DEVICE, DEVICE_NAME, IMAGE, LEAF_CACHE, LOG, PARENT, QUEUES, READ_ONLY,
     REQUEST_TIMEOUT, SECONDARY, STANDBY, explained, params, print_device,
 };
-use super::spawn::spawn_and_say;
+use super::spawn::{end, spawn_and_say};
 use crate::cli::args::Args;
 use crate::cli::{Command, Context, Opt};
 use crate::failure::Outcome;
@@ -67,7 +67,7 @@ fn serve(client: &Client, to: &Minor, params: &Params, log: Option<&Text>) -> Ou
     let pid = spawn_and_say()?;
     if let Err(error) = client.attach(pid, minor) {
         // Without a disk it would run for ever: the original leaves it behind.
-        let _ = sys::terminate(pid);
+        end(pid, &error);
         return Err(attach::explained(client, minor, error));
     }
     let payload = Payload { log_path: log, key: None };

@@ -2,7 +2,7 @@
 
 use super::PLAIN;
 use super::open::{READ_KEY, explained, key, print_device};
-use super::spawn::spawn_and_say;
+use super::spawn::{end, spawn_and_say};
 use crate::cli::args::Args;
 use crate::cli::{Command, Context, Listed, MINOR, Opt, Takes, long};
 use crate::failure::{Failure, Outcome};
@@ -55,7 +55,7 @@ fn run(context: &Context, args: &Args) -> Outcome {
     let key = key(args.count("E"))?;
     let pid = spawn_and_say()?;
     if let Err(error) = client.attach(pid, minor) {
-        let _ = sys::terminate(pid);
+        end(pid, &error);
         let sentence = format!("minor {minor} is served by a tapdisk that lives: {error}");
         return Err(Failure::new(error.errno(), sentence));
     }
@@ -75,7 +75,7 @@ fn remove(client: &Client, minor: u16, params: &Params) -> Outcome {
     let params = Params { flags, device: params.device, ..Params::default() };
     let pid = spawn_and_say()?;
     if let Err(error) = client.attach(pid, minor) {
-        let _ = sys::terminate(pid);
+        end(pid, &error);
         return Err(error.into());
     }
     let removed = client.open(pid, minor, &params, Payload::default());

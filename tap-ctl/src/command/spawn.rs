@@ -7,6 +7,7 @@ use crate::failure::Outcome;
 use std::io::IsTerminal;
 use tap_ctl::error::Error;
 use tap_ctl::spawn::spawn;
+use tap_ctl::sys;
 
 pub static COMMAND: Command = Command {
     name: "spawn",
@@ -32,4 +33,12 @@ pub fn spawn_and_say() -> Result<i32, Error> {
     let spawned = spawn()?;
     eprint!("{}", spawned.said);
     Ok(spawned.pid)
+}
+
+/// Ends a tapdisk that was started for a disk and could not be given it. One that answers takes its sockets along.
+pub fn end(pid: i32, why: &Error) {
+    let _ = match why {
+        Error::Refused { .. } => sys::interrupt(pid),
+        _ => sys::terminate(pid),
+    };
 }

@@ -124,6 +124,7 @@ impl Vbd {
                 None => (State::Plugging(Plug::Connecting(job)), None),
                 Some(Ok(number)) => {
                     self.device = Some(Device::Nbd(number));
+                    self.write_record(env);
                     self.is_there(env)
                 }
                 Some(Err(error)) => self.not_plugged(env, &error),
@@ -166,7 +167,6 @@ impl Vbd {
     }
 
     fn is_there(&mut self, env: &Env) -> Next {
-        self.write_record(env);
         self.announce(env);
         if let Some(device) = self.device {
             info!(env.log, "minor {}: {device} is there", self.minor);
@@ -184,6 +184,9 @@ impl Vbd {
             Ok(device) => {
                 served.device = Some(Box::new(device));
                 self.device = Some(Device::Ublk(number));
+                // Before it starts: the kernel reads from it then, and if we are killed in the middle the device stays,
+                // with that read, and somebody must find it.
+                self.write_record(env);
                 let pid = env.pid;
                 let job = Job::start(&env.waker, move || device::go(number, pid, taken_over));
                 (State::Plugging(Plug::Starting(job)), None)

@@ -4,7 +4,8 @@
 //! pressure hog MIB SECONDS SEED           anonymous memory, written and compared over and over
 //! pressure files FOLDER MIB SECONDS SEED  dirty files of a file system, written, compared, removed; never flushed
 //! pressure watch DEVICE PID SECONDS       says what the device moved; ends the machine if it moves nothing for long
-//! pressure dm NAME TABLE                  a device-mapper device of one target
+//! pressure dm NAME TABLE                  a device-mapper device of one target; if it is there, another target for it
+//! pressure dm-remove NAME                 takes it away
 //! pressure flags PID                      the kernel's flags of each thread
 //! ```
 //! What is compared is made of seed and place, so that nothing has to be remembered.
@@ -19,7 +20,7 @@ fn number(words: &[String], at: usize) -> Result<u64, String> {
 
 fn run(words: &[String]) -> Result<String, String> {
     let [what, rest @ ..] = words else {
-        return Err("usage: pressure hog|files|watch|dm|flags …".into());
+        return Err("usage: pressure hog|files|watch|dm|dm-remove|flags …".into());
     };
     match what.as_str() {
         "hog" => hog::run(number(rest, 0)?, number(rest, 1)?, number(rest, 2)?),
@@ -35,6 +36,10 @@ fn run(words: &[String]) -> Result<String, String> {
             [name, table] => dm::create(name, table).map_err(|e| format!("{name}: {e}")),
             _ => Err("dm NAME TABLE".into()),
         },
+        "dm-remove" => {
+            let name = rest.first().ok_or("dm-remove NAME")?;
+            dm::remove(name).map(|()| String::new()).map_err(|e| format!("{name}: {e}"))
+        }
         "flags" => Ok(threads::flags(number(rest, 0)?)),
         other => Err(format!("there is no {other}")),
     }

@@ -8,7 +8,9 @@ const fn code(number: u64) -> u64 {
     0xc000_0000 | 312 << 16 | 0xfd << 8 | number
 }
 const DEV_CREATE: u64 = code(3);
+const DEV_REMOVE: u64 = code(4);
 const DEV_SUSPEND: u64 = code(6);
+const SKIP_LOCKFS: u32 = 1 << 10;
 const TABLE_LOAD: u64 = code(9);
 
 /// `struct dm_ioctl` with room for one target behind it.
@@ -38,19 +40,23 @@ impl Call {
     }
 }
 
-/// Makes a device of one target, `START SECTORS TYPE PARAMETERS`, and says its path.
+/// Makes a device of one target, `START SECTORS TYPE [PARAMETERS]`, or gives the one that is there another target, and
+/// says its path.
 ///
 /// # Errors
 /// Those of the kernel; a table that is none.
 pub fn create(name: &str, table: &str) -> io::Result<String> {
-    let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "START SECTORS TYPE PARAMETERS");
+    let wrong = || io::Error::new(io::ErrorKind::InvalidInput, "START SECTORS TYPE [PARAMETERS]");
     let mut words = table.splitn(4, ' ');
     let mut next = || words.next().ok_or_else(wrong);
-    let (start, sectors, kind, parameters) = (next()?, next()?, next()?, next()?);
+    let (start, sectors, kind) = (next()?, next()?, next()?);
+    let parameters = words.next().unwrap_or("");
     let number = |word: &str| word.parse::<u64>().map_err(|_| wrong());
-    let control = File::options().read(true).write(true).open("/dev/mapper/control")?;
-    let mut made = Call::new(name);
-    made.send(&control, DEV_CREATE)?;
+    let control = control()?;
+    match Call::new(name).send(&control, DEV_CREATE) {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+        made => made?,
+    }
     let mut load = Call::new(name);
     // target_count; then struct dm_target_spec: start, length, status, next, type[16], parameters.
     load.put(20, &1u32.to_le_bytes());
@@ -59,8 +65,24 @@ pub fn create(name: &str, table: &str) -> io::Result<String> {
     load.put(336, kind.as_bytes());
     load.put(352, parameters.as_bytes());
     load.send(&control, TABLE_LOAD)?;
-    Call::new(name).send(&control, DEV_SUSPEND)?;
+    // Also of a device that is in use: the call without the flag to suspend takes the new table. A file system on it
+    // may have given up, and is not frozen.
+    let mut resume = Call::new(name);
+    resume.put(28, &SKIP_LOCKFS.to_le_bytes());
+    resume.send(&control, DEV_SUSPEND)?;
     // The minor, in the low byte and above the twelve bits of the major.
-    let device = u64::from_le_bytes(made.0[40..48].try_into().expect("eight bytes"));
+    let device = u64::from_le_bytes(resume.0[40..48].try_into().expect("eight bytes"));
     Ok(format!("/dev/dm-{}", (device & 0xff) | (device >> 12 & 0xfff00)))
+}
+
+/// Takes a device away.
+///
+/// # Errors
+/// Those of the kernel.
+pub fn remove(name: &str) -> io::Result<()> {
+    Call::new(name).send(&control()?, DEV_REMOVE)
+}
+
+fn control() -> io::Result<File> {
+    File::options().read(true).write(true).open("/dev/mapper/control")
 }

@@ -24,6 +24,8 @@ pub struct Calls {
     pub responds: u64,
     /// Polls that made it push.
     pub polls: u64,
+    /// The errno that RESPOND answers, if it refuses.
+    pub refused: Option<i32>,
 }
 
 /// The process's view.
@@ -46,8 +48,9 @@ impl Side for FakeSide {
     }
 
     fn respond(&mut self) -> io::Result<()> {
-        self.0.calls.borrow_mut().responds += 1;
-        Ok(())
+        let mut calls = self.0.calls.borrow_mut();
+        calls.responds += 1;
+        calls.refused.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
     }
 
     fn push(&mut self) {
@@ -176,6 +179,11 @@ impl Kernel {
     pub fn data<T>(&self, id: u8, change: impl FnOnce(&mut [u8]) -> T) -> T {
         let from = usize::from(id) * DATA_BYTES;
         change(&mut self.memory.data.borrow_mut()[from..from + DATA_BYTES])
+    }
+
+    /// Refuses to take answers from now on, with this errno.
+    pub fn refuse(&mut self, errno: i32) {
+        self.memory.calls.borrow_mut().refused = Some(errno);
     }
 
     /// Calls of the process so far.

@@ -376,6 +376,9 @@ impl<S: Side> Tap<S> {
         let side = self.side.as_mut().expect("a ring that is not broken");
         if let Err(error) = side.respond() {
             self.notices.note(Notice::KickFailed(error.raw_os_error().unwrap_or(libc::EIO)));
+            // Whoever waits for them would wait for ever.
+            self.give_up();
+            return;
         }
         if was_full && !self.events {
             self.counters.polls += 1;

@@ -48,7 +48,7 @@ pub enum Malformed {
 pub enum Notice {
     /// The ring is not served any more.
     Broken(Malformed),
-    /// The kernel did not take our answers, with this errno.
+    /// The kernel did not take our answers, with this errno: the ring is not served any more.
     KickFailed(i32),
 }
 
@@ -70,15 +70,19 @@ impl fmt::Display for Malformed {
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Notice::Broken(why) => write!(
-                f,
-                "the ring of the block device is closed: {why}; whoever uses the device sees errors; closing \
-                 and opening the disk makes a new one"
-            ),
+            Notice::Broken(why) => closed(f, why),
             Notice::KickFailed(errno) => {
                 let error = io::Error::from_raw_os_error(*errno);
-                write!(f, "the blktap module does not take answers: {error}")
+                closed(f, &format_args!("the blktap module does not take answers: {error}"))
             }
         }
     }
+}
+
+fn closed(f: &mut fmt::Formatter<'_>, why: &dyn fmt::Display) -> fmt::Result {
+    write!(
+        f,
+        "the ring of the block device is closed: {why}; whoever uses the device sees errors; closing and opening \
+         the disk makes a new one"
+    )
 }

@@ -13,6 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use super::abi::{self, DevInfo, Params, attribute, feature, state};
+use super::orphans;
 use super::sys::Control;
 
 /// Bytes of the longest request with data: a slot's buffer, so that the kernel cuts longer ones.
@@ -81,7 +82,7 @@ pub fn block_path(number: u32) -> String {
     format!("/dev/ublkb{number}")
 }
 
-fn char_path(number: u32) -> String {
+pub(super) fn char_path(number: u32) -> String {
     format!("/dev/ublkc{number}")
 }
 
@@ -91,7 +92,9 @@ fn char_path(number: u32) -> String {
 /// No driver, no privilege, a number in use.
 pub fn add(wanted: Option<u32>, shape: &Shape) -> Result<Added, DeviceError> {
     let mut control = control()?;
+    orphans::remove(&mut control);
     let mut info = DevInfo {
+        ours: orphans::mark(),
         queues: shape.queues,
         depth: shape.depth,
         io_bytes_max: IO_BYTES_MAX,
@@ -148,9 +151,20 @@ pub fn take_over(number: u32, shape: &Shape) -> Result<Added, DeviceError> {
     }
     same_size(number, shape.sectors)?;
     let begun = control.number(abi::START_USER_RECOVERY, number, 0);
-    begun.map_err(|e| DeviceError::io(&format!("{path} cannot be taken over"), &e))?;
+    begun.map_err(|error| not_recovered(&path, &error))?;
     let device = open_char(number)?;
     Ok(Added { number, device, queues: (info.queues, info.depth), encoded: control.encoded() })
+}
+
+fn not_recovered(path: &str, error: &io::Error) -> DeviceError {
+    let remedy = match error.raw_os_error() {
+        // Its last thread waits for the device itself, whose first sectors the kernel was reading.
+        Some(libc::EBUSY) => {
+            "; if its tapdisk was killed while it was made, recover --remove takes it away"
+        }
+        _ => "",
+    };
+    DeviceError::io(&format!("{path} cannot be taken over{remedy}"), error)
 }
 
 /// All tags are fetched: the block device appears, or goes on.
@@ -205,15 +219,17 @@ pub fn delete(number: u32) -> Result<(), DeviceError> {
     deleted.map_err(|e| DeviceError::io(&format!("{} is not removed", char_path(number)), &e))
 }
 
-/// Stops and removes a device whose server died: who uses it sees errors.
+/// Stops and removes a device whose server died: who uses it sees errors. One that is gone already is as well.
 ///
 /// # Errors
 /// EBUSY if it is served; what the kernel answers.
 pub fn remove_dead(number: u32) -> Result<(), DeviceError> {
     let path = block_path(number);
     let mut info = DevInfo::default();
-    let asked = control()?.info(abi::GET_DEV_INFO, number, &mut info);
-    asked.map_err(|e| DeviceError::io(&format!("there is no {path}"), &e))?;
+    match control()?.info(abi::GET_DEV_INFO, number, &mut info) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(()),
+        asked => asked.map_err(|e| DeviceError::io(&format!("{path} cannot be asked"), &e))?,
+    }
     if info.state == state::LIVE && is_running(info.server_pid) {
         let text = format!("{path} is served by process {}", info.server_pid);
         return Err(DeviceError::new(libc::EBUSY, text));
@@ -318,7 +334,7 @@ fn same_size(number: u32, sectors: u64) -> Result<(), DeviceError> {
     Err(DeviceError::new(libc::EMEDIUMTYPE, text))
 }
 
-fn is_running(pid: i32) -> bool {
+pub(super) fn is_running(pid: i32) -> bool {
     pid > 0 && std::path::Path::new(&format!("/proc/{pid}")).exists()
 }
 

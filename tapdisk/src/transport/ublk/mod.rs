@@ -13,6 +13,7 @@
 //! the device is started.
 pub mod abi;
 pub mod device;
+mod orphans;
 mod sys;
 
 use std::collections::VecDeque;
