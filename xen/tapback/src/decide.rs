@@ -137,7 +137,12 @@ fn ready(view: &View, memory: &Memory) -> Step {
             _ => Step::Disconnect,
         };
     }
+    let closing = matches!(view.backend, Some(state::CLOSING | state::CLOSED));
     match (&memory.ring, known_tap(view)) {
+        // It was closing, and has a ring again without having closed.
+        (Ring::Up(_), _) if closing && view.front == Front::At(state::INITIALISED) => {
+            Step::Disconnect
+        }
         (Ring::Up(_), _) => meet(view, memory),
         (Ring::Down | Ring::Unsure(_), Some(tap)) if memory.met == Some(tap) => Step::Connect(tap),
         (Ring::Down | Ring::Unsure(_), Some(tap)) => Step::Meet(tap),

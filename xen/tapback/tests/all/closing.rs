@@ -36,6 +36,18 @@ fn a_guest_that_begins_again_without_closing_loses_its_old_ring() {
 }
 
 #[test]
+fn a_guest_that_changes_its_mind_while_it_closes_is_connected_anew() {
+    let rig = Rig::new();
+    let tapdisk = rig.tapdisk(77);
+    let guest = rig.connected(5, 51712, &tapdisk);
+    guest.enter(5);
+    guest.wait_backend(5);
+    guest.start(&[30, 31]);
+    guest.wait_backend(4);
+    assert_eq!(tapdisk.state().rings[&(5, 51712, 0)].1.gref[0], 30);
+}
+
+#[test]
 fn windows_boots() {
     let rig = Rig::new();
     let tapdisk = rig.tapdisk(77);
