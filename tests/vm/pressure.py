@@ -7,14 +7,15 @@ process serves, and the same machines with controls, which must hang or be kille
   --reps N    every machine so many times (default 1); a control that does not fail is booted twice more, since
               whether a thread of it waits for memory in the few seconds of a load is a matter of chance, and the
               table says how often it failed of how many
-  --full      every scenario with both engines and both formats, and all controls
+  --full      every scenario with both devices, both engines and both formats, and all controls
   --each      the control with one protection left out at a time, to learn which of them matters where
-  --only      scenario engine format daemon, as they are printed, must match
+  --only      scenario device engine format daemon, as they are printed, must match
   --json      the table as JSON on standard output
 
-A scenario (cases/pressure.sh) proves something only if its control fails in it, and for the right reason: the OOM
-killer took the daemon, or the device had requests in flight and moved nothing while a task hung. So the run fails
-if a protected machine does not survive, and if no control of a scenario failed. The machines' consoles stay in
+Devices are ublk, or blktap: our kernel module's ring (xen/blktap-dkms). A scenario (cases/pressure.sh) proves something
+only if its control fails in it, and for the right reason: the OOM killer took the daemon, or the device had requests in
+flight and moved nothing while a task hung. So the run fails if a protected machine does not survive, and if of a
+scenario's controls with one device and one engine none failed. The machines' consoles stay in
 $CARGO_TARGET_DIR/vm/pressure. The programs are those of `make build`, and the control's of
 `cargo build --features unprotected` in a target folder of its own, which this builds.
 """
@@ -34,6 +35,10 @@ TOP = HERE.parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR", TOP / "target"))
 LOGS = TARGET / "vm" / "pressure"
 SCENARIOS = ["swap", "files", "stack", "burst"]
+# Of a machine, in the order of its words.
+WORDS = ("scenario", "device", "engine", "format", "daemon", "without")
+# With the module's ring, what is not left to --full: the engine of each scenario's control, if it has one.
+RING_CONTROLS = {"swap": "uring", "stack": "aio"}
 # What the control can go without (tapdisk/src/protection.rs).
 PROTECTIONS = ["lock", "flusher", "oom", "reserve", "priority", "free"]
 MEMORY_MIB = 192
@@ -43,20 +48,28 @@ CONTROL_TRIES = 3
 
 
 def jobs_of(args):
-    """(scenario, engine, format, daemon, what the control goes without)"""
-    both = [("uring", "vhd"), ("aio", "raw")]
+    """Tuples as of WORDS; `without`: what the control goes without, all if empty."""
     every = [(engine, kind) for engine in ("uring", "aio") for kind in ("raw", "vhd")]
     jobs = []
     for scenario in SCENARIOS:
+        def add(device, variants, daemon, without=""):
+            jobs.extend((scenario, device, engine, kind, daemon, without) for engine, kind in variants)
+
         if args.each:
-            jobs += [(scenario, "uring", "vhd", "unprotected", p) for p in PROTECTIONS]
-            continue
-        variants = every if args.full else both
-        jobs += [(scenario, engine, kind, "protected", "") for engine, kind in variants]
-        controls = every if args.full else [("uring", "raw")]
-        jobs += [(scenario, engine, kind, "unprotected", "") for engine, kind in controls]
-        if args.full:
-            jobs += [(scenario, "uring", kind, "qemu-nbd", "") for kind in ("raw", "vhd")]
+            for protection in PROTECTIONS:
+                add("ublk", [("uring", "vhd")], "unprotected", protection)
+        elif args.full:
+            for device in ("ublk", "blktap"):
+                add(device, every, "protected")
+                add(device, every, "unprotected")
+            add("nbd", [("uring", "raw"), ("uring", "vhd")], "qemu-nbd")
+        else:
+            add("ublk", [("uring", "vhd"), ("aio", "raw")], "protected")
+            add("ublk", [("uring", "raw"), ("aio", "raw")], "unprotected")
+            # Alternately what the two above have not.
+            add("blktap", [("aio", "vhd") if scenario in ("swap", "burst") else ("uring", "raw")], "protected")
+            if scenario in RING_CONTROLS:
+                add("blktap", [(RING_CONTROLS[scenario], "raw")], "unprotected")
     wanted = re.compile(args.only or "")
     return [job for job in jobs if wanted.search(" ".join(job).strip())]
 
@@ -75,6 +88,8 @@ def prepare():
     install = ["make", "--no-print-directory", "-C", TOP, "install", f"DESTDIR={base}/programs", "PREFIX=/usr"]
     subprocess.run(install, check=True, stdout=sys.stderr)
     shutil.copy(TARGET / "release" / "pressure", base / "programs/usr/bin/pressure")
+    module = subprocess.run([HERE / "module.sh"], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+    shutil.copy(module, base / "blktap.ko")
     (base / "unprotected").mkdir()
     shutil.copy(target / "release/tapdisk", base / "unprotected/tapdisk")
     said = subprocess.run([base / "unprotected/tapdisk", "--version"], capture_output=True, text=True, check=True)
@@ -89,7 +104,7 @@ def boot(base, job, rep):
     share = LOGS / name
     shutil.rmtree(share, ignore_errors=True)
     subprocess.run(["cp", "-al", base, share], check=True)
-    words = " ".join(job[:4]) + (f" {job[4]}" if job[4] else "")
+    words = " ".join(job).strip()
     command = f"cp -a programs/. / && exec bash vm/cases/pressure.sh {words}"
     options = ["-p", "-q", "-t", str(LIMIT_SECONDS), "-m", str(MEMORY_MIB), "-d", "1024"]
     begun = time.monotonic()
@@ -99,7 +114,6 @@ def boot(base, job, rep):
     verdict["seconds"] = round(time.monotonic() - begun)
     shutil.rmtree(share / "programs", ignore_errors=True)
     shutil.rmtree(share / "unprotected", ignore_errors=True)
-    words = " ".join(job).strip()
     print(f"pressure: {words}: {verdict['outcome']} ({verdict['seconds']} s) {verdict['why']}", file=sys.stderr)
     return verdict
 
@@ -114,7 +128,8 @@ def boot_until_evidence(base, job, rep):
 
 def is_evidence(job, verdict):
     # The protected program has one try, and of a single protection left out the table is to tell how often it mattered.
-    return job[3] == "protected" or job[4] or verdict["outcome"] in ("hung", "killed")
+    _, _, _, _, daemon, without = job
+    return daemon == "protected" or without or verdict["outcome"] in ("hung", "killed")
 
 
 def judge(share, status):
@@ -149,11 +164,11 @@ def judge(share, status):
 
 
 def table(rows):
-    head = ("scenario", "engine", "format", "daemon", "without", "survived", "hung", "killed", "failed")
+    head = (*WORDS, "survived", "hung", "killed", "failed")
     lines = [head]
     for row in rows:
-        counts = [f"{row[word]} of {row['of']}" if row[word] else "-" for word in head[5:]]
-        lines.append(tuple(row[word] or "-" for word in head[:5]) + tuple(counts))
+        counts = [f"{row[word]} of {row['of']}" if row[word] else "-" for word in head[len(WORDS):]]
+        lines.append(tuple(row[word] or "-" for word in WORDS) + tuple(counts))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("  ".join(word.ljust(width) for word, width in zip(line, widths)).rstrip() for line in lines)
 
@@ -161,14 +176,18 @@ def table(rows):
 def wrong(rows):
     """Sentences; none if the run is evidence."""
     found = []
+    controls = {}
     for row in rows:
-        name = " ".join(row[word] for word in ("scenario", "engine", "format"))
+        name = " ".join(row[word] for word in WORDS[:4])
         if row["daemon"] == "protected" and row["survived"] != row["of"]:
             found.append(f"{name}: the protected tapdisk survived {row['survived']} of {row['of']}")
+        if row["daemon"] == "unprotected":
+            group = " ".join(row[word] for word in WORDS[:3])
+            controls[group] = controls.get(group, 0) + row["hung"] + row["killed"]
     for scenario in {row["scenario"] for row in rows if row["daemon"] == "protected"}:
-        controls = [row for row in rows if row["scenario"] == scenario and row["daemon"] != "protected"]
-        if not any(row["hung"] + row["killed"] for row in controls):
-            found.append(f"{scenario}: no control failed: the scenario is no evidence")
+        if not any(group.startswith(scenario) for group in controls):
+            found.append(f"{scenario}: no control was booted: the scenario is no evidence")
+    found += [f"{group}: no control failed: the scenario is no evidence" for group, n in controls.items() if not n]
     return found
 
 
@@ -193,7 +212,7 @@ def main():
     rows = []
     for job in jobs:
         verdicts = [verdict for one, run in runs if one == job for verdict in run.result()]
-        row = dict(zip(("scenario", "engine", "format", "daemon", "without"), job))
+        row = dict(zip(WORDS, job))
         row |= {"of": len(verdicts), "runs": verdicts}
         row |= {o: sum(v["outcome"] == o for v in verdicts) for o in ("survived", "hung", "killed", "failed")}
         rows.append(row)

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # In a machine with little memory: one scenario in which the memory of the machine can only become free through a
-# disk that a user-space process serves. Started by tests/vm/pressure.sh.
+# disk that a user-space process serves. Started by tests/vm/pressure.py.
 #
-#   pressure.sh SCENARIO ENGINE FORMAT DAEMON [LEFT_OUT]
+#   pressure.sh SCENARIO DEVICE ENGINE FORMAT DAEMON [LEFT_OUT]
 #
-#   SCENARIO swap, files, stack, burst      ENGINE uring, aio        FORMAT raw, vhd
+#   SCENARIO swap, files, stack, burst      DEVICE ublk, blktap (our module), nbd      ENGINE uring, aio      FORMAT raw, vhd
 #   DAEMON   protected (the program that is installed), unprotected (the control; LEFT_OUT: which protections
 #            it goes without, all by default), qemu-nbd (with the kernel's NBD client), loop (the kernel's own
 #            driver, for comparison)
@@ -14,7 +14,7 @@
 set -euo pipefail
 # shellcheck source=tests/vm/cases/lib.sh
 . /share/vm/cases/lib.sh
-scenario=$1 engine=$2 format=$3 daemon=$4 left_out=${5:-}
+scenario=$1 device=$2 engine=$3 format=$4 daemon=$5 left_out=${6:-}
 seconds=${SECONDS_OF_LOAD:-10}
 result=/share/result
 : >$result
@@ -87,6 +87,10 @@ serve_device() {
             local type=vhd
             [ "$format" = vhd ] || type=aio
             disk=$(tap-ctl create -a "$type:$image" --device)
+            case $device:$disk in
+                ublk:/dev/ublkb* | blktap:/dev/xen/blktap-2/tapdev*) ;;
+                *) fail "$disk is no device of $device" ;;
+            esac
             read -r pid minor < <(tap-ctl list | sed -n 's/^pid=\([0-9]*\) minor=\([0-9]*\) .*/\1 \2/p')
             ;;
     esac
@@ -247,8 +251,12 @@ doctor_tells_what_is_left_out() {
 }
 
 hung_tasks_end_the_machine
-modprobe -a loop dm-mod dm-crypt ublk_drv
-[ "$daemon" != qemu-nbd ] || modprobe nbd max_part=0 nbds_max=1
+modprobe -a loop dm-mod dm-crypt
+case $device in
+    ublk) modprobe ublk_drv ;;
+    blktap) insmod /share/blktap.ko ;;
+    nbd) modprobe nbd max_part=0 nbds_max=1 ;;
+esac
 if [ "$daemon" = unprotected ]; then
     cp /share/unprotected/tapdisk /usr/libexec/tapdisk
 fi
@@ -263,7 +271,8 @@ echo $BASHPID >/sys/fs/cgroup/cgroup.procs
 free -m
 [ "$daemon" != unprotected ] || doctor_tells_what_is_left_out
 note "min_free_kbytes $(cat /proc/sys/vm/min_free_kbytes)"
-pressure watch "${disk#/dev/}" "$pid" 3600 >/share/moved &
+# What the kernel calls it: the module's disks have other names than their nodes.
+pressure watch "$(basename "$(readlink "/sys/dev/block/$((0x$(stat -c %t "$disk"))):$((0x$(stat -c %T "$disk")))")")" "$pid" 3600 >/share/moved &
 watchman=$!
 note "started"
 "scenario_$scenario"
