@@ -91,7 +91,7 @@ test-pressure: build
 	@tests/deps.sh test
 	tests/vm/pressure.py --reps $(REPS) $(PRESSURE_ARGS)
 
-# In one boot with two guests. The rest of this list and all of xen-more run in test-vm.
+# In one boot with two guests. The rest of this list and all of xen-more and xen-bad run in test-vm.
 XEN_CASES := two_guests_with_two_disks_each file_system_across_plugs chain_of_five discard_and_flush \
     snapshots_under_guest_io restarted_tapback front_end_that_writes_nonsense hostile_front_end \
     killed_tapdisk_and_destroyed_guest
@@ -100,8 +100,8 @@ XEN_CASES := two_guests_with_two_disks_each file_system_across_plugs chain_of_fi
 test-vm: build
 	@tests/deps.sh test
 	tests/vm/module-style.sh
-	tests/vm/lanes.sh './run.sh xen' './run.sh xen-more' './run.sh plain' './run.sh device' './run.sh tapdev' \
-	    './run.sh faults' './run.sh blktap'
+	tests/vm/lanes.sh './run.sh xen' './run.sh xen-more' './run.sh xen-bad' './run.sh plain' './run.sh device' \
+	    './run.sh tapdev' './run.sh faults' './run.sh blktap'
 
 # LLVM's coverage counters, part of every Rust tool chain: no other tools. The inputs that together take every
 # branch that was taken become tests/corpus. Built apart from everything else.

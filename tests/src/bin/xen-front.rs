@@ -4,6 +4,8 @@
 //! ```text
 //! xen-front use DEVID [ORDER [PROTOCOL]]     honest: connects, uses every operation, checks the data, closes,
 //!                                            begins again. PROTOCOL: x86_64-abi, x86_32-abi, absent
+//! xen-front walk DEVID STATE…                with a good ring, through these states; each time the back end has to come to
+//!                                            the state that belongs to it. `-`: no state
 //! xen-front jump DEVID SEED COUNT            writes states in random order as fast as it can, then closes
 //! xen-front flip DEVID SEED MILLISECONDS     its other keys change all the time while it goes through its states
 //! ```
@@ -112,6 +114,37 @@ fn honest(devid: &str, order: u32, protocol: &str) -> Outcome {
     Ok(())
 }
 
+/// The back end's answer to each state, wherever the front end comes from.
+fn walk(devid: &str, states: &[&str]) -> Outcome {
+    let mut disk = Disk::open(devid)?;
+    let device = devid.parse().map_err(|e| format!("{devid}: {e}"))?;
+    let front = Front::new(0, 3).map_err(|e| e.to_string())?;
+    disk.publish(&front, device, "x86_64-abi")?;
+    for (i, state) in states.iter().enumerate() {
+        let answer = match *state {
+            "-" => {
+                disk.keys.remove(&format!("{}/state", disk.front))?;
+                Some(6)
+            }
+            name => {
+                disk.set("state", name)?;
+                [("1", 2), ("3", 4), ("4", 4), ("5", 5), ("6", 6)]
+                    .iter()
+                    .find(|(n, _)| *n == name)
+                    .map(|(_, b)| *b)
+            }
+        };
+        // A state that is none changes nothing, so there is nothing to wait for.
+        if let Some(answer) = answer {
+            let after = |error| format!("after {}: {error}", states[..=i].join(" "));
+            disk.back_becomes(answer).map_err(after)?;
+        }
+    }
+    disk.close()?;
+    println!("xen-front: {}: answered", states.join(" "));
+    Ok(())
+}
+
 /// Every state that there is, and texts that are none; 3 and 4 more often, as they do most.
 const STATES: [&[u8]; 20] = [
     b"1",
@@ -214,9 +247,10 @@ fn run() -> Outcome {
         ["use", devid] => honest(devid, 0, "x86_64-abi"),
         ["use", devid, order] => honest(devid, number(order)? as u32 & 3, "x86_64-abi"),
         ["use", devid, order, name] => honest(devid, number(order)? as u32 & 3, name),
+        ["walk", devid, ref states @ ..] => walk(devid, states),
         ["jump", devid, seed, count] => jump(devid, number(seed)?, number(count)?),
         ["flip", devid, seed, millis] => flip(devid, number(seed)?, number(millis)?),
-        _ => Err("usage: xen-front use|jump|flip DEVID …".to_string()),
+        _ => Err("usage: xen-front use|walk|jump|flip DEVID …".to_string()),
     }
 }
 

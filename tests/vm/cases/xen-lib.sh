@@ -27,7 +27,11 @@ clean_up() {
     umount -l /mnt /media
     modprobe -r xen-blkfront
     rm -rf /srv/* /run/blktap-control/* /dev/shm/*
-    xenstore-rm /local/domain/0/backend/vbd3
+    local place
+    for place in backend/vbd3 device/vbd error; do
+        xenstore-rm /local/domain/0/$place
+    done
+    xenstore-rm /libxl/0/device/vbd
 }
 
 show_state() {
@@ -82,6 +86,43 @@ sweep() { # its pid, its minor
 # Back ends in xenstore, one a line.
 find_backends() {
     xenstore-ls -f /local/domain/0/backend/vbd3 2>/dev/null | sed -n 's|/state = .*||p' || true
+}
+
+# Writes that came over the rings of a tapdisk's disk.
+writes_of_rings() { # pid, minor
+    tap-ctl stats -p "$1" -m "$2" --json | tr -d ' ' | sed -n 's/.*"queue":[0-9]*,"reads":[0-9]*,"writes":\([0-9]*\).*/\1/p'
+}
+
+more_writes_than() { # number, pid, minor
+    [ "$(writes_of_rings "$2" "$3")" -gt "$1" ]
+}
+
+# A driver domain with our programs and more files; tapback serves in it.
+start_driver_domain() { # programs to take along ...
+    local files=/run/driver-files program module path
+    rm -rf $files
+    mkdir -p $files/{bin,usr/libexec,modules,run,srv,var/log/blktap,lib/x86_64-linux-gnu}
+    cp /usr/libexec/tapdisk $files/usr/libexec/
+    for program in tapback tap-ctl "$@"; do
+        path=$(command -v "$program")
+        cp "$path" $files/bin/
+        /usr/lib64/ld-linux-x86-64.so.2 --list "$path" | sed -n 's/.* => \([^ ]*\) .*/\1/p' |
+            while read -r path; do cp -Lu "$path" $files/lib/x86_64-linux-gnu/; done
+    done
+    for module in xen-evtchn xen-gntdev xen-privcmd; do
+        path=$(modprobe --show-depends $module | sed -n 's/^insmod \([^ ]*\).*/\1/p' | tail -1)
+        cp "$path" $files/modules/
+    done
+    # What scripts of Xen look for.
+    mkdir -p $files/var/{log,lib}/xen $files/etc/xen
+    ln -s ../run $files/var/run
+    cp -a /etc/xen/scripts $files/etc/xen/
+    guest start driver -m 256 -f $files -o 'driver_domain = 1'
+    guest run driver "for module in evtchn gntdev privcmd; do insmod /modules/xen-\$module.ko || exit 1; done
+        for name in fd:fd stdin:fd/0 stdout:fd/1 stderr:fd/2; do
+            ln -sf \"/proc/self/\${name#*:}\" \"/dev/\${name%:*}\"
+        done
+        mount -t tmpfs tmp /srv && tapback -p /run/tapback.pid && until [ -s /run/tapback.pid ]; do usleep 100000; done"
 }
 
 nothing_more_left() {

@@ -209,20 +209,10 @@ case_migrated_to_the_same_host() {
 
 # tapback and tapdisk in a guest, which serves another guest. Xen's script is played by hand: there is no libxl in it.
 case_driver_domain() {
-    local files=/run/driver-files module path back
-    rm -rf $files
-    mkdir -p $files/bin $files/usr/libexec $files/modules $files/srv $files/run $files/var/log/blktap
-    cp "$(command -v tapback)" "$(command -v tap-ctl)" $files/bin/
-    cp /usr/libexec/tapdisk $files/usr/libexec/
-    for module in xen-evtchn xen-gntdev; do
-        path=$(modprobe --show-depends $module | sed -n 's/^insmod \([^ ]*\).*/\1/p' | tail -1)
-        cp "$path" $files/modules/
-    done
-    guest start driver -m 256 -f $files -o 'driver_domain = 1'
-    guest run driver "for module in evtchn gntdev; do insmod /modules/xen-\$module.ko || exit 1; done
-        mount -t tmpfs tmp /srv && head -c 12582912 /dev/zero >/srv/disk.raw && tapback -p /run/tapback.pid &&
-        until [ -s /run/tapback.pid ]; do usleep 100000; done
-        tap-ctl create -a aio:/srv/disk.raw && tap-ctl list"
+    local path back
+    # shellcheck disable=SC2119
+    start_driver_domain
+    guest run driver "head -c 12582912 /dev/zero >/srv/disk.raw && tap-ctl create -a aio:/srv/disk.raw && tap-ctl list"
     need_guest one
     # xl takes all that follows `target=` for its name.
     xl block-attach one "backend=driver,$(xl_disk xvda raw /srv/disk.raw)"
@@ -264,8 +254,8 @@ case_xenstored_is_gone() {
     kill -9 "$(pidof xenstored)"
     await 30 "what tapback says of it" grep -q 'disks that are connected stay so' /srv/tapback.log
     local before
-    before=$(writes_of_rings)
-    await 60 "1000 more writes of the guest" more_writes_than $((before + 1000))
+    before=$(writes_of_rings "$pid" "$minor")
+    await 60 "1000 more writes of the guest" more_writes_than $((before + 1000)) "$pid" "$minor"
     same "tapback" "$tapback" "$(pidof tapback)"
     promises_kept
     cat /srv/tapback.log
@@ -273,12 +263,6 @@ case_xenstored_is_gone() {
     # shellcheck disable=SC2317
     nothing_left() { :; }
 }
-
-writes_of_rings() {
-    tap-ctl stats -p "$pid" -m "$minor" --json | tr -d ' ' | sed -n 's/.*"queue":[0-9]*,"reads":[0-9]*,"writes":\([0-9]*\).*/\1/p'
-}
-
-more_writes_than() { [ "$(writes_of_rings)" -gt "$1" ]; }
 
 # The guest that most cases share has two processors here.
 need_guest() { # name
