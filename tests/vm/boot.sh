@@ -47,6 +47,8 @@ plain_kernel=$image/vmlinuz
 if [ "${TAPDISK_VM_KERNEL:-}" = debug ]; then
     [ -n "$plain" ] || die "the kernel for debugging has no drivers for Xen"
     plain_kernel=$("$vm_here/debug-kernel.sh")/vmlinuz || exit 125
+    # Its checks take as long as that where there are many objects.
+    kernel_more+=" rcupdate.rcu_cpu_stall_timeout=300"
 fi
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/tapdisk-vm.XXXXXX")

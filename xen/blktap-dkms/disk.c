@@ -340,6 +340,9 @@ static int blktap_disk_add(struct blktap_ring *ring, struct blktap_info *info,
 	/* Until its last reference is gone. The caller has a file of ours open. */
 	__module_get(THIS_MODULE);
 	err = add_disk(disk);
+	/* Sizes were checked: so it says that it had no memory for a name. */
+	if (err == -EINVAL)
+		err = -ENOMEM;
 	if (err)
 		goto not_added;
 	ring->disk = disk;

@@ -9,8 +9,10 @@
 //! blktap-ring mappings FILE                 what may be done with the mapping; device I/O between it and a file
 //! blktap-ring hostile SEED ROUNDS           nonsense in the ring
 //! blktap-ring teardown SEED ROUNDS STORE    rings that end under I/O
+//! blktap-ring failing calls|load MODULE     allocations that fail, one after the other (kernel for debugging)
 //! ```
 mod errors;
+mod failing;
 mod hostile;
 mod mappings;
 mod serve;
@@ -30,8 +32,11 @@ fn main() -> ExitCode {
         "mappings" => mappings::main(rest),
         "hostile" => hostile::main(rest),
         "teardown" => teardown::main(rest),
-        _ => Err("usage: blktap-ring serve|free|errors|exhaust|mappings|hostile|teardown ..."
-            .to_string()),
+        "failing" => failing::main(rest),
+        _ => Err(
+            "usage: blktap-ring serve|free|errors|exhaust|mappings|hostile|teardown|failing ..."
+                .to_string(),
+        ),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
