@@ -11,7 +11,8 @@
 #   -q       do not show the console while it runs               -i   the terminal's keyboard is the console's
 #   -x, -k   more arguments for Xen, for the kernel
 #
-# TAPDISK_VM_KERNEL=debug takes the kernel of debug-kernel.sh in place of Debian's (with -p only).
+# TAPDISK_VM_KERNEL=debug takes the kernel of debug-kernel.sh in place of Debian's (with -p only);
+# TAPDISK_VM_XENSTORED=oxenstored the OCaml xenstored, as XenServer and XCP-ng do.
 #
 # Exit: the command's status; 124: the time was up; 125: the machine ended, or never came up, without a status.
 # After 124 and 125 the end of the console is shown.
@@ -72,7 +73,7 @@ cp "$vm_here"/dom0/* "$work/ours/vm/"
 mv "$work/ours/vm/initramfs-init" "$work/ours/init"
 chmod 755 "$work/ours/init" "$work/ours/vm"/*
 printf '%s\n' "$*" >"$work/ours/vm/command"
-printf 'nonce=%s\n' "$nonce" >"$work/ours/vm/boot"
+printf 'nonce=%s\nxenstored=%s\n' "$nonce" "${TAPDISK_VM_XENSTORED:-xenstored}" >"$work/ours/vm/boot"
 cp "$image/initrd" "$work/initrd"
 (cd "$work/ours" && find . | "$image/host/usr/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null) >>"$work/initrd"
 
