@@ -8,7 +8,7 @@
 //! dies the kernel keeps requests for a day, and the next tapdisk hands it another connection.
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::disk::remote::Offer;
@@ -39,10 +39,14 @@ mod attribute {
     pub const SERVER_FLAGS: u16 = 5;
     pub const SOCKETS: u16 = 7;
     pub const DEAD_CONN_TIMEOUT: u16 = 8;
+    /// Linux 5.14.
+    pub const BACKEND: u16 = 10;
 }
 const SOCKET_ITEM: u16 = 1;
 const SOCKET_FD: u16 = 1;
 
+/// First word of the names of our devices.
+const MARK: &str = "tapdisk";
 /// How long the kernel keeps requests without a server, in seconds.
 const KEEP_S: u64 = 24 * 60 * 60;
 
@@ -59,6 +63,8 @@ pub struct Plan {
     pub sector_size: u32,
     /// It is there, and its server died.
     pub take_over: bool,
+    /// What tells the next tapdisk of it.
+    pub record: PathBuf,
 }
 
 /// Makes the device, or goes on with it. Gives its number.
@@ -67,6 +73,7 @@ pub struct Plan {
 /// No driver, no privilege, a number in use.
 pub fn connect(socket: &Path, plan: &Plan) -> Result<u32, DeviceError> {
     let family = family()?;
+    remove_orphans();
     let links = (0..plan.connections.max(1)).map(|_| link(socket, !plan.read_only));
     let links = links.collect::<Result<Vec<_>, _>>()?;
     let mut body = Vec::new();
@@ -78,6 +85,9 @@ pub fn connect(socket: &Path, plan: &Plan) -> Result<u32, DeviceError> {
         let sector = u64::from(plan.sector_size);
         put(&mut body, attribute::BLOCK_SIZE_BYTES, &sector.to_ne_bytes());
         put(&mut body, attribute::SERVER_FLAGS, &u64::from(offer.flags).to_ne_bytes());
+    }
+    if let Some(backend) = backend_of(plan) {
+        put(&mut body, attribute::BACKEND, &[backend.as_bytes(), b"\0"].concat());
     }
     put(&mut body, attribute::DEAD_CONN_TIMEOUT, &KEEP_S.to_ne_bytes());
     let mut sockets = Vec::new();
@@ -104,6 +114,41 @@ pub fn disconnect(number: u32) -> Result<(), DeviceError> {
     put(&mut body, attribute::INDEX, &number.to_ne_bytes());
     let answer = ask(family()?, DISCONNECT, &body);
     answer.map(drop).map_err(|error| refused(&error, Some(number)))
+}
+
+/// The device's name for those who served it: its first tapdisk, and the record. One that is taken over keeps the name.
+fn backend_of(plan: &Plan) -> Option<String> {
+    match (plan.take_over, plan.number) {
+        (true, Some(number)) => read_backend(number),
+        _ => Some(format!("{MARK} {} {}", std::process::id(), plan.record.display())),
+    }
+}
+
+fn read_backend(number: u32) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/sys/block/nbd{number}/backend")).ok()?;
+    Some(text.trim_end_matches('\n').to_string())
+}
+
+/// The process and the record in a device's name, if a tapdisk gave it.
+fn parse_backend(text: &str) -> Option<(i32, &Path)> {
+    let (pid, record) = text.strip_prefix(MARK)?.strip_prefix(' ')?.split_once(' ')?;
+    Some((pid.parse().ok()?, Path::new(record)))
+}
+
+/// Devices whose tapdisk was killed before it could write their record: nobody would ever find them. Where the kernel
+/// keeps no names they stay.
+fn remove_orphans() {
+    let entries = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    for number in names.filter_map(|name| name.strip_prefix("nbd")?.parse().ok()) {
+        let backend = read_backend(number);
+        let orphan = backend.as_deref().and_then(parse_backend).is_some_and(|(pid, record)| {
+            !Path::new(&format!("/proc/{pid}")).exists() && !record.exists()
+        });
+        if orphan {
+            let _ = disconnect(number);
+        }
+    }
 }
 
 /// A connection that is past the negotiation.
@@ -218,6 +263,25 @@ fn find(body: &[u8], kind: u16) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_of_ours_names_its_maker_and_its_record() {
+        let record = PathBuf::from("/run/a b/device3");
+        let plan = Plan {
+            number: None,
+            connections: 1,
+            read_only: false,
+            sector_size: 512,
+            take_over: false,
+            record: record.clone(),
+        };
+        let name = backend_of(&plan).expect("a new device has a name");
+        let pid = i32::try_from(std::process::id()).expect("a pid");
+        assert_eq!(parse_backend(&name), Some((pid, record.as_path())));
+        for other in ["", "tapdisk", "tapdisk 12", "tapdisk x /a", "qemu 12 /a", "tapdisks 1 /a"] {
+            assert_eq!(parse_backend(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn attributes_are_padded_and_found_again() {

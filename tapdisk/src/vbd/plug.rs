@@ -104,7 +104,7 @@ impl Vbd {
         let served = self.served.as_ref()?;
         reclaim::hold_reserves(&env.log);
         if is_for_nbd(&wish) {
-            let plan = nbd_plan(served, &wish, take_over);
+            let plan = nbd_plan(served, &wish, take_over, env.run.device(self.minor));
             let socket = env.run.nbd(env.pid, self.minor);
             let job = Job::start(&env.waker, move || kernel_nbd::connect(&socket, &plan));
             return Some(State::Plugging(Plug::Connecting(job)));
@@ -442,7 +442,12 @@ fn is_for_nbd(wish: &DeviceWish) -> bool {
     }
 }
 
-fn nbd_plan(served: &Served, wish: &DeviceWish, take_over: bool) -> kernel_nbd::Plan {
+fn nbd_plan(
+    served: &Served,
+    wish: &DeviceWish,
+    take_over: bool,
+    record: std::path::PathBuf,
+) -> kernel_nbd::Plan {
     use crate::transport::Slots;
     kernel_nbd::Plan {
         number: wish.number(),
@@ -450,6 +455,7 @@ fn nbd_plan(served: &Served, wish: &DeviceWish, take_over: bool) -> kernel_nbd::
         read_only: served.engine.read_only(),
         sector_size: served.engine.sector_size(),
         take_over,
+        record,
     }
 }
 

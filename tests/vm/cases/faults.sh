@@ -344,8 +344,8 @@ bury() { # round
         freed=$((freed + 1))
     done
     rm -f /run/blktap-control/{nbd,ctl}*
-    # What was not a device yet, or not any more, goes when the next one is made.
-    if [ -n "$(ls /sys/class/ublk-char 2>/dev/null)" ]; then
+    # What was not a device yet, or not any more, or has no record yet, goes when the next one is made.
+    if [ -n "$(ls -d /sys/class/ublk-char/* /sys/block/nbd*/pid 2>/dev/null)" ]; then
         orphans=$((orphans + 1))
         device aio:/srv/other
         give_back
