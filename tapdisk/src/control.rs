@@ -20,6 +20,7 @@ use mio::{Interest, Registry, Token};
 use slog::info;
 use tap_ctl::messages::{Request, type_name};
 
+use crate::places::free_place;
 use crate::receiver::bind;
 use crate::vbd::Extra;
 use conn::{Conn, Input, Phase};
@@ -81,7 +82,7 @@ impl Control {
             path,
             listener: Some(listener),
             base,
-            clients: (0..CLIENTS_MAX).map(|_| None).collect(),
+            clients: Vec::with_capacity(CLIENTS_MAX),
             serial: 0,
             knocked: false,
             accept_at: None,
@@ -149,8 +150,8 @@ impl Control {
     }
 
     /// A free place, or the one of whoever has been silent for longest.
-    fn place(&self) -> Option<usize> {
-        if let Some(place) = self.clients.iter().position(Option::is_none) {
+    fn place(&mut self) -> Option<usize> {
+        if let Some(place) = free_place(&mut self.clients, CLIENTS_MAX, |_| false) {
             return Some(place);
         }
         let since = |(i, client): (usize, &Option<Conn>)| {

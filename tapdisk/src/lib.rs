@@ -15,6 +15,7 @@ pub mod kernel_nbd;
 pub mod log;
 pub mod memory;
 mod nbd_proto;
+mod places;
 pub mod pool;
 pub mod process;
 pub mod protection;

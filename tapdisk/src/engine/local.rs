@@ -135,7 +135,7 @@ impl<D: Disk> Engine<D> {
         slot.target = top;
         slot.coded = 0;
         slot.local.writing = true;
-        self.active += 1;
+        self.working.insert(id);
         self.ready.insert(id);
         true
     }

@@ -100,7 +100,8 @@ pub struct Engine<D: Disk> {
     local_cache: LocalCache,
     events: Events,
     done: VecDeque<SlotId>,
-    active: u16,
+    /// Slots that it works on.
+    working: SlotSet,
     seq: u64,
     oldest: u64,
     now: u64,
@@ -136,7 +137,7 @@ impl<D: Disk> Engine<D> {
             local_cache: LocalCache::new(limits.slots()),
             events: Events::default(),
             done: VecDeque::with_capacity(slots),
-            active: 0,
+            working: SlotSet::EMPTY,
             seq: 0,
             oldest: 0,
             now: 0,
@@ -172,12 +173,12 @@ impl<D: Disk> Engine<D> {
 
     /// Whether no request is at work (finished ones may still wait for their transport).
     pub fn idle(&self) -> bool {
-        self.active == 0 && self.ops.in_flight() == 0
+        self.working.is_empty() && self.ops.in_flight() == 0
     }
 
     /// Requests at work.
     pub fn active(&self) -> u16 {
-        self.active
+        self.working.len()
     }
 
     /// The chain, for statistics.
@@ -267,8 +268,9 @@ impl<D: Disk> Engine<D> {
     }
 
     fn oldest_active(&self) -> u64 {
-        let active = self.slots.iter().filter(|s| s.active()).map(|s| s.seq);
-        active.min().unwrap_or(self.seq + 1)
+        let mut working = self.working;
+        let seqs = std::iter::from_fn(|| working.pop()).map(|id| self.slot(id).seq);
+        seqs.min().unwrap_or(self.seq + 1)
     }
 
     // ---- what wakes requests -----------------------------------------------------------------------
@@ -381,7 +383,7 @@ impl<D: Disk> Engine<D> {
             slot.pending == 0 && slot.plans.iter().all(Option::is_none),
             "nothing is left behind"
         );
-        self.active -= 1;
+        self.working.remove(id);
         self.landed = true;
         if slot.local.writing {
             return self.kept(id);

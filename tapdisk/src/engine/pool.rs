@@ -51,7 +51,7 @@ impl<D: Disk> Slots for Engine<D> {
             target,
             ..Slot::free()
         };
-        self.active += 1;
+        self.working.insert(slot);
         self.ready.insert(slot);
         if wrong.is_none() {
             self.note_overlaps(slot);

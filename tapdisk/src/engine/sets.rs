@@ -32,6 +32,11 @@ impl SlotSet {
         self.words[usize::from(slot.0) / 64] & (1u64 << (slot.0 % 64)) != 0
     }
 
+    /// How many are in.
+    pub fn len(&self) -> u16 {
+        self.words.iter().map(|word| word.count_ones() as u16).sum()
+    }
+
     /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|w| *w == 0)
@@ -70,6 +75,7 @@ mod tests {
             assert!(!set.insert(SlotId(s)));
         }
         set.remove(SlotId(64));
+        assert_eq!(set.len(), 3);
         assert!(!set.contains(SlotId(64)) && set.contains(SlotId(63)));
         let order: Vec<u16> = std::iter::from_fn(|| set.pop()).map(|s| s.0).collect();
         assert_eq!(order, [3, 63, 200]);

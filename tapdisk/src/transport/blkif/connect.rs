@@ -7,6 +7,7 @@ use super::notice::Tally;
 use super::poll::{PollPolicy, Polling, host_idle};
 use super::queue::{Queue, RingName};
 use super::{RINGS_MAX, Rings};
+use crate::places::free_place;
 
 /// Queues of one device.
 pub const QUEUES_MAX: u32 = 8;
@@ -129,8 +130,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
             let text = format!("the ring of {name} is connected already");
             return Err(ConnectError::new(libc::EALREADY, text));
         }
-        let free = |queue: &Option<Queue>| queue.as_ref().is_none_or(Queue::is_over);
-        let Some(place) = self.queues.iter().position(free) else {
+        let Some(place) = free_place(&mut self.queues, RINGS_MAX, Queue::is_over) else {
             let text = format!("{RINGS_MAX} rings are connected or still being drained");
             return Err(ConnectError::new(libc::ENOSPC, text));
         };

@@ -38,6 +38,7 @@ use self::order::Gate;
 use self::queue::{Bounds, Queue};
 use super::quota::Stall;
 use super::{Outcome, RINGS_MARK, Request, SlotId, Slots, Transport, Verb};
+use crate::places::next_first;
 
 /// Rings of a disk at once, those included that are disconnected and have requests in flight.
 pub const RINGS_MAX: usize = 32;
@@ -79,7 +80,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
     pub fn new(xen: X) -> Rings<X> {
         Rings {
             xen,
-            queues: (0..RINGS_MAX).map(|_| None).collect(),
+            queues: Vec::with_capacity(RINGS_MAX),
             parts: Parts {
                 calls: Calls::new(),
                 lists: Batch::new(),
@@ -296,7 +297,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
     /// Lets each queue put its requests into slots.
     fn issue_each(&mut self, slots: &mut dyn Slots) -> Next {
         let mut next = Next::Rest;
-        for place in (self.first..RINGS_MAX).chain(0..self.first) {
+        for place in (self.first..self.queues.len()).chain(0..self.first) {
             let waits = |queue: &Queue| queue.is_live() && !queue.line.is_empty();
             if !self.queues[place].as_ref().is_some_and(waits) {
                 continue;
@@ -331,7 +332,7 @@ impl<X: GrantTable + EventChannels> Transport for Rings<X> {
         if self.suspended {
             return false;
         }
-        self.first = (self.first + 1) % RINGS_MAX;
+        self.first = next_first(&self.queues, self.first);
         self.listen();
         let clients = live(&mut self.queues).count() as u16;
         live(&mut self.queues).for_each(|queue| queue.held.clients = clients);

@@ -43,6 +43,7 @@ use self::conn::{Conn, Phase, Style, Turn};
 use self::listen::{Door, Purpose};
 use self::notice::Log;
 use super::{Outcome, Request, SlotId, Slots, Traffic, Transport};
+use crate::places::{free_place, next_first};
 
 /// Clients of one disk at once.
 pub const CLIENTS_MAX: usize = 16;
@@ -131,7 +132,7 @@ impl NbdServer {
     ) -> io::Result<NbdServer> {
         Ok(NbdServer {
             doors: Vec::new(),
-            places: (0..CLIENTS_MAX).map(|_| None).collect(),
+            places: Vec::with_capacity(CLIENTS_MAX),
             registry: registry.try_clone()?,
             base: base.0,
             export,
@@ -302,9 +303,9 @@ impl NbdServer {
 
     /// Puts a client in a free place, or closes its descriptor.
     fn admit(&mut self, fd: OwnedFd, style: Style, passed: bool) -> io::Result<()> {
-        let is_free =
-            |place: &Option<Box<Conn>>| place.as_ref().is_none_or(|conn| conn.phase == Phase::Free);
-        let Some(place) = self.places.iter().position(is_free) else {
+        let Some(place) =
+            free_place(&mut self.places, CLIENTS_MAX, |conn| conn.phase == Phase::Free)
+        else {
             self.log.counters.refused += 1;
             self.log.note(Notice::Refused);
             return Ok(());
@@ -340,7 +341,7 @@ impl Transport for NbdServer {
             self.each(slots, |_, _| {});
             return false;
         }
-        self.first = (self.first + 1) % CLIENTS_MAX;
+        self.first = next_first(&self.places, self.first);
         let mut more = false;
         self.each(slots, |conn, turn| more |= conn.take(turn));
         more
