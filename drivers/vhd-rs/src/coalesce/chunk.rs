@@ -7,7 +7,8 @@
 //! A new block's bitmap is written here, because nothing points at it yet. The bitmap of a block that
 //! was there before is handed back: it may be written only when the data is on the disk.
 use super::mask::Mask;
-use super::medium::{PAGE, Pages};
+use super::medium::PAGE;
+use super::memory::Pages;
 use super::reads::{BRIDGE, reads};
 use super::source::{Extent, Source, read_bitmap, topmost};
 use super::target::{Moved, Place, Target};

@@ -14,7 +14,8 @@ use std::time::Instant;
 use super::Progress;
 use super::machine::aligned;
 use super::mask::Mask;
-use super::medium::{FileMedium, Medium, PAGE, Pages};
+use super::medium::{FileMedium, Medium, PAGE};
+use super::memory::Pages;
 use super::source::read_bitmap;
 use crate::bat::{self, UNUSED};
 use crate::error::{VhdError, errno::EINVAL};
@@ -85,7 +86,7 @@ pub(super) fn on(
     let before = opened.end_of_data + 512;
     let bat = std::mem::take(&mut opened.bat);
     let full = std::mem::take(&mut opened.full);
-    let pages = Pages::new(PAGE + header.block_bytes as usize);
+    let pages = memory(name, PAGE + header.block_bytes as usize)?;
     let mut work = Work { name, medium, opened, header, bat, full, pages, holes: Vec::new() };
     let freed = work.look(report)?;
     work.begin(&freed)?;
@@ -258,7 +259,7 @@ impl Work<'_> {
             .map_err(|e| VhdError::io(self.name, "write zeros", start, &e))?;
         for (first, count) in data.runs(0, self.header.block_bytes / 512) {
             let skip = u64::from(first) * 512;
-            let mut buf = Pages::new(count as usize * 512);
+            let mut buf = memory(self.name, count as usize * 512)?;
             self.read(from + skip, buf.all())?;
             self.write(start + skip, buf.all())?;
         }
@@ -321,6 +322,10 @@ impl Work<'_> {
     fn flush(&self) -> Result<(), VhdError> {
         self.medium.sync().map_err(|e| VhdError::io(self.name, "flush the image", 0, &e))
     }
+}
+
+fn memory(name: &Path, bytes: usize) -> Result<Pages, VhdError> {
+    Pages::new(bytes).map_err(|e| VhdError::io(name, "get memory for a block of it", 0, &e))
 }
 
 /// The whole pages of a run of sectors.

@@ -235,24 +235,3 @@ impl Medium for FileMedium {
         }
     }
 }
-
-/// Memory that begins at a page.
-pub(super) struct Pages {
-    bytes: Vec<u8>,
-    skip: usize,
-    len: usize,
-}
-
-impl Pages {
-    /// `len` zeros.
-    pub(super) fn new(len: usize) -> Pages {
-        let bytes = vec![0; len + PAGE];
-        let skip = bytes.as_ptr().align_offset(PAGE).min(PAGE);
-        Pages { bytes, skip, len }
-    }
-
-    /// All of it.
-    pub(super) fn all(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.skip..self.skip + self.len]
-    }
-}

@@ -29,6 +29,7 @@ mod machine;
 pub mod map;
 mod mask;
 mod medium;
+mod memory;
 mod pump;
 mod reads;
 mod source;

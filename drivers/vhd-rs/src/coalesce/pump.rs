@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Progress;
 use super::machine::{Job, Machine, Next};
-use super::medium::Pages;
+use super::memory::Pages;
 use super::source::Source;
 use super::target::Target;
 use crate::error::VhdError;
@@ -37,7 +37,7 @@ struct State {
 /// Runs a machine to its end.
 ///
 /// # Errors
-/// EAGAIN if not one thread can be started; nothing has been done then.
+/// EAGAIN or ENOMEM if not one thread can be started; nothing has been done then.
 pub(super) fn run(
     machine: Machine,
     sources: &[Source],
@@ -52,9 +52,13 @@ pub(super) fn run(
     std::thread::scope(|scope| {
         let mut failed = None;
         for i in 0..threads {
-            let begun = std::thread::Builder::new().spawn_scoped(scope, || shared.work());
+            let begun = target.memory().and_then(|pages| {
+                std::thread::Builder::new()
+                    .spawn_scoped(scope, || shared.work(pages))
+                    .map_err(|e| VhdError::io(&target.name, "start a thread", 0, &e))
+            });
             if let (0, Err(e)) = (i, begun) {
-                failed = Some(VhdError::io(&target.name, "start a thread", 0, &e));
+                failed = Some(e);
                 break;
             }
         }
@@ -100,9 +104,8 @@ impl Shared<'_> {
     }
 
     /// Takes jobs until all is over.
-    fn work(&self) {
+    fn work(&self, mut pages: Pages) {
         let _guard = Guard(self);
-        let mut pages = self.target.memory();
         let mut state = self.lock();
         while !state.over {
             let wait = state.due.saturating_duration_since(Instant::now());

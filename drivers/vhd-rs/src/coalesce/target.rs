@@ -3,7 +3,8 @@ use std::path::PathBuf;
 
 use super::chunk::Chunk;
 use super::mask::Mask;
-use super::medium::{Medium, PAGE, Pages};
+use super::medium::{Medium, PAGE};
+use super::memory::Pages;
 use super::source::Source;
 use crate::error::VhdError;
 
@@ -63,8 +64,12 @@ pub(super) struct Moved {
 
 impl Target {
     /// Memory for one chunk.
-    pub(super) fn memory(&self) -> Pages {
+    ///
+    /// # Errors
+    /// ENOMEM.
+    pub(super) fn memory(&self) -> Result<Pages, VhdError> {
         Pages::new(PAGE + self.chunk as usize * 512)
+            .map_err(|e| VhdError::io(&self.name, "get memory for a block of it", 0, &e))
     }
 
     /// How many chunks there are.

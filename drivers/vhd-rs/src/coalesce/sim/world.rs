@@ -6,7 +6,7 @@ use image::{
 };
 
 use super::super::machine::{Job, Machine, Next, Table};
-use super::super::medium::Pages;
+use super::super::memory::Pages;
 use super::super::source::Source;
 use super::super::target::{Place, Target};
 use super::super::{begin, chunks, end};
@@ -427,7 +427,7 @@ impl<'a> Jobs<'a> {
 
     /// What was at work when the power went lands in parts, or not at all.
     fn in_the_dark(&mut self) {
-        let mut pages = self.target.memory();
+        let mut pages = self.target.memory().expect("memory");
         for (job, _) in std::mem::take(&mut self.queue) {
             match job {
                 Job::Move { chunk, place } => {
@@ -446,7 +446,7 @@ impl<'a> Jobs<'a> {
 
     fn one(&mut self, job: Job, mark: usize, machine: &mut Machine) {
         let bug = self.world.bug;
-        let mut pages = self.target.memory();
+        let mut pages = self.target.memory().expect("memory");
         match job {
             Job::Move { chunk, place } if bug == Bug::DataLate => {
                 let (before, mark) =
