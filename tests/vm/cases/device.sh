@@ -71,6 +71,23 @@ case_file_system_on_ublk() {
     rm /srv/*
 }
 
+# What a guest has written to its disk's first sector is none of dom0's business.
+case_no_partitions_are_looked_for() {
+    truncate -s 8M /srv/disk.raw
+    # One partition of a megabyte, from the second on.
+    printf '\0\0\0\0\203\0\0\0\0\10\0\0\0\10\0\0' | dd of=/srv/disk.raw bs=1 seek=446 conv=notrunc status=none
+    printf '\125\252' | dd of=/srv/disk.raw bs=1 seek=510 conv=notrunc status=none
+    losetup -P /dev/loop5 /srv/disk.raw
+    [ -e /sys/block/loop5/loop5p1 ] || fail "the kernel does not take it for a partition table"
+    losetup -d /dev/loop5
+    device aio:/srv/disk.raw
+    [ -e "/sys/block/${disk#/dev/}" ] || fail "$disk is not in /sys/block"
+    same "partitions" "" "$(ls -d "/sys/block/${disk#/dev/}/${disk#/dev/}"p* 2>/dev/null)"
+    give_back
+    gone
+    rm /srv/*
+}
+
 # Killed with -9 while a mounted file system is written to: the next tapdisk takes over, and the writer sees nothing.
 case_killed_under_a_mounted_file_system() {
     # Others make errors on purpose.

@@ -42,6 +42,13 @@ pub trait Commands {
     /// # Errors
     /// Those of io_uring_enter.
     fn submit(&mut self) -> io::Result<()>;
+    /// The same for the first FETCH of all tags, with which the kernel learns whose device it is.
+    ///
+    /// # Errors
+    /// Those of io_uring_enter.
+    fn begin(&mut self) -> io::Result<()> {
+        self.submit()
+    }
     /// The next command that is over: its place, and 0 if there is a request.
     fn pop(&mut self) -> Option<(u16, i32)>;
     /// Whether `pop` gives nothing.
@@ -135,7 +142,7 @@ impl<C: Commands> Ublk<C> {
             device.fetch(slots, place, None);
         }
         device.queued = false;
-        device.commands.submit()?;
+        device.commands.begin()?;
         // What the kernel refuses is over at once.
         device.gather();
         Ok(Some(device))

@@ -200,6 +200,10 @@ impl super::Commands for Ring {
         self.ring.submit().map(drop)
     }
 
+    fn begin(&mut self) -> io::Result<()> {
+        without_admin(|| self.submit())
+    }
+
     fn pop(&mut self) -> Option<(u16, i32)> {
         let done = self.ring.completion().next()?;
         Some((done.user_data() as u16, done.result()))
@@ -211,5 +215,41 @@ impl super::Commands for Ring {
 
     fn request(&self, place: u16) -> IoDesc {
         self.tables[usize::from(place / self.depth)].get(place % self.depth)
+    }
+}
+
+/// Does something without CAP_SYS_ADMIN in this thread. A device whose tags were fetched so is not searched for
+/// partitions (drivers/block/ublk_drv.c, `nr_privileged_daemon`). Linux 6.12 searches while it holds the device's lock,
+/// so if the daemon is killed just then, the search waits for the daemon's successor, who waits for the lock: for ever.
+/// Nor is a guest's partition table dom0's to parse: the original's devices have no partitions either.
+fn without_admin<T>(act: impl FnOnce() -> T) -> T {
+    use rustix::process::{dumpable_behavior, set_dumpable_behavior};
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let (Ok(all), Ok(dumpable)) = (capabilities(None), dumpable_behavior()) else { return act() };
+    let mut fewer = all;
+    fewer.effective.remove(CapabilitySet::SYS_ADMIN);
+    let dropped = set_capabilities(None, fewer).is_ok();
+    let result = act();
+    if dropped {
+        // Getting it back takes away the right to dump core, as after a change of user.
+        let back = set_capabilities(None, all).and_then(|()| set_dumpable_behavior(dumpable));
+        debug_assert!(back.is_ok(), "what was permitted before still is");
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::dumpable_behavior;
+    use rustix::thread::{CapabilitySet, capabilities};
+
+    #[test]
+    fn the_capability_is_away_for_a_moment_and_comes_back() {
+        let before = (capabilities(None).unwrap(), dumpable_behavior().unwrap());
+        let meanwhile = without_admin(|| capabilities(None).unwrap());
+        assert!(!meanwhile.effective.contains(CapabilitySet::SYS_ADMIN));
+        assert_eq!(meanwhile.permitted, before.0.permitted);
+        assert_eq!((capabilities(None).unwrap(), dumpable_behavior().unwrap()), before);
     }
 }
