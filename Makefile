@@ -80,7 +80,7 @@ test: build
 	tests/ordinary-user.sh "$(BIN)"
 	tests/install.sh
 	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device' './run.sh tapdev' \
-	    './run.sh faults' './run.sh blktap'
+	    './run.sh xen-bad $(XEN_BAD_CASES)' 'TAPDISK_VM_LIMIT=1200 ./run.sh faults' './run.sh blktap'
 	tests/vm/pressure.py
 
 # Memory pressure, alone; REPS: each machine so many times; PRESSURE_ARGS: --full, --each, --only, --json (see there).
@@ -95,6 +95,7 @@ test-pressure: build
 XEN_CASES := two_guests_with_two_disks_each file_system_across_plugs chain_of_five discard_and_flush \
     snapshots_under_guest_io restarted_tapback front_end_that_writes_nonsense hostile_front_end \
     killed_tapdisk_and_destroyed_guest
+XEN_BAD_CASES := keys_missing_and_malformed frontends_that_jump_states layouts_and_sizes_of_rings
 
 # Every case of every machine.
 test-vm: build
