@@ -192,6 +192,29 @@ both_engines! {
         }
     }
 
+    /// An image without batmap has the hash of its key in an extended attribute, as the original keeps it.
+    fn the_key_hash_of_the_attribute_counts(rig) {
+        Gen::new(10 * MIB).id(1).foreign(b"vpc ").write(&rig.path("old.vhd"));
+        let key: Vec<u8> = (0..64).collect();
+        fs::write(rig.path("key"), &key).unwrap();
+        let hash = rig.vhd_util(&["key", "-C", "-k", "key"]).ok().out;
+        rig.vhd_util(&["key", "-s", "-n", "old.vhd", "-H", hash.trim()]).ok();
+        let name = rig.name("vhd", "old.vhd");
+        refused_with(rig, &name, &[], 22, &["old.vhd", "encrypted"]);
+        let refused = rig.serve_with_key(&name, &[7; 64]).map(|_| ());
+        assert_eq!(refused.expect_err("another key").code, 126);
+        let served = rig.serve_with_key(&name, &key).expect("the right key");
+        let mut disk = served.client();
+        disk.fill(MIB, 64 * KIB, 0x59).unwrap();
+        disk.expect(MIB, 64 * KIB, 0x59);
+        served.destroy();
+        let read = ["read", "-n", "old.vhd", "-r", "2048", "-k", "key"];
+        rig.vhd_util(&read).ok().says(&"Y".repeat(512));
+        let raw = fs::read(rig.path("old.vhd")).unwrap();
+        let plain = raw.chunks_exact(512).any(|s| s.iter().all(|b| *b == 0x59));
+        assert!(!plain, "plain text in the file");
+    }
+
     /// A snapshot of an encrypted disk, and a wrong key, none, or one too many.
     fn keys_that_do_not_fit_are_refused(rig) {
         files::unpack("encrypted-512.vhd.gz", &rig.path("e.vhd"));
