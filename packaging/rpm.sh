@@ -29,6 +29,8 @@ macro() {
 }
 macro _unitdir /usr/lib/systemd/system
 macro _docdir /usr/share/doc
+# Of a later release, say: the part of it that names the distribution.
+[ -z "${RPM_DIST:-}" ] || options+=(--define "dist $RPM_DIST")
 # A system whose compilers are no RPMs has no answer to BuildRequires.
 [ -n "$(rpm -qa 2>/dev/null | head -n 1)" ] || options+=(--nodeps)
 

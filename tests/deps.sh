@@ -22,6 +22,7 @@ test fio fio verifies what it wrote through NBD
 test python3 python3 runs the tests that are scripts
 test rpmbuild rpm packages the programs, to see that the RPM has them all
 test cpio cpio unpacks that
+test busybox busybox-static the shell of the system that it is installed into
 test xz xz-utils unpacks the modules of the virtual machines' kernel
 test /sbin/mke2fs e2fsprogs makes the virtual machines' root file system
 test /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring to trust the packages that they are made of

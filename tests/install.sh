@@ -70,6 +70,8 @@ if command -v rpmbuild >/dev/null && command -v rpm2cpio >/dev/null && command -
     (cd "$dest/root" && rpm2cpio "$package" | cpio -idm --quiet)
     "$dest/root/usr/bin/vhd-util" create -n "$dest/rpm.vhd" -s 2 || fail "the vhd-util of the RPM does not run"
     "$dest/root/usr/sbin/tap-ctl" --version >/dev/null || fail "the tap-ctl of the RPM does not run"
+    RPM_DIST=.later "$here/packaging/rpm.sh" --built "$dest/later" >"$dest/rpm.log" 2>&1 || fail "packaging/rpm.sh: $(tail -n 3 "$dest/rpm.log")"
+    "$here/tests/rpm.sh" "$dest/rpm/RPMS" "$dest/later/RPMS"
 else
     echo "install: SKIPPED: the RPM: rpmbuild, rpm2cpio or cpio is not installed (Debian: rpm, cpio)" >&2
     [ -z "${CI:-}" ] || fail "CI skips nothing"
