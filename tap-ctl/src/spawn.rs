@@ -101,7 +101,15 @@ fn try_once(program: &Path) -> Result<Option<Spawned>, Error> {
     match status.code() {
         Some(0) => control_path(program, pipe).map(Some),
         None if status.signal() == Some(libc::SIGUSR1) => Ok(None),
-        _ => Err(died(program, status, what_it_said(&mut pipe))),
+        _ => {
+            let said = what_it_said(&mut pipe);
+            // The parent was killed after the daemon had begun: it is not known to the caller, so it goes.
+            let ctl = said.lines().rev().find_map(|line| pid_of_ctl(Path::new(line)));
+            if let Some(pid) = ctl {
+                let _ = sys::interrupt(pid);
+            }
+            Err(died(program, status, said))
+        }
     }
 }
 
@@ -169,6 +177,14 @@ mod tests {
                 result => return result,
             }
         }
+    }
+
+    #[test]
+    fn a_daemon_whose_parent_was_killed_is_not_left_running() {
+        let mut daemon = Command::new("sleep").arg("100").spawn().expect("sleep");
+        let said = format!("echo /run/x/ctl{}; kill -9 $$", daemon.id());
+        assert_eq!(error(&said).0, libc::EINTR);
+        assert_eq!(daemon.wait().expect("its end").signal(), Some(libc::SIGINT));
     }
 
     fn error(script: &str) -> (i32, String) {

@@ -154,7 +154,10 @@ fn serve(mut caller: Option<Caller>) -> ExitCode {
     match caller.take() {
         Some(mut caller) => {
             let _ = caller.stdout.write_all(line.as_bytes());
-            let _ = caller.verdict.write_all(&[0]);
+            // A parent that was killed has told its caller that there is no daemon: nobody would ever end this one.
+            if caller.verdict.write_all(&[0]).is_err() {
+                return ExitCode::from(errno_code(libc::EPIPE));
+            }
         }
         None => {
             print!("{line}");

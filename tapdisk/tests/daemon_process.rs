@@ -3,6 +3,7 @@
 mod daemon_support;
 
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -402,4 +403,29 @@ fn an_idle_disk_is_small_and_idle() {
     let resident = daemon.stats(0)["memory"]["resident_bytes"].as_u64().unwrap();
     let limit = if cfg!(debug_assertions) { 16 << 20 } else { 8 << 20 };
     assert!(resident <= limit, "{resident} bytes resident");
+}
+
+#[test]
+fn a_daemon_whose_parent_was_killed_before_its_verdict_ends() {
+    let dir = run_dir();
+    // A full pipe holds the daemon up where it prints its path, just before its verdict.
+    let (read, write) = tap_ctl::sys::pipe().unwrap();
+    let (mut read, mut write) = (File::from(read), File::from(write));
+    // SAFETY: takes numbers.
+    let room = unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+    let filling = vec![b'x'; usize::try_from(room).unwrap()];
+    write.write_all(&filling).unwrap();
+    let mut start = command(dir.path());
+    start.stdout(write).stderr(std::process::Stdio::null());
+    let mut parent = start.spawn().unwrap();
+    drop(start);
+    until("the daemon's sockets", || names(dir.path()).len() == 2);
+    assert!(parent.try_wait().unwrap().is_none(), "the parent waits for the verdict");
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    assert_eq!(names(dir.path()).len(), 2, "the daemon is there");
+    let mut said = Vec::new();
+    // To the end: the daemon has let go of its pipe.
+    read.read_to_end(&mut said).unwrap();
+    until("the end of the daemon", || names(dir.path()).is_empty());
 }
