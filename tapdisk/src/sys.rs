@@ -39,20 +39,6 @@ pub fn device_sector(device: &File) -> io::Result<u32> {
     u32::try_from(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// An advisory lock that is not waited for; false if another holds it.
-///
-/// # Errors
-/// Those of `flock(2)`, such as ENOLCK.
-pub fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
-    let how = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
-    // SAFETY: flock takes numbers only; the descriptor is borrowed for the call.
-    match check(unsafe { libc::flock(file.as_raw_fd(), how | libc::LOCK_NB) }) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
 /// Bytes that an ordinary process may still take on the file system of a file.
 ///
 /// # Errors
@@ -316,17 +302,6 @@ pub fn receive_descriptor(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_lock_that_is_held_is_not_waited_for() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("f");
-        let (a, b) = (File::create(&path).unwrap(), File::create(&path).unwrap());
-        assert!(try_lock(&a, false).unwrap() && try_lock(&b, false).unwrap());
-        assert!(!try_lock(&b, true).unwrap());
-        drop(a);
-        assert!(try_lock(&b, true).unwrap());
-    }
 
     #[test]
     fn a_file_is_no_device() {

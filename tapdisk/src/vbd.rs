@@ -152,7 +152,7 @@ impl Vbd {
                 return Attach::Failed(libc::EPERM);
             }
         };
-        match sys::try_lock(&marker, true) {
+        match image::try_lock(&marker, true) {
             Ok(true) => {}
             Ok(false) => return Attach::Wait,
             Err(error) => {

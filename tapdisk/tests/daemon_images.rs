@@ -253,9 +253,24 @@ fn a_pause_lets_go_of_the_files() {
 fn a_second_writer_is_noted_or_refused() {
     let daemon = Daemon::attached();
     let name = images::raw(&daemon.run.join("a"), 1 << 20);
-    assert_eq!(daemon.open(0, &name), 0);
+    noted_or_refused(&daemon, &name);
+}
+
+#[test]
+fn a_second_writer_of_a_device_too() {
+    let daemon = Daemon::attached();
+    let Some(device) = Loop::new(&daemon.run.join("a"), 512).filter(|_| is_root()) else {
+        return skip("no loop devices here (root, loop module)");
+    };
+    noted_or_refused(&daemon, &format!("aio:{}", device.0));
+}
+
+/// Opens an image in one daemon, then in two more.
+#[track_caller]
+fn noted_or_refused(daemon: &Daemon, name: &str) {
+    assert_eq!(daemon.open(0, name), 0);
     let other = Daemon::attached();
-    assert_eq!(other.open(0, &name), 0);
+    assert_eq!(other.open(0, name), 0);
     assert!(
         other.log().is_empty() || other.log().contains("in use"),
         "waits while a disk is served"
@@ -264,8 +279,8 @@ fn a_second_writer_is_noted_or_refused() {
     daemon_support::until("the log", || other.log().contains("in use by another process"));
     let strict = Daemon::spawn_with(set("TAPDISK_LOCK", "strict"));
     strict.attach(0);
-    assert_eq!(strict.open(0, &name), libc::EBUSY);
-    assert_eq!(strict.open_with(0, &name, read_only), 0);
+    assert_eq!(strict.open(0, name), libc::EBUSY);
+    assert_eq!(strict.open_with(0, name, read_only), 0);
 }
 
 #[test]

@@ -13,8 +13,10 @@
 #![forbid(unsafe_code)]
 
 pub mod blocking;
+mod lock;
 mod storage;
 
+pub use lock::try_lock;
 pub use storage::{MemStorage, Storage};
 
 /// Bytes of a guest sector. Everything a guest addresses is counted in these, also on devices with

@@ -1,18 +1,14 @@
 //! Keeping two writers off one image.
 //!
-//! The daemon holds an advisory lock (`flock`) on the files of a chain while it serves them: exclusive on the
-//! leaf, which it writes, shared on the parents. Whoever changes an image offline asks for the same lock. Shared
+//! The daemon holds an advisory lock ([`image::try_lock`]) on the files and devices of a chain while it serves them: exclusive
+//! on the leaf, which it writes, shared on the parents. Whoever changes an image offline asks for the same lock. Shared
 //! locks of others do not keep a change off: a parent below a running disk is changed by every coalesce, in ways
 //! that the disk does not see. An exclusive lock does: a second writer would destroy the image.
 //!
 //! A process that was killed with io_uring requests in flight keeps its locks a moment longer than itself, while
 //! the kernel takes its rings down; so a lock that is held is asked for again for a second before it counts.
-//!
-//! Block devices are not locked: udev takes a lock on a device as "keep off". There storage managers keep
-//! writers apart.
 use crate::chain;
 use crate::error::{VhdError, errno::EBUSY};
-use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::path::Path;
 use std::time::Duration;
@@ -57,7 +53,7 @@ pub fn open_to_change(path: &Path, others: Others) -> Result<File, VhdError> {
 /// # Errors
 /// EBUSY while another process writes the image. A file system without locks is no error.
 pub fn lock(file: &File, path: &Path, others: Others) -> Result<(), VhdError> {
-    if image::Storage::is_device(file) || others == Others::Ignore || soon(|| taken(file)) {
+    if others == Others::Ignore || soon(|| taken(file)) {
         return Ok(());
     }
     let why = "another process is writing this image; close the disk there first \
@@ -71,11 +67,7 @@ pub fn lock(file: &File, path: &Path, others: Others) -> Result<(), VhdError> {
 /// # Errors
 /// EBUSY while another process has the image open. A file system without locks is no error.
 pub fn lock_alone(file: &File, path: &Path, others: Others) -> Result<(), VhdError> {
-    let alone = || {
-        let how = FlockOperation::NonBlockingLockExclusive;
-        !matches!(flock(file, how), Err(rustix::io::Errno::WOULDBLOCK))
-    };
-    if image::Storage::is_device(file) || others == Others::Ignore || soon(alone) {
+    if others == Others::Ignore || soon(|| got(file, true)) {
         return Ok(());
     }
     let why = "another process has this image open; close all disks above it first \
@@ -97,6 +89,10 @@ fn soon(mut what: impl FnMut() -> bool) -> bool {
 
 /// Alone, or with readers only.
 fn taken(file: &File) -> bool {
-    let got = |how| !matches!(flock(file, how), Err(rustix::io::Errno::WOULDBLOCK));
-    got(FlockOperation::NonBlockingLockExclusive) || got(FlockOperation::NonBlockingLockShared)
+    got(file, true) || got(file, false)
+}
+
+/// A file system without locks has nobody who holds one.
+fn got(file: &File, exclusive: bool) -> bool {
+    image::try_lock(file, exclusive).unwrap_or(true)
 }

@@ -76,7 +76,7 @@ Images that are only read, as the parents of a running disk, may be changed, and
 read.
 .B \-\-ignore\-lock
 changes an image all the same.
-Block devices are not locked.
+This holds for files and for block devices.
 .SH COMMANDS
 "#;
 

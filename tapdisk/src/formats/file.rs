@@ -126,7 +126,7 @@ fn direct(path: &Path, writable: bool, flags: i32) -> io::Result<(File, How)> {
 
 /// An advisory lock while the file is open: exclusive for what is written, shared for what is read. SM
 /// keeps writers apart by other means and the original knows no lock, so a lock held by another is only
-/// noted, unless `TAPDISK_LOCK=strict`. Devices are not locked: udev takes that as "keep off".
+/// noted, unless `TAPDISK_LOCK=strict`.
 ///
 /// # Errors
 /// EBUSY in strict mode.
@@ -136,7 +136,7 @@ pub fn lock(
     writable: bool,
     notes: &mut Vec<String>,
 ) -> Result<(), OpenError> {
-    if image::Storage::is_device(file) || sys::try_lock(file.file(), writable).unwrap_or(true) {
+    if image::try_lock(file.file(), writable).unwrap_or(true) {
         return Ok(());
     }
     let what =

@@ -1,8 +1,9 @@
 //! The storage manager's own conduct: the sequences of commands that it runs, and what it reads from their output.
 use std::process::Command;
 
+use tests::rig::places::{LoopDevice, root};
 use tests::rig::vhdgen::{Gen, id};
-use tests::rig::{MIB, Served, programs, run};
+use tests::rig::{MIB, Served, files, programs, run};
 
 use super::Bench;
 
@@ -61,38 +62,66 @@ fn a_disk_that_runs_is_not_changed_behind_its_back() {
     let b = Bench::new();
     b.ok("create -n base.vhd -s 64");
     b.ok("snapshot -n leaf.vhd -p base.vhd -e");
-    let disk = served(&b, "leaf.vhd");
+    keeps_others_off(&b, "base.vhd", "leaf.vhd");
+}
+
+#[test]
+fn nor_is_one_on_a_device() {
+    let b = Bench::new();
+    if !root("loop devices with VHDs") {
+        return;
+    }
+    let [base, leaf] = ["base.img", "leaf.img"].map(|name| {
+        files::sparse(&b.path(name), 72 * MIB);
+        LoopDevice::over(&b.path(name), 512)
+    });
+    b.ok(&format!("create -n {} -s 64", base.name()));
+    b.ok(&format!("snapshot -n {} -p {} -e", leaf.name(), base.name()));
+    // A link is the same image, as LVM's names are links.
+    let link = b.path("leaf");
+    std::os::unix::fs::symlink(leaf.path(), &link).unwrap();
+    keeps_others_off(&b, &base.name(), link.to_str().unwrap());
+}
+
+/// Serves a leaf, and has `vhd-util` change it and its parent meanwhile.
+#[track_caller]
+fn keeps_others_off(b: &Bench, base: &str, leaf: &str) {
+    let disk = served(b, leaf);
     disk.client().fill(0, MIB, 0x11).unwrap();
-    let keep = b.bytes("leaf.vhd");
+    let keep = b.bytes(leaf);
     for line in [
-        "set -n leaf.vhd -f hidden -v 1",
-        "set -n leaf.vhd -f marker -v 1",
-        "repair -n leaf.vhd",
-        "modify -n leaf.vhd -p base.vhd",
-        "modify -n leaf.vhd -z",
-        "resize -n leaf.vhd -s 128 -f",
-        "resize -n leaf.vhd -s 128 -j j",
-        "fill -n leaf.vhd",
-        "create -n leaf.vhd -s 10",
-        "snapshot -n leaf.vhd -p base.vhd",
+        "set -f hidden -v 1",
+        "set -f marker -v 1",
+        "repair",
+        &format!("modify -p {base}"),
+        "modify -z",
+        "resize -s 128 -f",
+        "resize -s 128 -j j",
+        "fill",
+        "create -s 10",
+        &format!("snapshot -p {base}"),
+        "coalesce",
+        "compact",
     ] {
-        let refused = b.run(line).exits(16);
-        assert!(refused.err.contains("another process is writing this image"), "{refused:?}");
-        assert!(b.bytes("leaf.vhd") == keep, "{line} changed it");
+        let refused = b.run(&format!("{line} -n {leaf}")).exits(16);
+        let why = "another process ";
+        assert!(refused.err.contains(why) && refused.err.contains(leaf), "{line}: {refused:?}");
+        assert!(b.bytes(leaf) == keep, "{line} changed it");
     }
     assert!(!b.path("j").exists());
     // Who only reads, and who works on what the disk only reads, is not kept off.
-    b.ok("query -n leaf.vhd -vsafp");
-    b.ok("check -n leaf.vhd -i");
-    b.ok("set -n base.vhd -f hidden -v 1");
+    b.ok(&format!("query -n {leaf} -vsafp"));
+    b.ok(&format!("check -n {leaf} -i"));
+    b.ok(&format!("set -n {base} -f hidden -v 1"));
     // The way around, by its name.
-    b.ok("set --ignore-lock -n leaf.vhd -f marker -v 9");
-    assert_eq!(b.ok("query -n leaf.vhd -m"), "marker: 9");
+    b.ok(&format!("set --ignore-lock -n {leaf} -f marker -v 9"));
+    assert_eq!(b.ok(&format!("query -n {leaf} -m")), "marker: 9");
     disk.pause();
-    b.ok("set -n leaf.vhd -f hidden -v 0");
+    b.ok(&format!("set -n {leaf} -f hidden -v 0"));
     disk.unpause(&[]);
     disk.client().expect(0, MIB, 0x11);
     disk.destroy();
+    b.ok(&format!("set -n {leaf} -f hidden -v 0"));
 }
 
 /// A chain of three under a running disk: a, b and c, each with a MiB of its own.
