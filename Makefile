@@ -33,10 +33,12 @@ ifeq ($(PREFIX),/usr)
 TMPFILESDIR  ?= /usr/lib/tmpfiles.d
 UNITDIR      ?= /usr/lib/systemd/system
 LOGROTATEDIR ?= /etc/logrotate.d
+UDEVDIR      ?= /usr/lib/udev/rules.d
 else
 TMPFILESDIR  ?= $(PREFIX)/lib/tmpfiles.d
 UNITDIR      ?= $(PREFIX)/lib/systemd/system
 LOGROTATEDIR ?= $(PREFIX)/etc/logrotate.d
+UDEVDIR      ?= $(PREFIX)/lib/udev/rules.d
 endif
 
 # rustup puts cargo where a non-login shell does not look.
@@ -148,7 +150,7 @@ install: $(PROGRAMS)
 	    "$(DESTDIR)$(DATADIR)/bash-completion/completions" \
 	    "$(DESTDIR)$(DATADIR)/zsh/site-functions" \
 	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d" \
-	    "$(DESTDIR)$(TMPFILESDIR)" "$(DESTDIR)$(LOGROTATEDIR)" "$(DESTDIR)$(UNITDIR)"
+	    "$(DESTDIR)$(TMPFILESDIR)" "$(DESTDIR)$(LOGROTATEDIR)" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(UDEVDIR)"
 	install -m 0755 "$(BIN)/tapback" "$(DESTDIR)$(SBINDIR)/tapback"
 	install -m 0644 packaging/tapback.8 "$(DESTDIR)$(MANDIR)/man8/tapback.8"
 	sed 's|@SBINDIR@|$(SBINDIR)|' packaging/tapback.service >"$(DESTDIR)$(UNITDIR)/tapback.service"
@@ -172,6 +174,7 @@ install: $(PROGRAMS)
 	done
 	install -m 0644 packaging/tmpfiles.conf "$(DESTDIR)$(TMPFILESDIR)/tapdisk-rs.conf"
 	install -m 0644 packaging/logrotate "$(DESTDIR)$(LOGROTATEDIR)/tapdisk-rs"
+	install -m 0644 packaging/udev.rules "$(DESTDIR)$(UDEVDIR)/60-tapdisk-rs.rules"
 	install -m 0644 LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
 
 # From a source archive with all crates, as a build service does: needs rpmbuild.
@@ -210,7 +213,8 @@ uninstall:
 	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/cbt-util.fish" \
 	    "$(DESTDIR)$(SBINDIR)/tapback" "$(DESTDIR)$(MANDIR)/man8/tapback.8" \
 	    "$(DESTDIR)$(UNITDIR)/tapback.service" \
-	    "$(DESTDIR)$(TMPFILESDIR)/tapdisk-rs.conf" "$(DESTDIR)$(LOGROTATEDIR)/tapdisk-rs"
+	    "$(DESTDIR)$(TMPFILESDIR)/tapdisk-rs.conf" "$(DESTDIR)$(LOGROTATEDIR)/tapdisk-rs" \
+	    "$(DESTDIR)$(UDEVDIR)/60-tapdisk-rs.rules"
 	rm -rf "$(DESTDIR)$(DOCDIR)"
 
 clean:

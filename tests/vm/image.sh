@@ -204,9 +204,9 @@ rm -rf "$root/usr/lib/xen-$vm_xen/boot/xen-shim"
 # A package left out by mistake (packages.sh, no_use) is found here and not in the middle of a boot.
 loader=$host/usr/lib64/ld-linux-x86-64.so.2
 for program in "usr/lib/xen-$vm_xen/bin/xl" "usr/lib/xen-$vm_xen/bin/xenstored" usr/bin/qemu-img usr/bin/strace \
-    usr/sbin/nbd-client usr/sbin/mke2fs usr/libexec/xen-qemu-system-i386; do
+    usr/sbin/nbd-client usr/sbin/mke2fs usr/bin/udevadm usr/libexec/xen-qemu-system-i386; do
     [ -x "$root/$program" ] || die "no $program in the packages of dom0"
-    "$loader" --library-path "$root/usr/lib/x86_64-linux-gnu" --list "$root/$program" >"$new/work/libraries" ||
+    "$loader" --library-path "$root/usr/lib/x86_64-linux-gnu:$root/usr/lib/x86_64-linux-gnu/systemd" --list "$root/$program" >"$new/work/libraries" ||
         die "$program lacks a library in dom0: $(grep -h 'not found' "$new/work/libraries")"
 done
 

@@ -16,7 +16,7 @@ set -euo pipefail
 # Into the root file system of dom0 (and of the machine without Xen).
 dom0_wants=("xen-utils-$vm_xen" xenstore-utils qemu-system-xen qemu-utils nbd-client busybox-static bash coreutils
     util-linux mount kmod e2fsprogs procps grep sed mawk findutils strace tar gzip iproute2 libaio1t64 liburing2
-    libstdc++6 libgcc-s1 bsdutils)
+    libstdc++6 libgcc-s1 bsdutils udev)
 # Onto the host, into a folder: the emulator, and what is needed to take kernels apart.
 host_wants=(qemu-system-x86 zstd kmod busybox-static)
 # What a module is built with, in a tree of its own: the compiler of the kernel's release, and the headers' own
@@ -25,13 +25,14 @@ module_wants=(make gcc-14 bash coreutils sed grep mawk perl-base findutils libc-
 # What a kernel is built with beyond that.
 source_wants=(flex bison bc libelf-dev libc6-dev libssl-dev xz-utils tar gzip kmod cpio diffutils file)
 # Would be pulled in by dependencies, and is of no use without an init system, users or Python.
-no_use='^(debconf|dpkg|perl-base|systemd|udev|ucf|init-system-helpers|libpam.*|passwd|adduser|login.*|base-passwd'
+no_use='^(debconf|dpkg|perl-base|systemd|ucf|init-system-helpers|libpam-.*|passwd|adduser|login.*|base-passwd'
 no_use+='|libsemanage.*|libsepol2|python3.*|libpython3.*|libdebconf.*|tzdata|media-types|netbase|iso-codes'
-no_use+='|readline-common|sensible-utils|libtext-.*|gcc-14-base|libaudit-common|libsystemd-shared'
+no_use+='|readline-common|sensible-utils|libtext-.*|gcc-14-base|libaudit-common'
 no_use+='|openssl-provider-legacy|usr-is-merged|debianutils|libdb5.3.*|libsqlite3-0|libexpat1)$'
 
 debs=$vm_cache/packages
 lists=(dom0 host xen kernel)
+wants="${dom0_wants[*]} ${host_wants[*]}"
 
 complete() { # lists
     local list file
@@ -141,6 +142,7 @@ fetch() {
     for list in "${lists[@]}"; do
         file_names <"$list.names" >"$list"
     done
+    echo "$wants" >wants
     cd "$vm_cache"
     rm -rf "$debs"
     mv "$new" "$debs"
@@ -179,7 +181,8 @@ for option in "$@"; do
     esac
 done
 lock_cache
-if [ -n "$update" ] || ! complete "${lists[@]}"; then
+# What an earlier version of this script has fetched may be other packages.
+if [ -n "$update" ] || ! complete "${lists[@]}" || [ "$(cat "$debs/wants" 2>/dev/null)" != "$wants" ]; then
     fetch
 fi
 if [ -n "$module" ] && ! complete module; then

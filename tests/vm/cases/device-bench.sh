@@ -45,6 +45,8 @@ by_tapdisk() { # name, options of create
     local name=$1
     shift
     tapdisk_on "$@"
+    # What packaging/udev.rules does; no udev runs here.
+    case $disk in /dev/ublkb*) echo none >"/sys/block/${disk#/dev/}/queue/scheduler" ;; esac
     loads "$name" "$disk"
     give_back
 }

@@ -8,6 +8,7 @@ export case_limit=${case_limit:-480}
 
 clean_up() {
     umount -l /mnt
+    pidof systemd-udevd && udevadm control --exit
     local tapdisk
     for tapdisk in $(pidof tapdisk); do
         kill -9 "$tapdisk"
@@ -398,6 +399,43 @@ case_removed_when_the_image_is_lost() {
     [ ! -e /srv/read ] || fail "a read of a removed device succeeded"
     gone
     same "minors" "" "$(tap-ctl list)"
+}
+
+# As every distribution runs it: it looks at a device as soon as that is there, and at its end, and our rule is for it.
+case_udev_looks_on() {
+    /usr/lib/systemd/systemd-udevd --daemon
+    local round
+    for round in 1 2 3 4 5 6; do
+        truncate -s 64M /srv/disk.raw
+        mke2fs -q -t ext4 -L "udev$round" /srv/disk.raw
+        device aio:/srv/disk.raw
+        # Every other time it is gone again while udev still looks.
+        if [ $((round % 2)) -eq 0 ]; then
+            udevadm settle --timeout=60
+            without_scheduler
+            same "what udev read" "udev$round" "$(udevadm info -q property --property=ID_FS_LABEL --value "$disk")"
+            kill -9 "$pid"
+            await 20 "the end of tapdisk" sh -c "! [ -e /proc/$pid ]"
+            same "the device comes back" "$disk" "$(tap-ctl recover -m "$minor")"
+            find_it
+            mount "$disk" /mnt
+            date >/mnt/date
+            umount /mnt
+            udevadm settle --timeout=60
+            without_scheduler
+        fi
+        give_back
+        gone
+    done
+    udevadm control --exit
+    await 20 "the end of udev" sh -c '! pidof systemd-udevd'
+    rm /srv/*
+}
+
+without_scheduler() {
+    local all
+    all=$(cat "/sys/block/${disk#/dev/}/queue/scheduler")
+    case $all in *'[none]'*) ;; *) fail "schedulers of $disk: $all" ;; esac
 }
 
 case_both_disk_engines() {
