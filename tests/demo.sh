@@ -72,7 +72,7 @@ ended() {
 
 give_back() {
     show "$bin/tap-ctl" destroy -p "$pid" -m "$minor"
-    if "$bin/tap-ctl" list -m "$minor" | grep -q "pid=$pid "; then
+    if "$bin/tap-ctl" list -m "$minor" | grep "pid=$pid " >/dev/null; then
         die "the disk is still listed"
     fi
     [ ! -e "$socket" ] || die "the socket $socket was left behind"

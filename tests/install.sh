@@ -61,7 +61,8 @@ if command -v rpmbuild >/dev/null && command -v rpm2cpio >/dev/null && command -
     "$here/packaging/rpm.sh" --built "$dest/rpm" >"$dest/rpm.log" 2>&1 || fail "packaging/rpm.sh: $(tail -n 3 "$dest/rpm.log")"
     package=$(find "$dest/rpm/RPMS" -name 'tapdisk-rs-*.rpm')
     module=$(find "$dest/rpm/RPMS" -name 'blktap-dkms-*.rpm')
-    rpm -qlp "$module" | grep -q '/blktap-.*/dkms.conf$' || fail "the package of the kernel module lacks its dkms.conf"
+    # Not grep -q, which may end before rpm has written all: then rpm fails, about once in 300 times.
+    rpm -qlp "$module" | grep '/blktap-.*/dkms.conf$' >/dev/null || fail "the package of the kernel module lacks its dkms.conf"
     listed() { sed 's/\.gz$//' | grep -v '^/usr/share/licenses/' | sort; }
     ours=$(cd "$dest" && find usr etc ! -type d -printf '/%p\n' | listed)
     theirs=$(rpm -qp --qf '[%{FILEMODES:perms} %{FILENAMES}\n]' "$package" | sed -n 's/^-[^ ]* //p' | listed)

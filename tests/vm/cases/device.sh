@@ -151,7 +151,7 @@ case_pause_and_snapshot_under_a_mounted_file_system() {
     await 20 "the end of tapdisk" sh -c "! [ -e /proc/$pid ]"
     tap-ctl recover -m "$minor"
     find_it
-    tap-ctl list | grep -q "args=vhd:/srv/leaf.vhd" || fail "the leaf is not what is served"
+    tap-ctl list | grep "args=vhd:/srv/leaf.vhd" >/dev/null || fail "the leaf is not what is served"
     cmp /srv/noise /mnt/during
     umount /mnt
     e2fsck -fn "$disk"
@@ -326,7 +326,7 @@ case_doctor_finds_all_protections_held() {
     device aio:/srv/disk.raw
     dd if=/dev/zero of="$disk" bs=4k count=100 oflag=direct status=none
     tap-ctl doctor
-    tap-ctl doctor --json | grep -q '"state":"held"'
+    tap-ctl doctor --json | grep '"state":"held"' >/dev/null
     echo 0 >"/proc/$pid/oom_score_adj"
     local status=0
     tap-ctl doctor -p "$pid" >/srv/said || status=$?

@@ -54,7 +54,7 @@ case_frontend_begins_again() {
 }
 
 rings_of() { # pid, minor
-    tap-ctl stats -p "$1" -m "$2" --json | tr -d ' ' | grep -q '"queue":'
+    tap-ctl stats -p "$1" -m "$2" --json | tr -d ' ' | grep '"queue":' >/dev/null
 }
 
 # Sectors of 4096 bytes, which the ring counts in 512s.
