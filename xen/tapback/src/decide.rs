@@ -8,6 +8,7 @@
 //!   6 ────────────► 6   after the tapdisk has left the ring
 //!   no state ─────► 6   until it has one again
 //!   gone ─────────► 6   and hotplug-status goes: both are waited for by somebody
+//!   not there yet       the backend's half is at 1 and online: wait
 //! ```
 //! The rules are those of `xenstore-tapback.md` §4 and §8. One step at a time: whoever has taken it looks
 //! again and asks again, until the answer is [`Step::Nothing`] or [`Step::Forget`].
@@ -102,8 +103,11 @@ pub fn decide(view: &View, memory: &Memory) -> Step {
 }
 
 fn frontend_gone(view: &View, memory: &Memory) -> Step {
+    // Not every toolstack writes both halves at once. To end such a disk, all of them take online away.
+    let not_yet = view.backend == Some(state::INITIALISING) && view.online;
     match () {
         () if memory.ring.may_be_up() => Step::Disconnect,
+        () if not_yet => Step::Nothing,
         () if view.backend != Some(state::CLOSED) || view.hotplug_present => Step::Abandon,
         () => Step::Nothing,
     }

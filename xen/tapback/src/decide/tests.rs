@@ -42,6 +42,14 @@ fn a_new_node_is_announced_first() {
 }
 
 #[test]
+fn a_node_whose_frontend_is_not_there_yet_keeps_what_the_script_said() {
+    let early = View { front: Front::Missing, ..view(0, 1) };
+    assert_eq!(decide(&early, &down()), Step::Nothing);
+    assert_eq!(decide(&early, &memory(Ring::Unsure(None))), Step::Disconnect);
+    assert_eq!(decide(&View { online: false, ..early }, &down()), Step::Abandon);
+}
+
+#[test]
 fn a_node_made_anew_loses_the_ring_of_the_former_one() {
     let new = View { announced: false, ..view(1, 1) };
     assert_eq!(decide(&new, &up()), Step::Disconnect);
