@@ -32,7 +32,7 @@ no_use+='|openssl-provider-legacy|usr-is-merged|debianutils|libdb5.3.*|libsqlite
 
 debs=$vm_cache/packages
 lists=(dom0 host xen kernel)
-wants="${dom0_wants[*]} ${host_wants[*]}"
+wants="${dom0_wants[*]} ${host_wants[*]} $no_use"
 
 complete() { # lists
     local list file
