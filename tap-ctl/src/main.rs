@@ -22,6 +22,7 @@ use std::process::ExitCode;
 use tap_ctl::error::strerror;
 
 fn main() -> ExitCode {
+    tap_ctl::sys::settle_umask();
     let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
     let Some((word, rest)) = argv.split_first() else {
         return overview();

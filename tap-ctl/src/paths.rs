@@ -19,6 +19,9 @@
 //! 4. else `/tmp/blktap-control-<uid>`, which must be a directory of that user with mode 0700,
 //!    because anybody may make a name in /tmp.
 //!
+//! Any of them must be root's or the user's own, and nobody else may write in it: whoever makes names there puts
+//! his sockets in the place of ours, and his records before `recover` (docs/security.md).
+//!
 //! tap-ctl and tapdisk both use this module, so they agree as long as the environment does.
 
 use crate::error::Error;
@@ -35,6 +38,8 @@ pub const MINORS_MAX: u32 = 16384;
 pub const SOCKET_PATH_LEN_MAX: usize = 107;
 /// The directory of root.
 pub const ROOT_RUN_DIR: &str = "/run/blktap-control";
+/// What helps where a directory is refused.
+const OTHER_DIR: &str = "set TAPDISK_RUN_DIR or XDG_RUNTIME_DIR";
 /// Environment variable that overrides the directory.
 pub const RUN_DIR_VARIABLE: &str = "TAPDISK_RUN_DIR";
 
@@ -48,7 +53,7 @@ impl RunDir {
     /// The directory for this process: its environment and effective user decide.
     ///
     /// # Errors
-    /// [`Error::RunDir`] if the directory in /tmp exists and is not the user's alone.
+    /// [`Error::RunDir`] if the directory exists and is not safe to use.
     pub fn locate() -> Result<RunDir, Error> {
         let uid = sys::euid();
         let env = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
@@ -57,6 +62,7 @@ impl RunDir {
         if private {
             check_private(&path, uid)?;
         }
+        check_safe(&path, uid)?;
         Ok(RunDir { path })
     }
 
@@ -79,10 +85,10 @@ impl RunDir {
         let uid = sys::euid();
         let mode = if uid == 0 { mode } else { 0o700 };
         make_dir(&self.path, mode)?;
-        match self.path == tmp_dir(uid) {
-            true => check_private(&self.path, uid),
-            false => Ok(()),
+        if self.path == tmp_dir(uid) {
+            check_private(&self.path, uid)?;
         }
+        check_safe(&self.path, uid)
     }
 
     /// Control socket of a tapdisk.
@@ -199,8 +205,35 @@ fn check_private(path: &Path, uid: u32) -> Result<(), Error> {
     }
 }
 
+/// A directory in which nobody but root and the user makes names, and no stranger's symbolic link to one.
+fn check_safe(path: &Path, uid: u32) -> Result<(), Error> {
+    for look in [fs::symlink_metadata, fs::metadata] {
+        let meta = match look(path) {
+            Ok(meta) => meta,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(Error::file("look at", path, &error)),
+        };
+        if let Some(reason) = not_safe(&meta, uid) {
+            return Err(Error::RunDir { path: path.to_owned(), reason });
+        }
+    }
+    Ok(())
+}
+
+fn not_safe(meta: &Metadata, uid: u32) -> Option<String> {
+    if meta.uid() != 0 && meta.uid() != uid {
+        let owner = meta.uid();
+        return Some(format!("belongs to user {owner}, neither root nor {uid}; {}", OTHER_DIR));
+    }
+    // The mode of a symbolic link says nothing, and what is no directory fails by itself.
+    let mode = meta.mode() & 0o7777;
+    (meta.is_dir() && mode & 0o022 != 0).then(|| {
+        format!("can be written by others (mode {mode:04o}): chmod go-w it, or {OTHER_DIR}")
+    })
+}
+
 fn not_private(meta: &Metadata, uid: u32) -> Option<String> {
-    let remedy = "remove it, or set TAPDISK_RUN_DIR or XDG_RUNTIME_DIR";
+    let remedy = format!("remove it, or {OTHER_DIR}");
     if !meta.is_dir() {
         return Some(format!("is not a directory; {remedy}"));
     }

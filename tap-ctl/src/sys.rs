@@ -15,6 +15,19 @@ pub fn euid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// What this process makes from now on is for nobody else to write, however its caller was set up: some leave
+/// umask 0 behind. A caller who lets others do less keeps that; of what is its owner's nothing is withheld.
+/// To be called before there is another thread.
+pub fn settle_umask() {
+    const OTHERS: libc::mode_t = 0o077;
+    const NO_WRITING: libc::mode_t = 0o022;
+    // SAFETY: umask takes a number, touches no memory of ours and cannot fail.
+    unsafe {
+        let inherited = libc::umask(NO_WRITING);
+        libc::umask(inherited & OTHERS | NO_WRITING);
+    }
+}
+
 /// How to take a lock with [`flock`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lock {
@@ -144,6 +157,13 @@ pub fn readable(fd: BorrowedFd<'_>, limit: Duration) -> bool {
     let millis = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: `poll` is one pollfd and lives through the call; the descriptor is borrowed.
     unsafe { libc::poll(&mut poll, 1, millis) == 1 }
+}
+
+/// Says aloud that a test cannot run here.
+#[cfg(test)]
+pub(crate) fn skip(why: &str) {
+    eprintln!("SKIPPED: {why}");
+    assert!(std::env::var_os("TAPDISK_TESTS_SKIP_NOTHING").is_none(), "{why}");
 }
 
 #[cfg(test)]

@@ -20,8 +20,8 @@ use mio::{Interest, Registry, Token};
 use slog::info;
 use tap_ctl::messages::{Request, type_name};
 
+use crate::entrance::{Guard, listen};
 use crate::places::free_place;
-use crate::receiver::bind;
 use crate::vbd::Extra;
 use conn::{Conn, Input, Phase};
 pub use work::{Daemon, VBD_TOKENS, VBD_TOKENS_BASE};
@@ -59,6 +59,7 @@ pub struct Control {
     path: PathBuf,
     /// `None` when the process is about to end.
     listener: Option<UnixListener>,
+    guard: Guard,
     base: usize,
     clients: Vec<Option<Conn>>,
     serial: u64,
@@ -76,11 +77,12 @@ impl Control {
     /// # Errors
     /// Those of bind.
     pub fn open(path: PathBuf, registry: &Registry, base: usize) -> io::Result<Control> {
-        let mut listener = bind(&path)?;
+        let mut listener = UnixListener::from_std(listen(&path)?);
         registry.register(&mut listener, Token(base), Interest::READABLE)?;
         Ok(Control {
             path,
             listener: Some(listener),
+            guard: Guard::default(),
             base,
             clients: Vec::with_capacity(CLIENTS_MAX),
             serial: 0,
@@ -124,6 +126,7 @@ impl Control {
             let Some(place) = self.place() else { return };
             let Some(listener) = &self.listener else { return };
             match listener.accept() {
+                Ok((stream, _)) if !self.guard.lets_in(&stream, &self.path, &daemon.env.log) => {}
                 Ok((mut stream, _)) => {
                     self.drop_client(daemon, place);
                     let token = Token(self.base + 1 + place);

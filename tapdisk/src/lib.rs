@@ -9,6 +9,7 @@
 pub mod control;
 pub mod disk;
 pub mod engine;
+pub mod entrance;
 pub mod formats;
 pub mod job;
 pub mod kernel_nbd;

@@ -85,6 +85,7 @@ impl From<tap_ctl::error::Error> for Failure {
 
 /// The program.
 pub fn main() -> ExitCode {
+    tap_ctl::sys::settle_umask();
     let args: Vec<_> = std::env::args_os().skip(1).collect();
     match wanted(&args) {
         Wanted::Help { long } => {

@@ -2,14 +2,14 @@
 //! (spec/control-socket.md §7).
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use slog::{Logger, info, warn};
 
+use crate::entrance::{Guard, listen};
 use crate::sys;
 
 /// Descriptors that are kept (spec).
@@ -77,6 +77,7 @@ fn significant(name: &[u8]) -> &[u8] {
 pub struct Receiver {
     path: PathBuf,
     listener: UnixListener,
+    guard: Guard,
     tokens: [Token; 2],
     sender: Option<UnixStream>,
     stash: Arc<Stash>,
@@ -88,15 +89,19 @@ impl Receiver {
     /// # Errors
     /// Those of bind.
     pub fn open(path: PathBuf, registry: &Registry, tokens: [Token; 2]) -> io::Result<Receiver> {
-        let mut listener = bind(&path)?;
+        let mut listener = UnixListener::from_std(listen(&path)?);
         registry.register(&mut listener, tokens[0], Interest::READABLE)?;
-        Ok(Receiver { path, listener, tokens, sender: None, stash: Arc::default() })
+        let (guard, stash) = (Guard::default(), Arc::default());
+        Ok(Receiver { path, listener, guard, tokens, sender: None, stash })
     }
 
     /// Something happened on one of the two tokens.
     pub fn event(&mut self, registry: &Registry, log: &Logger) {
         self.receive(registry, log);
         while let Ok((mut stream, _)) = self.listener.accept() {
+            if !self.guard.lets_in(&stream, &self.path, log) {
+                continue;
+            }
             // One at a time: a second one is closed at once.
             let free = self.sender.is_none();
             if free && registry.register(&mut stream, self.tokens[1], Interest::READABLE).is_ok() {
@@ -141,19 +146,4 @@ impl Drop for Receiver {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
-}
-
-/// A listener at `path`, in place of what a dead process left there.
-///
-/// # Errors
-/// Those of bind; ENAMETOOLONG for a path that no socket can have.
-pub fn bind(path: &Path) -> io::Result<UnixListener> {
-    if path.as_os_str().len() > tap_ctl::paths::SOCKET_PATH_LEN_MAX {
-        return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
-    }
-    // Only a socket is removed: anything else in the way is somebody's file, and bind says so.
-    if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
-        std::fs::remove_file(path)?;
-    }
-    UnixListener::bind(path)
 }

@@ -1,13 +1,18 @@
-//! Calls on connected sockets that the standard library has no safe form of: scattered receive, gathered
-//! send, buffer sizes, a wait for one of them.
+//! Calls on sockets that the standard library has no safe form of: scattered receive, gathered send, buffer
+//! sizes, a wait for one of them; a listener with a mode, and who is at the other end.
 //!
 //! Sending and receiving never wait (`MSG_DONTWAIT`), so that a descriptor that somebody else handed to us
 //! keeps its own flags. Nothing here allocates.
 #![allow(unsafe_code)]
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::Duration;
+
+use crate::entrance::Stranger;
 
 /// Most pieces of memory in one send (the kernel's limit is 1024).
 pub(crate) const PARTS_MAX: usize = 256;
@@ -50,6 +55,51 @@ pub(crate) fn send<'a>(
     // SAFETY: the first `count` places of `list` were written above and name slices borrowed for 'a,
     // which the kernel only reads; `list` outlives the call.
     outcome(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, flags) })
+}
+
+/// Connections that may wait at a listener; the kernel's own limit is often less.
+const BACKLOG: libc::c_int = 1024;
+
+/// A listener at `path` that does not block. The file has mode 0600 from the moment on it is there: Linux gives
+/// it the mode of the unbound socket (unix(7); seen with 4.19 and 6.12), so there is nothing to change afterwards.
+pub(crate) fn listen_privately(path: &Path) -> io::Result<UnixListener> {
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: zeros are a valid address; socket takes numbers and gives a descriptor that nobody else owns.
+    let (mut to, fd) = unsafe {
+        let fd = number(libc::socket(libc::AF_UNIX, kind, 0))?;
+        (std::mem::zeroed::<libc::sockaddr_un>(), OwnedFd::from_raw_fd(fd))
+    };
+    let name = path.as_os_str().as_bytes();
+    if name.contains(&0) || name.is_empty() || name.len() >= to.sun_path.len() {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    to.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    to.sun_path.iter_mut().zip(name).for_each(|(to, byte)| *to = *byte as libc::c_char);
+    let bytes = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+    // SAFETY: the descriptor is owned just above; the address is a whole sockaddr_un that outlives the call.
+    unsafe {
+        number(libc::fchmod(fd.as_raw_fd(), 0o600))?;
+        number(libc::bind(fd.as_raw_fd(), (&raw const to).cast(), bytes))?;
+    }
+    // SAFETY: takes numbers only.
+    match number(unsafe { libc::listen(fd.as_raw_fd(), BACKLOG) }) {
+        Ok(_) => Ok(UnixListener::from(fd)),
+        Err(error) => {
+            let _ = std::fs::remove_file(path);
+            Err(error)
+        }
+    }
+}
+
+/// Who connected this stream, or made it.
+pub(crate) fn peer(fd: BorrowedFd<'_>) -> io::Result<Stranger> {
+    let mut who = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut bytes = size_of::<libc::ucred>() as libc::socklen_t;
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+    let to = (&raw mut who).cast();
+    // SAFETY: the kernel writes at most `bytes` bytes to `who`; both outlive the call.
+    number(unsafe { libc::getsockopt(fd.as_raw_fd(), level, option, to, &raw mut bytes) })?;
+    Ok(Stranger { uid: who.uid, pid: who.pid })
 }
 
 /// A buffer of a socket.
@@ -120,6 +170,10 @@ pub(crate) fn shut_down(fd: BorrowedFd<'_>) {
 fn empty_message() -> libc::msghdr {
     // SAFETY: msghdr is plain data; all zeros is a message without name, memory or control data.
     unsafe { std::mem::zeroed() }
+}
+
+fn number(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 fn outcome(n: isize) -> io::Result<usize> {

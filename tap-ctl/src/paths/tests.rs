@@ -82,6 +82,42 @@ fn a_link_or_file_in_its_place_is_refused() {
 }
 
 #[test]
+fn a_directory_in_which_others_make_names_is_refused() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let uid = sys::euid();
+    let run = RunDir::at(dir.path());
+    for mode in [0o777, 0o1777, 0o775, 0o722] {
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).expect("chmod");
+        let text = run.create(0o755).expect_err("open to others").to_string();
+        assert!(text.contains(&format!("(mode {mode:04o}): chmod go-w it")), "{text}");
+        assert_eq!(check_safe(dir.path(), uid).expect_err("as well").errno(), libc::EACCES);
+    }
+    for mode in [0o700, 0o755, 0o711] {
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(mode)).expect("chmod");
+        assert_eq!(run.create(0o755), Ok(()));
+    }
+    let meta = fs::metadata(dir.path()).expect("metadata");
+    assert_eq!(not_safe(&meta, uid + 1).is_none(), uid == 0, "root's is good for everybody");
+}
+
+#[test]
+fn a_strangers_directory_or_link_is_refused() {
+    if sys::euid() != 0 {
+        return sys::skip("only root can make things of another user");
+    }
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (place, link) = (dir.path().join("place"), dir.path().join("link"));
+    fs::create_dir(&place).expect("made");
+    std::os::unix::fs::symlink(&place, &link).expect("symlink");
+    assert_eq!(RunDir::at(&link).create(0o755), Ok(()), "our own link");
+    std::os::unix::fs::lchown(&link, Some(65534), None).expect("chown");
+    let text = RunDir::at(&link).create(0o755).expect_err("a stranger's link").to_string();
+    assert!(text.contains("belongs to user 65534, neither root nor 0"), "{text}");
+    std::os::unix::fs::chown(&place, Some(65534), None).expect("chown");
+    assert!(RunDir::at(&place).create(0o755).is_err());
+}
+
+#[test]
 fn create_makes_missing_parents() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let run = RunDir::at(&dir.path().join("a/b"));

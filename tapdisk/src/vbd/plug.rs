@@ -407,10 +407,14 @@ fn record(minor: u16, opened: &Opened, device: Device) -> Vec<u8> {
     bytes
 }
 
-/// Whole or not at all.
+/// Whole or not at all, and ours alone: it names what root opens.
 fn write(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
     let new = path.with_extension("new");
-    std::fs::write(&new, bytes)?;
+    // What a dead process left, whoever may write to it.
+    let _ = std::fs::remove_file(&new);
+    let how = std::fs::File::options().write(true).create_new(true).mode(0o600).clone();
+    how.open(&new)?.write_all(bytes)?;
     std::fs::rename(&new, path)
 }
 
@@ -492,6 +496,23 @@ fn fetch(
 mod tests {
     use super::*;
     use tap_ctl::messages::{Text, validate_request};
+
+    #[test]
+    fn a_record_is_ours_alone_whoever_had_its_name() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let (path, trap) = (dir.path().join("device3"), dir.path().join("trap"));
+        std::fs::write(&trap, "trap").unwrap();
+        symlink(&trap, dir.path().join("device3.new")).unwrap();
+        symlink(&trap, &path).unwrap();
+        write(&path, b"first").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
+        write(&path, b"second").unwrap();
+        let meta = std::fs::symlink_metadata(&path).unwrap();
+        assert_eq!((meta.is_file(), meta.permissions().mode() & 0o7777), (true, 0o600));
+        let read = |path: &std::path::Path| std::fs::read_to_string(path).unwrap();
+        assert_eq!((read(&path), read(&trap)), ("second".into(), "trap".into()));
+    }
 
     #[test]
     fn the_record_is_the_message_that_serves_the_device_again() {

@@ -4,6 +4,7 @@
 //!   nbd, rings, device: take ─► engine.step ─► complete ─► kick          submit: the server's, once a turn
 //! ```
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
@@ -27,7 +28,7 @@ use crate::memory::Memory;
 use crate::pool::{Arena, Locked};
 use crate::sys;
 use crate::transport::blktap::BLKTAP_MARK;
-use crate::transport::nbd::{Export, NbdServer};
+use crate::transport::nbd::{Export, NbdServer, Notice};
 use crate::transport::ublk::{Ring, UBLK_MARK, Ublk};
 use crate::transport::{RINGS_MARK, Request, Transport};
 
@@ -429,7 +430,10 @@ impl Served {
             warn!(env.log, "minor {minor}: {notice}");
         }
         while let Some(notice) = self.nbd.take_notice() {
-            info!(env.log, "minor {minor}: nbd {notice:?}");
+            match notice {
+                Notice::TurnedAway(who) => warn!(env.log, "minor {minor}: NBD sockets: {who}"),
+                notice => info!(env.log, "minor {minor}: nbd {notice:?}"),
+            }
         }
         while let Some(notice) = self.rings.as_mut().and_then(|rings| rings.take_notice()) {
             warn!(env.log, "minor {minor}: {notice}");
@@ -499,7 +503,10 @@ fn takeover(env: &Env, minor: u16) {
         "minor {minor}: the leaf has no space left, the secondary takes the writes now; {} says so",
         path.display()
     );
-    if let Err(error) = std::fs::File::create(&path) {
+    let mut how = std::fs::File::options();
+    // Not through somebody's symbolic link.
+    how.write(true).create(true).truncate(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
+    if let Err(error) = how.open(&path) {
         warn!(env.log, "minor {minor}: cannot make {}: {error}", path.display());
     }
 }

@@ -25,6 +25,7 @@ const READY: &str = "ready";
 const GNTDEV: &str = "/dev/xen/gntdev";
 
 fn main() -> ExitCode {
+    tap_ctl::sys::settle_umask();
     let mut words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let detached = words.first().is_some_and(|word| word == DETACHED);
     if detached {

@@ -2,8 +2,6 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -13,9 +11,8 @@ use mio::{Interest, Registry, Token};
 
 use super::conn::Style;
 use super::sys::{self, Passed};
+use crate::entrance::{Stranger, listen, stranger};
 
-/// Longest path of a socket: `sun_path` less its NUL.
-const PATH_BYTES_MAX: usize = 107;
 /// How long a connection to a receiver may say nothing.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
@@ -50,20 +47,27 @@ impl Paths {
 pub struct ListenError {
     /// Its path.
     pub path: PathBuf,
-    /// What the kernel said, or that the path is too long.
+    /// What the kernel said.
     pub error: io::Error,
 }
 
 impl ListenError {
     /// A positive errno for the control protocol.
     pub fn errno(&self) -> i32 {
-        self.error.raw_os_error().unwrap_or(libc::ENAMETOOLONG)
+        self.error.raw_os_error().unwrap_or(libc::EIO)
     }
 }
 
 impl fmt::Display for ListenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot listen on {}: {}", self.path.display(), self.error)
+        write!(f, "cannot listen on {}: {}", self.path.display(), self.error)?;
+        match self.error.raw_os_error() {
+            Some(libc::ENAMETOOLONG) => {
+                let max = tap_ctl::paths::SOCKET_PATH_LEN_MAX;
+                write!(f, ": it has at most {max} bytes; use a shorter run directory")
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -82,6 +86,9 @@ pub(super) enum Purpose {
     Descriptors(Style),
 }
 
+/// Somebody who came in, or who was turned away.
+pub(super) type Accepted = Result<UnixStream, Stranger>;
+
 /// A listening socket. Its file goes when it does.
 #[derive(Debug)]
 pub(super) struct Door {
@@ -96,7 +103,7 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// Binds and listens. A stale socket of the same name goes first. The file's mode follows the umask.
+    /// Binds and listens. A stale socket of the same name goes first.
     pub(super) fn open(
         path: &Path,
         purpose: Purpose,
@@ -104,16 +111,12 @@ impl Door {
         (token, courier_token): (Token, Token),
     ) -> Result<Door, ListenError> {
         let fail = |error| ListenError { path: path.to_owned(), error };
-        check_length(path).map_err(fail)?;
-        remove_stale(path).map_err(fail)?;
-        let socket = UnixListener::bind(path).map_err(fail)?;
+        let socket = listen(path).map_err(fail)?;
         // From here on its drop removes the file.
         let path = path.to_owned();
         let door = Door { purpose, knocked: false, socket, path, courier: None, courier_token };
-        let ready = door.socket.set_nonblocking(true).and_then(|()| {
-            let fd = door.socket.as_raw_fd();
-            registry.register(&mut SourceFd(&fd), token, Interest::READABLE)
-        });
+        let fd = door.socket.as_raw_fd();
+        let ready = registry.register(&mut SourceFd(&fd), token, Interest::READABLE);
         match ready {
             Ok(()) => Ok(door),
             Err(error) => Err(ListenError { path: door.path.clone(), error }),
@@ -121,10 +124,13 @@ impl Door {
     }
 
     /// The next one who waits. `Ok(None)`: nobody (any more).
-    pub(super) fn accept(&mut self) -> io::Result<Option<UnixStream>> {
+    pub(super) fn accept(&mut self) -> io::Result<Option<Accepted>> {
         loop {
             match self.socket.accept() {
-                Ok((stream, _)) => return Ok(Some(stream)),
+                Ok((stream, _)) => {
+                    let stranger = stranger(stream.as_fd());
+                    return Ok(Some(stranger.map_or(Ok(stream), Err)));
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     self.knocked = false;
                     return Ok(None);
@@ -179,27 +185,5 @@ impl Drop for Door {
     fn drop(&mut self) {
         // Gone already is as good.
         let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-fn check_length(path: &Path) -> io::Result<()> {
-    let bytes = path.as_os_str().as_bytes().len();
-    match bytes > PATH_BYTES_MAX {
-        true => Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!(
-                "the path has {bytes} bytes, a socket's at most {PATH_BYTES_MAX}; \
-                 use a shorter run directory"
-            ),
-        )),
-        false => Ok(()),
-    }
-}
-
-/// Only a socket is removed: anything else in the way is somebody's file, and bind says so.
-fn remove_stale(path: &Path) -> io::Result<()> {
-    match std::fs::symlink_metadata(path) {
-        Ok(meta) if meta.file_type().is_socket() => std::fs::remove_file(path),
-        _ => Ok(()),
     }
 }

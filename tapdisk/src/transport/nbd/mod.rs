@@ -265,7 +265,11 @@ impl NbdServer {
         }
         for _ in 0..ACCEPTS_MAX {
             match self.doors[i].accept() {
-                Ok(Some(stream)) => match self.doors[i].purpose {
+                Ok(Some(Err(stranger))) => {
+                    self.log.counters.refused += 1;
+                    self.log.note(Notice::TurnedAway(stranger));
+                }
+                Ok(Some(Ok(stream))) => match self.doors[i].purpose {
                     Purpose::Clients(style) => {
                         let admitted = self.admit(stream.into(), style, false);
                         self.note_failure(admitted);

@@ -1,5 +1,6 @@
 //! What the server wants to know about its clients: counters, and a short ring of notices that it
 //! drains and logs outside the data path. A full ring drops and counts.
+use crate::entrance::Stranger;
 use crate::transport::Traffic;
 use crate::transport::notices::Notices;
 
@@ -29,7 +30,7 @@ pub struct Counters {
     pub errors: u64,
     /// Clients served, by connection and by passed descriptor.
     pub clients: u64,
-    /// Clients turned away because there were too many.
+    /// Clients turned away because there were too many, or who are strangers.
     pub refused: u64,
     /// Clients dropped because of something they did or failed to do.
     pub dropped: u64,
@@ -88,6 +89,8 @@ pub enum Notice {
     },
     /// A client was turned away: too many at once.
     Refused,
+    /// Somebody else than root or ourselves connected.
+    TurnedAway(Stranger),
     /// A message without a descriptor arrived at a descriptor receiver.
     NoDescriptor,
     /// Accepting a client failed with this errno; it is tried again.
