@@ -17,9 +17,11 @@ pub const UNPROTECTED: &str = "UNPROTECTED: built to hang under memory pressure,
 
 pub mod client;
 pub mod error;
+pub mod leftovers;
 pub mod messages;
 pub mod minors;
 pub mod module;
+pub mod own_dir;
 pub mod paths;
 pub mod record;
 pub mod registry;

@@ -243,11 +243,9 @@ fn log_dirs(run: &RunDir) -> Vec<PathBuf> {
 
 /// What is told in shared memory; without it disks are served all the same.
 fn folder(pid: i32, log: &Logger) -> Folder {
-    let shm = Path::new(SHM);
-    Folder::create(shm, pid).unwrap_or_else(|error| {
-        let folder = Folder::new(shm, pid);
-        info!(log, "no metrics: cannot make {}: {error}", folder.path().display());
-        folder
+    Folder::create(Path::new(SHM), pid).unwrap_or_else(|error| {
+        info!(log, "no metrics: cannot make {SHM}/td3-{pid}: {error}");
+        Folder::none(pid)
     })
 }
 

@@ -13,6 +13,7 @@ use crate::cli::{Command, Context, Opt};
 use crate::failure::Outcome;
 use std::path::Path;
 use tap_ctl::client::{Client, Payload};
+use tap_ctl::leftovers;
 use tap_ctl::messages::{Params, Text, flag as bit};
 use tap_ctl::minors::{self, Minor};
 use tap_ctl::sys;
@@ -50,6 +51,7 @@ static OPTIONS: [Opt; 13] = [
 fn run(context: &Context, args: &Args) -> Outcome {
     let (params, log) = params(args)?;
     let client = context.client()?;
+    leftovers::sweep(client.run_dir());
     let node = args.value("d").map(Path::new);
     let allocated = minors::allocate(client.run_dir(), node)?;
     let served = serve(&client, &allocated, &params, log.as_ref());

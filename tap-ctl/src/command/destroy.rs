@@ -6,8 +6,10 @@ use super::detach::detach;
 use crate::cli::args::Args;
 use crate::cli::{Command, Context, MINOR, Opt, PID};
 use crate::failure::Outcome;
+use std::time::Duration;
 use tap_ctl::client::{Client, LIST_LIMIT};
 use tap_ctl::error::Error;
+use tap_ctl::leftovers;
 use tap_ctl::messages::state;
 use tap_ctl::minors;
 
@@ -28,16 +30,23 @@ static OPTIONS: [Opt; 3] = [PID.required(), MINOR.required(), TIMEOUT];
 fn run(context: &Context, args: &Args) -> Outcome {
     let (pid, minor) = (args.pid()?, args.minor()?);
     let client = context.client()?;
-    let closed = client.close(pid, minor, false, args.seconds("t"));
+    let destroyed = destroy(&client, pid, minor, args.seconds("t"));
+    // Afterwards: who names a dead tapdisk is told so (ECONNREFUSED, from its socket).
+    leftovers::sweep(client.run_dir());
+    destroyed
+}
+
+fn destroy(client: &Client, pid: i32, minor: u16, limit: Option<Duration>) -> Outcome {
+    let closed = client.close(pid, minor, false, limit);
     if let Err(error) = closed {
-        if !is_closed(&client, pid, minor, &error) {
+        if !is_closed(client, pid, minor, &error) {
             return Err(error.into());
         }
         // Its storage is lost, say: the last flush failed, and nothing that could be tried again is left.
-        remove(&client, pid, minor)?;
+        remove(client, pid, minor)?;
         return Err(error.into());
     }
-    remove(&client, pid, minor)
+    remove(client, pid, minor)
 }
 
 fn remove(client: &Client, pid: i32, minor: u16) -> Outcome {

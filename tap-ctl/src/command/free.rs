@@ -4,7 +4,7 @@ use super::PLAIN;
 use crate::cli::args::Args;
 use crate::cli::{Command, Context, MINOR, Opt};
 use crate::failure::{Failure, Outcome};
-use tap_ctl::minors;
+use tap_ctl::{leftovers, minors};
 
 pub static COMMAND: Command = Command {
     name: "free",
@@ -22,6 +22,7 @@ static OPTIONS: [Opt; 1] = [MINOR.required()];
 fn run(context: &Context, args: &Args) -> Outcome {
     let minor = args.minor()?;
     let run = context.run_dir()?;
+    leftovers::sweep(&run);
     // A device that waits for a tapdisk is found by its minor.
     if let Some(device) = super::list::waiting(&run, minor.into()) {
         let sentence = format!(

@@ -1,7 +1,7 @@
 //! The log file of warnings: `tapdisk.<pid>.log`.
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use super::stamp;
@@ -130,8 +130,12 @@ impl LogFile {
 fn create(dir: PathBuf, pid: i32) -> Option<(PathBuf, File)> {
     let _ = DirBuilder::new().recursive(true).mode(0o755).create(&dir);
     let path = dir.join(format!("tapdisk.{pid}.log"));
-    // Not through somebody's symbolic link.
+    // Not through somebody's symbolic link, and no waiting for the reader of his pipe.
     let mut how = OpenOptions::new();
-    how.write(true).create(true).truncate(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
-    how.open(&path).ok().map(|file| (path, file))
+    how.write(true).create(true).truncate(false).mode(0o644);
+    let file = how.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path).ok()?;
+    // Before it is cut: the folder may be one in which others make names and links.
+    let meta = file.metadata().ok()?;
+    let ours = meta.is_file() && meta.uid() == tap_ctl::sys::euid() && meta.nlink() == 1;
+    (ours && file.set_len(0).is_ok()).then_some((path, file))
 }

@@ -79,3 +79,30 @@ fn after_a_rename_reopening_starts_a_new_file() {
     assert!(fs::read_to_string(old).unwrap().contains("one"));
     assert!(fs::read_to_string(path).unwrap().contains("log start"));
 }
+
+#[test]
+fn a_strangers_file_in_the_place_of_a_log_is_left_alone() {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().unwrap();
+    let inside = |name: &str| dir.path().join(name);
+    fs::write(inside("precious"), "precious").unwrap();
+    for kind in ["link", "hard link", "pipe", "folder"] {
+        let open = inside(kind);
+        fs::create_dir(&open).unwrap();
+        let trap = open.join("tapdisk.42.log");
+        match kind {
+            "link" => symlink(inside("precious"), &trap).unwrap(),
+            "hard link" => fs::hard_link(inside("precious"), &trap).unwrap(),
+            "pipe" => {
+                let made = std::process::Command::new("mkfifo").arg(&trap).status().unwrap();
+                assert!(made.success());
+            }
+            _ => fs::create_dir(&trap).unwrap(),
+        }
+        let log = Log::open(42, vec![open, inside("safe")], false);
+        warn!(log.logger(), "{kind}");
+        log.close();
+        assert!(fs::read_to_string(inside("safe/tapdisk.42.log")).unwrap().contains(kind));
+        assert_eq!(fs::read(inside("precious")).unwrap(), b"precious", "{kind}");
+    }
+}

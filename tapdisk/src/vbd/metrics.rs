@@ -9,29 +9,33 @@
 //! ```
 //! Files are written once a second, not through a mapping: nobody who cuts them short can harm us. Their pages are
 //! locked, for those of a tmpfs may be swapped out, and the swap device may be ours. One that cannot be made
-//! is said in the log, and the disk is served without it.
+//! is said in the log, and the disk is served without it. Anybody may make these names before us: what is
+//! not ours is not touched (`tap_ctl::own_dir`).
 use std::cell::Cell;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
 
 use slog::warn;
+use tap_ctl::leftovers::{FOLDER, METRICS};
+use tap_ctl::own_dir::OwnDir;
+pub use tap_ctl::own_dir::SHM;
+use tap_ctl::sys::{Lock, flock};
 
 use super::{Env, Vbd};
 use crate::sys::{HeldPage, hold_page};
 use crate::transport::Traffic;
 
-/// Where shared memory has names.
-pub const SHM: &str = "/dev/shm";
 pub(super) const PAGE: usize = 4096;
 
 /// The folder of a process. It goes with it.
 #[derive(Debug)]
 pub struct Folder {
-    shm: PathBuf,
     pid: i32,
-    ours: bool,
+    /// `None`: it could not be made, and nothing is told.
+    place: Option<(OwnDir, Arc<OwnDir>)>,
 }
 
 impl Folder {
@@ -40,40 +44,34 @@ impl Folder {
     /// # Errors
     /// Those of the file system, or a folder of that name that is not ours.
     pub fn create(shm: &Path, pid: i32) -> io::Result<Folder> {
-        let mut folder = Folder::new(shm, pid);
-        own_folder(&folder.path())?;
-        folder.ours = true;
-        folder.empty();
-        Ok(folder)
+        let shm = OwnDir::of_host(shm)?;
+        let own = shm.make(&format!("{FOLDER}{pid}"), 0o700)?;
+        own.empty();
+        // Tells who clears up after dead ones that we are not one of them; nobody else ever wants it.
+        let _ = flock(own.file(), Lock::Try);
+        Ok(Folder { pid, place: Some((shm, Arc::new(own))) })
     }
 
-    /// Its name alone: it cannot be made.
-    pub fn new(shm: &Path, pid: i32) -> Folder {
-        Folder { shm: shm.to_owned(), pid, ours: false }
+    /// It cannot be made.
+    pub fn none(pid: i32) -> Folder {
+        Folder { pid, place: None }
     }
 
-    /// Where shared memory has names.
-    pub fn shm(&self) -> &Path {
-        &self.shm
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> PathBuf {
-        self.shm.join(format!("td3-{}", self.pid))
-    }
-
-    fn empty(&self) {
-        for entry in fs::read_dir(self.path()).into_iter().flatten().flatten() {
-            let _ = fs::remove_file(entry.path());
-        }
+    /// Where shared memory has names, and the folder.
+    ///
+    /// # Errors
+    /// ENOENT if it could not be made, which was said then.
+    pub(super) fn place(&self) -> io::Result<(&OwnDir, &Arc<OwnDir>)> {
+        let missing = || io::Error::other("this process has no folder there");
+        self.place.as_ref().map(|(shm, own)| (shm, own)).ok_or_else(missing)
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
         // Files of disks are gone by now.
-        if self.ours {
-            let _ = fs::remove_dir(self.path());
+        if let Some((shm, _)) = &self.place {
+            let _ = shm.remove_folder(&format!("{FOLDER}{}", self.pid));
         }
     }
 }
@@ -81,7 +79,8 @@ impl Drop for Folder {
 /// Reads and writes of one kind of client, in a page.
 #[derive(Debug)]
 struct TrafficFile {
-    path: PathBuf,
+    place: Arc<OwnDir>,
+    name: String,
     file: File,
     _held: Option<HeldPage>,
     /// What had been counted when the file was made.
@@ -91,9 +90,10 @@ struct TrafficFile {
 }
 
 impl TrafficFile {
-    fn create(path: PathBuf, before: Traffic) -> io::Result<TrafficFile> {
-        let file = fresh(&path)?;
-        let mut made = TrafficFile { path, file, _held: None, before, told: Cell::new(before) };
+    fn create(place: &Arc<OwnDir>, name: String, before: Traffic) -> io::Result<TrafficFile> {
+        let (file, place) = (place.fresh(&name)?, Arc::clone(place));
+        let told = Cell::new(before);
+        let mut made = TrafficFile { place, name, file, _held: None, before, told };
         made.file.write_all_at(&traffic_page(0, &Traffic::default()), 0)?;
         made._held = hold_page(&made.file);
         Ok(made)
@@ -110,7 +110,7 @@ impl TrafficFile {
 
 impl Drop for TrafficFile {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        let _ = self.place.remove(&self.name);
     }
 }
 
@@ -119,7 +119,7 @@ impl Drop for TrafficFile {
 pub(super) struct DiskFiles {
     vdi: Option<TrafficFile>,
     nbd: Option<[TrafficFile; 2]>,
-    tap: Option<PathBuf>,
+    tap: Option<(OwnDir, String)>,
     /// The log knows that they cannot be made.
     told: bool,
 }
@@ -132,22 +132,22 @@ impl DiskFiles {
         vdi: Traffic,
         nbd: [Traffic; 2],
     ) -> io::Result<()> {
-        let place = folder.path();
+        let (shm, place) = folder.place()?;
         if self.nbd.is_none() {
             let make = |name: &str, i: usize| {
-                TrafficFile::create(place.join(format!("{name}-{minor}")), nbd[i])
+                TrafficFile::create(place, format!("{name}-{minor}"), nbd[i])
             };
             self.nbd = Some([make("nbd", 0)?, make("nbd-old", 1)?]);
         }
         if self.vdi.is_none() {
-            self.vdi = Some(TrafficFile::create(place.join(format!("vdi-{minor}")), vdi)?);
+            self.vdi = Some(TrafficFile::create(place, format!("vdi-{minor}"), vdi)?);
         }
         if self.tap.is_none() {
-            let metrics = folder.shm().join("metrics");
-            shared_folder(&metrics)?;
-            let path = metrics.join(format!("tap-{}-{minor}", folder.pid));
-            fresh(&path)?.write_all_at(&[0; PAGE], 0)?;
-            self.tap = Some(path);
+            // All tapdisks of a user share it: root's, or else the first user's.
+            let metrics = shm.make(METRICS, 0o755)?;
+            let name = format!("tap-{}-{minor}", folder.pid);
+            metrics.fresh(&name)?.write_all_at(&[0; PAGE], 0)?;
+            self.tap = Some((metrics, name));
         }
         Ok(())
     }
@@ -155,8 +155,8 @@ impl DiskFiles {
     /// The images are closed.
     fn pause(&mut self) {
         self.vdi = None;
-        if let Some(path) = self.tap.take() {
-            let _ = fs::remove_file(path);
+        if let Some((metrics, name)) = self.tap.take() {
+            let _ = metrics.remove(&name);
         }
     }
 
@@ -201,43 +201,6 @@ impl Vbd {
     }
 }
 
-/// A folder for us alone. Anybody can make names in shared memory: one that is there must be a folder
-/// and ours.
-pub(super) fn own_folder(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let there = fs::symlink_metadata(path)?;
-            let me = fs::metadata("/proc/self")?.uid();
-            match there.is_dir() && there.uid() == me && there.mode() & 0o022 == 0 {
-                true => Ok(()),
-                false => Err(error),
-            }
-        }
-        made => made,
-    }
-}
-
-/// A folder that all tapdisks of a user share: root's, or else the first user's.
-fn shared_folder(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o755).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => own_folder(path),
-        made => made,
-    }
-}
-
-/// A new file; a leftover of that name goes.
-pub(super) fn fresh(path: &Path) -> io::Result<File> {
-    let create =
-        || OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path);
-    match create() {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs::remove_file(path)?;
-            create()
-        }
-        made => made,
-    }
-}
-
 /// A page of u64s, some of them set.
 pub(super) fn page(fields: &[(usize, u64)]) -> [u8; PAGE] {
     let mut page = [0; PAGE];
@@ -260,11 +223,13 @@ pub(super) fn traffic_page(version: u32, t: &Traffic) -> [u8; PAGE] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn the_page_of_a_file_is_held() {
         let dir = tempfile::tempdir().unwrap();
-        let file = TrafficFile::create(dir.path().join("vdi-1"), Traffic::default()).unwrap();
+        let place = Arc::new(OwnDir::of_host(dir.path()).unwrap());
+        let file = TrafficFile::create(&place, "vdi-1".into(), Traffic::default()).unwrap();
         assert!(file._held.is_some());
     }
 
@@ -323,5 +288,22 @@ mod tests {
         drop(folder);
         std::os::unix::fs::symlink("/etc", &path).unwrap();
         assert!(Folder::create(shm.path(), 1).is_err());
+    }
+
+    #[test]
+    fn without_a_folder_nothing_is_written_through_the_name() {
+        let shm = tempfile::tempdir().unwrap();
+        fs::create_dir(shm.path().join("theirs")).unwrap();
+        fs::write(shm.path().join("theirs/vdi-3"), "theirs").unwrap();
+        std::os::unix::fs::symlink("theirs", shm.path().join("td3-77")).unwrap();
+        let error = Folder::create(shm.path(), 77).unwrap_err();
+        assert!(error.to_string().contains("td3-77 is not ours"), "{error}");
+        let folder = Folder::none(77);
+        let mut files = DiskFiles::default();
+        assert!(files.open(&folder, 3, TRAFFIC, [TRAFFIC; 2]).is_err());
+        files.update(&TRAFFIC, &[TRAFFIC; 2]);
+        drop((files, folder));
+        assert_eq!(fs::read(shm.path().join("theirs/vdi-3")).unwrap(), b"theirs");
+        assert!(shm.path().join("td3-77").exists() && !shm.path().join("metrics").exists());
     }
 }

@@ -9,12 +9,15 @@
 //! when there is something new. A file that cannot be made is
 //! said in the log and does without; the ring is served all the same.
 use std::cell::Cell;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::metrics::{Folder, PAGE, fresh, own_folder, page, traffic_page};
+use tap_ctl::leftovers::DEVICE;
+use tap_ctl::own_dir::OwnDir;
+
+use super::metrics::{Folder, PAGE, page, traffic_page};
 use crate::sys::{HeldPage, hold_page};
 use crate::transport::Traffic;
 use crate::transport::blkif::{Indices, Tally};
@@ -24,8 +27,9 @@ use crate::transport::blkif::{Indices, Tally};
 pub struct DeviceFiles {
     /// Front end's domain and device.
     pub device: (u16, u32),
-    vbd: PathBuf,
-    folder: PathBuf,
+    shm: OwnDir,
+    process: Arc<OwnDir>,
+    folder: OwnDir,
     vbd_file: File,
     statistics: File,
     _held: [Option<HeldPage>; 2],
@@ -47,15 +51,20 @@ impl DeviceFiles {
     /// Those of the file system, or a folder of that name that is not ours.
     pub fn create(process: &Folder, device: (u16, u32)) -> io::Result<DeviceFiles> {
         let (domid, devid) = device;
-        let folder = process.shm().join(format!("vbd3-{domid}-{devid}"));
-        own_folder(&folder)?;
-        let vbd = process.path().join(format!("vbd-{domid}-{devid}"));
-        let vbd_file = fresh(&vbd)?;
-        let statistics = fresh(&folder.join("statistics"))?;
-        let (shown, rest, told) = (Cell::new(None), Cell::new(0), Cell::new(Tally::default()));
-        let _held = [None, None];
-        let mut files =
-            DeviceFiles { device, vbd, folder, vbd_file, statistics, _held, shown, rest, told };
+        let (shm, process) = process.place()?;
+        let folder = shm.make(&format!("{DEVICE}{domid}-{devid}"), 0o700)?;
+        let mut files = DeviceFiles {
+            device,
+            shm: shm.again()?,
+            process: Arc::clone(process),
+            vbd_file: process.fresh(&vbd_name(device))?,
+            statistics: folder.fresh("statistics")?,
+            folder,
+            _held: [None, None],
+            shown: Cell::new(None),
+            rest: Cell::new(0),
+            told: Cell::new(Tally::default()),
+        };
         files.show(&Tally::default())?;
         files._held = [&files.vbd_file, &files.statistics].map(hold_page);
         Ok(files)
@@ -76,10 +85,9 @@ impl DeviceFiles {
         let Some(indices) = indices.filter(|_| due) else { return Ok(()) };
         self.rest.set(RING_UPDATES);
         // Made beside and moved into place, so that a reader finds all of it or the former.
-        let beside = self.folder.join("io_ring~");
-        let file = fresh(&beside)?;
-        file.write_all_at(&io_ring(&indices), 0)?;
-        fs::rename(&beside, self.folder.join("io_ring"))?;
+        let beside = self.folder.fresh("io_ring~")?;
+        beside.write_all_at(&io_ring(&indices), 0)?;
+        self.folder.rename("io_ring~", "io_ring")?;
         self.shown.set(Some(indices));
         Ok(())
     }
@@ -94,11 +102,16 @@ impl Drop for DeviceFiles {
     fn drop(&mut self) {
         // What is gone already needs no removing.
         for name in ["statistics", "io_ring", "io_ring~"] {
-            let _ = fs::remove_file(self.folder.join(name));
+            let _ = self.folder.remove(name);
         }
-        let _ = fs::remove_dir(&self.folder);
-        let _ = fs::remove_file(&self.vbd);
+        let (domid, devid) = self.device;
+        let _ = self.shm.remove_folder(&format!("{DEVICE}{domid}-{devid}"));
+        let _ = self.process.remove(&vbd_name(self.device));
     }
+}
+
+fn vbd_name((domid, devid): (u16, u32)) -> String {
+    format!("vbd-{domid}-{devid}")
 }
 
 fn vbd_page(t: &Tally) -> [u8; PAGE] {
@@ -144,6 +157,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     const INDICES: Indices = Indices {
         entries: 32,

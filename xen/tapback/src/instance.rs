@@ -1,7 +1,9 @@
 //! One tapback for a type of backends: two would fight over every disk.
 
+use libc::O_NOFOLLOW;
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use tap_ctl::paths::RunDir;
 use tap_ctl::sys::{Lock, flock};
@@ -41,7 +43,10 @@ impl Instance {
     /// A sentence: the file cannot be written.
     pub fn write_pid(&mut self, path: &Path) -> Result<(), String> {
         let failed = |error| format!("cannot write the pid to {}: {error}", path.display());
-        let mut file = File::create(path).map_err(failed)?;
+        let mut how = File::options();
+        // Not through somebody's symbolic link.
+        how.write(true).create(true).truncate(true).mode(0o644).custom_flags(O_NOFOLLOW);
+        let mut file = how.open(path).map_err(failed)?;
         writeln!(file, "{}", std::process::id()).map_err(failed)?;
         self.pidfile = Some(path.to_owned());
         Ok(())

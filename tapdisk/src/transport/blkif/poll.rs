@@ -5,7 +5,9 @@
 //! cpumond writes how idle the host is to a file in shared memory each second. The file is read once a
 //! second while there are rings that may poll; it is not mapped, since a file that is cut short under a
 //! mapping would kill the process.
+use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Where cpumond writes: two f32, busy and idle, in percent.
@@ -65,9 +67,17 @@ pub(super) fn host_idle() -> f32 {
     idle_in(Path::new(CPUMOND)).unwrap_or(0.0)
 }
 
+/// Anybody may make that name before cpumond does: a pipe must not hold us up, and a stranger not have us poll.
 fn idle_in(path: &Path) -> Option<f32> {
     let mut raw = [0; 8];
-    std::fs::File::open(path).ok()?.read_exact(&mut raw).ok()?;
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let mut file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+    let meta = file.metadata().ok()?;
+    let ours = meta.uid() == 0 || meta.uid() == tap_ctl::sys::euid();
+    if !(meta.is_file() && ours && meta.mode() & 0o022 == 0) {
+        return None;
+    }
+    file.read_exact(&mut raw).ok()?;
     let idle = f32::from_ne_bytes(raw[4..].try_into().expect("four bytes"));
     idle.is_finite().then_some(idle)
 }
@@ -110,5 +120,26 @@ mod tests {
         assert_eq!(idle_in(&path), Some(75.0));
         std::fs::write(&path, [0xff; 8]).unwrap();
         assert_eq!(idle_in(&path), None);
+    }
+
+    #[test]
+    fn a_strangers_file_in_the_place_of_cpumonds_is_not_read() {
+        use std::os::unix::fs::{PermissionsExt, chown, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("cpu"), [25f32.to_ne_bytes(), 75f32.to_ne_bytes()].concat()).unwrap();
+        assert_eq!(idle_in(&path("cpu")), Some(75.0));
+        symlink("cpu", path("link")).unwrap();
+        assert_eq!(idle_in(&path("link")), None);
+        let made = std::process::Command::new("mkfifo").arg(path("pipe")).status().unwrap();
+        assert!(made.success());
+        assert_eq!(idle_in(&path("pipe")), None, "and nobody waits for its writer");
+        std::fs::set_permissions(path("cpu"), PermissionsExt::from_mode(0o666)).unwrap();
+        assert_eq!(idle_in(&path("cpu")), None);
+        std::fs::set_permissions(path("cpu"), PermissionsExt::from_mode(0o444)).unwrap();
+        assert_eq!(idle_in(&path("cpu")), Some(75.0), "as cpumond makes it");
+        if chown(path("cpu"), Some(65534), None).is_ok() {
+            assert_eq!(idle_in(&path("cpu")), None);
+        }
     }
 }
