@@ -26,8 +26,10 @@ impl<const N: u8> Image for Buggy<N> {
     }
     fn plan(&mut self, meta: &mut dyn Meta, span: Span, want: Want) -> Result<Plan, Stop> {
         let mut plan = self.0.plan(&mut Liar::<N>(meta), span, want)?;
-        let appears =
-            !plan.along.is_empty() && plan.free.is_none() && plan.pins.iter().count() == 2;
+        let appears = plan.count > 0
+            && !plan.along.is_empty()
+            && plan.free.is_none()
+            && plan.pins.iter().count() == 2;
         let bits = plan.along.is_empty() && plan.free.is_none() && plan.pins.iter().count() == 1;
         if N == NEW_BITMAP_NOT_WRITTEN && appears {
             plan.along = MetaList::EMPTY;
@@ -76,6 +78,9 @@ impl<const N: u8> Meta for Liar<'_, N> {
     }
     fn now(&self) -> u64 {
         self.0.now()
+    }
+    fn durable(&self) -> u64 {
+        self.0.durable()
     }
     fn oldest(&self) -> u64 {
         if N == SPACE_REUSED_AT_ONCE { u64::MAX } else { self.0.oldest() }

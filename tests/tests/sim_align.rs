@@ -8,12 +8,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+use image::Span;
 use tapdisk::disk::aio::Aio;
 use tapdisk::disk::align::{Aligned, BOUNCE_BYTES, alignment_of};
 use tapdisk::disk::uring::Uring;
 use tapdisk::disk::{Disk, FileId, Kind, Op};
+use tapdisk::engine::chain::{Chain, Layer};
+use tapdisk::engine::limits::Limits;
+use tapdisk::engine::{Engine, FileInfo, Policy};
 use tapdisk::pool::{Arena, Buf};
 use tapdisk::sealed::{Seal, Sealable};
+use tapdisk::transport::{Request, Slots, Verb};
 use tests::sim::rng::Rng;
 use tests::sim::{Setup, run};
 
@@ -257,5 +262,78 @@ fn a_file_on_large_sectors_takes_small_ones() {
             assert_eq!(length, DISK_BYTES + 512, "nobody wrote at its end");
         }
         Err(why) => println!("SKIPPED: no file system on sectors of 4096 bytes: {why}"),
+    }
+}
+
+#[test]
+fn space_of_a_block_that_went_comes_back_on_a_device_of_large_sectors() {
+    match Loop::new() {
+        Ok(device) => blocks_come_and_go(&device),
+        Err(why) => println!("SKIPPED: no loop device with sectors of 4096 bytes: {why}"),
+    }
+}
+
+/// Each engine writes a block of a VHD on the device and zeros it, and looks at the file below.
+fn blocks_come_and_go(device: &Loop) {
+    let path = Path::new(&device.path);
+    let image = tests::sim::bench::empty(8 * BLOCK, true).bytes;
+    let (image, footer) = image.split_at(image.len() - 512);
+    let cached = OpenOptions::new().write(true).open(path).expect("the device");
+    cached.write_all_at(image, 0).expect("an image");
+    cached.write_all_at(footer, 2 * DISK_BYTES - 512).expect("its footer");
+    cached.sync_all().expect("on the disk");
+    let limits = Limits::MINIMUM;
+    let reserve = limits.behind(BOUNCE_BYTES);
+    let arena = || Arena::new((reserve.offset + reserve.bytes) as usize).expect("an arena");
+    let aio = Aio::open(arena(), limits.ops(), 1).expect("Linux AIO");
+    one_block(Aligned::open(aio, reserve, limits.ops()), device);
+    match Uring::open(arena(), limits.ops(), 1) {
+        Ok(uring) => one_block(Aligned::open(uring, reserve, limits.ops()), device),
+        Err(why) => println!("SKIPPED io_uring over large sectors: {why}"),
+    }
+}
+
+/// Sectors of a block.
+const BLOCK: u64 = tests::sim::bench::BLOCK;
+
+fn one_block<D: Disk>(mut disk: Aligned<D>, device: &Loop) {
+    let file = open(Path::new(&device.path));
+    let options = vhd_rs::OpenOptions { for_io: true, ..vhd_rs::OpenOptions::default() };
+    let cached = OpenOptions::new().read(true).write(true).open(&device.path).expect("it");
+    let opened = vhd_rs::open(&cached, Path::new(&device.path), &options).expect("an image");
+    disk.set_alignments(&[alignment_of(&file)]).expect("an alignment that is served");
+    disk.set_files(&[file.as_raw_fd()]).expect("the file");
+    let mut engine = Engine::new(disk, Limits::MINIMUM);
+    let layer = Layer::new(Box::new(vhd_rs::driver::Vhd::new(opened)));
+    let info = FileInfo { bytes: 2 * DISK_BYTES, device: true };
+    engine.attach(Chain::new(vec![layer]), &[info], Policy::default());
+    request(&mut engine, Verb::Write { fua: true });
+    let with = blocks_below(device);
+    request(&mut engine, Verb::Zero { keep: false, fast: false, fua: true });
+    let without = blocks_below(device);
+    let freed = with.saturating_sub(without);
+    assert!(freed >= BLOCK, "{with} sectors, then {without}: a block's worth less");
+}
+
+/// Sectors that the file below the device has.
+fn blocks_below(device: &Loop) -> u64 {
+    std::os::unix::fs::MetadataExt::blocks(
+        &device.dir.path().join("disk").metadata().expect("the file below"),
+    )
+}
+
+/// Changes the whole first block.
+fn request<D: Disk>(engine: &mut Engine<Aligned<D>>, verb: Verb) {
+    let slot = engine.reserve(BLOCK as u32 * 512).expect("a slot");
+    engine.buffer_mut(slot).fill(7);
+    engine.start(slot, Request { verb, span: Span { start: 0, count: BLOCK as u32 }, mark: 0 });
+    loop {
+        while engine.step(0) {}
+        if let Some((slot, _, outcome)) = engine.pop_done() {
+            assert_eq!(outcome, Ok(0), "{verb:?}");
+            return engine.release(slot);
+        }
+        engine.disk().submit().expect("the kernel takes it");
+        wait(engine.disk_ref());
     }
 }

@@ -81,7 +81,7 @@ fn run(image: &dyn Image, storage: &dyn Storage, cache: &mut Cache, span: Span) 
             Ok(run) => return Ok(run),
             Err(Stop::Load(r)) => cache.load(storage, r)?,
             Err(Stop::Fail { errno, .. }) => return Err(io::Error::from_raw_os_error(errno)),
-            Err(stop @ (Stop::Wait | Stop::Grow { .. })) => alone(stop),
+            Err(stop @ (Stop::Wait | Stop::Grow { .. } | Stop::Flush { .. })) => alone(stop),
         }
     }
 }
@@ -99,6 +99,8 @@ struct Cache {
     grown: u64,
     /// Number of the request at work.
     now: u64,
+    /// What was over before is on the medium.
+    durable: u64,
 }
 
 impl Cache {
@@ -133,5 +135,8 @@ impl Meta for Cache {
     /// One request at a time: what was freed before this one, nobody reads.
     fn oldest(&self) -> u64 {
         self.now
+    }
+    fn durable(&self) -> u64 {
+        self.durable
     }
 }

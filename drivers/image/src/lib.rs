@@ -132,6 +132,12 @@ pub enum Stop {
         /// Bytes the file must have.
         end: u64,
     },
+    /// A flush of the file that begins after the [`Meta::now`] of `after` has to succeed: memory may
+    /// not be ahead of the medium by more than this. Asked for once in many requests.
+    Flush {
+        /// What was over at this time has to be on the medium.
+        after: u64,
+    },
     /// The request fails with this errno.
     Fail {
         /// Positive errno.
@@ -183,8 +189,8 @@ pub struct Plan {
     pub action: Action,
     /// Byte offset of the range in the file.
     pub byte: u64,
-    /// How many of the asked sectors this plan covers; at least one. With `Action::Write` and
-    /// `Action::Zero` this is also the length of the range.
+    /// How many of the asked sectors this plan covers. With `Action::Write` and `Action::Zero` this
+    /// is also the length of the range. None: the plan only prepares, and is asked for again.
     pub count: u32,
     /// Metadata that nothing points at yet; written together with the data.
     pub along: MetaList,
@@ -223,6 +229,9 @@ pub trait Meta {
     fn now(&self) -> u64;
     /// The `now` of the oldest request still at work: what was freed before it, nobody reads.
     fn oldest(&self) -> u64;
+    /// What was over at a smaller `now` is on the medium: the file was flushed since. 0 before the
+    /// first flush of a session, when even what is read may be in a volatile cache alone.
+    fn durable(&self) -> u64;
 }
 
 /// An open image of some format.

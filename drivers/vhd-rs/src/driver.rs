@@ -5,8 +5,9 @@
 //! ```text
 //!   overwrite, bits set     data
 //!   new sectors of a block  data                       ─► bitmap sector
-//!   new block               data ∥ bitmap with bits    ─► BAT sector
+//!   new block               data ∥ bitmap with bits    ─► BAT sector     (at a clear place)
 //!   give a block back       BAT sector                 ─► hole
+//!   clear places            bitmaps of zeros           ─► (a flush)
 //! ```
 //! Nothing on the disk points at a new block before its bitmap and data are there, so it needs no
 //! zeroing: a sector counts only where its bit is set. A request that finds a bit set which is not on
@@ -15,8 +16,13 @@
 //! A block marked full in the batmap on the disk loses that mark before it goes: found again at the same
 //! place with fewer sectors, the mark would bring back what was zeroed.
 //!
-//! A block that was given back may be used again only when every request that could still be reading it
-//! is over: it is stamped with the number of the newest request.
+//! A new block goes to a clear place: one that no table on the medium points at, and whose bitmap is
+//! zeros there. So even if a volatile cache lets the table reach the medium first and then loses the
+//! rest, no sector but those just written changes. A place is cleared when nobody can be reading
+//! there any more, and counts from the next flush on; that flush also brings the table to the medium
+//! that took a block away from the place, be it this session's or that of a process that was killed.
+//! Several places are cleared at once, so that a flush is asked for once in [`CLEAR_MAX`] new blocks,
+//! and not at all where the guest flushes often enough.
 use std::cell::Cell;
 
 use image::{Action, Closing, Image, Meta, MetaList, MetaRef, Place, Plan, Run, Span, Stop, Want};
@@ -37,6 +43,10 @@ const BLOCKS_MAX: u32 = 1024;
 const USERS_MAX: usize = 1024;
 /// Blocks given back that are remembered; further ones are found again at the next open.
 const FREED_MAX: usize = 1024;
+/// Places that are cleared ahead.
+const CLEAR_MAX: usize = 16;
+/// Places that one plan clears.
+const CLEARED_AT_ONCE: usize = 3;
 
 /// An open VHD.
 pub struct Vhd {
@@ -56,13 +66,27 @@ pub struct Vhd {
     /// hold something else than memory. Settled by writing it with the next change that relies on it.
     doubts: Vec<u32>,
     failures: u32,
-    /// Blocks given back, with the number of the newest request then.
-    freed: Vec<(u32, u64)>,
+    /// Places of blocks that were given back, and clear ones.
+    places: Vec<Room>,
+    /// Places that are being cleared.
+    clearing: usize,
     next_lba: u64,
     /// The byte a block must end at or before, on a device.
     limit: Option<u64>,
     fixed: bool,
     dirty: bool,
+    /// Planted: a new block does not wait for others on its block.
+    careless: bool,
+}
+
+/// Room for a block.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    lba: u32,
+    /// The number of the newest request when it became what it is.
+    stamp: u64,
+    /// Its bitmap was written with zeros.
+    clear: bool,
 }
 
 /// The batmap on the disk.
@@ -150,6 +174,8 @@ enum Step {
     Appear { lba: u32 },
     /// The block goes.
     Vanish,
+    /// The bitmaps written along are those of clear places.
+    Clear,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -180,11 +206,13 @@ impl Vhd {
             bat,
             full,
             users: Vec::with_capacity(USERS_MAX),
-            freed: Vec::with_capacity(FREED_MAX),
+            places: Vec::with_capacity(FREED_MAX + CLEAR_MAX),
+            clearing: 0,
             next_lba: opened.end_of_data.div_ceil(SECTOR),
             limit: opened.device.then(|| opened.file_bytes - SECTOR),
             fixed: opened.header.is_none(),
             dirty: false,
+            careless: false,
             opened,
         };
         if vhd.limit.is_some() {
@@ -197,6 +225,12 @@ impl Vhd {
     /// open, or was found damaged.
     pub fn set_dirty(&mut self) {
         self.dirty = true;
+    }
+
+    /// Plants a bug: a new block does not wait for others on its block. The simulator has to find it.
+    #[doc(hidden)]
+    pub fn appear_beside_others(&mut self) {
+        self.careless = true;
     }
 
     /// What was found at open.
@@ -215,8 +249,8 @@ impl Vhd {
         used.sort_unstable();
         for pair in used.windows(2) {
             let mut lba = aligned(pair[0] + self.stride());
-            while lba + self.stride() <= pair[1] && self.freed.len() < FREED_MAX {
-                self.freed.push((lba as u32, 0));
+            while lba + self.stride() <= pair[1] && self.places.len() < FREED_MAX {
+                self.places.push(Room { lba: lba as u32, stamp: 0, clear: false });
                 lba = aligned(lba + self.stride());
             }
         }
@@ -275,10 +309,22 @@ impl Vhd {
 
     /// How many sectors from `span`'s start on lie in blocks that are not in the file.
     fn unused_run(&self, span: Span) -> u32 {
+        self.run_of(span, |_| false)
+    }
+
+    /// The same, as far as one write of a BAT sector settles what is in doubt.
+    fn settled_run(&self, span: Span) -> u32 {
+        let first = self.part(span).block;
+        let other = |block: u32| u64::from(block) / PER_SECTOR != u64::from(first) / PER_SECTOR;
+        self.run_of(span, |block| other(block) && self.doubt(block) != 0)
+    }
+
+    fn run_of(&self, span: Span, ends: impl Fn(u32) -> bool) -> u32 {
         let mut count = 0;
         for _ in 0..BLOCKS_MAX {
             let part = self.part(span.skip(count));
-            if self.bat[part.block as usize] != UNUSED || self.user(part.block) == EXCLUSIVE {
+            let used = self.bat[part.block as usize] != UNUSED;
+            if used || self.user(part.block) == EXCLUSIVE || ends(part.block) {
                 break;
             }
             count += part.count;
@@ -297,7 +343,11 @@ impl Vhd {
 
     fn enter(&mut self, block: u32, count: u32) {
         match self.users.iter_mut().find(|u| u.block == block) {
-            Some(user) => user.count += count,
+            Some(user) => {
+                assert!(count != EXCLUSIVE, "who needs a block alone finds nobody there");
+                assert!(user.count < EXCLUSIVE - count, "nobody enters where somebody is alone");
+                user.count += count;
+            }
             None => {
                 assert!(self.users.len() < USERS_MAX, "fewer plans than users");
                 self.users.push(User { block, count });
@@ -346,39 +396,101 @@ impl Vhd {
         self.doubts[block as usize / PER_SECTOR as usize] = self.failures;
     }
 
-    /// Where a new block goes; checks, but changes nothing.
-    fn room(&self, meta: &dyn Meta) -> Result<(u32, Option<usize>), Stop> {
+    /// Which clear place a new block goes to, if there is one; changes nothing.
+    fn room(&self, meta: &dyn Meta) -> Result<Option<usize>, Stop> {
         if !self.opened.bad_blocks.is_empty() {
             // A new block could end up where such an entry points.
             let why = "no block is added while a BAT entry points outside the file";
             return Err(Stop::Fail { errno: 5, why });
         }
-        let again = self.freed.iter().position(|(_, stamp)| *stamp < meta.oldest());
-        if let Some(i) = again {
-            return Ok((self.freed[i].0, Some(i)));
+        let ready = |room: &Room| room.clear && room.stamp < meta.durable();
+        Ok(self.first_place(ready))
+    }
+
+    /// The first place in the file of such places, so that blocks stay in the order they came in.
+    fn first_place(&self, such: impl Fn(&Room) -> bool) -> Option<usize> {
+        let places = self.places.iter().enumerate().filter(|(_, room)| such(room));
+        places.min_by_key(|(_, room)| room.lba).map(|(i, _)| i)
+    }
+
+    /// Clears further places, or says what has to happen before there is one.
+    fn clear(&mut self, meta: &mut dyn Meta) -> Result<Plan, Stop> {
+        let ahead = self.places.iter().filter(|room| room.clear).count() + self.clearing;
+        let most = CLEAR_MAX.saturating_sub(ahead).min(CLEARED_AT_ONCE);
+        let mut pieces = [None; 4];
+        for i in 0..most {
+            let Some((lba, freed)) = self.unclear(meta) else { break };
+            let piece = Self::bitmap(lba);
+            match meta.create(piece) {
+                Ok(_) => pieces[i] = Some(piece),
+                Err(stop) if i == 0 => return Err(stop),
+                Err(_) => break,
+            }
+            match freed {
+                Some(freed) => drop(self.places.swap_remove(freed)),
+                None => self.next_lba = u64::from(lba) + self.stride(),
+            }
+            self.clearing += 1;
         }
+        if pieces[0].is_none() {
+            return Err(self.no_room());
+        }
+        self.dirty = true;
+        Ok(Plan {
+            action: Action::Nothing,
+            byte: 0,
+            count: 0,
+            along: MetaList::from(pieces),
+            pins: MetaList::from(pieces),
+            free: None,
+            barrier: false,
+            token: token(0, Step::Clear, 0),
+        })
+    }
+
+    /// A place that can be cleared: that of a block given back, where nobody reads any more, or a new
+    /// one in the file as it is.
+    fn unclear(&self, meta: &dyn Meta) -> Option<(u32, Option<usize>)> {
+        let old = |room: &Room| !room.clear && room.stamp < meta.oldest();
+        if let Some(i) = self.first_place(old) {
+            return Some((self.places[i].lba, Some(i)));
+        }
+        let (lba, end) = self.next_room()?;
+        (end <= self.limit.unwrap_or_else(|| meta.grown())).then_some((lba, None))
+    }
+
+    /// The next place behind everything, and the byte where it ends.
+    fn next_room(&self) -> Option<(u32, u64)> {
         let lba = aligned(self.next_lba);
-        let end = (lba + self.stride()) * SECTOR;
-        let full = Stop::Fail { errno: 28, why: "no room for another block in the image" };
-        if lba + self.stride() > u64::from(UNUSED) || self.limit.is_some_and(|limit| end > limit) {
-            return Err(full);
+        let fits = lba + self.stride() <= u64::from(UNUSED);
+        fits.then_some((lba as u32, (lba + self.stride()) * SECTOR))
+    }
+
+    /// What has to happen when no place is clear and none can be cleared now.
+    fn no_room(&self) -> Stop {
+        if let Some(after) = self.places.iter().filter(|r| r.clear).map(|r| r.stamp).min() {
+            return Stop::Flush { after };
         }
-        if self.limit.is_none() && end > meta.grown() {
-            return Err(Stop::Grow { end });
+        if self.clearing > 0 {
+            return Stop::Wait;
         }
-        Ok((lba as u32, None))
+        match self.next_room().filter(|_| self.limit.is_none()) {
+            Some((_, end)) => Stop::Grow { end },
+            None => Stop::Fail { errno: 28, why: "no room for another block in the image" },
+        }
     }
 
     fn appear(&mut self, meta: &mut dyn Meta, part: Part, action: Action) -> Result<Plan, Stop> {
+        if self.user(part.block) != 0 && !self.careless {
+            return Err(Stop::Wait);
+        }
         let bat = self.hold_bat(meta, part.block)?;
-        let (lba, again) = self.room(meta)?;
+        let Some(at) = self.room(meta)? else { return self.clear(meta) };
+        let lba = self.places[at].lba;
         let r = Self::bitmap(lba);
         set_bits(meta.create(r)?, part.first, part.count);
         // Nothing below can stop.
-        match again {
-            Some(i) => drop(self.freed.swap_remove(i)),
-            None => self.next_lba = u64::from(lba) + self.stride(),
-        }
+        self.places.swap_remove(at);
         self.enter(part.block, EXCLUSIVE);
         self.dirty = true;
         Ok(Plan {
@@ -403,8 +515,7 @@ impl Vhd {
         mark: bool,
     ) -> Result<Plan, Stop> {
         let r = Self::bitmap(lba);
-        let doubt = self.doubt(part.block);
-        let bat = if doubt == 0 { None } else { Some(self.hold_bat(meta, part.block)?) };
+        let (doubt, bat) = self.settle(meta, part.block)?;
         let marked = !mark
             || self.is_full(part.block)
             || (all_set(meta.get(r)?, part.first, part.count) && meta.clean(r));
@@ -457,17 +568,28 @@ impl Vhd {
         })
     }
 
-    fn nothing(&mut self, part: Part, count: u32) -> Plan {
+    /// Nothing changes, if the disk holds what memory says.
+    fn nothing(&mut self, meta: &mut dyn Meta, part: Part, count: u32) -> Result<Plan, Stop> {
+        let (doubt, bat) = self.settle(meta, part.block)?;
         self.enter(part.block, 1);
-        Plan {
+        let along = bat.map_or(MetaList::EMPTY, MetaList::one);
+        Ok(Plan {
             action: Action::Nothing,
             byte: 0,
             count,
-            along: MetaList::EMPTY,
-            pins: MetaList::EMPTY,
+            along,
+            pins: along,
             free: None,
             barrier: false,
-            token: token(part.block, Step::Plain, 0),
+            token: token(part.block, Step::Plain, doubt),
+        })
+    }
+
+    /// A block's doubt, and the BAT sector to be written so that there is none.
+    fn settle(&self, meta: &mut dyn Meta, block: u32) -> Result<(u32, Option<MetaRef>), Stop> {
+        match self.doubt(block) {
+            0 => Ok((0, None)),
+            doubt => Ok((doubt, Some(self.hold_bat(meta, block)?))),
         }
     }
 
@@ -502,7 +624,7 @@ impl Vhd {
         let lba = self.entry(part.block)?;
         let action = Action::Zero { punch: !keep };
         match lba {
-            UNUSED if below_zero && !keep => Ok(self.nothing(part, self.unused_run(span))),
+            UNUSED if below_zero && !keep => self.nothing(meta, part, self.settled_run(span)),
             UNUSED => self.appear(meta, part, action),
             _ if part.whole && below_zero && !keep => self.vanish(meta, part, lba),
             _ => self.change(meta, part, lba, action, !below_zero),
@@ -518,10 +640,10 @@ impl Vhd {
         let part = self.part(span);
         let lba = self.entry(part.block)?;
         match lba {
-            UNUSED => Ok(self.nothing(part, self.unused_run(span))),
+            UNUSED => self.nothing(meta, part, self.settled_run(span)),
             _ if part.whole && below_zero => self.vanish(meta, part, lba),
             // Less than a page gives nothing back.
-            _ if part.count < 16 => Ok(self.nothing(part, part.count)),
+            _ if part.count < 16 => self.nothing(meta, part, part.count),
             _ if self.limit.is_some() => self.change(meta, part, lba, Action::Discard, false),
             _ => self.change(meta, part, lba, Action::Zero { punch: true }, false),
         }
@@ -579,7 +701,7 @@ impl Image for Vhd {
         }
         let (block, step, _) = parse(plan.token);
         match step {
-            Step::Plain => MetaList::EMPTY,
+            Step::Plain | Step::Clear => MetaList::EMPTY,
             Step::Bits { first, count } => {
                 let r = Self::bitmap(self.bat[block as usize]);
                 set_bits(meta.edit(r), first, count);
@@ -595,12 +717,15 @@ impl Image for Vhd {
             return;
         }
         let (block, step, doubt) = parse(plan.token);
+        if step == Step::Clear {
+            return self.cleared(meta, plan, ok);
+        }
         if ok && doubt != 0 && doubt == self.doubt(block) && doubt < DOUBT_MAX {
             self.doubts[block as usize / PER_SECTOR as usize] = 0;
         }
         let old = self.bat[block as usize];
         match step {
-            Step::Plain => {}
+            Step::Plain | Step::Clear => {}
             Step::Bits { .. } if ok => self.learn_full(meta, block, old),
             Step::Bits { .. } => {}
             // What the disk says is not known: memory's view is written with the next change here.
@@ -620,8 +745,8 @@ impl Image for Vhd {
             Step::Vanish => {
                 self.bat[block as usize] = UNUSED;
                 self.set_full(block, false);
-                if self.freed.len() < FREED_MAX {
-                    self.freed.push((old, meta.now()));
+                if self.places.len() < FREED_MAX {
+                    self.places.push(Room { lba: old, stamp: meta.now(), clear: false });
                 }
             }
         }
@@ -653,6 +778,17 @@ impl Image for Vhd {
 }
 
 impl Vhd {
+    /// Places were cleared; from the next flush on they count, if it went well.
+    fn cleared(&mut self, meta: &dyn Meta, plan: &Plan, ok: bool) {
+        for piece in plan.along.iter() {
+            self.clearing -= 1;
+            let lba = (piece.at / SECTOR) as u32;
+            if self.places.len() < FREED_MAX + CLEAR_MAX {
+                self.places.push(Room { lba, stamp: meta.now(), clear: ok });
+            }
+        }
+    }
+
     /// Edits a block's entry in the cached BAT sector.
     fn point(&self, meta: &mut dyn Meta, block: u32, lba: u32) -> MetaList {
         let r = self.bat_sector(block);
@@ -673,6 +809,7 @@ fn token(block: u32, step: Step, doubt: u32) -> [u64; 2] {
         Step::Bits { first, count } => (1, first, count),
         Step::Appear { lba } => (2, lba, 0),
         Step::Vanish => (3, 0, 0),
+        Step::Clear => (4, 0, 0),
     };
     let head = kind << 56 | u64::from(doubt) << 32 | u64::from(block);
     [head, u64::from(a) << 32 | u64::from(b)]
@@ -686,6 +823,7 @@ fn parse(token: [u64; 2]) -> (u32, Step, u32) {
         1 => Step::Bits { first: a, count: b },
         2 => Step::Appear { lba: a },
         3 => Step::Vanish,
+        4 => Step::Clear,
         _ => unreachable!("tokens are made by `token`"),
     };
     (token[0] as u32, step, (token[0] >> 32) as u32 & DOUBT_MAX)
@@ -768,6 +906,7 @@ mod tests {
             Step::Bits { first: 4095, count: 4096 },
             Step::Appear { lba: UNUSED - 1 },
             Step::Vanish,
+            Step::Clear,
         ] {
             assert_eq!(parse(token(1_044_479, step, 77)), (1_044_479, step, 77));
         }

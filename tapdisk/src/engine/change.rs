@@ -10,6 +10,14 @@ use crate::disk::{Disk, FileId, Kind, Op};
 use crate::pool::Buf;
 use crate::transport::{SlotId, Verb};
 
+/// What every file system and device can zero or give back.
+const PAGE: u64 = 4096;
+
+/// A plan that is for later ones.
+fn prepares(plan: &Plan) -> bool {
+    plan.count == 0 && plan.action == Action::Nothing
+}
+
 impl<D: Disk> Engine<D> {
     /// Plans as much as fits, then writes phase 1 of it.
     pub(super) fn plan_on(&mut self, id: SlotId) {
@@ -36,7 +44,10 @@ impl<D: Disk> Engine<D> {
             // All that was left of a write into the local cache is not wanted any more.
             return;
         }
-        assert!(self.slot(id).cursor > start, "a plan covers something");
+        assert!(
+            self.slot(id).cursor > start || self.slot(id).plans.iter().flatten().all(prepares),
+            "a plan covers something"
+        );
         let slot = &mut self.slots[usize::from(id.0)];
         slot.state = State::Landing { phase: 1 };
         slot.live = (1 << made) - 1;
@@ -52,7 +63,8 @@ impl<D: Disk> Engine<D> {
         let plan = self
             .with_target(target, |image, meta| image.plan(meta, span, want))
             .map_err(|stop| (target, stop))?;
-        assert!(plan.count > 0 && plan.count <= span.count, "a plan covers part of its span");
+        let part = plan.count > 0 && plan.count <= span.count;
+        assert!(part || prepares(&plan), "a plan covers part of its span");
         plan.pins.iter().for_each(|r| self.meta.pin(target, r.at));
         let plans = &mut self.slots[usize::from(id.0)].plans;
         let free = plans.iter_mut().find(|p| p.is_none()).expect("room for another plan");
@@ -134,7 +146,6 @@ impl<D: Disk> Engine<D> {
     /// Zeros a range: the part made of whole pages by the file system, its ends by hand, so that the
     /// kernel never has to do the ends through its page cache.
     fn zero(&mut self, id: SlotId, at: u64, bytes: u64, punch: bool) {
-        const PAGE: u64 = 4096;
         let (file, end) = (self.slot(id).target, at + bytes);
         let (from, to) = (at.next_multiple_of(PAGE).min(end), (end - end % PAGE).max(at));
         let zeros = self.limits.zeros();
@@ -200,9 +211,14 @@ impl<D: Disk> Engine<D> {
         for i in 0..PLANS_MAX {
             let Some((at, bytes)) = self.slot(id).plans[i].and_then(|p| p.free) else { continue };
             // Zeros rather than a discard, on devices too: a read that began before may still look there,
-            // and may find old data or zeros but nothing else.
-            let kind = Kind::Zero { bytes: u64::from(bytes), punch: true };
-            self.data_op(id, Owner::Free(id), Op { file, kind, at, buf: Buf::NONE });
+            // and may find old data or zeros but nothing else. Whole pages, for sectors of any size.
+            let from = at.next_multiple_of(PAGE);
+            let bytes = (at + u64::from(bytes)).saturating_sub(from) / PAGE * PAGE;
+            if bytes == 0 {
+                continue;
+            }
+            let kind = Kind::Zero { bytes, punch: true };
+            self.data_op(id, Owner::Free(id), Op { file, kind, at: from, buf: Buf::NONE });
         }
     }
 

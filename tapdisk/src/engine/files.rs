@@ -24,6 +24,8 @@ pub struct FileState {
     pub grown: u64,
     /// A block device.
     pub device: bool,
+    /// What was over at a smaller number of a request is on the medium; see [`Meta::durable`].
+    pub durable: u64,
     growing: bool,
     ahead: u64,
     /// The largest end asked for, and the end being grown to.
@@ -56,6 +58,7 @@ impl FileState {
         FileState {
             grown: info.bytes,
             device: info.device,
+            durable: 0,
             growing: false,
             ahead: u64::from(ahead),
             need: 0,
@@ -112,6 +115,8 @@ impl FileState {
 /// The flush of the files that are written.
 #[derive(Debug)]
 pub struct Flushing {
+    /// Its place in the order of requests: what was over at a smaller one it covers.
+    pub number: u64,
     /// Files of the one in flight that are not done.
     pub parts: u8,
     /// What came of the others.
@@ -125,7 +130,7 @@ pub struct Flushing {
 impl Default for Flushing {
     fn default() -> Flushing {
         let none = SlotSet::EMPTY;
-        Flushing { parts: 0, outcome: Ok(()), joined: none, queued: none }
+        Flushing { number: 0, parts: 0, outcome: Ok(()), joined: none, queued: none }
     }
 }
 
@@ -145,9 +150,11 @@ pub struct Views<'a> {
 
 impl chain::Views for Views<'_> {
     fn with<R>(&mut self, layer: FileId, f: impl FnOnce(&mut dyn Meta) -> R) -> R {
-        let grown = self.files[usize::from(layer.0)].grown;
+        let FileState { grown, durable, .. } = self.files[usize::from(layer.0)];
         let (now, oldest) = (self.seq, self.oldest);
         self.meta.begin_call();
-        f(&mut View { cache: self.meta, arena: self.arena, file: layer, grown, now, oldest })
+        let cache = &mut *self.meta;
+        let arena = &mut *self.arena;
+        f(&mut View { cache, arena, file: layer, grown, now, oldest, durable })
     }
 }

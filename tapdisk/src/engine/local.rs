@@ -133,6 +133,7 @@ impl<D: Disk> Engine<D> {
         slot.cursor = 0;
         slot.seq = self.seq;
         slot.target = top;
+        slot.taken_over = self.events.taken_over;
         slot.coded = 0;
         slot.local.writing = true;
         self.working.insert(id);

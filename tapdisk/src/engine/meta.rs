@@ -344,6 +344,8 @@ pub struct View<'a> {
     pub now: u64,
     /// See [`Meta::oldest`].
     pub oldest: u64,
+    /// See [`Meta::durable`].
+    pub durable: u64,
 }
 
 impl Meta for View<'_> {
@@ -400,6 +402,10 @@ impl Meta for View<'_> {
 
     fn oldest(&self) -> u64 {
         self.oldest
+    }
+
+    fn durable(&self) -> u64 {
+        self.durable
     }
 }
 

@@ -44,7 +44,7 @@ use stats::Stats;
 
 pub use files::FileInfo;
 
-/// Steps one request makes at most before others have their turn.
+/// Pieces of one request at most before others have their turn, and rounds of all in one step.
 const STEPS_MAX: u32 = 64;
 /// Runs one Status request looks at in one step.
 const STATUS_RUNS_MAX: u32 = 256;
@@ -99,6 +99,8 @@ pub struct Engine<D: Disk> {
     written: [Option<FileId>; 2],
     local_cache: LocalCache,
     events: Events,
+    /// Fewer than `STEPS_MAX` where the simulator looks for what may come between.
+    steps_max: u32,
     done: VecDeque<SlotId>,
     /// Slots that it works on.
     working: SlotSet,
@@ -136,6 +138,7 @@ impl<D: Disk> Engine<D> {
             written: [None; 2],
             local_cache: LocalCache::new(limits.slots()),
             events: Events::default(),
+            steps_max: STEPS_MAX,
             done: VecDeque::with_capacity(slots),
             working: SlotSet::EMPTY,
             seq: 0,
@@ -221,6 +224,13 @@ impl<D: Disk> Engine<D> {
         self.disk
     }
 
+    /// Fewer steps than usual before others have their turn, for tests.
+    #[doc(hidden)]
+    pub fn set_steps_max(&mut self, steps: u32) {
+        assert!(steps > 0, "a turn goes on");
+        self.steps_max = steps;
+    }
+
     /// A slot, for tests and the watchdog's report.
     pub fn slot(&self, id: SlotId) -> &Slot {
         &self.slots[usize::from(id.0)]
@@ -245,7 +255,7 @@ impl<D: Disk> Engine<D> {
         }
         self.ops.retry(&mut self.disk, now);
         self.oldest = self.oldest_active();
-        for _ in 0..STEPS_MAX {
+        for _ in 0..self.steps_max {
             if std::mem::take(&mut self.landed) {
                 let again = self.retry.take();
                 self.ready.extend(again);
@@ -328,14 +338,21 @@ impl<D: Disk> Engine<D> {
 
     // ---- stepping a request ------------------------------------------------------------------------
 
+    /// Others have their turn between the pieces of a request only: while it holds a plan it goes on, or
+    /// waits for something of its own. A piece has few phases, so this ends.
     fn run(&mut self, id: SlotId) {
-        for _ in 0..STEPS_MAX {
+        let mut asked = 0;
+        loop {
             if self.slot(id).pending > 0 || self.retry.contains(id) {
                 return;
             }
             match self.slot(id).state {
                 State::Free | State::Filling | State::Done => return,
-                State::Ask => self.ask(id),
+                State::Ask if asked == self.steps_max => break,
+                State::Ask => {
+                    asked += 1;
+                    self.ask(id);
+                }
                 State::Landing { phase } => self.landing(id, phase),
                 State::Barrier => self.next_phase(id, 1),
                 State::Freeing => self.plans_over(id, true),
@@ -371,7 +388,8 @@ impl<D: Disk> Engine<D> {
             }
             Verb::Read => self.read_on(id),
             Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. } => {
-                if self.behind_a_keeper(id) { self.ask_again(id) } else { self.plan_on(id) }
+                let waits = self.behind_a_keeper(id) || self.behind_a_mirrored(id);
+                if waits { self.ask_again(id) } else { self.plan_on(id) }
             }
             Verb::Status => self.status_on(id),
         }
@@ -399,6 +417,7 @@ impl<D: Disk> Engine<D> {
         match stop {
             Stop::Load(r) => self.load(id, file, r),
             Stop::Grow { end } => self.grow(id, file, end),
+            Stop::Flush { after } => self.flush_after(id, file, after),
             Stop::Wait => self.ask_again(id),
             Stop::Fail { errno, .. } => {
                 self.slots[usize::from(id.0)].error.get_or_insert(errno);

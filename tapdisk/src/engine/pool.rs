@@ -49,6 +49,7 @@ impl<D: Disk> Slots for Engine<D> {
             since: self.now,
             error: wrong,
             target,
+            taken_over: self.events.taken_over,
             ..Slot::free()
         };
         self.working.insert(slot);

@@ -8,6 +8,8 @@
 //! ```
 //! A change is one request to one image after the other, each in the phases of its own format; a target that
 //! changes means the request starts anew there. So nothing is acknowledged that is not where reads look.
+use image::Span;
+
 use super::Engine;
 use super::chain::{Layer, Purpose};
 use super::slot::sectors_mask;
@@ -34,11 +36,35 @@ impl<D: Disk> Engine<D> {
     /// All of a change is in its target. Whether it has to go to the top as well.
     pub(super) fn goes_on_top(&mut self, id: SlotId) -> bool {
         let slot = self.slot(id);
-        if !slot.request.verb.changes() || slot.local.writing || slot.target == self.top() {
+        if !slot.request.verb.changes() || slot.local.writing {
+            return false;
+        }
+        // The top since the request started there: what became the top in between was changed as a
+        // mirror, over what lay below a mirror; a zero that was nothing to it may be something now.
+        if slot.target == self.top() && slot.taken_over == self.events.taken_over {
             return false;
         }
         self.retarget(id);
         true
+    }
+
+    /// Whether a change has to wait for an older one of the same sectors: they would else land in the
+    /// mirror in one order and in the top in the other, and which of them is read would change when the
+    /// mirror takes over. An older one never waits for a younger one.
+    pub(super) fn behind_a_mirrored(&self, id: SlotId) -> bool {
+        let slot = self.slot(id);
+        let mirrors = self.chain.as_ref().and_then(|chain| chain.second);
+        if slot.cursor > 0 || mirrors.is_none_or(|second| second.purpose != Purpose::Mirror) {
+            return false;
+        }
+        let meets = |a: Span, b: Span| a.start < b.end() && b.start < a.end();
+        let mut working = self.working;
+        std::iter::from_fn(|| working.pop()).any(|other| {
+            let other = self.slot(other);
+            other.request.verb.changes()
+                && other.seq < slot.seq
+                && meets(other.request.span, slot.request.span)
+        })
     }
 
     /// A request has failed. Whether it goes on elsewhere.
@@ -92,6 +118,7 @@ impl<D: Disk> Engine<D> {
         slot.error = None;
         slot.cursor = 0;
         slot.target = top;
+        slot.taken_over = self.events.taken_over;
         if self.events.taken_over {
             self.stats.redirected += u64::from(slot.request.span.count);
         }

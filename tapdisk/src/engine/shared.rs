@@ -19,6 +19,21 @@ impl<D: Disk> Engine<D> {
         self.begin_flush();
     }
 
+    /// Wants what was over at `after` on the medium of `file`: by the flush in flight if that will do.
+    pub(super) fn flush_after(&mut self, id: SlotId, file: FileId, after: u64) {
+        let flushing = &self.flushing;
+        let covers = flushing.parts > 0 && flushing.number > after && self.writes_to(file);
+        if covers || self.files[usize::from(file.0)].durable > after {
+            self.landed |= self.flushing.parts == 0;
+            return self.ask_again(id);
+        }
+        self.want_flush(id);
+    }
+
+    fn writes_to(&self, file: FileId) -> bool {
+        self.written.contains(&Some(file))
+    }
+
     /// One flush at a time; it covers what completed before it began, so later comers take the next one.
     /// Every file that requests were written to is flushed.
     fn begin_flush(&mut self) {
@@ -27,6 +42,8 @@ impl<D: Disk> Engine<D> {
         }
         self.flushing.joined = self.flushing.queued.take();
         self.flushing.outcome = Ok(());
+        self.seq += 1;
+        self.flushing.number = self.seq;
         for file in self.written.into_iter().flatten() {
             self.flushing.parts += 1;
             let op = Op { file, kind: Kind::Sync, at: 0, buf: Buf::NONE };
@@ -36,7 +53,9 @@ impl<D: Disk> Engine<D> {
 
     /// One of the files is flushed.
     pub(super) fn flushed(&mut self, file: FileId, outcome: Result<(), i32>) {
-        if outcome.is_err() && !self.forgiven(file) {
+        if outcome.is_ok() {
+            self.files[usize::from(file.0)].durable = self.flushing.number;
+        } else if !self.forgiven(file) {
             self.flushing.outcome = outcome;
         }
         self.flushing.parts -= 1;

@@ -50,6 +50,9 @@ pub struct Slot {
     pub request: Request,
     /// The image that a change goes to now.
     pub target: FileId,
+    /// Whether the secondary had taken over when the request started at its target: it decides what lay
+    /// below.
+    pub taken_over: bool,
     /// Sectors of the buffer that are encrypted for the target, as bits.
     pub coded: u128,
     /// What the local cache knows of it.
@@ -86,6 +89,7 @@ impl Slot {
             state: State::Free,
             request,
             target: FileId(0),
+            taken_over: false,
             coded: 0,
             ahead: Ahead::No,
             local: Local::default(),

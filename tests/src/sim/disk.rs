@@ -89,9 +89,9 @@ impl SimFile {
         }
     }
 
-    fn power_cut(&mut self, rng: &mut Rng) {
+    fn power_cut(&mut self, mut kept: impl FnMut(usize) -> bool) {
         for (at, unit) in std::mem::take(&mut self.unflushed) {
-            if rng.one_in(2) {
+            if kept(at) {
                 self.medium[at..at + unit.len()].copy_from_slice(&unit);
             }
         }
@@ -170,6 +170,24 @@ impl SimDisk {
         let result = self.perform(&op, mark);
         self.completed += 1;
         self.ready.push((tag, result));
+    }
+
+    /// Completes the oldest queued operation of this kind; false if there is none.
+    pub fn complete_first(&mut self, which: impl Fn(&Op) -> bool) -> bool {
+        let Some(i) = self.queue.iter().position(|(_, op, _)| which(op)) else { return false };
+        let (tag, op, mark) = self.queue.remove(i);
+        let result = self.perform(&op, mark);
+        self.ready.push((tag, result));
+        true
+    }
+
+    /// The same, which lands and is answered with an error all the same.
+    pub fn fail_first(&mut self, which: impl Fn(&Op) -> bool, errno: i32) -> bool {
+        let Some(i) = self.queue.iter().position(|(_, op, _)| which(op)) else { return false };
+        let (tag, op, mark) = self.queue.remove(i);
+        self.perform(&op, mark).expect("it lands");
+        self.ready.push((tag, Err(errno)));
+        true
     }
 
     fn perform(&mut self, op: &Op, mark: usize) -> Result<u32, i32> {
@@ -272,9 +290,15 @@ impl SimDisk {
             }
         }
         for file in &mut self.files {
-            file.power_cut(&mut self.rng);
+            file.power_cut(|_| self.rng.one_in(2));
         }
         (self.files, self.rng)
+    }
+
+    /// The same, by rule: of what is in the cache only bytes that `kept` names get to the medium.
+    pub fn power_cut_with(mut self, kept: impl Fn(usize) -> bool) -> Vec<SimFile> {
+        self.files.iter_mut().for_each(|file| file.power_cut(&kept));
+        self.files
     }
 }
 

@@ -7,6 +7,7 @@
 //!                                                      with the blocking executor's view of the files
 //! ```
 pub mod below;
+pub mod bench;
 pub mod blktap;
 pub mod disk;
 pub mod model;

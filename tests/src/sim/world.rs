@@ -137,9 +137,9 @@ pub fn run(setup: Setup) -> Result<Ran, String> {
     }
     world.live(setup.requests)?;
     world.drain()?;
+    world.note_events();
     world.verify_all("at the end", false)?;
     world.verify_mirror()?;
-    world.note_events();
     Ok(world.ran)
 }
 

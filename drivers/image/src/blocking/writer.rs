@@ -60,13 +60,15 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// Those of learning the length of the file.
     pub fn new(image: &'a mut dyn Image, storage: &'a dyn Storage) -> io::Result<Writer<'a>> {
-        let cache = Cache { grown: storage.len()?, ..Cache::default() };
+        let cache = Cache { grown: storage.len()?, durable: u64::MAX, ..Cache::default() };
         Ok(Writer { image, storage, cache, barriers: false })
     }
 
-    /// Flushes between data and the metadata that points at it, for storage with a volatile cache.
+    /// Flushes between data and the metadata that points at it, and before places are used again, for
+    /// storage with a volatile cache. Without it a crash of the host in the middle may leave anything.
     pub fn with_barriers(mut self, on: bool) -> Writer<'a> {
         self.barriers = on;
+        self.cache.durable = if on { 0 } else { u64::MAX };
         self
     }
 
@@ -122,6 +124,14 @@ impl<'a> Writer<'a> {
         self.storage.sync()
     }
 
+    /// What is over is on the medium.
+    fn settle(&mut self) -> io::Result<()> {
+        self.storage.sync()?;
+        self.cache.now += 1;
+        self.cache.durable = self.cache.now;
+        Ok(())
+    }
+
     /// Does the last writes of the image (footer, batmap) and flushes.
     ///
     /// # Errors
@@ -163,6 +173,7 @@ impl<'a> Writer<'a> {
                     self.storage.set_len(end)?;
                     self.cache.grown = end;
                 }
+                Err(Stop::Flush { .. }) => self.settle()?,
                 Err(Stop::Fail { errno: code, .. }) => return Err(errno(code)),
                 Err(stop @ Stop::Wait) => alone(stop),
             }
