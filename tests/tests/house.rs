@@ -28,12 +28,12 @@ const UNSAFE: &[&str] = &[
 
 /// What each crate may depend on inside the workspace.
 const EDGES: &[(&str, &[&str])] = &[
-    ("cbt", &[]),
+    ("cbt", &["image"]),
     ("cbt-util", &["cbt", "cli"]),
     ("cli", &[]),
     ("image", &[]),
     ("raw", &["image"]),
-    ("td-util", &["cli", "vhd-rs"]),
+    ("td-util", &["cli", "image", "vhd-rs"]),
     ("vhd-rs", &["image"]),
     ("vhd-util", &["cli", "image", "vhd-rs"]),
     ("tap-ctl", &[]),

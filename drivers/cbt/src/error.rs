@@ -1,4 +1,5 @@
 //! What can be wrong with a log, as sentences for the person who has to mend it.
+use image::{NodeError, Odd};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -72,6 +73,17 @@ impl CbtError {
             | CbtError::Kind { .. }
             | CbtError::Shrink { .. }
             | CbtError::ParentLarger { .. } => libc::EINVAL,
+        }
+    }
+
+    /// A name that could not be opened.
+    pub(crate) fn node(name: &Path, doing: &'static str, e: &NodeError) -> CbtError {
+        match e {
+            NodeError::Io(e) => CbtError::io(name, doing, e),
+            NodeError::Odd(Odd::Directory) => {
+                CbtError::Io { name: name.into(), doing, errno: libc::EISDIR }
+            }
+            NodeError::Odd(_) => CbtError::Kind { name: name.into() },
         }
     }
 

@@ -7,9 +7,9 @@
 use crate::bitmap;
 use crate::header::{HEADER_BYTES, Header};
 use crate::{CbtError, Uuid};
+use image::{Node, NodeError, Storage};
 use std::fs::{File, OpenOptions};
-use std::io::{Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Largest disk that a log is made for: a bitmap of 1 GiB.
@@ -48,15 +48,17 @@ pub struct LogFile {
 /// EFBIG above 512 TiB; those of the file system. A new file that could not be completed is removed.
 pub fn create(name: &Path, disk_bytes: u64) -> Result<(), CbtError> {
     check_size(name, disk_bytes)?;
+    let failed = |e: &NodeError| CbtError::node(name, "create the changed-block log", e);
     let mut options = OpenOptions::new();
-    options.read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).mode(0o644);
-    let made = options.clone().create_new(true).open(name);
+    let made = options.read(true).write(true).create_new(true).mode(0o644).open(name);
     let new = made.is_ok();
     let file = match made {
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => options.open(name),
-        made => made,
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            Node::find(name).and_then(|node| Ok(node.open(true)?))
+        }
+        made => made.map_err(NodeError::Io),
     };
-    let file = file.map_err(|e| CbtError::io(name, "create the changed-block log", &e))?;
+    let file = file.map_err(|e| failed(&e))?;
     let done = fill(&file, name, disk_bytes);
     if done.is_err() && new {
         // The first error is the one to report; a leftover is only untidy.
@@ -66,14 +68,11 @@ pub fn create(name: &Path, disk_bytes: u64) -> Result<(), CbtError> {
 }
 
 fn fill(file: &File, name: &Path, disk_bytes: u64) -> Result<(), CbtError> {
-    let regular = is_regular(file, name)?;
     let header = Header { disk_bytes, ..Header::default() };
     let failed = |e| CbtError::io(name, "write the changed-block log", &e);
     file.write_all_at(&header.encode(), 0).map_err(failed)?;
     zero(file, HEADER_BYTES as u64, header.file_bytes()).map_err(failed)?;
-    if regular {
-        file.set_len(header.file_bytes()).map_err(failed)?;
-    }
+    Storage::set_len(file, header.file_bytes()).map_err(failed)?;
     file.sync_all().map_err(failed)
 }
 
@@ -113,19 +112,16 @@ impl LogFile {
     /// those of the file system.
     pub fn open(name: &Path, writable: bool) -> Result<LogFile, CbtError> {
         let failed = |e| CbtError::io(name, "open the changed-block log", &e);
-        let mut options = OpenOptions::new();
-        // A FIFO must not be waited for.
-        options.read(true).write(writable).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
-        let mut file = options.open(name).map_err(failed)?;
-        is_regular(&file, name)?;
-        // Of a device the metadata say 0.
-        let bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let node =
+            Node::find(name).map_err(|e| CbtError::node(name, "open the changed-block log", &e))?;
+        let file = node.open(writable).map_err(failed)?;
+        let bytes = Storage::len(&file).map_err(failed)?;
         let needs = HEADER_BYTES as u64;
         if bytes < needs {
             return Err(CbtError::Short { name: name.into(), has: bytes, needs });
         }
         let mut raw = [0; HEADER_BYTES];
-        file.read_exact_at(&mut raw, 0).map_err(failed)?;
+        FileExt::read_exact_at(&file, &mut raw, 0).map_err(failed)?;
         Ok(LogFile { name: name.into(), file, header: Header::decode(&raw), bytes })
     }
 
@@ -202,7 +198,7 @@ impl LogFile {
             || CbtError::TooLarge { name: self.name.clone(), disk: self.header.disk_bytes };
         let bytes = usize::try_from(bytes).map_err(|_| too_large())?;
         let mut out = vec![0; bytes];
-        self.file.read_exact_at(&mut out, at).map_err(failed)?;
+        FileExt::read_exact_at(&self.file, &mut out, at).map_err(failed)?;
         Ok(out)
     }
 
@@ -226,21 +222,6 @@ fn check_size(name: &Path, disk: u64) -> Result<(), CbtError> {
         return Err(CbtError::TooLarge { name: name.into(), disk });
     }
     Ok(())
-}
-
-/// Whether it is a file rather than a block device; anything else is refused.
-fn is_regular(file: &File, name: &Path) -> Result<bool, CbtError> {
-    let metadata = file.metadata();
-    let kind = metadata.map_err(|e| CbtError::io(name, "look at the file", &e))?.file_type();
-    match (kind.is_file(), kind.is_block_device()) {
-        (true, _) => Ok(true),
-        (_, true) => Ok(false),
-        _ if kind.is_dir() => {
-            let e = std::io::Error::from_raw_os_error(libc::EISDIR);
-            Err(CbtError::io(name, "open the changed-block log", &e))
-        }
-        _ => Err(CbtError::Kind { name: name.into() }),
-    }
 }
 
 /// Writes zeros, not holes: a mapped hole on a full file system would kill whoever marks it.

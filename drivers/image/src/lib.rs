@@ -14,9 +14,11 @@
 
 pub mod blocking;
 mod lock;
+mod node;
 mod storage;
 
 pub use lock::try_lock;
+pub use node::{Node, NodeError, Odd, open_or_make};
 pub use storage::{MemStorage, Storage};
 
 /// Bytes of a guest sector. Everything a guest addresses is counted in these, also on devices with

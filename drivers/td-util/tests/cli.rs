@@ -171,3 +171,29 @@ fn query_answers_with_an_object() {
     assert_eq!(json("query vhd --json none").0, 2);
     assert_eq!(d.run("create vhd --json 2 x").0, 22);
 }
+
+#[test]
+fn what_is_no_file_is_refused_at_once() {
+    let d = Dir::new();
+    d.ok("create vhd 4 p.vhd");
+    assert!(Command::new("mkfifo").arg(d.path("pipe")).status().unwrap().success());
+    std::fs::create_dir(d.path("folder")).unwrap();
+    for (name, errno) in [("pipe", 22), ("folder", 21)] {
+        for line in [
+            "create vhd 4 X",
+            "create aio -r 4 X",
+            "snapshot vhd X p.vhd",
+            "snapshot vhd new X",
+            "snapshot vhd -m new X",
+            "query vhd -v X",
+            "query aio -v X",
+            "set vhd X hidden 1",
+        ] {
+            let (code, out, err) = d.run(&line.replace('X', name));
+            assert_eq!(code, errno, "{line}: {out}{err}");
+            assert!((out + &err).contains(name), "{line}: {err}");
+        }
+    }
+    assert_eq!(d.run("create vhd 0 new").0, 22, "a disk without sectors");
+    assert!(!d.path("new").exists());
+}

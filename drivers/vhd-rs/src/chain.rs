@@ -6,7 +6,7 @@ use crate::error::{
 };
 use crate::open::{self, OpenOptions, Opened, Parent};
 use crate::{bat, batmap, key, locate, path};
-use image::Storage;
+use image::{Node, NodeError, Storage};
 use rustix::fs::{Advice, fadvise};
 use std::fs::File;
 use std::io;
@@ -45,18 +45,15 @@ pub fn identity(file: &File) -> io::Result<Identity> {
     Ok(if device { (true, m.rdev(), 0) } else { (false, m.dev(), m.ino()) })
 }
 
-/// Opens a file for reading. A directory is EISDIR, as callers of the original see it.
+/// Opens a file or block device; nothing else is touched.
 ///
 /// # Errors
-/// Those of the file system.
+/// Those of the file system, and [`VhdError::Node`].
 pub fn open_file(path: &Path, write: bool) -> Result<File, VhdError> {
-    let failed = |e: &io::Error| VhdError::io(path, "open the file", 0, e);
-    let file = File::options().read(true).write(write).open(path).map_err(|e| failed(&e))?;
-    let kind = file.metadata().map_err(|e| failed(&e))?.file_type();
-    if kind.is_dir() {
-        return Err(failed(&io::Error::from_raw_os_error(21)));
-    }
-    if kind.is_block_device() {
+    let failed = |e: &NodeError| VhdError::node(path, "open the file", e);
+    let node = Node::find(path).map_err(|e| failed(&e))?;
+    let file = node.open(write).map_err(|e| failed(&e.into()))?;
+    if node.is_device() {
         forget_cached(&file);
     }
     Ok(file)

@@ -1,4 +1,5 @@
 //! What can be wrong with a VHD image, as sentences for the person who has to mend it.
+use image::{NodeError, Odd};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -38,6 +39,22 @@ pub enum VhdError {
         offset: u64,
         /// Positive errno.
         errno: i32,
+    },
+    /// The path leads to neither a file nor a block device.
+    Node {
+        /// The path.
+        name: PathBuf,
+        /// What is there.
+        odd: Odd,
+    },
+    /// An image of another format, or no image at all, under the name of a VHD.
+    Foreign {
+        /// The file.
+        name: PathBuf,
+        /// What it is, as in "a VHDX image".
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
     },
     /// The file has no bytes.
     Empty {
@@ -114,9 +131,10 @@ impl VhdError {
             VhdError::Io { errno, .. }
             | VhdError::Parent { errno, .. }
             | VhdError::Request { errno, .. } => *errno,
+            VhdError::Node { odd, .. } => odd.errno(),
             VhdError::Empty { .. } => EPIPE,
             VhdError::Short { .. } => EIO,
-            VhdError::Field { .. } | VhdError::Block { .. } => EINVAL,
+            VhdError::Field { .. } | VhdError::Block { .. } | VhdError::Foreign { .. } => EINVAL,
             VhdError::TooLarge { .. } => EFBIG,
             VhdError::Cycle { .. } => ELOOP,
         }
@@ -125,6 +143,14 @@ impl VhdError {
     /// An error of the file system; one that carries no number counts as EIO.
     pub fn io(name: &Path, doing: &'static str, offset: u64, e: &io::Error) -> VhdError {
         VhdError::Io { name: name.into(), doing, offset, errno: e.raw_os_error().unwrap_or(EIO) }
+    }
+
+    /// A name that could not be opened.
+    pub fn node(name: &Path, doing: &'static str, e: &NodeError) -> VhdError {
+        match e {
+            NodeError::Io(e) => VhdError::io(name, doing, 0, e),
+            NodeError::Odd(odd) => VhdError::Node { name: name.into(), odd: *odd },
+        }
     }
 
     /// A request that is refused.
@@ -139,6 +165,14 @@ impl fmt::Display for VhdError {
             VhdError::Io { name, doing, offset, errno } => {
                 let e = io::Error::from_raw_os_error(*errno);
                 write!(f, "{}: could not {doing} at byte {offset}: {e}", name.display())
+            }
+            VhdError::Node { name, odd } => write!(
+                f,
+                "{} is {odd}, neither a file nor a block device; name one of these",
+                name.display()
+            ),
+            VhdError::Foreign { name, what, remedy } => {
+                write!(f, "{} is {what}, not a VHD; {remedy}", name.display())
             }
             VhdError::Empty { name } => {
                 write!(f, "{} is empty: create the image first", name.display())

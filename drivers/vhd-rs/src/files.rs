@@ -10,9 +10,9 @@ use crate::header::BLOCK_BYTES;
 use crate::open::{self, OpenOptions};
 use crate::{bat, lock, path};
 use image::Storage;
-use std::fs::{File, OpenOptions as FileOptions};
+use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -48,6 +48,7 @@ pub fn create(
     room_bytes: Option<u64>,
     fixed: bool,
 ) -> Result<(), VhdError> {
+    not_empty(name, bytes)?;
     let bytes = rounded(name, bytes)?;
     let room_bytes = rounded(name, room_bytes.unwrap_or(bytes))?;
     let new = NewImage { bytes, room_bytes, uuid: new_uuid(name)?, timestamp: now() };
@@ -91,6 +92,7 @@ pub fn snapshot(name: &Path, parent: &Path, o: &SnapshotOptions) -> Result<(), V
             return Err(VhdError::request(name, ENOSPC, why));
         }
     }
+    not_empty(name, target.bytes)?;
     let bytes = if target.raw { target.bytes } else { rounded(name, target.bytes)? };
     let room_bytes = rounded(name, o.room_bytes.unwrap_or(bytes))?;
     let home = chain::canonical_new(name)?;
@@ -154,7 +156,8 @@ fn target_of(parent: &Path, o: &SnapshotOptions) -> Result<Target, VhdError> {
 
 /// F14: a snapshot onto its own parent, or onto anything below, would destroy it.
 fn not_an_ancestor(name: &Path, parent: &Path, raw: bool) -> Result<(), VhdError> {
-    let new: Option<Identity> = File::open(name).ok().and_then(|f| chain::identity(&f).ok());
+    let new: Option<Identity> =
+        chain::open_file(name, false).ok().and_then(|f| chain::identity(&f).ok());
     let Some(new) = new else { return Ok(()) };
     chain::walk(parent, raw, |path, file, raw| {
         if chain::identity(&file).is_ok_and(|id| id == new) {
@@ -173,10 +176,9 @@ fn in_new_file(
     name: &Path,
     fill: impl FnOnce(&File) -> Result<(), VhdError>,
 ) -> Result<(), VhdError> {
-    let mut options = FileOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o644);
     let failed = |e: std::io::Error| VhdError::io(name, "create the file", 0, &e);
-    let file = options.open(name).map_err(failed)?;
+    let file = image::open_or_make(name, 0o644)
+        .map_err(|e| VhdError::node(name, "create the file", &e))?;
     // A disk that is being served is not emptied under its daemon.
     lock::lock(&file, name, lock::Others::Refuse)?;
     let device = file.metadata().is_ok_and(|m| m.file_type().is_block_device());
@@ -187,6 +189,16 @@ fn in_new_file(
         let _ = std::fs::remove_file(name);
     }
     done
+}
+
+/// A disk without sectors is nothing that anybody can serve.
+pub(crate) fn not_empty(name: &Path, bytes: u64) -> Result<(), VhdError> {
+    match bytes {
+        0 => {
+            Err(VhdError::request(name, EINVAL, "a disk of 0 bytes cannot be used; give it a size"))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn rounded(name: &Path, bytes: u64) -> Result<u64, VhdError> {

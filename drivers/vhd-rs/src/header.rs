@@ -36,6 +36,11 @@ pub enum HeaderFault {
 }
 
 impl HeaderFault {
+    /// Whether the header is whole, so that reading it again changes nothing.
+    pub fn adds_up(self) -> bool {
+        !matches!(self, HeaderFault::Cookie | HeaderFault::Checksum)
+    }
+
     /// The field that is wrong, and its offset in the header.
     pub fn field(self) -> (&'static str, u64) {
         match self {
@@ -150,6 +155,28 @@ impl Header {
             Some(HeaderFault::BlockSize)
         } else {
             self.locators.iter().position(|l| !l.code_known()).map(HeaderFault::Locator)
+        }
+    }
+
+    /// What a header whose bytes add up has that nothing here can serve; `None` for a damaged one.
+    pub fn unsupported(&self, fault: HeaderFault) -> Option<String> {
+        let (major, minor) = (self.version >> 16, self.version & 0xffff);
+        match fault {
+            HeaderFault::Cookie | HeaderFault::Checksum => None,
+            HeaderFault::Version => Some(format!("is {major}.{minor}; only 1.0 is supported")),
+            HeaderFault::DataOffset => {
+                let at = self.data_offset;
+                Some(format!("is {at:#x}; nothing that follows a header is supported"))
+            }
+            HeaderFault::BlockSize => {
+                let bytes = self.block_bytes;
+                let which = "powers of two from 64 KiB to 2 MiB are supported";
+                Some(format!("is {bytes} bytes; {which}"))
+            }
+            HeaderFault::Locator(n) => {
+                let code = self.locators.get(n).map_or(0, |l| l.code);
+                Some(format!("is {code:#010x}; locators of this kind are not supported"))
+            }
         }
     }
 

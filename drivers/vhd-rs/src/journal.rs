@@ -11,7 +11,7 @@ use crate::error::{
     VhdError,
     errno::{EINVAL, EPIPE},
 };
-use image::Storage;
+use image::{Node, Storage};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -290,8 +290,9 @@ pub fn create_file(path: &Path) -> Result<File, VhdError> {
 /// # Errors
 /// Those of the file system.
 pub fn open_file(path: &Path) -> Result<File, VhdError> {
-    let failed = |e| VhdError::io(path, "open the journal", 0, &e);
-    File::options().read(true).write(true).open(path).map_err(failed)
+    let failed = |e| VhdError::node(path, "open the journal", &e);
+    let node = Node::find(path).map_err(failed)?;
+    node.open(true).map_err(|e| failed(e.into()))
 }
 
 /// Removes a journal that is not needed any more; a device stays.

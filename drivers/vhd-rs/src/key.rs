@@ -21,8 +21,9 @@ use crate::error::{
     errno::{EINVAL, ENOKEY},
 };
 use crate::open::BatmapState;
-use image::Storage;
+use image::{Node, NodeError, Odd, Storage};
 use sha2::{Digest, Sha256};
+use std::fs::File;
 use std::path::Path;
 
 /// Where the key hash of an image without batmap is kept.
@@ -34,6 +35,27 @@ pub const KEY_BYTES: [usize; 2] = [32, 64];
 pub fn hash_of(nonce: &[u8; 32], key: &[u8]) -> KeyHash {
     let digest = Sha256::new().chain_update(nonce).chain_update(key).finalize();
     KeyHash { nonce: *nonce, hash: digest.into() }
+}
+
+/// What file systems call themselves that hold the pipes without a name (linux/magic.h).
+const PIPEFS: u64 = 0x5049_5045;
+
+/// Opens a file that holds a key. A pipe that a shell made, `<(command)`, has its writer already and
+/// is read as well; one with a name may have none for ever.
+///
+/// # Errors
+/// Those of the file system, and [`VhdError::Node`].
+pub fn open_file(path: &Path) -> Result<File, VhdError> {
+    let failed = |e: NodeError| VhdError::node(path, "read the key", &e);
+    let file = match Node::find(path) {
+        Err(NodeError::Odd(Odd::Pipe)) if nameless(path) => File::open(path),
+        found => found.map_err(failed)?.open(false),
+    };
+    file.map_err(|e| failed(e.into()))
+}
+
+fn nameless(pipe: &Path) -> bool {
+    rustix::fs::statfs(pipe).is_ok_and(|fs| fs.f_type as u64 == PIPEFS)
 }
 
 /// Whether a key is the one whose hash is stored.

@@ -75,6 +75,7 @@ pub mod error;
 pub mod files;
 pub mod fill;
 pub mod footer;
+mod foreign;
 pub mod geometry;
 pub mod header;
 pub mod journal;

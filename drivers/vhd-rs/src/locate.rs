@@ -2,7 +2,7 @@
 use crate::error::{VhdError, errno::EINVAL};
 use crate::footer::{DiskType, FOOTER_BYTES, Footer, FooterFault};
 use crate::header::{HEADER_BYTES, Header, HeaderFault};
-use crate::{bat, open};
+use crate::{bat, foreign, open};
 use image::Storage;
 use std::path::Path;
 use std::time::Duration;
@@ -48,7 +48,7 @@ pub fn headers(storage: &dyn Storage, name: &Path, retries: u32) -> Result<Heade
         Some(t) if !forged(storage, name, &t, copy.as_ref()) => t,
         _ => match &copy {
             Some(copy) => (copy.clone(), FooterAt::Copy, 0),
-            None => return Err(no_footer(name, file_bytes)),
+            None => return Err(no_footer(storage, name, file_bytes)),
         },
     };
     assemble(storage, name, retries, footer, found, footer_at, copy, file_bytes)
@@ -64,7 +64,8 @@ pub fn headers_of_copy(
     retries: u32,
 ) -> Result<Headers, VhdError> {
     let file_bytes = length(storage, name)?;
-    let copy = footer_in(storage, name, 0, FOOTER_BYTES)?.map_err(|_| no_footer(name, 512))?;
+    let copy = footer_in(storage, name, 0, FOOTER_BYTES)?;
+    let copy = copy.map_err(|_| no_footer(storage, name, 512))?;
     assemble(storage, name, retries, copy.clone(), FooterAt::Copy, 0, Some(copy), file_bytes)
 }
 
@@ -100,19 +101,25 @@ fn assemble(
 fn length(storage: &dyn Storage, name: &Path) -> Result<u64, VhdError> {
     match storage.len().map_err(|e| VhdError::io(name, "learn the size", 0, &e))? {
         0 => Err(VhdError::Empty { name: name.into() }),
-        bytes if bytes < 511 => Err(VhdError::Short { name: name.into(), bytes }),
+        bytes if bytes < 511 => Err(too_short(storage, name, bytes)),
         bytes => Ok(bytes),
     }
 }
 
-fn no_footer(name: &Path, file_bytes: u64) -> VhdError {
-    VhdError::Field {
+/// What is shorter than a footer: EIO as ever, unless it is known to be something else.
+pub(crate) fn too_short(storage: &dyn Storage, name: &Path, bytes: u64) -> VhdError {
+    let known = foreign::named(storage, name);
+    known.unwrap_or_else(|| VhdError::Short { name: name.into(), bytes })
+}
+
+fn no_footer(storage: &dyn Storage, name: &Path, file_bytes: u64) -> VhdError {
+    foreign::named(storage, name).unwrap_or_else(|| VhdError::Field {
         name: name.into(),
         field: "footer",
         offset: file_bytes.saturating_sub(512),
         why: "is missing or damaged, and so is the copy at byte 0".into(),
         remedy: "this is not a VHD image, or it must be restored from a backup",
-    }
+    })
 }
 
 fn footer_in(
@@ -167,29 +174,29 @@ fn header(storage: &dyn Storage, name: &Path, at: u64, retries: u32) -> Result<H
     let whole = storage.len().is_ok_and(|bytes| bytes >= end);
     let mut left = if whole { retries } else { 0 };
     loop {
-        match header_once(storage, name, at)? {
-            Ok(header) => return Ok(header),
-            Err(_) if left > 0 => std::thread::sleep(Duration::from_secs(1)),
-            Err(fault) => {
-                let (field, offset) = fault.field();
-                return Err(VhdError::Field {
-                    name: name.into(),
-                    field,
-                    offset: at.saturating_add(offset),
-                    why: "is not what a VHD header has".into(),
-                    remedy: "restore the image from a backup",
-                });
+        let header = header_once(storage, name, at)?;
+        match header.fault() {
+            None => return Ok(header),
+            Some(fault) if left > 0 && !fault.adds_up() => {
+                std::thread::sleep(Duration::from_secs(1));
             }
+            Some(fault) => return Err(bad_header(name, at, &header, fault)),
         }
         left -= 1;
     }
 }
 
-fn header_once(
-    storage: &dyn Storage,
-    name: &Path,
-    at: u64,
-) -> Result<Result<Header, HeaderFault>, VhdError> {
+/// What is wrong with a header at that byte: damage, or what no program of ours can serve.
+pub(crate) fn bad_header(name: &Path, at: u64, header: &Header, fault: HeaderFault) -> VhdError {
+    let (field, offset) = fault.field();
+    let (why, remedy) = match header.unsupported(fault) {
+        Some(why) => (why, "convert the image with the program that made it"),
+        None => ("is not what a VHD header has".into(), "restore the image from a backup"),
+    };
+    VhdError::Field { name: name.into(), field, offset: at.saturating_add(offset), why, remedy }
+}
+
+fn header_once(storage: &dyn Storage, name: &Path, at: u64) -> Result<Header, VhdError> {
     let mut bytes = [0; HEADER_BYTES];
     // Absurd offsets read as nothing instead of failing in the kernel with a puzzling number.
     if i64::try_from(at).is_ok() {
@@ -197,5 +204,5 @@ fn header_once(
             .read_at(at, &mut bytes)
             .map_err(|e| VhdError::io(name, "read the header", at, &e))?;
     }
-    Ok(Header::parse(&bytes))
+    Ok(Header::decode(&bytes))
 }

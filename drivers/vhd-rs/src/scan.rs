@@ -7,8 +7,8 @@ use crate::edit;
 use crate::error::{VhdError, errno::EINVAL};
 use crate::footer::{DiskType, FOOTER_BYTES, Footer};
 use crate::header::{HEADER_BYTES, Header};
-use crate::locate;
 use crate::open::{self, BatmapState, Parent};
+use crate::{foreign, locate};
 use image::Storage;
 use std::fs::File;
 use std::path::Path;
@@ -130,7 +130,7 @@ fn fast_headers(storage: &dyn Storage, name: &Path) -> Result<(Footer, Option<He
     let first = first.get(..got).unwrap_or_default();
     match got {
         0 => return Err(VhdError::Empty { name: name.into() }),
-        1..511 => return Err(VhdError::Short { name: name.into(), bytes: got as u64 }),
+        1..511 => return Err(locate::too_short(storage, name, got as u64)),
         _ => {}
     }
     let wrong = |field, offset, why: &str| VhdError::Field {
@@ -141,7 +141,10 @@ fn fast_headers(storage: &dyn Storage, name: &Path) -> Result<(Footer, Option<He
         remedy: "a fixed image has no copy there; scan without -f",
     };
     let footer = Footer::parse(first.get(..FOOTER_BYTES).unwrap_or(first));
-    let footer = footer.map_err(|_| wrong("footer copy", 0, "is missing or damaged"))?;
+    let footer = footer.map_err(|_| {
+        let known = foreign::named(storage, name);
+        known.unwrap_or_else(|| wrong("footer copy", 0, "is missing or damaged"))
+    })?;
     if footer.by_tap() && footer.creator_version == 1 {
         let why = "made by version 0.1 of XenServer's tools, whose bitmaps nobody reads any more";
         return Err(VhdError::request(name, EINVAL, why));
@@ -161,11 +164,11 @@ fn fast_headers(storage: &dyn Storage, name: &Path) -> Result<(Footer, Option<He
         }
         None => &other,
     };
-    let header = Header::parse(bytes).map_err(|fault| {
-        let (field, offset) = fault.field();
-        wrong(field, at.saturating_add(offset), "is not what a VHD header has")
-    })?;
-    Ok((footer, Some(header)))
+    let header = Header::decode(bytes);
+    match header.fault() {
+        Some(fault) => Err(locate::bad_header(name, at, &header, fault)),
+        None => Ok((footer, Some(header))),
+    }
 }
 
 /// The locators in order, as far as the first that decodes.

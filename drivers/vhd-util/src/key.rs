@@ -4,7 +4,6 @@ use crate::options::{JSON, Options, Term};
 use cli::Spec;
 use serde_json::json;
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use vhd_rs::batmap::KeyHash;
@@ -120,7 +119,7 @@ fn nonce(o: &Options) -> Result<[u8; 32], VhdError> {
 
 fn bytes_of(file: &Path) -> Result<Vec<u8>, VhdError> {
     let failed = |e: &std::io::Error| VhdError::io(file, "read the key", 0, e);
-    let opened = File::open(file).map_err(|e| failed(&e))?;
+    let opened = key::open_file(file)?;
     let mut bytes = Vec::new();
     opened.take(KEY_FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| failed(&e))?;
     Ok(bytes)

@@ -1,8 +1,7 @@
 //! The key of an encrypted image: a file (`-k`) or standard input (`-E`).
 use crate::options::{Options, Term};
-use std::fs::File;
 use std::io::Read;
-use vhd_rs::key::KEY_BYTES;
+use vhd_rs::key::{KEY_BYTES, open_file};
 
 /// What the original exits with where it makes up a number of its own.
 const OTHER: i32 = 1;
@@ -22,12 +21,12 @@ pub(crate) fn given(o: &Options, term: &mut Term) -> Result<Option<Vec<u8>>, i32
     let read = match o.path('k') {
         None if !o.has('E') => return Ok(None),
         None => std::io::stdin().take(max).read_to_end(&mut key),
-        Some(file) => match File::open(&file) {
+        Some(file) => match open_file(&file) {
             Ok(opened) => opened.take(max).read_to_end(&mut key),
             Err(e) => {
-                let errno = e.raw_os_error().unwrap_or(5);
-                term.say(&format!("Failed to open key file {}: {errno}\n", file.display()));
-                return Err(errno);
+                let (name, errno) = (file.display(), e.errno());
+                let line = format!("Failed to open key file {name}: {errno}\n");
+                return Err(term.failed(&line, &e));
             }
         },
     };

@@ -73,7 +73,7 @@ fn look(
             "Failed to open {shown}: -{errno}\n\n{shown} appears invalid; dumping headers\n\n"
         );
         term.failed(&text, e);
-        if let Ok(file) = File::open(&name) {
+        if let Ok(file) = chain::open_file(&name, false) {
             dump::headers(&file, n, term);
         }
         return Err(errno);

@@ -1,9 +1,10 @@
 //! Opening the file or device of one image.
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use image::{Node, NodeError, Odd};
 
 use super::{DirectFile, Kind, OpenError};
 use crate::sys;
@@ -37,17 +38,14 @@ pub fn open(
     notes: &mut Vec<String>,
 ) -> Result<OpenFile, OpenError> {
     let failed = |e: &io::Error| OpenError::io(path, "open", e);
-    // The name is looked up once; what it leads to is looked at before it is really opened.
-    let place = with(path, false, libc::O_PATH).map_err(|e| failed(&e))?;
-    let meta = place.metadata().map_err(|e| failed(&e))?;
-    let device = usable(path, &meta)?;
-    let same = PathBuf::from(format!("/proc/self/fd/{}", place.as_raw_fd()));
+    let node = found(path, "open")?;
+    let (meta, device) = (node.meta(), node.is_device());
     let dsync = kind == Kind::Vhd && writable && Path::new(DSYNC_SWITCH).exists();
     let flags = if dsync { libc::O_DSYNC } else { 0 };
     let (file, how) = match way {
-        Way::Cached if !device => (with(&same, writable, flags), How::Cached),
-        Way::Synchronous => (with(&same, writable, flags | libc::O_DSYNC), How::Cached),
-        Way::Cached | Way::Direct => match direct(&same, writable, flags) {
+        Way::Cached if !device => (with(&node, writable, flags), How::Cached),
+        Way::Synchronous => (with(&node, writable, flags | libc::O_DSYNC), How::Cached),
+        Way::Cached | Way::Direct => match direct(&node, writable, flags) {
             Ok((file, how)) => (Ok(file), how),
             Err(error) => (Err(error), How::Direct),
         },
@@ -72,25 +70,24 @@ pub fn open(
     Ok(OpenFile { file, identity, sector_size })
 }
 
-/// Whether it is a block device; an error for what is not even a file.
-fn usable(path: &Path, meta: &Metadata) -> Result<bool, OpenError> {
-    let kind = meta.file_type();
-    match (kind.is_file(), kind.is_block_device()) {
-        (true, _) => Ok(false),
-        (_, true) => Ok(true),
-        _ if kind.is_dir() => Err(OpenError::new(
+/// What a path leads to, if that is a file or a block device.
+fn found(path: &Path, doing: &'static str) -> Result<Node, OpenError> {
+    Node::find(path).map_err(|e| match e {
+        NodeError::Io(e) => OpenError::io(path, doing, &e),
+        NodeError::Odd(Odd::Directory) => OpenError::new(
             libc::EISDIR,
             format!("{} is a directory; name the image in it", path.display()),
-        )),
-        _ => Err(OpenError::new(
+        ),
+        NodeError::Odd(odd) => OpenError::new(
             libc::EINVAL,
-            format!("{} is neither a file nor a block device", path.display()),
-        )),
-    }
+            format!("{} is {odd}, neither a file nor a block device", path.display()),
+        ),
+    })
 }
 
-fn with(path: &Path, writable: bool, flags: i32) -> io::Result<File> {
-    OpenOptions::new().read(true).write(writable).custom_flags(flags | libc::O_NOCTTY).open(path)
+fn with(node: &Node, writable: bool, flags: i32) -> io::Result<File> {
+    let mut how = OpenOptions::new();
+    node.open_with(how.read(true).write(writable).custom_flags(flags | libc::O_NOCTTY))
 }
 
 /// How a file is to be opened.
@@ -115,10 +112,10 @@ enum How {
 
 /// With O_DIRECT, or where the file system refuses that, with O_DSYNC, so that what is acknowledged is
 /// on the disk all the same.
-fn direct(path: &Path, writable: bool, flags: i32) -> io::Result<(File, How)> {
-    match with(path, writable, flags | libc::O_DIRECT) {
+fn direct(node: &Node, writable: bool, flags: i32) -> io::Result<(File, How)> {
+    match with(node, writable, flags | libc::O_DIRECT) {
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
-            Ok((with(path, writable, flags | libc::O_DSYNC)?, How::Refused))
+            Ok((with(node, writable, flags | libc::O_DSYNC)?, How::Refused))
         }
         other => Ok((other?, How::Direct)),
     }
@@ -155,9 +152,7 @@ pub fn lock(
 /// Those of the file system; EINVAL when it is too long.
 pub fn text(path: &Path) -> Result<Vec<u8>, OpenError> {
     let failed = |e: &io::Error| OpenError::io(path, "read", e);
-    let meta = std::fs::metadata(path).map_err(|e| failed(&e))?;
-    usable(path, &meta)?;
-    let file = File::open(path).map_err(|e| failed(&e))?;
+    let file = found(path, "read")?.open(false).map_err(|e| failed(&e))?;
     let mut text = Vec::new();
     file.take(TEXT_MAX + 1).read_to_end(&mut text).map_err(|e| failed(&e))?;
     if text.len() as u64 > TEXT_MAX {

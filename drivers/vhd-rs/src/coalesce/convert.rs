@@ -30,7 +30,7 @@ use crate::error::{
     VhdError,
     errno::{EINVAL, ENOSPC},
 };
-use crate::files::{new_uuid, now};
+use crate::files::{self, new_uuid, now};
 use crate::footer::{DiskType, Footer};
 use crate::lock::{Others, lock};
 use crate::open::{self, OpenOptions};
@@ -77,6 +77,9 @@ pub fn convert(
     let mut sources = layers(from, o.raw, Some(o.others))?;
     sources.iter_mut().try_for_each(|source| source.unlock(o.key.as_deref()))?;
     let bytes = sources.first().map_or(0, Source::sectors).saturating_mul(512);
+    if o.format != Format::Raw {
+        files::not_empty(to, bytes)?;
+    }
     let (file, made) = new_file(to)?;
     let done = fill(to, file, bytes, o, sources, report);
     if done.is_err() && made {

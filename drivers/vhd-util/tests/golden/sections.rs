@@ -6,6 +6,11 @@ const GONE: &str = "the image beyond 2040 GiB was not made";
 
 const CREATE: &[Difference] = &[
     Difference {
+        steps: &[15],
+        ours: Ours::Code(22),
+        why: "a disk of 0 bytes is refused; the original's driver does not open it either",
+    },
+    Difference {
         steps: &[22],
         ours: Ours::Code(22),
         why: "a size that is no number is refused; the original takes it as 0",
