@@ -6,6 +6,7 @@ use crate::batmap;
 use crate::error::{VhdError, errno::EINVAL};
 use crate::footer::{DiskType, FOOTER_BYTES, Footer, FooterFault};
 use crate::header::{HEADER_BYTES, Header, HeaderFault};
+use crate::present::Present;
 use crate::{bat, batmap_read, check_bat, check_parent, open};
 use image::Storage;
 use std::path::{Path, PathBuf};
@@ -55,10 +56,8 @@ pub struct Report {
     pub fault: Option<(String, i32)>,
     /// Whether it is a fixed disk, of which little can be said.
     pub fixed: bool,
-    /// Sectors in allocated blocks.
-    pub allocated: u64,
-    /// Sectors present.
-    pub written: u64,
+    /// The sectors it holds, if they were asked for.
+    pub present: Present,
     /// The ancestors, nearest first, if they were asked for.
     pub parents: Vec<Report>,
 }
@@ -134,6 +133,10 @@ fn check_image(
     if footer.poisoned() || (footer.by_tap() && footer.creator_version == 1) {
         return Err(invalid(format!("error opening {}: -{EINVAL}", name.display())));
     }
+    if footer.current_bytes < 512 {
+        let bytes = footer.current_bytes;
+        return Err(invalid(format!("invalid current size: a disk of {bytes} bytes")));
+    }
     if footer.kind == DiskType::Fixed {
         report.fixed = true;
         return Ok(());
@@ -152,8 +155,7 @@ fn check_image(
     let batmap = batmap_of(&mut s);
     check_bat::blocks(&s)?;
     batmap?;
-    let counts = check_bat::bitmaps(&s)?;
-    (report.allocated, report.written) = counts;
+    report.present = check_bat::bitmaps(&s)?;
     check_parent::locators(&s)
 }
 
@@ -169,14 +171,11 @@ fn footers(
     o: &CheckOptions,
     file_bytes: u64,
 ) -> Result<(Footer, u64), Fault> {
+    // What is not there is zeros: a text, an empty file or a stump is no footer.
     let read = |at: u64, bytes: usize| {
         let mut buf = [0; FOOTER_BYTES];
         let part = buf.get_mut(..bytes).unwrap_or_default();
-        let got = storage.read_at(at, part).map_err(|e| io_fault("reading", name, &e))?;
-        if got < 511 {
-            let errno = crate::error::errno::EIO;
-            return Err((format!("error reading footer of {}: -{errno}", name.display()), errno));
-        }
+        storage.read_at(at, part).map_err(|e| io_fault("reading", name, &e))?;
         Ok(buf)
     };
     // 511 bytes: images made before Virtual PC 2004.

@@ -2,6 +2,7 @@
 use crate::bat;
 use crate::batmap;
 use crate::check::{Fault, Subject, invalid, io_fault};
+use crate::present::Present;
 
 /// Bytes compared with zero at a time.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -42,27 +43,27 @@ fn allocated<'a>(s: &'a Subject<'_>) -> impl Iterator<Item = (u32, u32)> + 'a {
     (0..).zip(s.used.iter().copied()).filter(|(_, entry)| *entry != bat::UNUSED)
 }
 
-/// Sectors in allocated blocks and sectors present; counted, and their opposite compared with zero,
-/// only if asked for.
-pub(crate) fn bitmaps(s: &Subject<'_>) -> Result<(u64, u64), Fault> {
-    let (mut all, mut written) = (0, 0);
-    if !s.o.bitmaps && !s.o.stats {
-        return Ok((0, 0));
-    }
+/// The sectors that are present; looked at, and their opposite compared with zero, only if asked for.
+pub(crate) fn bitmaps(s: &Subject<'_>) -> Result<Present, Fault> {
     let sectors = u64::from(s.header.block_bytes / 512);
+    let mut present = Present::new(sectors);
+    if !s.o.bitmaps && !s.o.stats {
+        return Ok(present);
+    }
     let mut bitmap = vec![0; usize::try_from(s.header.bitmap_bytes()).unwrap_or(512)];
     for (block, entry) in allocated(s) {
         let start = bat::extent(&s.header, entry).0;
         let failed = |e: &std::io::Error| io_fault("reading bitmap of", s.name, e);
         s.storage.read_exact_at(start, &mut bitmap).map_err(|e| failed(&e))?;
         let set = |n: u64| batmap::is_full(&bitmap, u32::try_from(n).unwrap_or(u32::MAX));
-        all += sectors;
-        written += (0..sectors).filter(|n| set(*n)).count() as u64;
+        if s.o.stats {
+            present.add(block, &bitmap);
+        }
         if s.o.bitmaps {
             zeros_under_clear(s, block, start + s.header.bitmap_bytes(), &set)?;
         }
     }
-    Ok((all, written))
+    Ok(present)
 }
 
 fn zeros_under_clear(

@@ -36,10 +36,7 @@ pub(crate) fn locators(s: &Subject<'_>) -> Result<(), Fault> {
 fn parent(s: &Subject<'_>, paths: &[PathBuf]) -> Result<(), Fault> {
     let found = match path::resolve(s.name, paths) {
         Ok(found) => found,
-        Err(e) => {
-            let name = s.header.parent_name_text();
-            return Err((format!("could not find parent {name}"), e.errno()));
-        }
+        Err(e) => return Err(not_found(s, paths, &e)),
     };
     if s.header.parent_uuid == [0; 16] {
         return Ok(());
@@ -54,6 +51,18 @@ fn parent(s: &Subject<'_>, paths: &[PathBuf]) -> Result<(), Fault> {
         }
         Ok(_) => Ok(()),
     }
+}
+
+/// Each path that led nowhere once, whatever locators have it, and then the parent.
+fn not_found(s: &Subject<'_>, paths: &[PathBuf], e: &VhdError) -> Fault {
+    let mut text = String::new();
+    let once = |(n, path): &(usize, &PathBuf)| !paths.iter().take(*n).any(|before| before == *path);
+    for (_, path) in paths.iter().enumerate().filter(once) {
+        let why = path::resolve(s.name, std::slice::from_ref(path)).err();
+        let errno = why.map_or(e.errno(), |why| why.errno());
+        text += &format!("error resolving {}: -{errno}\n", path.display());
+    }
+    (text + "could not find parent " + &s.header.parent_name_text(), e.errno())
 }
 
 /// Checks parent after parent; raw ones have nothing to check.

@@ -5,7 +5,7 @@ use cli::Spec;
 use serde_json::json;
 use std::ffi::OsString;
 use std::path::Path;
-use vhd_rs::{CheckOptions, Parents, Report, chain, files};
+use vhd_rs::{CheckOptions, FooterAt, OpenOptions, Parents, Present, Report, chain, files};
 
 const USAGE: &str = "options: -n <file> [-i ignore missing primary footers] \
     [-I ignore parent uuids] [-t ignore timestamps] \
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         return print_json(&name, &options, term);
     }
     match image_report(&name, &options, term) {
-        Ok(report) => print(&report, o.has('s'), term),
+        Ok(report) => print(&report, &options, term),
         Err(errno) => errno,
     }
 }
@@ -62,8 +62,8 @@ fn print_json(name: &Path, o: &CheckOptions, term: &mut Term) -> i32 {
             "fault": fault.map(|(text, errno)| json!({ "errno": errno, "message": text })),
         });
         if o.stats {
-            out["allocated_sectors"] = json!(image.allocated);
-            out["written_sectors"] = json!(image.written);
+            out["allocated_sectors"] = json!(image.present.allocated);
+            out["written_sectors"] = json!(image.present.written);
         }
         out
     };
@@ -90,36 +90,82 @@ fn image_report(name: &Path, o: &CheckOptions, term: &mut Term) -> Result<Report
     report.map_err(|e| term.not_opened(name, &e))
 }
 
-/// A line for each image that is valid, or what is wrong with the first that is not.
-fn print(report: &Report, stats: bool, term: &mut Term) -> i32 {
-    let (mut allocated, mut written) = (0, 0);
-    for image in std::iter::once(report).chain(&report.parents) {
-        if let Some((text, errno)) = &image.fault {
-            let name = image.name.display();
-            term.say(&format!("{text}\n{name} appears invalid; dumping metadata\n"));
-            dump::any(&image.name, term);
-            return *errno;
+/// A line for each image that is valid, or what is wrong with the first that is not. Of a fixed image
+/// there is nothing to say.
+fn print(report: &Report, o: &CheckOptions, term: &mut Term) -> i32 {
+    let images: Vec<&Report> = std::iter::once(report).chain(&report.parents).collect();
+    for image in &images {
+        if image.fault.is_some() {
+            return invalid(image, o, term);
         }
-        allocated += image.allocated;
-        written += image.written;
-        match (image.fixed, stats) {
-            (true, _) => {}
-            (false, true) => {
-                let name = image.name.display().to_string();
-                term.say(&statistics(&name, image.allocated, image.written));
-            }
-            (false, false) => term.say(&format!("{} is valid\n", image.name.display())),
+        if !image.fixed && !o.stats {
+            term.say(&format!("{} is valid\n", image.name.display()));
         }
     }
-    if stats && !report.parents.is_empty() {
-        term.say(&statistics("total", allocated, written));
+    if o.stats {
+        statistics(&images, term);
     }
     0
 }
 
-fn statistics(name: &str, allocated: u64, written: u64) -> String {
+fn invalid(image: &Report, o: &CheckOptions, term: &mut Term) -> i32 {
+    let Some((text, errno)) = &image.fault else { return 0 };
+    let name = image.name.display();
+    term.say(&format!("{text}\n{name} appears invalid; dumping metadata\n"));
+    dump::any(&image.name, term);
+    if let Some(remedy) = remedy(image, text, o) {
+        term.complain(&format!("{remedy}\n"));
+    }
+    *errno
+}
+
+/// What to do, where that is known: why the image does not open at all, or what `repair` is for.
+fn remedy(image: &Report, fault: &str, o: &CheckOptions) -> Option<String> {
+    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let opened = chain::open_file(&image.name, false)
+        .and_then(|file| vhd_rs::open(&file, &image.name, &options));
+    let name = image.name.display();
+    match opened {
+        Err(e) => Some(e.to_string()),
+        Ok(_) if fault.starts_with("batmap") => Some(format!(
+            "{name}: the batmap, a hint which blocks are full, is damaged; no data is lost by that, \
+             and vhd-util repair makes it anew"
+        )),
+        Ok(opened) if opened.footer_found != FooterAt::Trailing && !o.ignore_footer => {
+            Some(format!(
+                "{name}: the footer at the end is missing, which a running disk or a crash explains; \
+             check -i passes it over, vhd-util repair writes it"
+            ))
+        }
+        Ok(_) => None,
+    }
+}
+
+/// A line an image from the base up: what is in it, and what of that no image below has.
+fn statistics(images: &[&Report], term: &mut Term) {
+    let mut below: Vec<&Present> = Vec::new();
+    for image in images.iter().rev().filter(|image| !image.fixed) {
+        let Present { allocated, written, .. } = image.present;
+        let mut line = format!(
+            "{}: secs allocated: {allocated:#x} secs written: {written:#x} ({})",
+            image.name.display(),
+            percent(written, allocated)
+        );
+        if let Some(parent) = below.last() {
+            for (whom, others) in [("parent", &[*parent][..]), ("ancestors", &below)] {
+                let count = image.present.not_in(others);
+                let share = percent(count, written);
+                line += &format!(" secs not in {whom}: {count:#x} ({share})");
+            }
+        }
+        term.say(&(line + "\n"));
+        below.push(&image.present);
+    }
+}
+
+fn percent(part: u64, whole: u64) -> String {
     // Sector counts stay far below 2^53.
     #[allow(clippy::cast_precision_loss)]
-    let percent = 100.0 * written as f64 / (allocated.max(1)) as f64;
-    format!("{name}: secs allocated: {allocated:#x} secs written: {written:#x} ({percent:.2}%)\n")
+    let percent = 100.0 * part as f64 / (whole.max(1)) as f64;
+    format!("{percent:.2}%")
 }

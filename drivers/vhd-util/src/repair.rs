@@ -1,6 +1,7 @@
-//! `repair`: both footers written anew at their places.
+//! `repair`: both footers written anew at their places, and a batmap that was spoiled.
 use crate::options::{self, Term};
 use std::ffi::OsString;
+use vhd_rs::rebuild::{self, Rebuilt};
 use vhd_rs::{edit, files, lock};
 
 const USAGE: &str = "options: <-n name> <-b use the back-up footer> [-h help]\n";
@@ -13,10 +14,18 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     let Some(name) = o.path('n') else { return term.usage(USAGE) };
     let done = lock::open_to_change(&name, term.others).and_then(|file| {
         let uuid = files::new_uuid(&name)?;
-        edit::repair(&file, &name, o.has('b'), uuid)
+        edit::repair(&file, &name, o.has('b'), uuid)?;
+        rebuild::batmap(&file, &name)
     });
     match done {
-        Ok(()) => 0,
+        Ok(Rebuilt::Nothing | Rebuilt::Whole) => 0,
+        Ok(Rebuilt::WithoutMarks) => {
+            term.complain(&format!(
+                "{}: the batmap was made anew; a marker or the hash of a key that was in it is lost\n",
+                name.display()
+            ));
+            0
+        }
         Err(e) => term.not_opened(&name, &e),
     }
 }
