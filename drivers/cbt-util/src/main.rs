@@ -96,7 +96,7 @@ fn main() -> ExitCode {
 
 fn dispatch(words: &[OsString], term: &mut Term) -> i32 {
     let Some((name, rest)) = words.split_first() else {
-        term.complain(&usage());
+        term.say(&usage());
         return EINVAL;
     };
     if let Some(command) = COMMANDS.iter().find(|c| *name == *c.name) {
@@ -106,8 +106,8 @@ fn dispatch(words: &[OsString], term: &mut Term) -> i32 {
         Some("--help") => term.say(&help()),
         Some("--version") => term.say(concat!("cbt-util ", env!("CARGO_PKG_VERSION"), "\n")),
         _ => {
-            let text = format!("Invalid COMMAND {}\n{}", name.to_string_lossy(), usage());
-            term.complain(&text);
+            term.complain(&format!("Invalid COMMAND {}\n", name.to_string_lossy()));
+            term.say(&usage());
         }
     }
     // The original's answer to a command that does not exist, too.
@@ -132,7 +132,7 @@ fn run(command: &Command, words: &[OsString], term: &mut Term) -> i32 {
     match outcome {
         Outcome::Done => 0,
         Outcome::Usage => {
-            term.complain(&format!("{}\n", synopsis(command)));
+            term.say(&format!("{}\n", synopsis(command)));
             EINVAL
         }
         Outcome::Failed(text, errno) => {

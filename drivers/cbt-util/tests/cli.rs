@@ -48,6 +48,14 @@ impl Dir {
         ran.err
     }
 
+    /// The usage on standard output, where the original has it, of a command that is wrong.
+    fn usage(&self, code: i32, line: &str) -> String {
+        let ran = self.run(line);
+        assert_eq!(ran.code, code, "{line}: {}", ran.err);
+        assert!(ran.text().starts_with("usage: cbt-util "), "{line}: {}", ran.text());
+        ran.text().to_owned()
+    }
+
     fn read(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.0.path().join(name)).unwrap()
     }
@@ -153,8 +161,8 @@ fn what_cannot_be_parsed_changes_nothing() {
         "-p 00112233-4455 is no UUID: not of the form 01234567-89ab-cdef-0123-456789abcdef\n";
     assert_eq!(said, text);
     for wrong in ["-f yes", "-f 4294967296", "-s 0", "-s 1M", "-s -1", "", "-f 1 stray", "-Z"] {
-        let said = d.fails(22, &format!("set -n a.log {wrong}"));
-        assert!(said.contains("usage: cbt-util set -n FILE"), "{wrong}: {said}");
+        let said = d.usage(22, &format!("set -n a.log {wrong}"));
+        assert!(said.starts_with("usage: cbt-util set -n FILE"), "{wrong}: {said}");
     }
     assert_eq!(d.read("a.log"), before);
 }
@@ -162,22 +170,18 @@ fn what_cannot_be_parsed_changes_nothing() {
 #[test]
 fn errors_have_their_numbers() {
     let d = Dir::new();
-    assert!(d.fails(22, "").starts_with("usage: cbt-util COMMAND [OPTIONS]\n"));
-    let unknown = d.fails(0, "bogus");
-    assert!(unknown.starts_with("Invalid COMMAND bogus\nusage: cbt-util COMMAND"), "{unknown}");
+    assert!(d.usage(22, "").starts_with("usage: cbt-util COMMAND [OPTIONS]\n"));
+    assert_eq!(d.usage(0, "bogus"), d.usage(22, ""));
+    assert_eq!(d.run("bogus").err, "Invalid COMMAND bogus\n");
     for wrong in ["get -n x", "get -n x -p -c", "get -p", "get -h", "create -n a.log"] {
-        d.fails(22, wrong);
+        d.usage(22, wrong);
     }
+    assert_eq!(d.run("get -Z").err, "get: invalid option -- 'Z'\n");
     for wrong in ["create -n a.log -s 0", "create -n a.log -s abc", "create -s 1", "coalesce -p x"]
     {
-        d.fails(22, wrong);
+        d.usage(22, wrong);
     }
     assert!(!d.0.path().join("a.log").exists());
-    assert_eq!(
-        d.fails(22, "get -Z").lines().next(),
-        Some("get: invalid option -- 'Z'"),
-        "as getopt says it"
-    );
     assert!(d.fails(2, "get -n none -p").contains("none: could not open"));
     d.fails(2, "set -n none -f 1");
     d.fails(2, "create -n none/a.log -s 1");
@@ -268,6 +272,29 @@ fn dump_shows_areas_in_bytes() {
         "changed": [{"offset": 0, "length": 131_072}, {"offset": 589_824, "length": 10_176}],
     });
     assert_eq!(json, wanted);
+}
+
+#[test]
+fn what_is_no_file_is_refused_at_once() {
+    let d = Dir::new();
+    d.ok("create -n a.log -s 65536");
+    assert!(Command::new("mkfifo").arg(d.0.path().join("pipe")).status().unwrap().success());
+    std::os::unix::fs::symlink("/dev/null", d.0.path().join("null")).unwrap();
+    std::fs::create_dir(d.0.path().join("folder")).unwrap();
+    for (name, code) in [("pipe", 22), ("null", 22), ("folder", 21)] {
+        for line in [
+            "create -n X -s 65536",
+            "get -n X -s",
+            "set -n X -f 1",
+            "dump -n X",
+            "coalesce -p X -c a.log",
+            "coalesce -p a.log -c X",
+        ] {
+            let said = d.fails(code, &line.replace('X', name));
+            assert!(said.contains(name), "{said}");
+        }
+    }
+    d.ok("dump -n a.log");
 }
 
 #[test]
