@@ -15,6 +15,7 @@ use crate::messages::{
     Text, flag,
 };
 use crate::paths::RunDir;
+use crate::wiped::Wiped;
 use exchange::Exchange;
 use std::time::Duration;
 
@@ -228,13 +229,13 @@ fn log_block<'a>(payload: &Payload<'a>) -> Option<&'a [u8]> {
 }
 
 /// One byte for the length, then the key (§5.3), to be sent with a single write.
-fn key_block(key: &[u8]) -> Result<Vec<u8>, Error> {
+fn key_block(key: &[u8]) -> Result<Wiped, Error> {
     let refuse = || Error::Argument {
         errno: libc::EINVAL,
         reason: format!("the key has {} bytes and must have 1 to {KEY_BYTES_MAX}", key.len()),
     };
     match u8::try_from(key.len()) {
-        Ok(len) if len > 0 && key.len() <= KEY_BYTES_MAX => Ok([&[len], key].concat()),
+        Ok(len) if len > 0 && key.len() <= KEY_BYTES_MAX => Ok(Wiped::new([&[len], key].concat())),
         _ => Err(refuse()),
     }
 }

@@ -27,3 +27,4 @@ pub mod record;
 pub mod registry;
 pub mod spawn;
 pub mod sys;
+pub mod wiped;

@@ -61,24 +61,11 @@ impl Arena {
     /// When there is no memory.
     pub fn new(bytes: usize) -> io::Result<Arena> {
         let bytes = bytes.next_multiple_of(4096);
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                flags,
-                -1,
-                0,
-            )
+        let base = map(bytes)?;
+        let locked = match protection::has(Protection::Lock) {
+            true => lock(base.as_ptr().cast(), bytes),
+            false => Locked::Refused(0),
         };
-        if at == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(at.cast::<u8>()).expect("mmap gave an address");
-        let locked =
-            if protection::has(Protection::Lock) { lock(at, bytes) } else { Locked::Refused(0) };
         Ok(Arena { base, bytes, locked })
     }
 
@@ -141,6 +128,60 @@ impl Arena {
         let (src, dst) = (self.address(from), self.address(to));
         // SAFETY: both ranges were checked by `address`; `copy` allows overlap.
         unsafe { std::ptr::copy(src, dst, from.bytes as usize) }
+    }
+}
+
+/// New pages of zeros, all there, that no core has: data of guests pass through them.
+fn map(bytes: usize) -> io::Result<NonNull<u8>> {
+    let (access, null) = (libc::PROT_READ | libc::PROT_WRITE, std::ptr::null_mut());
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE;
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice.
+    let at = unsafe { libc::mmap(null, bytes, access, flags, -1, 0) };
+    if at == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the mapping made just above; the advice changes no contents, and every Linux since 3.4 takes it.
+    unsafe { libc::madvise(at, bytes, libc::MADV_DONTDUMP) };
+    Ok(NonNull::new(at.cast::<u8>()).expect("mmap gave an address"))
+}
+
+/// A buffer of one owner's, outside of an arena, for data of guests: in no core.
+#[derive(Debug)]
+pub struct Buffer {
+    base: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: as of `Arena`.
+unsafe impl Send for Buffer {}
+
+impl Buffer {
+    /// So many bytes, all zero. A process that gets none ends, as where the allocator gets none.
+    pub fn new(bytes: usize) -> Buffer {
+        Buffer { base: map(bytes).expect("memory for a buffer"), bytes }
+    }
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the mapping of `new`, of that length; `&self` keeps changes away.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.bytes) }
+    }
+}
+
+impl std::ops::DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as of `deref`; `&mut self` keeps every other slice away.
+        unsafe { std::slice::from_raw_parts_mut(self.base.as_ptr(), self.bytes) }
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `new`, unmapped once; no slice of it is alive.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }
 

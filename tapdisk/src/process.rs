@@ -254,11 +254,7 @@ fn limits(log: &Logger) {
     let (_, hard) = sys::limit(libc::RLIMIT_NOFILE);
     let files = hard.min(FILES_MAX);
     let _ = sys::set_limit(libc::RLIMIT_NOFILE, (files, hard));
-    let (_, core) = sys::limit(libc::RLIMIT_CORE);
-    let all = libc::RLIM_INFINITY;
-    if sys::set_limit(libc::RLIMIT_CORE, (all, all)).is_err() {
-        let _ = sys::set_limit(libc::RLIMIT_CORE, (core, core));
-    }
+    // RLIMIT_CORE stays as the caller set it: whether there are cores is not for us to say.
     let has = |p| protection::has(p);
     if !(has(Protection::Flusher) && sys::set_io_flusher()) {
         info!(

@@ -33,6 +33,28 @@ fn limit(command: &mut Command, which: u32, value: u64) {
 }
 
 #[test]
+fn whether_there_are_cores_is_the_callers_to_say() {
+    for (soft, hard) in [(0, 0), (0, 4096), (4096, 8192), (8192, 8192)] {
+        let daemon = Daemon::spawn_with(|start| {
+            // SAFETY: setrlimit is safe between fork and exec.
+            unsafe {
+                start.pre_exec(move || {
+                    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+                    match libc::setrlimit(libc::RLIMIT_CORE, &limit) {
+                        0 => Ok(()),
+                        _ => Err(std::io::Error::last_os_error()),
+                    }
+                });
+            }
+        });
+        let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.pid)).unwrap();
+        let cores = limits.lines().find_map(|line| line.strip_prefix("Max core file size"));
+        let cores: Vec<&str> = cores.unwrap().split_whitespace().take(2).collect();
+        assert_eq!(cores, [soft.to_string(), hard.to_string()]);
+    }
+}
+
+#[test]
 fn usage_and_version() {
     let dir = run_dir();
     let with = |args: &[&str]| {

@@ -12,35 +12,28 @@
 //! cipher.decrypt(0, &mut sector);
 //! assert_eq!(sector, [0; 512]);
 //! ```
-use aes::cipher::KeyInit;
+use crate::secret::Secret;
+use aes::cipher::{BlockCipher, BlockDecrypt, BlockEncrypt, KeyInit};
 use aes::{Aes128, Aes256};
 use xts_mode::Xts128;
 
 /// Bytes of a unit.
 const UNIT: usize = 512;
 
-/// The cipher of one key.
+/// The cipher of one key. Its schedules begin with the key itself: they are as secret as that.
 pub struct Cipher(Kind);
 
-// Boxed: the schedules of AES-256 are twice those of AES-128.
 enum Kind {
-    Aes128(Box<Xts128<Aes128>>),
-    Aes256(Box<Xts128<Aes256>>),
+    Aes128(Secret<Xts128<Aes128>>),
+    Aes256(Secret<Xts128<Aes256>>),
 }
 
 impl Cipher {
     /// A key of 32 bytes for AES-128-XTS or of 64 for AES-256-XTS: half for the data, half for the tweak.
     pub fn new(key: &[u8]) -> Option<Cipher> {
-        let (data, tweak) = key.split_at(key.len() / 2);
         match key.len() {
-            32 => {
-                let [data, tweak] = [data, tweak].map(Aes128::new_from_slice);
-                Some(Cipher(Kind::Aes128(Box::new(Xts128::new(data.ok()?, tweak.ok()?)))))
-            }
-            64 => {
-                let [data, tweak] = [data, tweak].map(Aes256::new_from_slice);
-                Some(Cipher(Kind::Aes256(Box::new(Xts128::new(data.ok()?, tweak.ok()?)))))
-            }
+            32 => Some(Cipher(Kind::Aes128(Secret::new(|| xts(key))))),
+            64 => Some(Cipher(Kind::Aes256(Secret::new(|| xts(key))))),
             _ => None,
         }
     }
@@ -64,6 +57,13 @@ impl Cipher {
             }
         }
     }
+}
+
+/// Of a key whose length was checked.
+fn xts<C: KeyInit + BlockCipher + BlockEncrypt + BlockDecrypt>(key: &[u8]) -> Xts128<C> {
+    let (data, tweak) = key.split_at(key.len() / 2);
+    let half = |half| C::new_from_slice(half).expect("half of a key is one of the cipher's");
+    Xts128::new(half(data), half(tweak))
 }
 
 fn tweak(sector: u64) -> [u8; 16] {

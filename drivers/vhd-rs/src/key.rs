@@ -21,6 +21,7 @@ use crate::error::{
     errno::{EINVAL, ENOKEY},
 };
 use crate::open::BatmapState;
+use crate::secret::on_clean_stack;
 use image::{Node, NodeError, Odd, Storage};
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -33,7 +34,9 @@ pub const KEY_BYTES: [usize; 2] = [32, 64];
 
 /// The hash that an image stores for a key.
 pub fn hash_of(nonce: &[u8; 32], key: &[u8]) -> KeyHash {
-    let digest = Sha256::new().chain_update(nonce).chain_update(key).finalize();
+    // The hash's state has the beginning of the key in it.
+    let hash = || Sha256::new().chain_update(nonce).chain_update(key).finalize();
+    let digest = on_clean_stack(hash);
     KeyHash { nonce: *nonce, hash: digest.into() }
 }
 

@@ -53,7 +53,7 @@
 //! assert_eq!(sector, [0x5a; 512]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod bytes;
 
@@ -91,6 +91,7 @@ pub mod rebuild;
 pub mod resize;
 pub mod revert;
 pub mod scan;
+pub mod secret;
 
 pub use check::{CheckOptions, Parents, Report, check};
 pub use closing::closing;

@@ -4,9 +4,9 @@ use crate::options::{JSON, Options, Term};
 use cli::Spec;
 use serde_json::json;
 use std::ffi::OsString;
-use std::io::Read;
 use std::path::Path;
 use vhd_rs::batmap::KeyHash;
+use vhd_rs::secret::Bytes;
 use vhd_rs::{OpenOptions, VhdError, chain, key, lock, open};
 
 const USAGE: &str = "usage:\n-C -k KEYPATH [-N NONCE]: calculate keyhash for KEYPATH\n\
@@ -15,7 +15,7 @@ const USAGE: &str = "usage:\n-C -k KEYPATH [-N NONCE]: calculate keyhash for KEY
 /// A key file with a name that does not belong to the image.
 const EPERM: i32 = 1;
 /// More than any key has.
-const KEY_FILE_BYTES_MAX: u64 = 64 << 10;
+const KEY_FILE_BYTES_MAX: usize = 64 << 10;
 
 pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     let o = match Options::parse("key", Spec { letters: "Cscpn:k:H:N:h", long: &[JSON] }, args) {
@@ -117,12 +117,10 @@ fn nonce(o: &Options) -> Result<[u8; 32], VhdError> {
     nonce.ok_or_else(|| refuse(Path::new("-N"), "takes 64 hexadecimal digits"))
 }
 
-fn bytes_of(file: &Path) -> Result<Vec<u8>, VhdError> {
+fn bytes_of(file: &Path) -> Result<Bytes, VhdError> {
     let failed = |e: &std::io::Error| VhdError::io(file, "read the key", 0, e);
-    let opened = key::open_file(file)?;
-    let mut bytes = Vec::new();
-    opened.take(KEY_FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| failed(&e))?;
-    Ok(bytes)
+    let mut opened = key::open_file(file)?;
+    Bytes::read(&mut opened, KEY_FILE_BYTES_MAX).map_err(|e| failed(&e))
 }
 
 /// A key file of `disk.vhd` is called `disk,aes-xts-plain,256.key`, or 512.

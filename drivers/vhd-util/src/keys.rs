@@ -1,7 +1,9 @@
 //! The key of an encrypted image: a file (`-k`) or standard input (`-E`).
 use crate::options::{Options, Term};
-use std::io::Read;
+use std::fs::File;
+use std::os::fd::AsFd;
 use vhd_rs::key::{KEY_BYTES, open_file};
+use vhd_rs::secret::Bytes;
 
 /// What the original exits with where it makes up a number of its own.
 const OTHER: i32 = 1;
@@ -10,19 +12,22 @@ const OTHER: i32 = 1;
 ///
 /// # Errors
 /// The exit code when there is none that can be used.
-pub(crate) fn given(o: &Options, term: &mut Term) -> Result<Option<Vec<u8>>, i32> {
+pub(crate) fn given(o: &Options, term: &mut Term) -> Result<Option<Bytes>, i32> {
     if o.has('k') && o.has('E') {
         term.complain("Only supply -E or -k once\n");
         return Err(OTHER);
     }
-    let mut key = Vec::new();
     // One byte more than the longest: what is too long must not pass as a key.
-    let max = KEY_BYTES[1] as u64 + 1;
+    let max = KEY_BYTES[1] + 1;
     let read = match o.path('k') {
         None if !o.has('E') => return Ok(None),
-        None => std::io::stdin().take(max).read_to_end(&mut key),
+        // Not through std's reader, which would keep a copy.
+        None => std::io::stdin()
+            .as_fd()
+            .try_clone_to_owned()
+            .and_then(|fd| Bytes::read(&mut File::from(fd), max)),
         Some(file) => match open_file(&file) {
-            Ok(opened) => opened.take(max).read_to_end(&mut key),
+            Ok(mut opened) => Bytes::read(&mut opened, max),
             Err(e) => {
                 let (name, errno) = (file.display(), e.errno());
                 let line = format!("Failed to open key file {name}: {errno}\n");
@@ -30,10 +35,10 @@ pub(crate) fn given(o: &Options, term: &mut Term) -> Result<Option<Vec<u8>>, i32
             }
         },
     };
-    if let Err(e) = read {
+    let key = read.map_err(|e| {
         term.complain(&format!("could not read the key: {e}\n"));
-        return Err(e.raw_os_error().unwrap_or(5));
-    }
+        e.raw_os_error().unwrap_or(5)
+    })?;
     if !KEY_BYTES.contains(&key.len()) {
         term.complain("Unsupported keysize, use either 256 bit or 512 bit key\n");
         return Err(OTHER);

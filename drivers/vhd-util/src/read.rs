@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use vhd_rs::bat::UNUSED;
 use vhd_rs::chain::{self, Chain};
 use vhd_rs::open::{BatmapState, OpenOptions, Opened, open};
+use vhd_rs::secret::Bytes;
 use vhd_rs::{Header, VhdError, batmap, locate};
 
 const USAGE: &str = "options:\n-h          help\n-n          name\n-p          print VHD headers\n\
@@ -32,7 +33,7 @@ struct Subject {
     header: Header,
     n: Numbers,
     count: u64,
-    key: Option<Vec<u8>>,
+    key: Option<Bytes>,
 }
 
 /// What an item prints, or the errno that ends the command.
@@ -61,7 +62,7 @@ fn look(
     name: PathBuf,
     n: Numbers,
     count: u64,
-    key: Option<Vec<u8>>,
+    key: Option<Bytes>,
     term: &mut Term,
 ) -> Result<Subject, i32> {
     let shown = name.display().to_string();

@@ -5,10 +5,12 @@ use super::allocate::print_path;
 use crate::cli::args::Args;
 use crate::cli::{Command, Context, MINOR, Opt, PID, Takes, flag, long, print, value};
 use crate::failure::{Failure, Outcome};
-use std::io::Read;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::path::Path;
 use tap_ctl::client::Payload;
 use tap_ctl::messages::{Device, DeviceWish, ImageInfo, NO_PARENT, Params, Text, flag as bit};
+use tap_ctl::wiped::Wiped;
 
 pub static COMMAND: Command = Command {
     name: "open",
@@ -71,7 +73,7 @@ static OPTIONS: [Opt; 15] = [
 ];
 
 /// The original reads at most this much; only the two lengths below are keys.
-const KEY_READ_MAX: u64 = 1024;
+const KEY_READ_MAX: usize = 1024;
 
 fn run(context: &Context, args: &Args) -> Outcome {
     let key = key(args.count("E"))?;
@@ -185,16 +187,17 @@ pub fn params(args: &Args) -> Result<(Params, Option<Text>), Failure> {
 }
 
 /// Read the key to the end of stdin, so that it may come in pieces.
-pub fn key(times: usize) -> Result<Option<Vec<u8>>, Failure> {
+pub fn key(times: usize) -> Result<Option<Wiped>, Failure> {
     if times == 0 {
         return Ok(None);
     }
     let wrong =
         Failure::Line { exit: 1, line: "Unsupported keysize, use either 256 bit or 512 bit key" };
-    let mut key = Vec::new();
-    let read = std::io::stdin().lock().take(KEY_READ_MAX + 1).read_to_end(&mut key);
-    match (times, read, key.len()) {
-        (1, Ok(_), 32 | 64) => Ok(Some(key)),
+    // Not through std's reader, which would keep a copy.
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned();
+    let read = stdin.and_then(|fd| Wiped::read(&mut File::from(fd), KEY_READ_MAX + 1));
+    match (times, read) {
+        (1, Ok(key)) if matches!(key.len(), 32 | 64) => Ok(Some(key)),
         _ => Err(wrong),
     }
 }

@@ -207,3 +207,9 @@ impl Conn {
         self.input = Vec::new();
     }
 }
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        self.forget_input();
+    }
+}

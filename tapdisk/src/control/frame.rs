@@ -1,9 +1,13 @@
 //! A request as it comes in: the message, then what OPEN and RESUME send after it. Pure, so that any
 //! fragmentation gives the same result.
+use std::sync::Arc;
+
 use tap_ctl::messages::{
     Frame, KEY_BYTES_MAX, LOG_PATH_BYTES, MESSAGE_BYTES, Params, Request, TEXT_BYTES, Text, flag,
     validate_request,
 };
+
+use vhd_rs::secret::Bytes;
 
 use crate::vbd::Extra;
 
@@ -63,7 +67,8 @@ fn extra(params: &Params, may_have_key: bool, bytes: &[u8]) -> Result<Extra, Fau
         if count == 0 || count > KEY_BYTES_MAX {
             return Err(Bad);
         }
-        extra.key = Some(key.get(..count).ok_or(Short(before + 1 + count))?.to_vec());
+        let key = key.get(..count).ok_or(Short(before + 1 + count))?;
+        extra.key = Some(Arc::new(Bytes::copy_of(key)));
     }
     Ok(extra)
 }
@@ -109,7 +114,7 @@ mod tests {
         let Parsed::Request(request) = whole(&bytes) else { panic!("a request") };
         let (_, extra) = &*request;
         assert_eq!(extra.log_path, Some(Text::new(b"/log").unwrap()));
-        assert_eq!(extra.key, Some(vec![7; 32]));
+        assert_eq!(extra.key.as_deref(), Some(&Bytes::copy_of(&[7; 32])));
     }
 
     #[test]

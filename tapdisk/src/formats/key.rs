@@ -1,25 +1,27 @@
-//! The key of an encrypted disk: kept until the disk is detached, wiped then, never shown.
-use std::fmt;
+//! The key of an encrypted disk: kept until the disk is detached in pages of its own, wiped then, never shown.
+use std::sync::Arc;
 
 use super::OpenError;
 use crate::engine::chain;
 use vhd_rs::crypt::Cipher;
+use vhd_rs::key::KEY_BYTES;
+use vhd_rs::secret::Bytes;
 
 /// A key.
-pub struct Key(Vec<u8>);
+#[derive(Debug)]
+pub struct Key(Arc<Bytes>);
 
 impl Key {
     /// Takes a key of 32 or 64 bytes.
     ///
     /// # Errors
     /// EINVAL for other lengths.
-    pub fn new(bytes: Vec<u8>) -> Result<Key, OpenError> {
-        let key = Key(bytes);
-        if Cipher::new(&key.0).is_none() {
-            let text = format!("the key has {} bytes; use one of 32 or 64", key.0.len());
+    pub fn new(bytes: Arc<Bytes>) -> Result<Key, OpenError> {
+        if !KEY_BYTES.contains(&bytes.len()) {
+            let text = format!("the key has {} bytes; use one of 32 or 64", bytes.len());
             return Err(OpenError::new(libc::EINVAL, text));
         }
-        Ok(key)
+        Ok(Key(bytes))
     }
 
     /// The bytes.
@@ -42,27 +44,14 @@ impl chain::Cipher for Cipher {
     }
 }
 
-impl Drop for Key {
-    fn drop(&mut self) {
-        self.0.fill(0);
-        std::hint::black_box(&mut self.0);
-    }
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "key of {} bytes", self.0.len())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_key_is_never_shown() {
-        let key = Key::new(vec![7; 32]).unwrap();
-        assert_eq!(format!("{key:?}"), "key of 32 bytes");
-        assert_eq!(Key::new(vec![7; 33]).unwrap_err().errno, libc::EINVAL);
+        let of = |bytes: &[u8]| Key::new(Arc::new(Bytes::copy_of(bytes)));
+        assert_eq!(format!("{:?}", of(&[7; 32]).unwrap()), "Key(32 secret bytes)");
+        assert_eq!(of(&[7; 33]).unwrap_err().errno, libc::EINVAL);
     }
 }

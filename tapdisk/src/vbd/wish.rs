@@ -8,6 +8,7 @@ use std::sync::Arc;
 use slog::{Logger, info};
 use tap_ctl::messages::{Params, Text, flag};
 use tap_ctl::paths::RunDir;
+use vhd_rs::secret::Bytes;
 
 use crate::formats::{Key, OpenError, Wish};
 
@@ -16,17 +17,8 @@ use crate::formats::{Key, OpenError, Wish};
 pub struct Extra {
     /// The path of the changed-block log.
     pub log_path: Option<Text>,
-    /// The key, wiped when dropped.
-    pub key: Option<Vec<u8>>,
-}
-
-impl Drop for Extra {
-    fn drop(&mut self) {
-        if let Some(key) = &mut self.key {
-            key.fill(0);
-            std::hint::black_box(key);
-        }
-    }
+    /// The key.
+    pub key: Option<Arc<Bytes>>,
 }
 
 /// The wish of OPEN.
@@ -88,7 +80,7 @@ fn key(params: &Params, extra: &Extra) -> Result<Option<Arc<Key>>, OpenError> {
     if !params.has(flag::OPEN_ENCRYPTED) {
         return Ok(None);
     }
-    let bytes = extra.key.clone().unwrap_or_default();
+    let bytes = extra.key.clone().unwrap_or_else(|| Arc::new(Bytes::copy_of(&[])));
     Key::new(bytes).map(|key| Some(Arc::new(key)))
 }
 

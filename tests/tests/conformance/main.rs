@@ -15,3 +15,4 @@ mod locators;
 mod misuse;
 mod originals;
 mod refused;
+mod secrets;

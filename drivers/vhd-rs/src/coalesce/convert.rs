@@ -34,6 +34,7 @@ use crate::files::{self, new_uuid, now};
 use crate::footer::{DiskType, Footer};
 use crate::lock::{Others, lock};
 use crate::open::{self, OpenOptions};
+use crate::secret::Bytes;
 
 /// What the new image is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,14 +49,14 @@ pub enum Format {
 }
 
 /// How to convert.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Options {
     /// What the new image is.
     pub format: Format,
     /// The old image is raw, whatever it looks like.
     pub raw: bool,
     /// The key of an encrypted chain. The new image is not encrypted.
-    pub key: Option<Vec<u8>>,
+    pub key: Option<Bytes>,
     /// Bytes a second, about.
     pub rate: Option<NonZeroU64>,
     /// What to do when somebody is writing the old image.

@@ -31,6 +31,8 @@ impl Pages {
     pub(super) fn new(len: usize) -> io::Result<Pages> {
         let large = len >= HUGE;
         let map = MmapMut::map_anon(if large { len + 2 * HUGE } else { len.max(1) })?;
+        // Data of guests; what cannot be left out of a core is in it.
+        let _ = map.advise(Advice::DontDump);
         if large {
             // It only becomes slower where the kernel has no huge pages.
             let _ = map.advise(Advice::HugePage);

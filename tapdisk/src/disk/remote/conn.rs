@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::table::{State, Table};
 use super::{Done, Epoll, FileId, Kind, Op, Peer};
 use crate::nbd_proto::{RequestHead, SIMPLE_BYTES, SimpleReply, command, errno_of, feature, flag};
-use crate::pool::Arena;
+use crate::pool::{Arena, Buffer};
 use crate::socket;
 
 /// Bytes received ahead: a batch of short replies with their data in one call.
@@ -74,7 +74,7 @@ pub(super) struct Conn {
     line: VecDeque<u32>,
     sent: usize,
     /// Received and not looked at: `ahead[from..to]`.
-    ahead: Box<[u8]>,
+    ahead: Buffer,
     from: usize,
     to: usize,
     /// The read whose data come next, and how many of its bytes have come.
@@ -97,7 +97,7 @@ impl Conn {
             file,
             line: VecDeque::with_capacity(depth),
             sent: 0,
-            ahead: vec![0; AHEAD_BYTES].into(),
+            ahead: Buffer::new(AHEAD_BYTES),
             from: 0,
             to: 0,
             filling: None,

@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use super::sys;
 use crate::nbd_proto::REQUEST_BYTES;
+use crate::pool::Buffer;
 
 const BUFFER_BYTES: usize = 64 << 10;
 /// Taken at most into the buffer in one call while large payloads come: a header and a bit, so that
@@ -27,7 +28,7 @@ pub(super) struct Got {
 /// The buffer.
 #[derive(Debug)]
 pub(super) struct Receive {
-    buffer: Box<[u8]>,
+    buffer: Buffer,
     from: usize,
     to: usize,
     window: usize,
@@ -35,7 +36,7 @@ pub(super) struct Receive {
 
 impl Receive {
     pub(super) fn new() -> Receive {
-        Receive { buffer: vec![0; BUFFER_BYTES].into(), from: 0, to: 0, window: BUFFER_BYTES }
+        Receive { buffer: Buffer::new(BUFFER_BYTES), from: 0, to: 0, window: BUFFER_BYTES }
     }
 
     /// What has arrived and was not consumed.
