@@ -154,13 +154,16 @@ static_assert(sizeof(struct blktap_sring) <= PAGE_SIZE);
 
 /* What is behind it. */
 
+struct blktap_pool;
 struct blktap_ring;
+struct miscdevice;
 
 struct blktap {
 	int minor;
 	struct device *dev;
 	struct blktap_ring *ring;	/* holds a reference */
 	char name[BLKTAP_NAME_MAX];	/* empty: none was given */
+	struct blktap_pool *pool;
 };
 
 enum blktap_ring_state {
@@ -238,8 +241,11 @@ int blktap_disk_remove(struct blktap_ring *ring);
 void blktap_disk_end(struct blktap_ring *ring);
 void blktap_disk_finish(struct blktap_ring *ring, struct request *rq, u8 operation, s16 status);
 
-/* sysfs.c */
-int blktap_control_sysfs(struct device *control);
-void blktap_control_sysfs_end(void);
+/* pool.c */
+extern struct device_attribute dev_attr_pool;
+int blktap_pool_enter(struct blktap *tap);
+void blktap_pool_leave(struct blktap *tap);
+int blktap_control_register(struct miscdevice *control);
+void blktap_control_unregister(struct miscdevice *control);
 
 #endif

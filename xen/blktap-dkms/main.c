@@ -70,6 +70,7 @@ static void blktap_end(struct blktap *tap)
 {
 	/* Waits for readers of sysfs files, which take blktap_lock. */
 	device_unregister(tap->dev);
+	blktap_pool_leave(tap);
 	ida_free(&blktap_minors, tap->minor);
 	kfree(tap);
 	module_put(THIS_MODULE);
@@ -103,16 +104,16 @@ static struct blktap *blktap_new(void)
 		kfree(tap);
 		return ERR_PTR(-ENOMEM);
 	}
+	err = blktap_pool_enter(tap);
+	if (err)
+		goto no_pool;
 	/* A minor is in use until it is given back. The caller has a file of ours. */
 	__module_get(THIS_MODULE);
 	tap->dev = device_create(&blktap_class, NULL, MKDEV(blktap_ring_major, tap->minor), tap,
 				 "blktap/blktap%d", tap->minor);
 	if (IS_ERR(tap->dev)) {
 		err = PTR_ERR(tap->dev);
-		ida_free(&blktap_minors, tap->minor);
-		kfree(tap);
-		module_put(THIS_MODULE);
-		return ERR_PTR(err);
+		goto no_device;
 	}
 	mutex_lock(&blktap_lock);
 	err = xa_err(xa_store(&blktap_taps, tap->minor, tap, GFP_KERNEL));
@@ -122,6 +123,14 @@ static struct blktap *blktap_new(void)
 		return ERR_PTR(err);
 	}
 	return tap;
+
+no_device:
+	module_put(THIS_MODULE);
+	blktap_pool_leave(tap);
+no_pool:
+	ida_free(&blktap_minors, tap->minor);
+	kfree(tap);
+	return ERR_PTR(err);
 }
 
 static int blktap_alloc(struct blktap_handle __user *to)
@@ -220,16 +229,11 @@ static int __init blktap_init(void)
 	if (err)
 		goto no_rings;
 	/* Last: from here on it is used. */
-	err = misc_register(&blktap_control);
+	err = blktap_control_register(&blktap_control);
 	if (err)
 		goto no_control;
-	err = blktap_control_sysfs(blktap_control.this_device);
-	if (err)
-		goto no_pools;
 	return 0;
 
-no_pools:
-	misc_deregister(&blktap_control);
 no_control:
 	blktap_unregister_rings();
 no_rings:
@@ -244,8 +248,7 @@ no_class:
 /* Minors and disks hold references to the module: there are none. */
 static void __exit blktap_exit(void)
 {
-	blktap_control_sysfs_end();
-	misc_deregister(&blktap_control);
+	blktap_control_unregister(&blktap_control);
 	blktap_unregister_rings();
 	unregister_blkdev(blktap_bdev_major, "tapdev");
 	class_unregister(&blktap_class);

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * /sys/class/blktap2 and the pools of the control device.
+ * /sys/class/blktap2. Pools are in pool.c.
  */
-#include <linux/kobject.h>
 #include <linux/slab.h>
 #include <linux/sysfs.h>
 #include <linux/xarray.h>
@@ -95,19 +94,6 @@ static ssize_t debug_show(struct device *dev, struct device_attribute *attr, cha
 }
 static DEVICE_ATTR_RO(debug);
 
-/* Every ring has pages of its own; the name is what older tools expect to find. */
-static ssize_t pool_show(struct device *dev, struct device_attribute *attr, char *buf)
-{
-	return sysfs_emit(buf, "default\n");
-}
-
-static ssize_t pool_store(struct device *dev, struct device_attribute *attr, const char *buf,
-			  size_t size)
-{
-	return sysfs_streq(buf, "default") ? size : -EINVAL;
-}
-static DEVICE_ATTR_RW(pool);
-
 static ssize_t remove_store(struct device *dev, struct device_attribute *attr, const char *buf,
 			    size_t size)
 {
@@ -199,108 +185,3 @@ struct class blktap_class = {
 	.dev_groups = blktap_groups,
 	.devnode = blktap_class_devnode,
 };
-
-/* ---- of the control device ---- */
-
-static struct kobject *blktap_pools, *blktap_pool;
-
-static ssize_t default_pool_show(struct device *dev, struct device_attribute *attr, char *buf)
-{
-	return pool_show(dev, attr, buf);
-}
-
-static ssize_t default_pool_store(struct device *dev, struct device_attribute *attr,
-				  const char *buf, size_t size)
-{
-	return pool_store(dev, attr, buf, size);
-}
-static DEVICE_ATTR_RW(default_pool);
-
-static struct attribute *blktap_control_attrs[] = {
-	&dev_attr_default_pool.attr,
-	NULL,
-};
-
-static const struct attribute_group blktap_control_group = {
-	.attrs = blktap_control_attrs,
-};
-
-const struct attribute_group *blktap_control_groups[] = {
-	&blktap_control_group,
-	NULL,
-};
-
-/* Data pages of all rings, and those of outstanding requests. */
-static void blktap_count(unsigned int *size, unsigned int *used)
-{
-	struct blktap *tap;
-	unsigned long minor;
-
-	*size = 0;
-	*used = 0;
-	mutex_lock(&blktap_lock);
-	xa_for_each(&blktap_taps, minor, tap) {
-		if (!tap->ring)
-			continue;
-		*size += BLKTAP_PAGES - 1;
-		*used += READ_ONCE(tap->ring->outstanding) * BLKTAP_SEGMENTS;
-	}
-	mutex_unlock(&blktap_lock);
-}
-
-static ssize_t size_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
-{
-	unsigned int size, used;
-
-	blktap_count(&size, &used);
-	return sysfs_emit(buf, "%u\n", size);
-}
-
-static ssize_t free_show(struct kobject *kobj, struct kobj_attribute *attr, char *buf)
-{
-	unsigned int size, used;
-
-	blktap_count(&size, &used);
-	return sysfs_emit(buf, "%u\n", size - used);
-}
-
-static struct kobj_attribute size_attr = __ATTR_RO(size);
-static struct kobj_attribute free_attr = __ATTR_RO(free);
-
-static struct attribute *blktap_pool_attrs[] = {
-	&size_attr.attr,
-	&free_attr.attr,
-	NULL,
-};
-
-static const struct attribute_group blktap_pool_group = {
-	.attrs = blktap_pool_attrs,
-};
-
-int blktap_control_sysfs(struct device *control)
-{
-	int err = -ENOMEM;
-
-	blktap_pools = kobject_create_and_add("pools", &control->kobj);
-	if (!blktap_pools)
-		return err;
-	blktap_pool = kobject_create_and_add("default", blktap_pools);
-	if (!blktap_pool)
-		goto no_pool;
-	err = sysfs_create_group(blktap_pool, &blktap_pool_group);
-	if (err)
-		goto no_group;
-	return 0;
-
-no_group:
-	kobject_put(blktap_pool);
-no_pool:
-	kobject_put(blktap_pools);
-	return err;
-}
-
-void blktap_control_sysfs_end(void)
-{
-	kobject_put(blktap_pool);
-	kobject_put(blktap_pools);
-}

@@ -62,6 +62,37 @@ refused() { # status, words, command ...
 
 fill() { fill_disk 3 "$(command -v vhd-util)" "$(command -v tap-ctl)" -- "$@"; }
 
+# As SM 3.x does: the pool has the repository's id, its size is written when the minor is in it.
+case_pools_as_storage_managers_name_them() {
+    local control='/sys/class/misc/blktap!control' sr=6a1d9f10-13c3-4a4e-92a4-4d4a5a0a3c55 one two
+    tap-ctl allocate
+    tap-ctl allocate
+    one='/sys/class/blktap2/blktap!blktap0/pool' two='/sys/class/blktap2/blktap!blktap1/pool'
+    same "pools at first" "default default" "$(cat "$one" "$two" | xargs)"
+    printf %s $sr >"$one"
+    printf %s $sr >"$two"
+    same "pools" "$sr $sr" "$(cat "$one" "$two" | xargs)"
+    printf %s 2816 >"$control/pools/$sr/size"
+    tap-ctl free -m 0
+    same "its size" 2816 "$(cat "$control/pools/$sr/size")"
+    tap-ctl free -m 1
+    same "pools without minors" default "$(ls "$control/pools")"
+
+    # What new minors get, and a disk that is served in it.
+    printf %s $sr >"$control/default_pool"
+    same "pools" $sr "$(ls "$control/pools")"
+    truncate -s 64M /srv/disk.raw
+    device aio:/srv/disk.raw
+    same "the disk's pool" $sr "$(cat '/sys/class/blktap2/blktap!blktap0/pool')"
+    same "pages of its ring" 352 "$(cat "$control/pools/$sr/size")"
+    printf %s default >"$control/default_pool"
+    disk-load write "$disk" depth=16 seed=3
+    disk-load check "$disk" depth=16 seed=3
+    tap-ctl destroy -p "$pid" -m "$minor"
+    same "pools at the end" default "$(ls "$control/pools")"
+    rm /srv/*
+}
+
 case_commands_as_releases_3_have_them() {
     same "check" ok "$(tap-ctl check)"
     same "major" "$(sed -n 's/ tapdev$//p' /proc/devices | tr -d ' ')" "$(tap-ctl major)"

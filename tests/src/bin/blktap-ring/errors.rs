@@ -285,8 +285,7 @@ fn sysfs_files() -> Outcome {
         return Err("the name did not stay".to_string());
     }
     refused("a name of 256 bytes", libc::ENAMETOOLONG, write("name", &"n".repeat(256)))?;
-    refused("another pool", EINVAL, write("pool", "fast"))?;
-    said("the pool it has", write("pool", "default\n"))?;
+    pools(&folder)?;
     let debug = read("debug")?;
     if !debug.contains("ring: mapped") || !debug.contains("disk: yes") {
         return Err(format!("debug: {debug}"));
@@ -327,6 +326,41 @@ fn sysfs_files() -> Outcome {
         return Err("the minor's folder in sysfs outlived it".to_string());
     }
     Ok(())
+}
+
+/// A minor is in a pool of any name, which is there while it is used, and has the size it was given.
+fn pools(folder: &str) -> Outcome {
+    let pool = format!("{folder}/pool");
+    let set = |name: &str| fs::write(&pool, name);
+    let place = |name: &str| format!("/sys/class/misc/blktap!control/pools/{name}");
+    let number = |name: &str, file: &str| said(file, sysfs(&format!("{}/{file}", place(name))));
+    for name in ["6a1d9f10-13c3-4a4e-92a4-4d4a5a0a3c55", "a b\n", &"n".repeat(255), "x/y"] {
+        said("a pool of any name", set(name))?;
+        let name = name.trim_end().replace('/', "!");
+        if said("pool", sysfs(&pool))? != name || !Path::new(&place(&name)).is_dir() {
+            return Err(format!("there is no pool {name}"));
+        }
+        if number(&name, "size")? != "352" || number(&name, "free")? != "352" {
+            return Err(format!("the pool {name} has not the pages of its ring"));
+        }
+        said("size", fs::write(format!("{}/size", place(&name)), "2816"))?;
+        if number(&name, "size")? != "2816" || number(&name, "free")? != "2816" {
+            return Err(format!("the size of {name} did not stay"));
+        }
+        for wrong in ["x", "-1", "", "99999999999"] {
+            if fs::write(format!("{}/size", place(&name)), wrong).is_ok() && !wrong.is_empty() {
+                return Err(format!("{wrong} is taken as a size"));
+            }
+        }
+        said("the pool it was in", set("default\n"))?;
+        if Path::new(&place(&name)).exists() {
+            return Err(format!("the pool {name} is there and nobody is in it"));
+        }
+    }
+    for (wrong, errno) in [("\n", EINVAL), (".", EINVAL), ("..", EINVAL)] {
+        refused("a name that is none", errno, set(wrong))?;
+    }
+    refused("a name of 256 bytes", libc::ENAMETOOLONG, set(&"n".repeat(256)))
 }
 
 /// Gives back what another left.
