@@ -12,6 +12,8 @@
 set -euo pipefail
 # shellcheck source=tests/vm/common.sh
 . "$(dirname "$0")/common.sh"
+# shellcheck source=tests/vm/apt.sh
+. "$vm_here/apt.sh"
 
 # Into the root file system of dom0 (and of the machine without Xen).
 dom0_wants=("xen-utils-$vm_xen" xenstore-utils qemu-system-xen qemu-utils nbd-client busybox-static bash coreutils
@@ -44,64 +46,10 @@ complete() { # lists
     done
 }
 
-# The archive that this machine's own apt uses: whoever set it up chose one that can be reached.
-# shellcheck disable=SC2016
-archive() { # debian | debian-security
-    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
-        sed 's#/*$##' | grep -m1 "/$1\$" || true
-}
-
 cannot() {
     say "$1"
     die "the virtual machines cannot be made without these packages; without a network, copy $vm_cache from a" \
         "machine where 'tests/vm/packages.sh' has worked"
-}
-
-# Writes the private apt's configuration and makes this process use it.
-private_apt() {
-    local apt=$vm_cache/apt main security keys=/usr/share/keyrings/debian-archive-keyring.gpg
-    main=${TAPDISK_VM_ARCHIVE:-$(archive debian)}
-    security=${TAPDISK_VM_SECURITY_ARCHIVE:-$(archive debian-security)}
-    [ -n "$main" ] || cannot "apt knows no Debian archive here: set TAPDISK_VM_ARCHIVE to the address of one"
-    [ -r "$keys" ] || cannot "$keys is not there: install debian-archive-keyring"
-    mkdir -p "$apt"/{lists/partial,archives/partial,etc/{apt.conf.d,preferences.d,sources.list.d,trusted.gpg.d},dpkg}
-    # An empty status: what the host has installed does not count.
-    : >"$apt/dpkg/status"
-    {
-        echo "deb [signed-by=$keys] $main $vm_suite main"
-        echo "deb [signed-by=$keys] $main $vm_suite-updates main"
-        [ -z "$security" ] || echo "deb [signed-by=$keys] $security $vm_suite-security main"
-    } >"$apt/etc/sources.list"
-    {
-        # How to get out (a proxy, say) is the host's knowledge.
-        apt-config dump 2>/dev/null | grep -E '^Acquire::(https?|ftp|Retries)' || true
-        cat <<CONF
-Dir::Etc "$apt/etc";
-Dir::Etc::sourcelist "$apt/etc/sources.list";
-Dir::Etc::sourceparts "$apt/etc/sources.list.d";
-Dir::Etc::parts "$apt/etc/apt.conf.d";
-Dir::Etc::trustedparts "$apt/etc/trusted.gpg.d";
-Dir::Etc::preferencesparts "$apt/etc/preferences.d";
-Dir::State "$apt";
-Dir::State::lists "$apt/lists";
-Dir::State::status "$apt/dpkg/status";
-Dir::Cache "$apt";
-Dir::Cache::archives "$apt/archives";
-APT::Architecture "amd64";
-APT::Architectures "amd64";
-APT::Install-Recommends "false";
-# apt's own unprivileged user could not write here.
-APT::Sandbox::User "root";
-Acquire::Languages "none";
-# A machine whose clock is off, or an archive that stands still, is no reason to fail.
-Acquire::Check-Valid-Until "false";
-Acquire::Check-Date "false";
-Acquire::Retries "3";
-Acquire::http::Timeout "30";
-Acquire::https::Timeout "30";
-CONF
-    } >"$apt/apt.conf"
-    export APT_CONFIG=$apt/apt.conf
 }
 
 # The packages that installing these would bring, one a line.
@@ -123,7 +71,7 @@ fetch() {
     local new=$vm_cache/packages.new kernel
     command -v apt-get >/dev/null || cannot "this is no Debian: there is no apt-get here"
     [ "$(uname -m)" = x86_64 ] || cannot "the machines are x86-64, and their emulator is fetched for x86-64 only"
-    private_apt
+    private_apt "$vm_cache/apt" deb "$vm_suite"
     say "fetching Debian packages ($vm_suite) for the virtual machines into $vm_cache"
     apt-get update -qq -o APT::Update::Error-Mode=any >&2 || cannot "apt-get update failed"
     kernel=$(apt-cache depends --no-recommends --no-suggests linux-image-amd64 | sed -n 's/.*Depends: //p' | head -1)
@@ -155,7 +103,7 @@ fetch() {
 fetch_more() { # list, packages ...
     local list=$1
     shift
-    private_apt
+    private_apt "$vm_cache/apt" deb "$vm_suite"
     say "fetching Debian packages for the list $list"
     apt-get update -qq -o APT::Update::Error-Mode=any >&2 || cannot "apt-get update failed"
     cd "$debs"
