@@ -13,11 +13,13 @@
 #![forbid(unsafe_code)]
 
 pub mod blocking;
+mod holder;
 mod lock;
 mod node;
 mod storage;
 
-pub use lock::try_lock;
+pub use holder::{Holder, holder};
+pub use lock::{acquire, try_lock};
 pub use node::{Node, NodeError, Odd, open_or_make};
 pub use storage::{MemStorage, Storage};
 

@@ -5,14 +5,16 @@
 //! anything of theirs, with a lock that belongs to the open file as well (`F_OFD_SETLK`). That lock is on the
 //! node: symbolic links to it count as one, two nodes of one device do not.
 use crate::Storage;
+use crate::holder::{Holder, holder, is_shared};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::io;
+use std::time::{Duration, Instant};
 
 /// The byte of devices. QEMU's locks are on bytes 100 to 300; this is behind every device's end.
-const BYTE: i64 = i64::from_be_bytes(*b"\0\0tdlock");
+pub(crate) const BYTE: i64 = i64::from_be_bytes(*b"\0\0tdlock");
 
 /// Takes the lock, or turns the one that is held into this kind, unless another has it. Never waits. On a device that is open
 /// for reading only, an exclusive lock is a shared one: `fcntl(2)` has no other, and it keeps writers off as well.
@@ -39,6 +41,62 @@ pub fn try_lock(file: &File, exclusive: bool) -> io::Result<bool> {
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => Ok(false),
         Err(e) => Err(e),
     }
+}
+
+/// Takes the lock as [`try_lock`], or waits for it as long as `goes_on` says so, which is told who
+/// holds it and how long that has lasted. Who it was if it said no.
+///
+/// ```
+/// use image::Holder;
+///
+/// let dir = tempfile::tempdir()?;
+/// let name = dir.path().join("disk.vhd");
+/// let (mine, other) = (std::fs::File::create(&name)?, std::fs::File::open(&name)?);
+/// assert_eq!(image::acquire(&mine, true, &mut |_, _| false)?, None);
+/// let me = std::process::id() as i32;
+/// assert_eq!(image::acquire(&other, true, &mut |_, _| false)?, Some(Holder::Writer(me)));
+///
+/// let mut mine = Some(mine);
+/// let got = image::acquire(&other, true, &mut |_, _| mine.take().is_some())?;
+/// assert_eq!(got, None, "waited until it was dropped");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of [`try_lock`]; of `/proc`, without which nobody can be told from anybody.
+pub fn acquire(
+    file: &File,
+    exclusive: bool,
+    goes_on: &mut dyn FnMut(Holder, Duration) -> bool,
+) -> io::Result<Option<Holder>> {
+    /// Between two tries; a lock can be asked for, but not with a limit.
+    const PAUSE: Duration = Duration::from_millis(10);
+    /// Tries between two looks at who it is.
+    const TRIES: usize = 50;
+    let since = Instant::now();
+    loop {
+        if try_lock(file, exclusive)? {
+            return Ok(None);
+        }
+        let who = who(file)?;
+        for _ in 0..TRIES {
+            if !goes_on(who, since.elapsed()) {
+                return Ok(Some(who));
+            }
+            if try_lock(file, exclusive)? {
+                return Ok(None);
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// Who it is that a lock was not had for. What nobody of this machine can be seen to hold is
+/// another machine's where there are others; else a process's that cannot be seen from here, as
+/// good as dead.
+fn who(file: &File) -> io::Result<Holder> {
+    let unseen = || if is_shared(file) { Holder::Elsewhere } else { Holder::Dead };
+    Ok(holder(file)?.unwrap_or_else(unseen))
 }
 
 fn regular(file: &File, exclusive: bool) -> io::Result<()> {

@@ -54,8 +54,8 @@ pub(crate) fn set(o: &Options, term: &mut Term) -> Option<i32> {
         return None;
     };
     let name = Path::new(name);
-    let done = lock::open_to_change(name, Others::Refuse)
-        .and_then(|file| edit::set_hidden(&file, name, value));
+    let done = lock::open_beside(name, Others::Refuse)
+        .and_then(|image| edit::set_hidden_beside(&image, name, value));
     match done {
         Ok(()) => Some(0),
         Err(e) => {

@@ -160,7 +160,7 @@ impl Chain {
     /// let dir = tempfile::tempdir()?;
     /// let (plain, secret) = (dir.path().join("plain.vhd"), dir.path().join("secret.vhd"));
     /// files::create(&plain, 16 << 20, None, false)?;
-    /// copy::copy(&plain, &secret, Some(&[7; 64]))?;
+    /// copy::copy(&plain, &secret, Some(&[7; 64]), Default::default())?;
     ///
     /// let open = || Chain::open(&secret, &OpenOptions { read_only: true, ..Default::default() });
     /// let mut sector = [1; 512];

@@ -1,6 +1,6 @@
 //! A copy of an image, encrypted on the way if a key is given.
 use crate::bat::UNUSED;
-use crate::chain::Chain;
+use crate::chain::{self, Chain};
 use crate::create::{self, NewImage};
 use crate::crypt::Cipher;
 use crate::driver::Vhd;
@@ -8,6 +8,7 @@ use crate::error::{
     VhdError,
     errno::{EEXIST, EINVAL},
 };
+use crate::lock::{self, Others};
 use crate::open::{self, OpenOptions, Opened};
 use crate::{DiskType, files, key};
 use image::blocking::Writer;
@@ -24,19 +25,23 @@ use std::path::Path;
 /// let dir = tempfile::tempdir()?;
 /// let (old, new) = (dir.path().join("old.vhd"), dir.path().join("new.vhd"));
 /// files::create(&old, 16 << 20, None, false)?;
-/// copy::copy(&old, &new, Some(&[7; 32]))?;
+/// copy::copy(&old, &new, Some(&[7; 32]), Default::default())?;
 ///
 /// let file = std::fs::File::open(&new)?;
 /// let stored = open(&file, &new, &Default::default())?.key_hash.unwrap();
 /// assert!(key::fits(&stored, &[7; 32]));
-/// assert_eq!(copy::copy(&old, &new, None).unwrap_err().errno(), 17); // EEXIST
+/// assert_eq!(copy::copy(&old, &new, None, Default::default()).unwrap_err().errno(), 17); // EEXIST
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
 /// EEXIST for a new name that exists; EINVAL for a source with a parent, one that is encrypted, or a key of
-/// neither 32 nor 64 bytes; those of the files. A copy that could not be completed is removed.
-pub fn copy(name: &Path, new: &Path, key: Option<&[u8]>) -> Result<(), VhdError> {
+/// neither 32 nor 64 bytes; EBUSY while another process writes the source; those of the files. A
+/// copy that could not be completed is removed.
+pub fn copy(name: &Path, new: &Path, key: Option<&[u8]>, others: Others) -> Result<(), VhdError> {
+    // A copy of what moves would be of no moment at all.
+    let still = chain::open_file(name, false)?;
+    lock::lock(&still, name, others)?;
     let options = OpenOptions { read_only: true, for_io: true, ..OpenOptions::default() };
     let chain = Chain::open(name, &options)?;
     let source = chain.layers.first().and_then(|layer| layer.opened.as_ref());

@@ -1,10 +1,11 @@
 //! Small changes to existing images: footers, hidden flag, marker.
 use crate::batmap::BatmapHeader;
+use crate::beside::Beside;
 use crate::error::{
     VhdError,
     errno::{EINVAL, ENOSPC},
 };
-use crate::footer::{COOKIE, Footer};
+use crate::footer::{COOKIE, FOOTER_BYTES, Footer};
 use crate::open::{self, BatmapState, OpenOptions, Opened};
 use crate::{DiskType, FooterAt};
 use image::Storage;
@@ -80,6 +81,40 @@ pub fn set_hidden(storage: &dyn Storage, name: &Path, value: u8) -> Result<(), V
         }
         other => other,
     }
+}
+
+/// The same beside a tapdisk that writes the image. In a file only the copy at 0 is written: where the
+/// file ends, the disk may put a block at this very moment. It brings the other footer in line when it
+/// is closed or paused. A device ends where it ends, and a fixed image has that footer only.
+///
+/// # Errors
+/// As for [`set_hidden`]; EINVAL for a footer that cannot be believed.
+pub fn set_hidden_beside(image: &Beside, name: &Path, value: u8) -> Result<(), VhdError> {
+    if !image.is_running() {
+        return set_hidden(image, name, value);
+    }
+    let opened = open_to_change(image, name)?;
+    refuse_poisoned(name, &opened.footer)?;
+    let footer = Footer { hidden: value, ..opened.footer.clone() }.encode();
+    let last = opened.file_bytes.saturating_sub(FOOTER_BYTES as u64);
+    let stands = opened.footer_found == FooterAt::Trailing;
+    // As many blocks as no disk makes while two sectors are written.
+    const FAR: u64 = 1 << 30;
+    let safe = opened.device && last.saturating_sub(opened.end_of_data) >= FAR;
+    match (opened.kind.is_dynamic(), stands) {
+        (true, _) => {
+            if stands && safe {
+                put(image, name, last, &footer)?;
+            }
+            put(image, name, 0, &footer)?;
+        }
+        (false, true) => put(image, name, last, &footer)?,
+        (false, false) => {
+            let why = "has its footer where a running disk changes it; pause the disk first";
+            return Err(VhdError::request(name, EINVAL, why));
+        }
+    }
+    image.sync().map_err(|e| VhdError::io(name, "flush the image", 0, &e))
 }
 
 /// Sets the marker: in the batmap header and nothing else (the original also wipes the map, E09), or in an

@@ -3,7 +3,7 @@ use crate::chain::{self, Identity};
 use crate::create::{self, NewImage, ParentRef};
 use crate::error::{
     VhdError,
-    errno::{EINVAL, ENOSPC},
+    errno::{EBUSY, EINVAL, ENOSPC},
 };
 use crate::footer::EPOCH_2000;
 use crate::header::BLOCK_BYTES;
@@ -27,6 +27,9 @@ pub struct SnapshotOptions {
     pub depth_max: Option<u32>,
     /// Disk size up to which the metadata shall have room.
     pub room_bytes: Option<u64>,
+    /// What to do while somebody writes the parent: what he writes from then on, the snapshot would
+    /// show as well.
+    pub others: lock::Others,
 }
 
 /// Makes a dynamic or a fixed image; an existing file is overwritten, as by the original. The size
@@ -84,6 +87,7 @@ pub fn create(
 /// the file system.
 pub fn snapshot(name: &Path, parent: &Path, o: &SnapshotOptions) -> Result<(), VhdError> {
     not_an_ancestor(name, parent, o.raw)?;
+    let _still = holds_still(parent, o)?;
     let target = target_of(parent, o)?;
     if let Some(limit) = o.depth_max {
         let depth = chain::depth(&target.path, target.raw)?;
@@ -110,6 +114,22 @@ pub fn snapshot(name: &Path, parent: &Path, o: &SnapshotOptions) -> Result<(), V
         return Err(VhdError::request(name, EINVAL, why));
     }
     in_new_file(name, |file| create::dynamic(file, name, &new, Some(&parent)))
+}
+
+/// The parent, locked while the snapshot is made: nobody begins to write it meanwhile. With `exact`
+/// a writer may stay, since a storage manager's cache of a parent's data is filled while leaves are
+/// put over it, and does not change what it shows.
+fn holds_still(parent: &Path, o: &SnapshotOptions) -> Result<File, VhdError> {
+    let file = chain::open_file(parent, false)?;
+    let Some(pid) = lock::settled(&file, parent, o.others)? else { return Ok(file) };
+    let who = lock::named(pid);
+    let why = format!("{who} is writing the parent, and the snapshot would show what it writes");
+    if o.exact {
+        lock::say(parent, &format!("{why}, unless that fills a cache"));
+        return Ok(file);
+    }
+    let remedy = "pause that disk first (tap-ctl pause), and unpause it with the new leaf";
+    Err(VhdError::request(parent, EBUSY, format!("{why}: {remedy}")))
 }
 
 /// The image a snapshot is linked to.

@@ -60,6 +60,7 @@ mod bytes;
 pub mod bat;
 pub mod batmap;
 mod batmap_read;
+pub mod beside;
 pub mod chain;
 pub mod check;
 mod check_bat;

@@ -2,13 +2,15 @@
 //!
 //! Everything is checked before the first byte is written, so that a refused change leaves the image as it was.
 use crate::bat::{self, UNUSED};
+use crate::beside::Beside;
 use crate::chain::{self, Identity};
 use crate::edit::{open_to_change, put, refuse_poisoned};
 use crate::error::{
     VhdError,
     errno::{EINVAL, ELOOP, ENAMETOOLONG, ENOSYS},
 };
-use crate::header::Header;
+use crate::footer::FOOTER_BYTES;
+use crate::header::{HEADER_BYTES, Header};
 use crate::locator::{self, Locator};
 use crate::open::{BatmapState, OpenOptions, Opened};
 use crate::{DiskType, files, open, path};
@@ -64,6 +66,31 @@ pub fn set_parent(
     raw: bool,
     at: &dyn Fn(Point),
 ) -> Result<(), VhdError> {
+    reparent((file, file, false), name, (parent, raw), at)
+}
+
+/// The same beside a tapdisk that writes the image: header and texts are what it never writes. It
+/// takes the new parent when it opens the image anew, after a pause.
+///
+/// # Errors
+/// As for [`set_parent`].
+pub fn set_parent_beside(
+    image: &Beside,
+    name: &Path,
+    parent: &Path,
+    raw: bool,
+    at: &dyn Fn(Point),
+) -> Result<(), VhdError> {
+    reparent((image.file(), image, image.is_running()), name, (parent, raw), at)
+}
+
+/// `file` to read, `storage` to write, beside a disk that is running or not.
+fn reparent(
+    (file, storage, running): (&File, &dyn Storage, bool),
+    name: &Path,
+    (parent, raw): (&Path, bool),
+    at: &dyn Fn(Point),
+) -> Result<(), VhdError> {
     let opened = open_to_change(file, name)?;
     refuse_poisoned(name, &opened.footer)?;
     let Some(header) = opened.header.as_ref().filter(|_| opened.kind == DiskType::Differencing)
@@ -73,17 +100,53 @@ pub fn set_parent(
     };
     let mut header = header.clone();
     let texts = describe(file, name, &mut header, parent, raw)?;
+    texts.iter().try_for_each(|(at, text)| has_its_area(name, &opened, (*at, text), running))?;
     at(Point::ReparentBegin);
     for (n, (place, area)) in texts.iter().enumerate() {
-        put(file, name, *place, area)?;
+        put(storage, name, *place, area)?;
         if n == 0 {
             at(Point::ReparentLocator);
         }
     }
-    sync(file, name)?;
-    put(file, name, opened.footer.data_offset, &header.encode())?;
+    sync(storage, name)?;
+    put(storage, name, opened.footer.data_offset, &header.encode())?;
     at(Point::ReparentEnd);
-    sync(file, name)
+    sync(storage, name)
+}
+
+/// Whether a text lies where nothing else does. Beside a running disk also where nothing else will:
+/// before all blocks, since new ones come behind the headers that were there when it was opened.
+fn has_its_area(
+    name: &Path,
+    opened: &Opened,
+    (at, text): (u64, &[u8]),
+    running: bool,
+) -> Result<(), VhdError> {
+    let Some(header) = &opened.header else { return Ok(()) };
+    let end = at.saturating_add(text.len() as u64);
+    let table = (header.table_offset, header.table_offset.saturating_add(header.table_bytes()));
+    let head = opened.footer.data_offset;
+    let others = [
+        (0, FOOTER_BYTES as u64),
+        (head, head.saturating_add(HEADER_BYTES as u64)),
+        table,
+        open::batmap_place(header, &opened.batmap),
+    ];
+    let on_others = others.iter().any(|(from, to)| at < *to && end > *from);
+    let first = opened.bat.iter().filter(|entry| **entry != UNUSED).min();
+    let first = first.map_or(opened.end_of_headers, |entry| bat::extent(header, *entry).0);
+    let on_blocks = match running {
+        true => end > first.min(opened.end_of_headers),
+        false => open::overlapped(header, opened.bat.iter().copied(), (at, end)),
+    };
+    if on_others || on_blocks {
+        let why = format!(
+            "the locator at byte {at} lies where something else is or may come; run vhd-util \
+             check, or take a snapshot over the new parent instead"
+        );
+        return Err(VhdError::request(name, EINVAL, why));
+    }
+    Ok(())
 }
 
 /// Puts the parent into the header; what has to be written into the areas of the locators.

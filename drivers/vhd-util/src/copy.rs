@@ -28,7 +28,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     if let Err(e) = chain::open_file(&name, false) {
         return term.not_opened(&name, &e);
     }
-    match copy::copy(&name, &new, key.as_deref()) {
+    match copy::copy(&name, &new, key.as_deref(), term.others) {
         Ok(()) => 0,
         Err(e) if e.errno() == EEXIST => {
             let line = format!("VHD file {} already exists, name a new one\n", new.display());

@@ -30,7 +30,12 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     if log.is_some() == o.has('f') {
         return term.usage(USAGE);
     }
-    let file = match lock::open_to_change(&name, term.others) {
+    // With a journal blocks move, which a disk above that has the table in memory does not see.
+    let opened = match log {
+        Some(_) => lock::open_alone(&name, term.others),
+        None => lock::open_to_change(&name, term.others),
+    };
+    let file = match opened {
         Ok(file) => file,
         Err(e) => return term.not_opened(&name, &e),
     };

@@ -14,7 +14,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     let (Some(name), Some(log)) = (o.path('n'), o.path('j')) else { return term.usage(USAGE) };
     let opened = journal::open_file(&log)
         .and_then(|log_file| Journal::open(&log_file, &log).map(drop).map(|()| log_file))
-        .and_then(|log_file| Ok((lock::open_to_change(&name, term.others)?, log_file)));
+        .and_then(|log_file| Ok((lock::open_alone(&name, term.others)?, log_file)));
     let (file, log_file) = match opened {
         Ok(files) => files,
         Err(e) => return term.failed(&format!("opening journal failed: -{}\n", e.errno()), &e),

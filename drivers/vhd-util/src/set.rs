@@ -2,8 +2,6 @@
 use crate::EINVAL;
 use crate::options::{self, Term};
 use std::ffi::OsString;
-use std::fs::File;
-use std::path::Path;
 use vhd_rs::{edit, lock};
 
 const USAGE: &str = "options: <-n name> <-f field> <-v value> [-h help]\n";
@@ -20,9 +18,12 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         term.say(&format!("invalid value {}\n", text.to_string_lossy()));
         return term.usage(USAGE);
     };
-    let change = match field.to_str() {
-        Some("hidden") => |file: &File, name: &Path, value| edit::set_hidden(file, name, value),
-        Some("marker") => edit::set_marker,
+    let changed = match field.to_str() {
+        Some("hidden") => lock::open_beside(&name, term.others)
+            .map(|image| edit::set_hidden_beside(&image, &name, value)),
+        // A running disk writes its sector.
+        Some("marker") => lock::open_to_change(&name, term.others)
+            .map(|file| edit::set_marker(&file, &name, value)),
         // The original cannot even print a longer one.
         _ if field.len() >= 25 => {
             term.say("invalid field\n");
@@ -33,16 +34,12 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
             return term.usage(USAGE);
         }
     };
-    let file = match lock::open_to_change(&name, term.others) {
-        Ok(file) => file,
-        Err(e) => return term.not_opened(&name, &e),
-    };
-    match change(&file, &name, value) {
-        Ok(()) => 0,
-        Err(e) if e.errno() == EINVAL => term.not_opened(&name, &e),
-        Err(e) => {
+    match changed {
+        Ok(Ok(())) => 0,
+        Ok(Err(e)) if e.errno() != EINVAL => {
             term.say(&format!("{e}\n"));
             e.errno()
         }
+        Ok(Err(e)) | Err(e) => term.not_opened(&name, &e),
     }
 }

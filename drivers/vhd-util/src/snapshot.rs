@@ -27,6 +27,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         exact: o.has('e'),
         depth_max: u32::try_from(limit).ok().filter(|l| *l > 0),
         room_bytes: Some(room.saturating_mul(1 << 20)).filter(|r| *r > 0),
+        others: term.others,
     };
     match files::snapshot(&name, &parent, &options) {
         Ok(()) => 0,

@@ -32,7 +32,7 @@ use crate::error::{
 };
 use crate::files::{self, new_uuid, now};
 use crate::footer::{DiskType, Footer};
-use crate::lock::{Others, lock};
+use crate::lock::{Others, lock, settled};
 use crate::open::{self, OpenOptions};
 use crate::secret::Bytes;
 
@@ -99,8 +99,14 @@ pub(super) fn layers(
     let mut sources = Vec::new();
     let mut uuid = None;
     chain::walk(name, raw, |path, file, raw| {
-        if let (true, Some(others)) = (sources.is_empty(), others) {
-            lock(&file, &path, others)?;
+        match (sources.is_empty(), others) {
+            (true, Some(others)) => lock(&file, &path, others)?,
+            // A parent may be written, by a coalesce, in ways that nobody above sees; but not by
+            // the dead. The lock itself is let go of.
+            (false, Some(others)) => {
+                settled(&chain::open_file(&path, false)?, &path, others)?;
+            }
+            (_, None) => {}
         }
         let failed = |e| VhdError::io(&path, "learn about the file", 0, &e);
         let medium = FileMedium::of(file, false).map_err(failed)?;
