@@ -107,9 +107,15 @@ impl Context {
     }
 
     pub fn client(&self) -> Result<Client, Failure> {
-        let client = Client::new(self.run_dir()?);
+        let client = Client::new(self.run_dir()?).with_waits(waits, |text| eprintln!("{text}"));
         Ok(if self.debug { client.with_trace(|line| print(&format!("{line}\n"))) } else { client })
     }
+}
+
+/// What a disk waits for, from its statistics.
+fn waits(stats: &[u8]) -> Option<String> {
+    let stats: serde_json::Value = serde_json::from_slice(stats).ok()?;
+    Some(stats.get("waits")?.as_str()?.to_owned())
 }
 
 /// Remove every `--debug`, wherever it stands (`tap-ctl.md` §2).

@@ -31,7 +31,12 @@ const LIST_ENTRIES_MAX: usize = COOKIE_ALL as usize + 1;
 pub struct Client {
     run: RunDir,
     trace: fn(&str),
+    waits: fn(&[u8]) -> Option<String>,
+    tell: fn(&str),
 }
+
+/// How long OPEN and RESUME may take before it is asked what they wait for, and again.
+const ASK_AFTER: Duration = Duration::from_secs(1);
 
 /// What follows the message of OPEN and RESUME.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,12 +50,19 @@ pub struct Payload<'a> {
 impl Client {
     /// A client of the tapdisks in `run`.
     pub fn new(run: RunDir) -> Client {
-        Client { run, trace: |_| {} }
+        Client { run, trace: |_| {}, waits: |_| None, tell: |_| {} }
     }
 
     /// Call `trace` with a line for every message sent and received (`--debug`).
     pub fn with_trace(self, trace: fn(&str)) -> Client {
         Client { trace, ..self }
+    }
+
+    /// Call `tell` with a sentence for everything that a disk which is being opened waits for, such
+    /// as another process that writes its image. `waits` finds the sentence in the disk's
+    /// statistics.
+    pub fn with_waits(self, waits: fn(&[u8]) -> Option<String>, tell: fn(&str)) -> Client {
+        Client { waits, tell, ..self }
     }
 
     /// The run-time directory.
@@ -118,7 +130,10 @@ impl Client {
         params.flags |= if key.is_some() { flag::OPEN_ENCRYPTED } else { 0 };
         let mut exchange = self.begin(pid, &Request::Open { minor, params }, None)?;
         exchange.send_blocks(&[log_block(&payload), key.as_deref()]);
-        exchange.reply()
+        let mut waits = Waits { client: self, of: (pid, minor), last: String::new() };
+        let info = exchange.reply_asking(ASK_AFTER, &mut || waits.ask())?;
+        waits.ask();
+        Ok(info)
     }
 
     /// Close the images of a VBD; with `force` without waiting for guest rings. `limit` is one
@@ -163,7 +178,10 @@ impl Client {
         params.flags |= log_flag(&payload);
         let mut exchange = self.begin(pid, &Request::Resume { minor, params }, None)?;
         exchange.send_blocks(&[log_block(&payload)]);
-        exchange.done()
+        let mut waits = Waits { client: self, of: (pid, minor), last: String::new() };
+        exchange.done_asking(ASK_AFTER, &mut || waits.ask())?;
+        waits.ask();
+        Ok(())
     }
 
     /// The statistics of a VBD, or of all with [`COOKIE_ALL`]: the text as it was sent.
@@ -216,6 +234,27 @@ impl Client {
 
     fn simple(&self, pid: i32, request: &Request, limit: Option<Duration>) -> Result<(), Error> {
         self.begin(pid, request, limit)?.done()
+    }
+}
+
+/// Passes on what a disk says that it waits for, each sentence once.
+struct Waits<'a> {
+    client: &'a Client,
+    of: (i32, u16),
+    last: String,
+}
+
+impl Waits<'_> {
+    fn ask(&mut self) {
+        let (pid, minor) = self.of;
+        // The statistics of a tapdisk of another version say nothing of it. They are no part of
+        // what was asked for on the command line, so they are not traced.
+        let client = Client { trace: |_| {}, ..self.client.clone() };
+        let text = client.stats(pid, minor).unwrap_or_default();
+        let sentence = (client.waits)(&text).filter(|sentence| *sentence != self.last);
+        let Some(sentence) = sentence else { return };
+        (client.tell)(&sentence);
+        self.last = sentence;
     }
 }
 

@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
@@ -117,13 +117,33 @@ pub fn interrupt(pid: i32) -> io::Result<()> {
     signal(pid, libc::SIGINT)
 }
 
-/// End a process, with SIGTERM: also a tapdisk that does not answer; its sockets stay. Only for a process that the
+/// End a process, with SIGTERM: also a tapdisk that does not answer; its sockets stay. One that
+/// does not look at signals any more is killed after a time, where the kernel can name it for
+/// certain (Linux 5.3). Only for a process that the
 /// caller has started.
 ///
 /// # Errors
 /// EINVAL for a number that is no single process, else the errno of `kill(2)`.
 pub fn terminate(pid: i32) -> io::Result<()> {
-    signal(pid, libc::SIGTERM)
+    /// Longer than a tapdisk takes to obey with requests in flight.
+    const LIMIT: Duration = Duration::from_secs(15);
+    let process = if pid > 1 { pidfd(pid).ok() } else { None };
+    signal(pid, libc::SIGTERM)?;
+    match process {
+        Some(process) if !readable(process.as_fd(), LIMIT) => signal(pid, libc::SIGKILL),
+        _ => Ok(()),
+    }
+}
+
+/// A descriptor that is readable when the process has ended.
+fn pidfd(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes numbers only.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    match i32::try_from(fd) {
+        // SAFETY: the call gave a new descriptor that nobody else owns.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn signal(pid: i32, signal: i32) -> io::Result<()> {
@@ -170,7 +190,6 @@ pub(crate) fn skip(why: &str) {
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::os::fd::AsFd;
 
     #[test]
     fn a_second_lock_would_block() {

@@ -11,6 +11,7 @@ mod direct;
 mod file;
 mod key;
 mod kind;
+mod locks;
 mod log;
 mod medium;
 pub mod nbd;
@@ -36,6 +37,8 @@ pub use direct::DirectFile;
 use file::{OpenFile, Way};
 pub use key::Key;
 pub use kind::{Kind, Source, chain_lines, parse};
+use locks::Taken;
+pub use locks::{Living, Patience};
 pub use log::{ChangeLog, Marks};
 pub use medium::Medium;
 use nbd::RemoteImage;
@@ -147,23 +150,29 @@ pub struct Images {
     pub sector_size: u32,
     /// Bitmaps that reads of the whole disk keep coming back to: what the metadata cache should hold.
     pub bitmaps: usize,
+    /// Somebody else writes an image that is to be written here, so none of it is ours: the images
+    /// are good for their size only, and are to be opened again. The sentence says who.
+    pub held: Option<Box<String>>,
     /// Sentences for the log: what works, but not as one may think.
     pub notes: Vec<String>,
 }
 
-/// Opens a chain. `stash` has the descriptors that were passed for NBD images.
+/// Opens a chain. `stash` has the descriptors that were passed for NBD images. `patience` says what
+/// is done about those who have the files.
 ///
 /// # Errors
 /// The first thing that is wrong. Nothing is left open or changed.
-pub fn open(wish: &Wish, stash: &Arc<Stash>) -> Result<Images, OpenError> {
+pub fn open(wish: &Wish, stash: &Arc<Stash>, patience: &Patience) -> Result<Images, OpenError> {
     let mut listed = listed(wish)?.into_iter();
     let mut opening = Opening {
         wish,
         stash,
+        patience,
         layers: Vec::new(),
         notes: Vec::new(),
         passed: Passed::default(),
         mirror_failed: false,
+        held: None,
     };
     let mut next = listed.next();
     while let Some((kind, path, writable)) = next {
@@ -204,10 +213,12 @@ fn listed(wish: &Wish) -> Result<Vec<Item>, OpenError> {
 struct Opening<'a> {
     wish: &'a Wish,
     stash: &'a Arc<Stash>,
+    patience: &'a Patience,
     layers: Vec<(Layer, Found)>,
     notes: Vec<String>,
     passed: Passed,
     mirror_failed: bool,
+    held: Option<String>,
 }
 
 /// An image, opened and looked at.
@@ -252,7 +263,6 @@ impl Opening<'_> {
         if let Some((child, child_found)) = self.layers.last() {
             parents::check(&child.path, child_found, &layer.path, &found)?;
         }
-        self.lock(&layer)?;
         self.layers.push((layer, found));
         Ok(parent)
     }
@@ -272,30 +282,46 @@ impl Opening<'_> {
             let layer = Layer { kind, path, image: None, file, writable, cipher: None };
             return Ok(Loaded { layer, found, identity: None });
         }
-        let OpenFile { mut file, identity, sector_size } =
+        let OpenFile { file, identity, sector_size } =
             file::open(&path, kind, writable, way, &mut self.notes)?;
+        // Before the first look: what somebody else still writes would be read half old.
+        self.lock(&file, identity, (&path, writable))?;
         let (found, cipher) = match kind {
             Kind::Raw => (raw(&file, &path, sector_size)?, None),
             Kind::Vhd => self.vhd(&file, &path, writable)?,
             Kind::Nbd => unreachable!("it is no file"),
         };
-        if writable && end_would_move(&file, &found) {
+        if way == Way::Direct && writable && end_would_move(&file, &found) {
             self.notes.push(format!(
                 "{}: its file system writes whole units of 4096 bytes only, and its end is not one: it goes \
                  through the page cache (O_DSYNC)",
                 path.display()
             ));
-            file = file::open(&path, kind, writable, Way::Synchronous, &mut self.notes)?.file;
+            // The lock goes with the file, so another file has to take it anew, and look anew.
+            drop(file);
+            return self.load(kind, path, writable, Way::Synchronous);
         }
         let file = Medium::Local(file);
         let layer = Layer { kind, path, image: None, file, writable, cipher };
         Ok(Loaded { layer, found, identity: Some(identity) })
     }
 
-    fn lock(&mut self, layer: &Layer) -> Result<(), OpenError> {
-        match &layer.file {
-            Medium::Local(file) => file::lock(file, &layer.path, layer.writable, &mut self.notes),
-            Medium::Remote(_) => Ok(()),
+    fn lock(
+        &mut self,
+        file: &DirectFile,
+        identity: (u64, u64),
+        (path, writable): (&Path, bool),
+    ) -> Result<(), OpenError> {
+        // A secondary may be one of the chain's: nobody waits for himself.
+        if self.passed.has_file(identity) {
+            return Ok(());
+        }
+        match locks::take(file, (path, writable), self.patience, &mut self.notes)? {
+            Taken::Ours => Ok(()),
+            Taken::Held(by) => {
+                self.held.get_or_insert(by);
+                Ok(())
+            }
         }
     }
 
@@ -331,7 +357,6 @@ impl Opening<'_> {
             );
             return Err(OpenError::new(libc::EINVAL, text));
         }
-        self.lock(&layer)?;
         self.layers.push((layer, found));
         let purpose = if standby { Purpose::Standby } else { Purpose::Mirror };
         Ok(Some(SecondImage { purpose, taken_over: self.wish.taken_over }))
@@ -393,7 +418,7 @@ impl Opening<'_> {
 
     /// All are open and fit: mark the leaf if asked to, and make the drivers.
     fn finish(self, second: Option<SecondImage>) -> Result<Images, OpenError> {
-        let Opening { wish, layers, notes, mirror_failed, .. } = self;
+        let Opening { wish, layers, notes, mirror_failed, held, .. } = self;
         let (sectors, sector_size) = match layers.first() {
             Some((_, Found::Raw { sectors, sector_size })) => (*sectors, *sector_size),
             Some((_, Found::Vhd(opened))) => (opened.sectors, 512),
@@ -405,7 +430,7 @@ impl Opening<'_> {
         let mut wanted = 0;
         for (mut layer, found) in layers {
             wanted += bitmaps(&found);
-            let strict = wish.strict && layer.writable;
+            let strict = wish.strict && layer.writable && held.is_none();
             layer.image = Some(driver(&layer, found, strict)?);
             ready.push(layer);
         }
@@ -421,6 +446,7 @@ impl Opening<'_> {
             sectors,
             sector_size,
             bitmaps: wanted,
+            held: held.map(Box::new),
             notes,
         })
     }
@@ -548,7 +574,10 @@ impl Layer {
     /// Writes what the format wants written at the end, and waits until all is on the disk.
     fn end(&mut self) -> Result<(), OpenError> {
         let Some(image) = &mut self.image else { return Ok(()) };
-        let closing = image.closing();
+        let mut closing = image.closing();
+        if self.kind == Kind::Vhd {
+            vhd_rs::beside::keep(&mut closing, &self.file);
+        }
         let applied = closing.apply(&self.file);
         applied.map_err(|e| OpenError::io(&self.path, "write the end of", &e))?;
         self.file.sync().map_err(|e| OpenError::io(&self.path, "flush", &e))

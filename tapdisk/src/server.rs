@@ -20,7 +20,7 @@ use crate::control::{self, Control, Daemon, VBD_TOKENS, VBD_TOKENS_BASE};
 use crate::disk::Disk;
 use crate::disk::probe::AnyDisk;
 use crate::sealed::Seal;
-use crate::signals::{Signal, Signals};
+use crate::signals::{self, Signal, Signals};
 use crate::vbd::{DEVICE_TOKEN, REMOTE_TOKEN, RINGS_TOKEN, Served, TAP_TOKEN, Vbd};
 
 /// Wakes the loop when a worker is done.
@@ -46,6 +46,10 @@ const HEARD_MAX: u32 = 8;
 /// How long replies may take to go out at the end, in µs (spec/control-socket.md §2).
 const DRAIN_US: u64 = 10_000_000;
 
+/// How long an end that SIGTERM asked for may take, in µs: requests may hang with their storage for
+/// ever.
+const TERM_US: u64 = 10_000_000;
+
 const _: () = assert!(CONTROL + control::TOKENS <= VBD_TOKENS_BASE);
 const _: () = assert!(crate::transport::nbd::TOKENS <= REMOTE_TOKEN && REMOTE_TOKEN < DISK_TOKEN);
 
@@ -66,6 +70,8 @@ pub struct Server {
     /// Disks whose engines wake the poll.
     watched: Vec<usize>,
     stopping: bool,
+    /// When SIGTERM is to be obeyed whatever is under way, in µs.
+    terminate_at: Option<u64>,
     serving: bool,
 }
 
@@ -93,6 +99,7 @@ impl Server {
             heard: 0,
             watched: Vec::new(),
             stopping: false,
+            terminate_at: None,
             serving: false,
         })
     }
@@ -107,6 +114,7 @@ impl Server {
             self.look(now);
             self.control.work(&mut self.daemon, now);
             self.advance(now);
+            self.terminate(now);
             self.tick(now);
             more = self.turn() || self.daemon.vbds.iter().any(Vbd::is_drained);
             if self.daemon.over || self.stopping && self.daemon.vbds.is_empty() {
@@ -230,7 +238,7 @@ impl Server {
     /// Until the next thing that happens by itself.
     fn timeout(&mut self) -> Duration {
         let now = self.now();
-        let mut next = self.control.next_us();
+        let mut next = self.control.next_us().into_iter().chain(self.terminate_at).min();
         let mut sooner = |at: Option<u64>| next = next.into_iter().chain(at).min();
         for vbd in &mut self.daemon.vbds {
             sooner(vbd.next_us());
@@ -306,10 +314,34 @@ impl Server {
                 }
                 Signal::Stop => {
                     info!(env.log, "asked to stop by a signal");
-                    self.stopping = true;
-                    self.daemon.vbds.iter_mut().for_each(Vbd::stop);
+                    self.stop();
+                }
+                Signal::Terminate if self.terminate_at.is_some() => {
+                    warn!(env.log, "asked to end by a second SIGTERM: ends at once");
+                    signals::end_by_sigterm();
+                }
+                Signal::Terminate => {
+                    info!(env.log, "asked to end by SIGTERM, within {} s", TERM_US / 1_000_000);
+                    self.terminate_at = Some(self.now() + TERM_US);
+                    self.stop();
                 }
             }
+        }
+    }
+
+    fn stop(&mut self) {
+        self.stopping = true;
+        self.daemon.vbds.iter_mut().for_each(Vbd::stop);
+    }
+
+    /// The time that SIGTERM gives is over: what is still in flight lands in the image after our
+    /// end, and whoever opens it next waits for that.
+    fn terminate(&mut self, now: u64) {
+        if self.terminate_at.is_some_and(|at| at <= now) {
+            let env = &self.daemon.env;
+            let report: Vec<String> = self.daemon.vbds.iter().map(Vbd::report).collect();
+            env.sink.report(&format!("ends by SIGTERM with disks open\n{}", report.join("\n")));
+            signals::end_by_sigterm();
         }
     }
 

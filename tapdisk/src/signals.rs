@@ -15,14 +15,17 @@ pub enum Signal {
     PollRings,
     /// SIGINT, SIGBUS: close every disk when it is idle, then end.
     Stop,
+    /// SIGTERM: the same, but within a time.
+    Terminate,
 }
 
-const HANDLED: [(libc::c_int, Signal); 5] = [
+const HANDLED: [(libc::c_int, Signal); 6] = [
     (libc::SIGHUP, Signal::Reopen),
     (libc::SIGUSR1, Signal::Report),
     (libc::SIGUSR2, Signal::PollRings),
     (libc::SIGINT, Signal::Stop),
     (libc::SIGBUS, Signal::Stop),
+    (libc::SIGTERM, Signal::Terminate),
 ];
 
 /// The descriptor.
@@ -77,6 +80,21 @@ impl Signals {
         let number = unsafe { info.assume_init() }.ssi_signo;
         let signal = HANDLED.iter().find(|(n, _)| u32::try_from(*n) == Ok(number));
         signal.map(|(_, signal)| *signal)
+    }
+}
+
+/// Ends the process as SIGTERM does where nobody handles it.
+pub fn end_by_sigterm() -> ! {
+    let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
+    // SAFETY: the default action installs no code; the set is initialised by sigemptyset and
+    // outlives the calls; abort is the end that comes if the signal does not.
+    unsafe {
+        libc::signal(libc::SIGTERM, libc::SIG_DFL);
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), std::ptr::null_mut());
+        libc::raise(libc::SIGTERM);
+        libc::abort()
     }
 }
 

@@ -6,6 +6,7 @@
 //!      ▲              │          │ CLOSE           ▲           │          │ CLOSE        │ failed
 //!      └── failed ────┘          └─────────────────┘           ▼          ▼              ▼
 //!                                                            Closed    Paused, no name  Paused
+//!   Opening, Resuming ── somebody else writes an image ─► Waiting ── he lets go ─► Open
 //! ```
 //! The images are opened and closed by a worker ([`crate::job`]); engine, arena and sockets are made when
 //! they are open and kept until CLOSE, also over a pause. Nothing here waits.
@@ -28,7 +29,7 @@ use slog::{Logger, info, warn};
 use tap_ctl::messages::{Device, DeviceWish, ImageInfo, Params, Text, flag};
 use tap_ctl::paths::RunDir;
 
-use crate::formats::{OpenError, Wish};
+use crate::formats::{Living, OpenError, Patience, Wish};
 use crate::job::Job;
 use crate::log::Log;
 use crate::memory::Memory;
@@ -99,6 +100,8 @@ pub struct Vbd {
     mirror_failed: bool,
     /// Sectors read and written before the present engine was made.
     secs_before: [u64; 2],
+    /// What the present or last opening of the images waits for.
+    patience: Option<Patience>,
     /// A signal asked for the end.
     stopping: bool,
 }
@@ -182,6 +185,7 @@ impl Vbd {
             device: None,
             mirror_failed: false,
             secs_before: [0; 2],
+            patience: None,
             stopping: false,
         }
     }
@@ -241,10 +245,26 @@ impl Vbd {
         let take_over = params.has(flag::TAKE_OVER);
         let opened = Opened { wish: wish.clone(), timeout_s, params: *params, device, take_over };
         self.wish = Some(opened);
-        let stash = Arc::clone(&env.stash);
-        let job = Job::start(&env.waker, move || crate::formats::open(&wish, &stash));
+        let job = self.open_images(env, wish, Living::Reported);
         self.state = State::Opening { job, before };
         Ok(())
+    }
+
+    /// A worker opens images. Where there is a block device, the kernel reads from it before
+    /// anybody is answered, so the images must be ours by then.
+    fn open_images(&mut self, env: &Env, wish: Wish, living: Living) -> advance::Opening {
+        let device =
+            self.has_minor_of_module || self.wish.as_ref().is_some_and(|w| w.device.is_some());
+        let living = if living == Living::Reported && device { Living::Awaited } else { living };
+        let patience = Patience::new(living, &env.log);
+        self.patience = Some(patience.clone());
+        let stash = Arc::clone(&env.stash);
+        Job::start(&env.waker, move || crate::formats::open(&wish, &stash, &patience))
+    }
+
+    /// What the disk waits for before it can serve, if it does.
+    pub fn waits(&self) -> Option<String> {
+        self.patience.as_ref().and_then(Patience::waits)
     }
 
     /// Begins to pause. Pausing a paused disk is done at once; a pause under way is joined.
@@ -305,6 +325,14 @@ impl Vbd {
     /// A signal asked for the end: close, as soon as what is under way is over.
     pub fn stop(&mut self) {
         self.stopping = true;
+        self.give_up();
+    }
+
+    /// Nobody is waited for any more.
+    fn give_up(&mut self) {
+        if let Some(patience) = &self.patience {
+            patience.give_up();
+        }
     }
 
     /// Logs why something is refused; gives the errno.
@@ -322,6 +350,11 @@ impl Vbd {
                     return;
                 }
                 *now = goal;
+            }
+            State::Waiting { .. } => {
+                self.give_up();
+                self.patience = None;
+                self.state = State::Draining { goal };
             }
             _ => self.state = State::Draining { goal },
         }

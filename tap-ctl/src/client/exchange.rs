@@ -3,6 +3,7 @@
 use crate::error::{Error, io_errno};
 use crate::messages::{Body, MESSAGE_BYTES, Message, Request, Response, kind};
 use std::io::{ErrorKind, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -61,6 +62,26 @@ impl Exchange {
             });
         }
         Err(self.not_a_reply(&message))
+    }
+
+    /// The same without a limit, calling `ask` whenever it has not come for so long.
+    pub fn reply_asking<B: Body>(
+        &mut self,
+        pause: Duration,
+        ask: &mut dyn FnMut(),
+    ) -> Result<B, Error> {
+        while !crate::sys::readable(self.stream.as_fd(), pause) {
+            ask();
+        }
+        self.reply()
+    }
+
+    /// [`Exchange::done`] in the same way.
+    pub fn done_asking(self, pause: Duration, ask: &mut dyn FnMut()) -> Result<(), Error> {
+        while !crate::sys::readable(self.stream.as_fd(), pause) {
+            ask();
+        }
+        self.done()
     }
 
     /// The reply to the request, which says 0 or an errno.

@@ -242,6 +242,10 @@ fn served(stats: &Value) -> Vec<Finding> {
         let text = "the data of a request may be reclaimed while it is written";
         findings.push(of("buffers-locked", held, seen, text));
     }
+    for waits in disks.iter().filter_map(|d| d.pointer("/waits")?.as_str()) {
+        let text = "this disk's requests wait: end what has the image there, or this disk";
+        findings.push(of("images-alone", false, waits.into(), text));
+    }
     findings
 }
 

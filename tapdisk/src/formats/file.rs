@@ -11,8 +11,6 @@ use crate::sys;
 
 /// If this file is there, VHDs are written with O_DSYNC as well (spec/drivers.md §5.3).
 const DSYNC_SWITCH: &str = "/etc/tapdisk_use_dsync";
-/// `strict`: a leaf that somebody else has locked is refused rather than noted.
-const LOCK_VARIABLE: &str = "TAPDISK_LOCK";
 /// Longest chain file: `LAYERS_MAX` lines of 511 bytes.
 const TEXT_MAX: u64 = 64 << 10;
 
@@ -119,31 +117,6 @@ fn direct(node: &Node, writable: bool, flags: i32) -> io::Result<(File, How)> {
         }
         other => Ok((other?, How::Direct)),
     }
-}
-
-/// An advisory lock while the file is open: exclusive for what is written, shared for what is read. SM
-/// keeps writers apart by other means and the original knows no lock, so a lock held by another is only
-/// noted, unless `TAPDISK_LOCK=strict`.
-///
-/// # Errors
-/// EBUSY in strict mode.
-pub fn lock(
-    file: &DirectFile,
-    path: &Path,
-    writable: bool,
-    notes: &mut Vec<String>,
-) -> Result<(), OpenError> {
-    if image::try_lock(file.file(), writable).unwrap_or(true) {
-        return Ok(());
-    }
-    let what =
-        if writable { "in use by another process" } else { "being written by another process" };
-    let text = format!("{} is {what}", path.display());
-    if writable && std::env::var_os(LOCK_VARIABLE).is_some_and(|value| value == "strict") {
-        return Err(OpenError::new(libc::EBUSY, format!("{text}; close it there first")));
-    }
-    notes.push(format!("{text}; two writers destroy an image"));
-    Ok(())
 }
 
 /// A small text file.

@@ -23,6 +23,11 @@ impl Passed {
         Ok(())
     }
 
+    /// Whether a file was passed.
+    pub fn has_file(&self, identity: (u64, u64)) -> bool {
+        self.files.iter().any(|(seen, _)| *seen == identity)
+    }
+
     /// Notes a VHD by its id.
     ///
     /// # Errors

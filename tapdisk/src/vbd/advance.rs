@@ -8,13 +8,16 @@ use super::served::{Served, info};
 use super::state::Step;
 use super::tap::TapEnd;
 use super::{Env, Goal, Opened, Rest, Result, State, Vbd};
-use crate::formats::{Images, OpenError};
+use crate::formats::{Images, Living, OpenError, Wish};
 use crate::job::Job;
 
 /// Tries of a RESUME (spec/control-socket.md §5.6).
 const TRIES_MAX: u32 = 10;
 /// Between two of them, in µs.
 const PAUSE_US: u64 = 1_000_000;
+
+/// A worker that opens images.
+pub(super) type Opening = Job<std::result::Result<Images, OpenError>>;
 
 /// A state and, if something was under way and is over now, what came of it.
 type Next = (State, Option<Result<()>>);
@@ -35,6 +38,7 @@ impl Vbd {
             State::Resuming { wish, tries, step } => {
                 self.resuming(env, State::Resuming { wish, tries, step }, now)
             }
+            State::Waiting { wish, job } => (self.waiting(env, wish, job), None),
             settled @ (State::Attached | State::Open | State::Paused { .. } | State::Closed) => {
                 (settled, None)
             }
@@ -52,24 +56,20 @@ impl Vbd {
         }
     }
 
-    fn opening(
-        &mut self,
-        env: &Env,
-        job: Job<std::result::Result<Images, OpenError>>,
-        before: Rest,
-    ) -> Next {
+    fn opening(&mut self, env: &Env, job: Opening, before: Rest) -> Next {
         let images = match job.take() {
             None => return (State::Opening { job, before }, None),
             Some(Ok(images)) => images,
             Some(Err(error)) => {
-                self.wish = None;
+                (self.wish, self.patience) = (None, None);
                 return (before.into(), Some(Err(self.refuse(env, &error))));
             }
         };
+        self.patience = None;
         self.note(env, &images);
         let opened = self.wish.clone().expect("what is being opened was asked for");
         self.mirror_failed |= images.mirror_failed;
-        let found = info(&images);
+        let (found, held) = (info(&images), images.held.clone());
         let own_slots = self.own_slots(&opened);
         match Served::start(env, (self.minor, self.token), (&opened, own_slots), images) {
             Ok(served) => {
@@ -77,6 +77,9 @@ impl Vbd {
                 self.served = Some(served);
                 self.show_files(env);
                 self.take_early_rings(env);
+                if let Some(by) = held {
+                    return (self.wait(env, opened.wish, &by), Some(Ok(())));
+                }
                 if let Some(plugging) = self.plug(env) {
                     return (plugging, None);
                 }
@@ -164,10 +167,8 @@ impl Vbd {
                 return (State::Resuming { wish, tries, step: Step::Wait { until } }, None);
             }
             Step::Wait { .. } => {
-                let step = Step::Try({
-                    let (wish, stash) = (wish.clone(), Arc::clone(&env.stash));
-                    Job::start(&env.waker, move || crate::formats::open(&wish, &stash))
-                });
+                let job = self.open_images(env, (*wish).clone(), Living::Reported);
+                let step = Step::Try(job);
                 return (State::Resuming { wish, tries: tries + 1, step }, None);
             }
             Step::Try(job) => job,
@@ -187,6 +188,7 @@ impl Vbd {
                 (State::Resuming { wish, tries, step }, None)
             }
             Some(Err(error)) => {
+                self.patience = None;
                 let errno = self.refuse(env, &error);
                 (State::Paused { resume_failed: true }, Some(Err(errno)))
             }
@@ -195,6 +197,7 @@ impl Vbd {
 
     /// The images are open again: they must be the same disk.
     fn resumed(&mut self, env: &Env, images: Images, opened: Opened) -> Next {
+        self.patience = None;
         self.note(env, &images);
         self.mirror_failed |= images.mirror_failed;
         let (had, has) = (self.info, info(&images));
@@ -212,6 +215,10 @@ impl Vbd {
             let errno = self.refuse(env, &OpenError::new(libc::EINVAL, "nothing is paused"));
             return (shut(env, images, fail(errno)), None);
         };
+        if let Some(by) = images.held.clone() {
+            self.wish = Some(opened.clone());
+            return (self.wait(env, opened.wish, &by), Some(Ok(())));
+        }
         match served.put_in(images, &opened) {
             Ok(()) => {
                 self.wish = Some(Opened {
@@ -230,6 +237,36 @@ impl Vbd {
         }
     }
 
+    /// Somebody else writes an image: nothing of what was read is believed, and requests wait until
+    /// it can be read anew.
+    fn wait(&mut self, env: &Env, wish: Wish, by: &str) -> State {
+        if let Some(served) = &mut self.served {
+            served.suspend();
+            // Nothing was written, so nothing is to be written at the end.
+            drop(served.take_out());
+        }
+        let job = self.open_images(env, wish.clone(), Living::Outlived);
+        if let Some(patience) = &self.patience {
+            patience.told(by);
+        }
+        State::Waiting { wish: Box::new(wish), job }
+    }
+
+    fn waiting(&mut self, env: &Env, wish: Box<Wish>, job: Opening) -> State {
+        match job.take() {
+            None => State::Waiting { wish, job },
+            Some(Ok(images)) => {
+                let opened = self.wish.clone().expect("it was open");
+                self.resumed(env, images, Opened { wish: *wish, ..opened }).0
+            }
+            Some(Err(error)) => {
+                self.patience = None;
+                self.refuse(env, &error);
+                State::Paused { resume_failed: true }
+            }
+        }
+    }
+
     fn note(&self, env: &Env, images: &Images) {
         images.notes.iter().for_each(|note| warn!(env.log, "minor {}: {note}", self.minor));
     }
@@ -241,7 +278,7 @@ impl Vbd {
 
     /// Begins the end that a signal asked for. True when the disk can be removed.
     pub fn finish_stop(&mut self, env: &Env, now: u64) -> bool {
-        if self.stopping && self.state.settled() && self.is_open() {
+        if self.stopping && self.state.may_end() && self.is_open() {
             self.close(env, false);
             self.advance(env, now);
         }

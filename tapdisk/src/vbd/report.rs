@@ -38,6 +38,9 @@ impl Vbd {
             j.member("nbd_mirror_failed", u32::from(lost || self.mirror_failed));
             j.member("reqs_outstanding", active);
             j.key("read_caching").string(if caching { "true" } else { "false" });
+            if let Some(waits) = self.waits() {
+                j.key("waits").string(&waits);
+            }
             if let Some(served) = served {
                 ours(served, env, j);
             }
@@ -59,6 +62,9 @@ impl Vbd {
     /// A few lines on everything about this disk.
     pub fn report(&self) -> String {
         let mut text = format!("minor {}: {} {}", self.minor, self.state, self.name());
+        if let Some(waits) = self.waits() {
+            let _ = write!(text, "\n  {waits}");
+        }
         let Some(served) = &self.served else { return text };
         let (engine, stats) = (&served.engine, served.engine.stats());
         let _ = write!(

@@ -50,6 +50,14 @@ pub enum State {
         /// The present one, or the time of the next.
         step: Step,
     },
+    /// As good as open, but somebody else writes an image: requests wait until a worker has opened
+    /// all of them anew.
+    Waiting {
+        /// What to open.
+        wish: Box<Wish>,
+        /// The worker.
+        job: Job<Result<Images, OpenError>>,
+    },
     /// Closed.
     Closed,
 }
@@ -102,6 +110,7 @@ impl State {
             State::Attached
             | State::Opening { before: Rest::Attached, .. }
             | State::Open
+            | State::Waiting { .. }
             | State::Plugging(_)
             | State::Unplugging(_, Way { back: None, .. }) => 0,
             State::Unplugging(_, Way { back: Some(rest), .. }) => State::from(*rest).bits(busy),
@@ -137,6 +146,7 @@ impl State {
             | State::Unplugging(..)
             | State::Draining { .. }
             | State::Shutting { .. }
+            | State::Waiting { .. }
             | State::Resuming { .. } => None,
         }
     }
@@ -144,6 +154,11 @@ impl State {
     /// Whether nothing is under way.
     pub fn settled(&self) -> bool {
         matches!(self, State::Open) || self.rest().is_some()
+    }
+
+    /// Whether it may be paused or closed at once.
+    pub fn may_end(&self) -> bool {
+        self.settled() || matches!(self, State::Waiting { .. })
     }
 }
 
@@ -172,6 +187,9 @@ impl fmt::Display for State {
             State::Paused { resume_failed: false } => f.write_str("paused"),
             State::Paused { resume_failed: true } => f.write_str("paused, resume failed"),
             State::Resuming { tries, .. } => write!(f, "resuming, try {tries}"),
+            State::Waiting { .. } => {
+                f.write_str("waiting until another process lets go of an image")
+            }
             State::Closed => f.write_str("closed"),
         }
     }
