@@ -316,10 +316,7 @@ impl Server {
                     info!(env.log, "asked to stop by a signal");
                     self.stop();
                 }
-                Signal::Terminate if self.terminate_at.is_some() => {
-                    warn!(env.log, "asked to end by a second SIGTERM: ends at once");
-                    signals::end_by_sigterm();
-                }
+                Signal::Terminate if self.terminate_at.is_some() => self.terminate(u64::MAX),
                 Signal::Terminate => {
                     info!(env.log, "asked to end by SIGTERM, within {} s", TERM_US / 1_000_000);
                     self.terminate_at = Some(self.now() + TERM_US);
@@ -334,7 +331,8 @@ impl Server {
         self.daemon.vbds.iter_mut().for_each(Vbd::stop);
     }
 
-    /// The time that SIGTERM gives is over: what is still in flight lands in the image after our
+    /// The time that SIGTERM gives is over, or a second one came: what is still in flight lands in
+    /// the image after our
     /// end, and whoever opens it next waits for that.
     fn terminate(&mut self, now: u64) {
         if self.terminate_at.is_some_and(|at| at <= now) {

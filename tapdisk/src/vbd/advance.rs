@@ -242,6 +242,7 @@ impl Vbd {
     fn wait(&mut self, env: &Env, wish: Wish, by: &str) -> State {
         if let Some(served) = &mut self.served {
             served.suspend();
+            served.nbd.hold();
             // Nothing was written, so nothing is to be written at the end.
             drop(served.take_out());
         }

@@ -38,6 +38,10 @@ struct State {
     /// The error of all of them.
     always: i32,
     answered: u64,
+    /// The next write there is neither done nor answered.
+    late: Option<u64>,
+    /// It has come.
+    waiting: Option<Vec<u8>>,
 }
 
 impl Hanging {
@@ -83,6 +87,38 @@ impl Hanging {
         }
     }
 
+    /// Puts bytes at the beginning of the file.
+    pub fn put(&self, bytes: &[u8]) {
+        self.shared.state.lock().unwrap().bytes[..bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// What the file has there.
+    pub fn bytes(&self, at: usize, count: usize) -> Vec<u8> {
+        self.shared.state.lock().unwrap().bytes[at..at + count].to_vec()
+    }
+
+    /// The next write at this offset is a slow one: neither done nor answered before `land`.
+    pub fn delay_write(&self, at: u64) {
+        self.shared.state.lock().unwrap().late = Some(at);
+    }
+
+    /// Waits until it has come.
+    pub fn wait_for_delayed(&self) {
+        let state = self.shared.state.lock().unwrap();
+        let none = |state: &mut State| state.waiting.is_none();
+        let waiting = self.shared.changed.wait_timeout_while(state, super::PATIENCE, none);
+        assert!(!waiting.unwrap().1.timed_out(), "the slow write comes");
+    }
+
+    /// It is done now.
+    pub fn land(&self) {
+        let mut state = self.shared.state.lock().unwrap();
+        let request = state.waiting.take().expect("a slow write");
+        let long = |at: usize| u64::from_ne_bytes(request[at..at + 8].try_into().unwrap());
+        let reply = transfer(&mut state, 16, long(48), &request[40..]);
+        self.shared.send(&frame(long(8), Ok(reply)));
+    }
+
     /// The next reads and writes fail so.
     pub fn fail_next(&self, errors: &[i32]) {
         self.shared.state.lock().unwrap().errors = errors.iter().copied().collect();
@@ -102,6 +138,9 @@ impl Hanging {
 impl Drop for Hanging {
     fn drop(&mut self) {
         self.release();
+        if self.shared.state.lock().unwrap().waiting.is_some() {
+            self.land();
+        }
         let path = CString::new(self.dir.path().as_os_str().as_bytes()).unwrap();
         // SAFETY: a path that outlives the call.
         unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
@@ -147,6 +186,12 @@ impl Shared {
                 Ok([vec![0; 16], attributes(node, state.bytes.len() as u64)].concat())
             }
             14 => Ok([&1u64.to_ne_bytes()[..], &1u32.to_ne_bytes(), &[0; 4]].concat()),
+            16 if state.late == Some(long(48)) => {
+                state.late = None;
+                state.waiting = Some(request.to_vec());
+                self.changed.notify_all();
+                return;
+            }
             15 | 16 => {
                 let reply = match (state.always, state.errors.pop_front()) {
                     (0, None | Some(0)) => {
@@ -182,8 +227,9 @@ fn frame(unique: u64, result: Result<Vec<u8>, i32>) -> Vec<u8> {
 /// READ and WRITE have offset and size at the same places.
 fn transfer(state: &mut State, opcode: u32, at: u64, body: &[u8]) -> Vec<u8> {
     let bytes = u32::from_ne_bytes(body[16..20].try_into().unwrap()) as usize;
-    let from = (at as usize).min(state.bytes.len());
+    let from = at as usize;
     if opcode == 15 {
+        let from = from.min(state.bytes.len());
         let to = (from + bytes).min(state.bytes.len());
         return state.bytes[from..to].to_vec();
     }

@@ -36,6 +36,8 @@ pub(super) struct Turn<'a> {
     pub registry: &'a Registry,
     /// Clients that share the slots.
     pub clients: u16,
+    /// Requests are taken, not only greetings.
+    pub intake: bool,
 }
 
 /// Which greeting a client gets, at first and after each DISC (control-socket.md §6.1).
@@ -180,7 +182,7 @@ impl Conn {
                 Progress::Starved => return false,
                 Progress::Stalled(stall) => {
                     self.stall = stall;
-                    return self.is_waiting();
+                    return turn.intake && self.is_waiting();
                 }
             }
         }
@@ -195,6 +197,7 @@ impl Conn {
                     true => {}
                     false => return Progress::Starved,
                 },
+                Phase::Serving if !turn.intake => return Progress::Stalled(Stall::Own),
                 Phase::Serving => match self.intake(turn) {
                     // DISC may have come.
                     Progress::Starved if self.phase == Phase::Serving => return Progress::Starved,

@@ -86,6 +86,8 @@ pub struct NbdServer {
     base: usize,
     export: Export,
     suspended: bool,
+    /// Clients are greeted, and their requests wait.
+    holding: bool,
     log: Log,
     /// Whose turn it is to be first.
     first: usize,
@@ -137,6 +139,7 @@ impl NbdServer {
             base: base.0,
             export,
             suspended: false,
+            holding: false,
             log: Log::default(),
             first: 0,
         })
@@ -179,9 +182,17 @@ impl NbdServer {
         self.suspended = true;
     }
 
+    /// While the images are somebody else's: clients are let in and told the size, since they may
+    /// do nothing else before they know it; their requests stay in the socket.
+    pub fn hold(&mut self) {
+        self.holding = true;
+        self.suspended = false;
+    }
+
     /// Goes on, with what is known about the disk now (its size is the same).
     pub fn resume(&mut self, export: Export) {
         self.export = export;
+        self.holding = false;
         self.suspended = false;
         self.conns().for_each(|conn| conn.clock.restart());
         (0..self.doors.len()).for_each(|i| self.open_door(i));
@@ -326,7 +337,8 @@ impl NbdServer {
     fn each(&mut self, slots: &mut dyn Slots, mut f: impl FnMut(&mut Conn, &mut Turn<'_>)) {
         let clients = self.clients() as u16;
         let (log, export, registry) = (&mut self.log, &self.export, &self.registry);
-        let mut turn = Turn { slots, log, export, registry, clients };
+        let intake = !self.holding;
+        let mut turn = Turn { slots, log, export, registry, clients, intake };
         let (head, tail) = self.places.split_at_mut(self.first);
         for conn in tail.iter_mut().chain(head).flatten() {
             if conn.phase == Phase::Dying {
@@ -355,7 +367,9 @@ impl Transport for NbdServer {
         let (place, piece) = ((request.mark >> 32) as usize, request.mark as u16);
         let (log, export, registry) = (&mut self.log, &self.export, &self.registry);
         let conn = self.places[place].as_mut().expect("a request has a client");
-        conn.complete(piece, outcome, &mut Turn { slots, log, export, registry, clients: 1 });
+        let intake = !self.holding;
+        let mut turn = Turn { slots, log, export, registry, clients: 1, intake };
+        conn.complete(piece, outcome, &mut turn);
     }
 
     fn kick(&mut self, slots: &mut dyn Slots) {
