@@ -50,7 +50,7 @@ Serves virtual disks; it is started by tap-ctl spawn and told what to do through
   -h, --help this text
   --version  name and version
 environment: TAPDISK_RUN_DIR (sockets), TAPDISK_LOG_DIR (log files), TAPDISK_ENGINE (uring or aio),
-  TAPDISK_LOCK=strict (refuse an image that another process has locked)
+  TAPDISK_LOCK=strict (refuse an image that another process has locked, rather than wait for it)
 ";
 
 /// What the command line asks for.

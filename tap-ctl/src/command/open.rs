@@ -16,6 +16,7 @@ pub static COMMAND: Command = Command {
     name: "open",
     usage: "usage: open <-p pid> <-m minor> <-a type:/path/to/file> [-R readonly] [-e <minor> stack on existing tapdisk for the parent chain] [-r turn on read caching into leaf node] [-2 <path> use secondary image (in mirror mode if no -s)] [-s fail over to the secondary image on ENOSPC] [-t request timeout in seconds] [-D no O_DIRECT] [-C </path/to/logfile> insert log layer to track changed blocks] [-E read encryption key from stdin]",
     about: "open an image on an attached disk",
+    details: WAITS,
     options: &OPTIONS,
     examples: &[
         ("open -p 4711 -m 0 -a vhd:/images/disk.vhd", "open a VHD and its parents"),
@@ -27,6 +28,14 @@ pub static COMMAND: Command = Command {
     ..PLAIN
 };
 
+/// What happens where somebody else has the image (docs/locks.md).
+pub const WAITS: &str = "\
+While another process writes the image, the disk is there and its requests wait until that process
+lets go; standard error says who it is. Requests that a killed tapdisk left on their way are waited
+for first.
+Of nbd: images neither is known: after a kill the server may still be working on them (-t limits
+this disk's own requests only), so use one that ends a client's requests with its connection.";
+
 pub const IMAGE: Opt = value('a', "TYPE:PATH", "the image, such as vhd:/path or aio:/path");
 pub const READ_ONLY: Opt = flag('R', "open read-only");
 pub const PARENT: Opt =
@@ -35,8 +44,11 @@ pub const LEAF_CACHE: Opt = flag('r', "store what is read from the parents in th
 pub const SECONDARY: Opt = value('2', "TYPE:PATH", "mirror writes to this image; null means none");
 pub const STANDBY: Opt =
     flag('s', "with -2: do not mirror, but fail over to it when space runs out");
-pub const REQUEST_TIMEOUT: Opt =
-    value('t', "SECONDS", "time after which a request counts as stuck (default 120)");
+pub const REQUEST_TIMEOUT: Opt = value(
+    't',
+    "SECONDS",
+    "time after which a request counts as stuck (default 120); of nbd: images, see open",
+);
 pub const BUFFERED: Opt = flag('D', "read parents through the page cache");
 pub const LOG: Opt = value('C', "PATH", "track changed blocks in this log");
 

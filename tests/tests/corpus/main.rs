@@ -2,6 +2,7 @@
 //! the real program and qemu-img as the second party. Numbers like C05 are the corpus's.
 //!
 //! B05, G13 and G14 are about `coalesce` and stand with its tests.
+mod beside;
 mod chains;
 mod commands;
 mod damage;
