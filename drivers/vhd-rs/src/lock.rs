@@ -78,7 +78,12 @@ pub fn open_alone(path: &Path, others: Others) -> Result<File, VhdError> {
 /// such a change cannot be kept apart from the tapdisk's writes.
 pub fn open_beside(path: &Path, others: Others) -> Result<Beside, VhdError> {
     let file = chain::open_file(path, true)?;
-    let refused = if others == Others::Ignore { None } else { refused(&file, path, Want::Beside) };
+    if others == Others::Ignore {
+        // It may be a tapdisk all the same.
+        let alone = got(&file, true) || got(&file, false);
+        return if alone { Ok(Beside::alone(file)) } else { Beside::running(file, path) };
+    }
+    let refused = refused(&file, path, Want::Beside);
     match refused {
         None => Ok(Beside::alone(file)),
         Some(Holder::Writer(pid)) if is_tapdisk(pid) => Beside::running(file, path),
@@ -161,10 +166,15 @@ fn refused(file: &File, path: &Path, want: Want) -> Option<Holder> {
     let who = image::acquire(file, true, &mut goes_on).unwrap_or(None)?;
     // Beside readers. Elsewhere it may be readers as well.
     let shared = want != Want::Alone && matches!(who, Holder::Reader(_) | Holder::Elsewhere);
-    match shared && image::try_lock(file, false).unwrap_or(true) {
+    match shared && got(file, false) {
         true => None,
         false => Some(who),
     }
+}
+
+/// A file system without locks has nobody who holds one.
+fn got(file: &File, exclusive: bool) -> bool {
+    image::try_lock(file, exclusive).unwrap_or(true)
 }
 
 /// What this library says by itself, on standard error: a tool that stands still for two minutes

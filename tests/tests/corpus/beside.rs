@@ -32,8 +32,9 @@ fn the_leaf_of_a_running_disk_is_relinked_while_it_adds_blocks() {
         let disk = chain(&b);
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut client = disk.client();
+            let mut client = disk.client();
+            let done = &done;
+            scope.spawn(move || {
                 for block in 0..400 {
                     client.fill(block * 2 * MIB, 4096, (block % 250) as u8 + 1).unwrap();
                 }
