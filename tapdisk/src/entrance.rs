@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use slog::{Logger, warn};
-use tap_ctl::paths::SOCKET_PATH_LEN_MAX;
+pub use tap_ctl::paths::SOCKET_PATH_LEN_MAX as PATH_BYTES_MAX;
 
 use crate::socket;
 
@@ -24,7 +24,7 @@ const QUIET: Duration = Duration::from_secs(1);
 /// # Errors
 /// Those of bind; ENAMETOOLONG for a path that no socket can have.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
-    if path.as_os_str().len() > SOCKET_PATH_LEN_MAX {
+    if path.as_os_str().len() > PATH_BYTES_MAX {
         return Err(io::Error::from_raw_os_error(libc::ENAMETOOLONG));
     }
     // Only a socket is removed: anything else in the way is somebody's file, and bind says so.
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn a_path_that_no_socket_can_have() {
-        let long = format!("/tmp/{}", "x".repeat(SOCKET_PATH_LEN_MAX));
+        let long = format!("/tmp/{}", "x".repeat(PATH_BYTES_MAX));
         let error = listen(Path::new(&long)).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENAMETOOLONG));
         let nul = Path::new("/tmp/a\0b");

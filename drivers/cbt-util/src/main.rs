@@ -88,6 +88,7 @@ const COMMANDS: [Command; 5] = [
 ];
 
 fn main() -> ExitCode {
+    cli::begin();
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut term = Term::new();
     let code = dispatch(&words, &mut term);
@@ -127,7 +128,13 @@ fn run(command: &Command, words: &[OsString], term: &mut Term) -> i32 {
             Outcome::Done
         }
         Ok(o) if !o.operands().is_empty() => Outcome::Usage,
-        Ok(o) => (command.run)(&o, term),
+        Ok(o) => {
+            if let Some(state) = when_stopped(command.name) {
+                let remove = cbt::unfinished::remove_all;
+                cli::explain_signals("cbt-util", command.name, state, remove);
+            }
+            (command.run)(&o, term)
+        }
     };
     match outcome {
         Outcome::Done => 0,
@@ -139,6 +146,16 @@ fn run(command: &Command, words: &[OsString], term: &mut Term) -> i32 {
             term.complain(&text);
             errno
         }
+    }
+}
+
+/// What a signal in the middle of a command leaves; nothing for one that changes nothing.
+fn when_stopped(command: &str) -> Option<&'static str> {
+    match command {
+        "create" | "set" | "coalesce" => {
+            Some("a log that was not whole is not marked consistent; run the same command again")
+        }
+        _ => None,
     }
 }
 

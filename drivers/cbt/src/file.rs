@@ -7,6 +7,7 @@
 use crate::bitmap;
 use crate::header::{HEADER_BYTES, Header};
 use crate::{CbtError, Uuid};
+use image::unfinished::Unfinished;
 use image::{Node, NodeError, Storage};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -59,12 +60,10 @@ pub fn create(name: &Path, disk_bytes: u64) -> Result<(), CbtError> {
         made => made.map_err(NodeError::Io),
     };
     let file = file.map_err(|e| failed(&e))?;
-    let done = fill(&file, name, disk_bytes);
-    if done.is_err() && new {
-        // The first error is the one to report; a leftover is only untidy.
-        let _ = std::fs::remove_file(name);
-    }
-    done
+    let unfinished = new.then(|| Unfinished::begin(name));
+    fill(&file, name, disk_bytes)?;
+    unfinished.into_iter().for_each(Unfinished::whole);
+    Ok(())
 }
 
 fn fill(file: &File, name: &Path, disk_bytes: u64) -> Result<(), CbtError> {

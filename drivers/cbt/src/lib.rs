@@ -39,5 +39,6 @@ mod uuid;
 pub use error::CbtError;
 pub use file::{Change, LogFile, coalesce, create};
 pub use header::{HEADER_BYTES, Header};
+pub use image::unfinished;
 pub use log::Log;
 pub use uuid::Uuid;

@@ -1,14 +1,16 @@
-//! What the offline tools share: options as getopt reads them, and the two output streams.
+//! What the offline tools share: options as getopt reads them, the two output streams, and what is set up first.
 //!
 //! The originals use getopt with short options, and their callers know its habits: clusters
 //! (`-vpf`), values in the same word or the next, options after operands, `--` as the end of options.
 //! Long options exist only where a tool of ours has something new.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod options;
+mod process;
 mod term;
 
 pub use options::{HELP, JSON, Long, Options, Spec, Takes, number};
+pub use process::{begin, explain_signals};
 pub use term::Term;
 
 /// Errno of wrong usage.

@@ -17,6 +17,7 @@ mod holder;
 mod lock;
 mod node;
 mod storage;
+pub mod unfinished;
 
 pub use holder::{Holder, holder};
 pub use lock::{acquire, try_lock};

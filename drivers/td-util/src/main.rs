@@ -66,6 +66,7 @@ const COMMANDS: [Command; 4] = [
 ];
 
 fn main() -> ExitCode {
+    cli::begin();
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let mut term = Term::new();
     let code = dispatch(&words, &mut term);
@@ -111,11 +112,25 @@ fn dispatch(words: &[OsString], term: &mut Term) -> i32 {
             wrong(term);
             0
         }
-        Ok(o) => run(&o, term).unwrap_or_else(|| wrong(term)),
+        Ok(o) => {
+            if let Some(state) = when_stopped(command.name) {
+                cli::explain_signals("td-util", command.name, state, image::unfinished::remove_all);
+            }
+            run(&o, term).unwrap_or_else(|| wrong(term))
+        }
         Err(complaint) => {
             term.complain(&complaint);
             wrong(term)
         }
+    }
+}
+
+/// What a signal in the middle of a command leaves; nothing for one that changes nothing.
+fn when_stopped(command: &str) -> Option<&'static str> {
+    match command {
+        "create" | "snapshot" => Some("the old images are as they were"),
+        "set" => Some("the image has its old state or the new one; run the same command again"),
+        _ => None,
     }
 }
 

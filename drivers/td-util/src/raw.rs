@@ -1,5 +1,6 @@
 //! Raw images, type `aio`.
 use cli::{EINVAL, JSON, Options, Term, number};
+use image::unfinished::Unfinished;
 use image::{Node, NodeError, Storage};
 use std::fs::File;
 use std::io::{self, Write};
@@ -18,12 +19,10 @@ pub(crate) fn create(o: &Options, term: &mut Term) -> Option<i32> {
     }
     let name = Path::new(name);
     let done = image::open_or_make(name, 0o644).and_then(|file| {
-        let filled = fill(&file, size);
-        if filled.is_err() && !file.is_device() {
-            // The first error is the one to report; a leftover is only untidy.
-            let _ = std::fs::remove_file(name);
-        }
-        Ok(filled?)
+        let unfinished = (!file.is_device()).then(|| Unfinished::begin(name));
+        fill(&file, size)?;
+        unfinished.into_iter().for_each(Unfinished::whole);
+        Ok(())
     });
     Some(done.map_or_else(|e| failed(name, &e, term), |()| 0))
 }

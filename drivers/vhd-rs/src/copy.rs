@@ -12,6 +12,7 @@ use crate::lock::{self, Others};
 use crate::open::{self, OpenOptions, Opened};
 use crate::{DiskType, files, key};
 use image::blocking::Writer;
+use image::unfinished::Unfinished;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -66,12 +67,10 @@ pub fn copy(name: &Path, new: &Path, key: Option<&[u8]>, others: Others) -> Resu
     let mut options = File::options();
     options.read(true).write(true).create_new(true).mode(0o644);
     let file = options.open(new).map_err(|e| VhdError::io(new, "create the file", 0, &e))?;
-    let done = write(&chain, source, &file, new, key.zip(cipher.as_ref()));
-    if done.is_err() {
-        // The first error is the one to report; a leftover is only untidy.
-        let _ = std::fs::remove_file(new);
-    }
-    done
+    let unfinished = Unfinished::begin(new);
+    write(&chain, source, &file, new, key.zip(cipher.as_ref()))?;
+    unfinished.whole();
+    Ok(())
 }
 
 fn cipher(key: &[u8], source: &Opened, new: &Path) -> Result<Cipher, VhdError> {

@@ -10,6 +10,7 @@ use crate::header::BLOCK_BYTES;
 use crate::open::{self, OpenOptions};
 use crate::{bat, lock, path};
 use image::Storage;
+use image::unfinished::Unfinished;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileTypeExt;
@@ -203,12 +204,10 @@ fn in_new_file(
     lock::lock(&file, name, lock::Others::Refuse)?;
     let device = file.metadata().is_ok_and(|m| m.file_type().is_block_device());
     Storage::set_len(&file, 0).map_err(failed)?;
-    let done = fill(&file);
-    if done.is_err() && !device {
-        // The first error is the one to report; a leftover is only untidy.
-        let _ = std::fs::remove_file(name);
-    }
-    done
+    let unfinished = (!device).then(|| Unfinished::begin(name));
+    fill(&file)?;
+    unfinished.into_iter().for_each(Unfinished::whole);
+    Ok(())
 }
 
 /// A disk without sectors is nothing that anybody can serve.

@@ -68,7 +68,30 @@ const COMMANDS: &[(&str, Command)] = &[
     ("snapshot", snapshot::run),
 ];
 
+/// What a signal in the middle of a command leaves; nothing for one that changes nothing.
+fn when_stopped(command: &str) -> Option<&'static str> {
+    let state = match command {
+        "coalesce" | "compact" | "fill" => {
+            "no data is lost; run the same command again, and vhd-util repair on the image that was \
+             written if vhd-util check finds fault with it"
+        }
+        "repair" | "revert" => "no data is lost; run the same command again",
+        "resize" => {
+            "no data is lost; if there is a journal (-j) take it back with vhd-util revert, and \
+             run the same command again"
+        }
+        "key" | "modify" | "set" => {
+            "the image has its old state or the new one; look with vhd-util query, and run the \
+             same command again"
+        }
+        "convert" | "copy" | "create" | "snapshot" => "the old images are as they were",
+        _ => return None,
+    };
+    Some(state)
+}
+
 fn main() -> ExitCode {
+    cli::begin();
     let mut args: Vec<OsString> = std::env::args_os().skip(1).collect();
     // `--debug` may stand anywhere after the command, even between an option and its value; it only ever
     // raised logging. `--ignore-lock` is as free.
@@ -95,7 +118,12 @@ fn dispatch(name: Option<OsString>, args: &[OsString], term: &mut Term) -> i32 {
                 term.say(&text);
                 0
             }
-            None => command(args, term),
+            None => {
+                if let Some(state) = when_stopped(name) {
+                    cli::explain_signals("vhd-util", name, state, image::unfinished::remove_all);
+                }
+                command(args, term)
+            }
         };
     }
     if !help::of_tool(&name.to_string_lossy(), args, term) {

@@ -18,6 +18,7 @@ use std::num::NonZeroU64;
 use std::path::Path;
 
 use image::Storage;
+use image::unfinished::Unfinished;
 
 use super::machine::Table;
 use super::medium::FileMedium;
@@ -82,12 +83,10 @@ pub fn convert(
         files::not_empty(to, bytes)?;
     }
     let (file, made) = new_file(to)?;
-    let done = fill(to, file, bytes, o, sources, report);
-    if done.is_err() && made {
-        // The first error is the one to report; a leftover is only untidy.
-        let _ = std::fs::remove_file(to);
-    }
-    done
+    let unfinished = made.then(|| Unfinished::begin(to));
+    let done = fill(to, file, bytes, o, sources, report)?;
+    unfinished.into_iter().for_each(Unfinished::whole);
+    Ok(done)
 }
 
 /// An image and all its parents, for reading. With `others` the image must not be at work.

@@ -73,7 +73,7 @@ fn idle_in(path: &Path) -> Option<f32> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let mut file = File::options().read(true).custom_flags(flags).open(path).ok()?;
     let meta = file.metadata().ok()?;
-    let ours = meta.uid() == 0 || meta.uid() == tap_ctl::sys::euid();
+    let ours = meta.uid() == 0 || meta.uid() == rustix::process::geteuid().as_raw();
     if !(meta.is_file() && ours && meta.mode() & 0o022 == 0) {
         return None;
     }

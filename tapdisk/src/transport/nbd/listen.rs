@@ -11,7 +11,7 @@ use mio::{Interest, Registry, Token};
 
 use super::conn::Style;
 use super::sys::{self, Passed};
-use crate::entrance::{Stranger, listen, stranger};
+use crate::entrance::{PATH_BYTES_MAX, Stranger, listen, stranger};
 
 /// How long a connection to a receiver may say nothing.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -63,8 +63,7 @@ impl fmt::Display for ListenError {
         write!(f, "cannot listen on {}: {}", self.path.display(), self.error)?;
         match self.error.raw_os_error() {
             Some(libc::ENAMETOOLONG) => {
-                let max = tap_ctl::paths::SOCKET_PATH_LEN_MAX;
-                write!(f, ": it has at most {max} bytes; use a shorter run directory")
+                write!(f, ": it has at most {PATH_BYTES_MAX} bytes; use a shorter run directory")
             }
             _ => Ok(()),
         }
