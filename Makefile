@@ -5,6 +5,7 @@
 #   make check      style, lints and the fast tests (minutes)
 #   make test       everything, the virtual machines as well
 #   make test-vm    only what runs in virtual machines (no hardware virtualisation needed; tests/vm/README.md)
+#   make test-iotests  QEMU's own tests of block devices against tapdisk and vhd-util (docs/foreign-suites.md)
 #   make test-pressure  devices under memory pressure, with controls that must hang (tests/vm/pressure.py --help)
 #   make fuzz       every parser under the fuzzer, FUZZ_SECONDS=60 each, guided by branches; FUZZ_ARGS=NAME for one
 #   make xen-demo   Xen, dom0 and a guest with our disk, in an emulator (one to two minutes)
@@ -99,12 +100,21 @@ XEN_CASES := two_guests_with_two_disks_each file_system_across_plugs chain_of_fi
     killed_tapdisk_and_destroyed_guest
 XEN_BAD_CASES := keys_missing_and_malformed frontends_that_jump_states layouts_and_sizes_of_rings
 
-# Every case of every machine.
+# QEMU's own suite for block devices, as much of it as needs no virtual machine; IOTESTS: some of raw, vhd, chain, vpc,
+# and qemu for QEMU's own programs.
+IOTESTS ?=
+
+test-iotests: build
+	@tests/deps.sh test
+	BIN="$(BIN)" tests/iotests/run.sh $(IOTESTS)
+
+# Every case of every machine, and the suite that needs none.
 test-vm: build
 	@tests/deps.sh test
 	tests/vm/module-style.sh
 	tests/vm/lanes.sh './run.sh xen' './run.sh xen-more' './run.sh xen-bad' './run.sh plain' './run.sh device' \
 	    './run.sh tapdev' './run.sh faults' './run.sh blktap'
+	BIN="$(BIN)" tests/iotests/run.sh
 
 # LLVM's coverage counters, part of every Rust tool chain: no other tools. The inputs that together take every
 # branch that was taken become tests/corpus. Built apart from everything else.
@@ -220,4 +230,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all build linker deps demo check test test-vm test-pressure fuzz bench bench-device bench-xen bench-vhd xen-demo rpm install install-dkms uninstall clean
+.PHONY: all build linker deps demo check test test-vm test-iotests test-pressure fuzz bench bench-device bench-xen bench-vhd xen-demo rpm install install-dkms uninstall clean
