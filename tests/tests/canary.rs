@@ -1,5 +1,6 @@
 //! The canary: each planted ordering bug must be found by the simulator, or the simulator proves nothing.
-use image::{Closing, Image, Meta, MetaList, MetaRef, Plan, Run, Span, Stop, Want};
+use image::{Action, Closing, Image, Meta, MetaList, MetaRef, Plan, Run, Span, Stop, Want};
+use tapdisk::engine::Bug;
 use tests::sim::{Setup, run};
 
 /// Seeds within which a planted bug must be found.
@@ -16,6 +17,8 @@ const BITS_OF_OTHERS_TRUSTED: u8 = 5;
 const SPACE_REUSED_AT_ONCE: u8 = 6;
 const NO_BARRIER: u8 = 7;
 const SUCCESS_AFTER_FAILURE: u8 = 8;
+const SPACE_REUSED_BEFORE_A_FLUSH: u8 = 9;
+const DOUBT_NOT_SETTLED: u8 = 10;
 
 impl<const N: u8> Image for Buggy<N> {
     fn sectors(&self) -> u64 {
@@ -38,6 +41,9 @@ impl<const N: u8> Image for Buggy<N> {
             let early = self.0.landed(meta, &plan, 1);
             let both: Vec<MetaRef> = plan.along.iter().chain(early.iter()).collect();
             plan.along = MetaList::from([both.first().copied(), both.get(1).copied(), None, None]);
+        }
+        if N == DOUBT_NOT_SETTLED && plan.action == Action::Nothing && plan.count > 0 {
+            plan.along = if plan.free.is_none() { MetaList::EMPTY } else { plan.along };
         }
         if N == NO_BARRIER {
             plan.barrier = false;
@@ -80,7 +86,8 @@ impl<const N: u8> Meta for Liar<'_, N> {
         self.0.now()
     }
     fn durable(&self) -> u64 {
-        self.0.durable()
+        let lies = [SPACE_REUSED_AT_ONCE, SPACE_REUSED_BEFORE_A_FLUSH];
+        if lies.contains(&N) { u64::MAX } else { self.0.durable() }
     }
     fn oldest(&self) -> u64 {
         if N == SPACE_REUSED_AT_ONCE { u64::MAX } else { self.0.oldest() }
@@ -111,6 +118,14 @@ fn planted<const N: u8>(seed: u64) -> Setup {
     Setup { wrap: |image| Box::new(Buggy::<N>(image)), ..Setup::new(seed) }
 }
 
+fn planted_wide<const N: u8>(seed: u64) -> Setup {
+    Setup { wide: true, ..planted::<N>(seed) }
+}
+
+fn bug_wide(bug: Bug) -> impl Fn(u64) -> Setup {
+    move |seed| Setup { bug, ..Setup::wide(seed) }
+}
+
 #[test]
 fn every_planted_bug_is_found() {
     must_find("a new block's bitmap is not written", planted::<NEW_BITMAP_NOT_WRITTEN>);
@@ -132,6 +147,30 @@ fn every_planted_bug_is_found() {
     must_find("the disk's flush does nothing", |seed| Setup {
         lazy_flush: true,
         ..Setup::new(seed)
+    });
+}
+
+#[test]
+fn every_bug_planted_in_the_wide_world_is_found() {
+    must_find("space is used again before a flush", planted_wide::<SPACE_REUSED_BEFORE_A_FLUSH>);
+    must_find("a zero leaves a doubt", |seed| Setup {
+        eio: Some(8),
+        ..planted_wide::<DOUBT_NOT_SETTLED>(seed)
+    });
+    must_find("a new block is not alone", |seed| Setup {
+        appears_beside_others: true,
+        ..Setup::wide(seed)
+    });
+    must_find("a mirror was always the top", bug_wide(Bug::AlwaysTheTop));
+    must_find("a mirror has an order of its own", bug_wide(Bug::MirrorInAnyOrder));
+    must_find("the local cache knows no barrier", bug_wide(Bug::KeptWithoutBarrier));
+    must_find("zeros rely on a doubt below", |seed| Setup {
+        eio: Some(20),
+        ..bug_wide(Bug::DoubtIsZero)(seed)
+    });
+    must_find("a bit of the disk's flush is lost", |seed| Setup {
+        lazy_flush: true,
+        ..Setup::wide(seed)
     });
 }
 

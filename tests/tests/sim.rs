@@ -1,16 +1,13 @@
-//! 500 seeds of the simulator with three power cuts each; `SIM_SEEDS=n` and `SIM_FIRST=n` for long runs.
-use tests::sim::{Ran, Setup, run};
+//! Seeds of the simulator with three power cuts each, kept and same and fresh ones; `SIM_SEEDS=n` and
+//! `SIM_FIRST=n` for long runs.
+use tests::sim::{Counts, Ran, Setup, each, run};
 
 #[test]
 fn no_seed_loses_a_write_or_gets_stuck() {
-    let (first, seeds) = tests::sim::first_and_count(500);
+    let seen = each("sim", Counts { same: 300, fresh: 200 }, |seed| run(Setup::new(seed)));
     let mut ran = Ran::default();
-    for seed in first..first + seeds {
-        match run(Setup::new(seed)) {
-            Ok(n) => ran.add(n),
-            Err(why) => panic!("seed {seed}: {why}"),
-        }
-    }
+    seen.iter().for_each(|one| ran.add(*one));
+    let seeds = seen.len() as u64;
     println!("{seeds} seeds: {ran:?}");
     assert!(ran.ended[0] > seeds * 100, "requests succeed");
     if seeds >= 100 {

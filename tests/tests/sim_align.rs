@@ -20,7 +20,7 @@ use tapdisk::pool::{Arena, Buf};
 use tapdisk::sealed::{Seal, Sealable};
 use tapdisk::transport::{Request, Slots, Verb};
 use tests::sim::rng::Rng;
-use tests::sim::{Setup, run};
+use tests::sim::{Counts, Setup, each, run};
 
 /// Calls while a disk works stop the test.
 #[global_allocator]
@@ -34,13 +34,9 @@ fn large(seed: u64) -> Setup {
 
 #[test]
 fn no_seed_loses_a_neighbour_on_large_sectors() {
-    let seeds = std::env::var("SIM_SEEDS").map_or(SEEDS, |n| n.parse().expect("a number of seeds"));
-    let mut ended = 0;
-    for seed in 0..seeds {
-        let ran = run(large(seed)).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
-        ended += ran.ended[0];
-    }
-    assert!(ended > seeds * 100, "requests succeed");
+    let seen = each("align", Counts { same: 100, fresh: 50 }, |seed| run(large(seed)));
+    let ended: u64 = seen.iter().map(|ran| ran.ended[0]).sum();
+    assert!(ended > seen.len() as u64 * 100, "requests succeed");
 }
 
 #[test]

@@ -1,15 +1,16 @@
 //! Seeds of the simulator through the ring of the blktap module; `SIM_SEEDS=n` and `SIM_FIRST=n` for long runs.
 //! Each planted bug must be found.
 use tests::sim::blktap::{Bug, Ran, run};
+use tests::sim::{Counts, each};
 
 const SEEDS: u64 = 200;
 
 #[test]
 fn no_seed_loses_a_write_of_the_kernel_or_gets_stuck() {
-    let (first, seeds) = tests::sim::first_and_count(SEEDS);
+    let seen = each("blktap", Counts { same: 100, fresh: 100 }, |seed| run(seed, Bug::None));
+    let seeds = seen.len() as u64;
     let mut all = Ran::default();
-    for seed in first..first + seeds {
-        let ran = run(seed, Bug::None).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
+    for ran in seen {
         (0..2).for_each(|i| all.ended[i] += ran.ended[i]);
         all.pauses += ran.pauses;
         all.deaths += ran.deaths;

@@ -250,6 +250,12 @@ pub trait Image: Send {
     /// What must happen first.
     fn map(&self, meta: &dyn Meta, span: Span) -> Result<Run, Stop>;
 
+    /// Whether the disk holds for certain what [`Image::map`] says of a span. Not after a write of a
+    /// table has failed, until it is written again: zeros above must not rely on it.
+    fn certain(&self, _span: Span) -> bool {
+        true
+    }
+
     /// Where the first sectors of `span` go. Loads and checks everything, then changes.
     ///
     /// # Errors

@@ -676,6 +676,13 @@ impl Image for Vhd {
         Ok(Run { place: if set { at } else { Place::Below }, count })
     }
 
+    fn certain(&self, span: Span) -> bool {
+        let per_sector = u64::from(self.block_sectors) * PER_SECTOR;
+        let first = (span.start / per_sector) as usize;
+        let last = (span.end().saturating_sub(1) / per_sector) as usize;
+        self.doubts.iter().skip(first).take(last.saturating_sub(first) + 1).all(|doubt| *doubt == 0)
+    }
+
     fn plan(&mut self, meta: &mut dyn Meta, span: Span, want: Want) -> Result<Plan, Stop> {
         if self.fixed {
             self.dirty = true;

@@ -5,7 +5,7 @@ use super::chain::{self, Found};
 use super::limits::PLANS_MAX;
 use super::ops::Owner;
 use super::slot::State;
-use super::{Engine, meta};
+use super::{Bug, Engine, meta};
 use crate::disk::{Disk, FileId, Kind, Op};
 use crate::pool::Buf;
 use crate::transport::{SlotId, Verb};
@@ -91,12 +91,21 @@ impl<D: Disk> Engine<D> {
         }
         let from = self.chain.as_ref().expect("a request runs on a chain").below(target);
         let (below, count) = self.map(from, rest)?;
-        let below_zero = below == Found::Zero;
+        let certain = || self.bug == Bug::DoubtIsZero || self.certain(from, rest.first(count));
+        let below_zero = below == Found::Zero && certain();
         let want = match verb {
             Verb::Zero { keep, .. } => Want::Zero { below_zero, keep },
             _ => Want::Discard { below_zero },
         };
         Ok((rest.first(count), want))
+    }
+
+    /// Whether the layers from a place of the order down are on the disk as they say. Only one that was
+    /// the top in this session is ever not.
+    fn certain(&self, from: usize, span: Span) -> bool {
+        let chain = self.chain.as_ref().expect("a request runs on a chain");
+        let below = chain.order().get(from..).unwrap_or_default();
+        below.iter().all(|file| self.layer(*file).image.certain(span))
     }
 
     /// Phase 1: the data, and the metadata that nothing points at yet.
@@ -173,7 +182,10 @@ impl<D: Disk> Engine<D> {
             return self.plans_over(id, false);
         }
         let barrier = slot.plans.iter().flatten().any(|p| p.barrier);
-        if phase == 1 && barrier && self.policy.barriers {
+        // What the local cache keeps is the disk's contents already, perhaps flushed: bits that reach the
+        // medium before their data would hide it.
+        let keeps = slot.local.writing && self.bug != Bug::KeptWithoutBarrier;
+        if phase == 1 && barrier && (self.policy.barriers || keeps) {
             self.want_flush(id);
             self.slots[usize::from(id.0)].state = State::Barrier;
             return;

@@ -78,6 +78,23 @@ pub struct Events {
     pub mirror_lost: Option<FileId>,
 }
 
+/// Bugs to be planted, which the simulator has to find.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bug {
+    /// None.
+    #[default]
+    None,
+    /// What has become the top counts as one that always was.
+    AlwaysTheTop,
+    /// Changes that overlap go to mirror and top in any order.
+    MirrorInAnyOrder,
+    /// What the local cache keeps is marked before it is on the medium.
+    KeptWithoutBarrier,
+    /// What a lower image is not sure of counts as zeros.
+    DoubtIsZero,
+}
+
 /// The engine of one disk.
 pub struct Engine<D: Disk> {
     limits: Limits,
@@ -101,6 +118,7 @@ pub struct Engine<D: Disk> {
     events: Events,
     /// Fewer than `STEPS_MAX` where the simulator looks for what may come between.
     steps_max: u32,
+    bug: Bug,
     done: VecDeque<SlotId>,
     /// Slots that it works on.
     working: SlotSet,
@@ -139,6 +157,7 @@ impl<D: Disk> Engine<D> {
             local_cache: LocalCache::new(limits.slots()),
             events: Events::default(),
             steps_max: STEPS_MAX,
+            bug: Bug::None,
             done: VecDeque::with_capacity(slots),
             working: SlotSet::EMPTY,
             seq: 0,
@@ -229,6 +248,12 @@ impl<D: Disk> Engine<D> {
     pub fn set_steps_max(&mut self, steps: u32) {
         assert!(steps > 0, "a turn goes on");
         self.steps_max = steps;
+    }
+
+    /// Plants a bug.
+    #[doc(hidden)]
+    pub fn plant(&mut self, bug: Bug) {
+        self.bug = bug;
     }
 
     /// A slot, for tests and the watchdog's report.

@@ -10,9 +10,9 @@
 //! changes means the request starts anew there. So nothing is acknowledged that is not where reads look.
 use image::Span;
 
-use super::Engine;
 use super::chain::{Layer, Purpose};
 use super::slot::sectors_mask;
+use super::{Bug, Engine};
 use crate::disk::{Disk, FileId};
 use crate::transport::SlotId;
 
@@ -41,7 +41,8 @@ impl<D: Disk> Engine<D> {
         }
         // The top since the request started there: what became the top in between was changed as a
         // mirror, over what lay below a mirror; a zero that was nothing to it may be something now.
-        if slot.target == self.top() && slot.taken_over == self.events.taken_over {
+        let always = slot.taken_over == self.events.taken_over || self.bug == Bug::AlwaysTheTop;
+        if slot.target == self.top() && always {
             return false;
         }
         self.retarget(id);
@@ -54,7 +55,10 @@ impl<D: Disk> Engine<D> {
     pub(super) fn behind_a_mirrored(&self, id: SlotId) -> bool {
         let slot = self.slot(id);
         let mirrors = self.chain.as_ref().and_then(|chain| chain.second);
-        if slot.cursor > 0 || mirrors.is_none_or(|second| second.purpose != Purpose::Mirror) {
+        if slot.cursor > 0 || self.bug == Bug::MirrorInAnyOrder {
+            return false;
+        }
+        if mirrors.is_none_or(|second| second.purpose != Purpose::Mirror) {
             return false;
         }
         let meets = |a: Span, b: Span| a.start < b.end() && b.start < a.end();

@@ -124,8 +124,7 @@ impl Below {
     pub fn verify(&self, when: &str, cut: bool) -> Result<Vec<u64>, String> {
         let files = &self.engine.disk_ref().files;
         let images = images(files, &self.formats)?;
-        let store = |f: &SimFile| MemStorage::new(f.bytes.clone(), f.device);
-        let stores: Vec<MemStorage> = files.iter().map(store).collect();
+        let stores: Vec<&SimFile> = files.iter().collect();
         let both = images.iter().zip(&stores);
         let layers: Vec<_> =
             both.map(|(image, storage)| blocking::Layer { image: &**image, storage }).collect();
@@ -150,9 +149,8 @@ fn images(files: &[SimFile], formats: &[Format]) -> Result<Vec<Box<dyn Image>>, 
         if *format == Format::Raw {
             return Ok(Box::new(raw::Raw::new(SECTORS, file.device)));
         }
-        let storage = MemStorage::new(file.bytes.clone(), file.device);
         let options = OpenOptions { read_only: i > 0, for_io: true, ..OpenOptions::default() };
-        let opened = vhd_rs::open(&storage, Path::new("sim.vhd"), &options);
+        let opened = vhd_rs::open(&file, Path::new("sim.vhd"), &options);
         opened.map(|vhd| Box::new(Vhd::new(vhd)) as _).map_err(|e| format!("layer {i}: {e}"))
     };
     files.iter().zip(formats).enumerate().map(open).collect()

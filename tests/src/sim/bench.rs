@@ -2,7 +2,7 @@
 //!
 //! The images are differencing or dynamic VHDs with blocks of 64 KiB; the values of sectors are those of the
 //! model.
-use image::{MemStorage, Span};
+use image::Span;
 use tapdisk::disk::{FileId, Op};
 use tapdisk::engine::chain::{self, Chain, Layer, Purpose};
 use tapdisk::engine::limits::Limits;
@@ -43,10 +43,9 @@ impl Bench {
         let limits = Limits { small: 4, large: 4, meta_blocks: 64, stables: 4, ..Limits::MINIMUM };
         let last = files.len() - 1;
         let layers = files.iter().enumerate().map(|(i, file)| {
-            let storage = MemStorage::new(file.bytes.clone(), file.device);
             let read_only = i > 0 && !(second.is_some() && i == last);
             let options = OpenOptions { read_only, for_io: true, ..OpenOptions::default() };
-            let opened = vhd_rs::open(&storage, "bench.vhd".as_ref(), &options);
+            let opened = vhd_rs::open(&file, "bench.vhd".as_ref(), &options);
             Layer::new(Box::new(Vhd::new(opened.expect("an image"))))
         });
         let mut chain = Chain::new(layers.collect());

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use image::Storage;
 use tapdisk::disk::{Disk, Kind, Op, Tag};
 use tapdisk::pool::Arena;
 
@@ -19,6 +20,8 @@ pub struct Faults {
     pub again: u64,
     /// ENOSPC of a growth.
     pub nospace: u64,
+    /// ENOSPC of a write to a file.
+    pub full: u64,
     /// The file system cannot punch or zero ranges.
     pub no_zero: bool,
     /// Reads that take much longer than anything else.
@@ -37,8 +40,10 @@ pub struct SimFile {
     pub bytes: Vec<u8>,
     /// On the medium for certain.
     medium: Vec<u8>,
-    /// Units written since the last flush, in order.
+    /// Units written since the last flush, in order; one of no bytes is a growth to there.
     unflushed: Vec<(usize, Box<[u8]>)>,
+    /// Bytes that it has on the medium for certain, if growing is volatile too.
+    grown: Option<usize>,
     /// A block device.
     pub device: bool,
     /// Bytes of a physical sector: operations are made of these, and each lands whole or not.
@@ -48,7 +53,14 @@ pub struct SimFile {
 impl SimFile {
     /// A file or device with these bytes on the medium.
     pub fn new(bytes: Vec<u8>, device: bool) -> SimFile {
-        SimFile { medium: bytes.clone(), bytes, unflushed: Vec::new(), device, unit: 512 }
+        SimFile {
+            medium: bytes.clone(),
+            bytes,
+            unflushed: Vec::new(),
+            grown: None,
+            device,
+            unit: 512,
+        }
     }
 
     /// The same with sectors of `unit` bytes. A device ends with a whole one, and with the 512
@@ -64,8 +76,23 @@ impl SimFile {
         self
     }
 
+    /// A file that may be as short as before after a power cut, if it was not flushed since it grew.
+    pub fn growing_volatile(mut self) -> SimFile {
+        self.grown = (!self.device).then_some(self.medium.len());
+        self
+    }
+
+    /// The same file or device with other bytes, all on the medium.
+    pub fn rewritten(&self, bytes: Vec<u8>) -> SimFile {
+        let grown = self.grown.map(|_| bytes.len());
+        SimFile { grown, ..SimFile::new(bytes, self.device).with_unit(self.unit) }
+    }
+
     fn extend(&mut self, len: usize) {
         if len > self.bytes.len() {
+            if self.grown.is_some() {
+                self.unflushed.push((len, Box::new([])));
+            }
             self.bytes.resize(len, 0);
             self.medium.resize(len, 0);
         }
@@ -86,6 +113,9 @@ impl SimFile {
     fn flush(&mut self, upto: usize) {
         for (at, unit) in self.unflushed.drain(..upto) {
             self.medium[at..at + unit.len()].copy_from_slice(&unit);
+            if unit.is_empty() {
+                self.grown = self.grown.map(|grown| grown.max(at));
+            }
         }
     }
 
@@ -93,9 +123,39 @@ impl SimFile {
         for (at, unit) in std::mem::take(&mut self.unflushed) {
             if kept(at) {
                 self.medium[at..at + unit.len()].copy_from_slice(&unit);
+                self.grown = self.grown.map(|g| if unit.is_empty() { g.max(at) } else { g });
             }
         }
+        self.grown.inspect(|grown| self.medium.truncate(*grown));
         self.bytes = self.medium.clone();
+    }
+}
+
+/// A file as it is, to be read by who opens images and by the blocking executor.
+impl Storage for &SimFile {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let at = usize::try_from(offset).unwrap_or(usize::MAX).min(self.bytes.len());
+        let n = buf.len().min(self.bytes.len() - at);
+        buf[..n].copy_from_slice(&self.bytes[at..at + n]);
+        Ok(n)
+    }
+    fn write_at(&self, _: u64, _: &[u8]) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EROFS))
+    }
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.bytes.len() as u64)
+    }
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EROFS))
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn zero_at(&self, _: u64, _: u64, _: bool) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::EROFS))
+    }
+    fn is_device(&self) -> bool {
+        self.device
     }
 }
 
@@ -216,6 +276,10 @@ impl SimDisk {
                 self.arena.slice_mut(buf).copy_from_slice(&file.bytes[at..at + n]);
                 Ok(n as u32)
             }
+            Kind::Write if !file.device && self.rng.one_in(faults.full) => {
+                self.partly(op);
+                Err(libc::ENOSPC)
+            }
             Kind::Write => {
                 let all = op.buf.bytes as usize;
                 if file.device && at + all > file.bytes.len() {
@@ -291,6 +355,16 @@ impl SimDisk {
         }
         for file in &mut self.files {
             file.power_cut(|_| self.rng.one_in(2));
+        }
+        (self.files, self.rng)
+    }
+
+    /// The process is killed: what is in flight lands whole, by sectors or not; the disk's cache lives on.
+    pub fn kill(mut self) -> (Vec<SimFile>, Rng) {
+        for (_, op, _) in std::mem::take(&mut self.queue) {
+            if self.rng.one_in(2) {
+                self.partly(&op);
+            }
         }
         (self.files, self.rng)
     }

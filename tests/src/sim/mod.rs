@@ -14,18 +14,9 @@ pub mod model;
 pub mod ring;
 mod ring_guest;
 pub mod rng;
+pub mod seeds;
 mod stack;
 pub mod world;
 
+pub use seeds::{Counts, each};
 pub use world::{Ran, Setup, run};
-
-/// The first seed of a run and how many: `SIM_FIRST` (0) and `SIM_SEEDS` (`default`) of the environment.
-///
-/// # Panics
-/// When one of the variables is no number.
-pub fn first_and_count(default: u64) -> (u64, u64) {
-    let number = |name: &str, default| {
-        std::env::var(name).map_or(default, |text| text.parse().expect("a number of seeds"))
-    };
-    (number("SIM_FIRST", 0), number("SIM_SEEDS", default))
-}

@@ -19,9 +19,19 @@ struct Value {
     gone: u64,
     /// The later write is on the medium: this one does not come back.
     sunk: bool,
+    /// It is on the medium itself (FUA).
+    durable: bool,
+    /// It may have landed in one image and not in another: it failed, or was advice.
+    loose: bool,
 }
 
 const NEVER: u64 = u64::MAX;
+
+impl Value {
+    fn new(value: u64, start: u64, end: u64) -> Value {
+        Value { value, start, end, gone: NEVER, sunk: false, durable: false, loose: false }
+    }
+}
 
 /// The model of a disk.
 pub struct Model {
@@ -34,7 +44,7 @@ pub struct Model {
 impl Model {
     /// A disk whose sectors hold these values.
     pub fn new(values: &[u64]) -> Model {
-        let known = |v: &u64| vec![Value { value: *v, start: 0, end: 0, gone: NEVER, sunk: false }];
+        let known = |v: &u64| vec![Value::new(*v, 0, 0)];
         Model { sectors: values.iter().map(known).collect(), time: 1, flushed: 0 }
     }
 
@@ -48,13 +58,7 @@ impl Model {
     pub fn begin(&mut self, range: std::ops::Range<u64>, value: u64) {
         let start = self.tick();
         for s in range {
-            self.sectors[s as usize].push(Value {
-                value,
-                start,
-                end: NEVER,
-                gone: NEVER,
-                sunk: false,
-            });
+            self.sectors[s as usize].push(Value::new(value, start, NEVER));
         }
     }
 
@@ -65,6 +69,8 @@ impl Model {
             let values = &mut self.sectors[s as usize];
             for v in values.iter_mut().filter(|v| v.start == start) {
                 v.end = now;
+                v.durable = how == Ended::Durable;
+                v.loose = matches!(how, Ended::Failed | Ended::Advice);
             }
             match how {
                 Ended::Failed | Ended::Advice => {}
@@ -88,6 +94,31 @@ impl Model {
         self.sectors[sector as usize]
             .iter()
             .any(|v| v.gone > start && (v.value == value || v.value == ANY))
+    }
+
+    /// A read that began at `start` found `value`: what was over before and is not it does not come back.
+    pub fn observe(&mut self, sector: u64, start: u64, value: u64) {
+        let now = self.time;
+        let values = &mut self.sectors[sector as usize];
+        // One that is at work may have been read before it is where a kill leaves it; it is asked again.
+        // Zeros are many writes' value.
+        let over = |v: &Value| v.end < start && !v.loose;
+        let mut found = values.iter().filter(|v| v.value == value && v.gone > start);
+        if !found.all(over) || values.iter().any(|v| v.value == ANY) {
+            return;
+        }
+        for other in values.iter_mut().filter(|v| v.value != value && v.end < start && !v.loose) {
+            other.gone = other.gone.min(now);
+        }
+    }
+
+    /// Whether a sector may hold anything after a power cut now, if nothing keeps the order in which a
+    /// volatile cache is written back: a change of it is not on the medium for certain.
+    pub fn unsettled(&self, sector: u64) -> bool {
+        let flushed = self.flushed;
+        self.sectors[sector as usize]
+            .iter()
+            .any(|v| v.start > 0 && v.end >= flushed && !v.durable && !v.sunk)
     }
 
     /// Whether `value` may be there after a power cut now.

@@ -88,9 +88,10 @@ impl Stack {
     }
 
     /// What a discarded sector may hold.
-    pub fn discarded(&self, device: bool) -> u64 {
+    pub fn discarded(&self, device: bool, exact: bool) -> u64 {
         // Zeros that were not encrypted are noise to who decrypts them.
-        if device || self.encrypted || self.second.is_some() { ANY } else { ZERO }
+        let second = self.second.is_some_and(|second| second.remote || !exact);
+        if device || self.encrypted || second { ANY } else { ZERO }
     }
 }
 

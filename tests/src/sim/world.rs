@@ -8,7 +8,7 @@ use tapdisk::disk::FileId;
 use tapdisk::disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
 use tapdisk::engine::chain::{self, Chain, Layer, Purpose};
 use tapdisk::engine::limits::Limits;
-use tapdisk::engine::{Engine, FileInfo, Policy};
+use tapdisk::engine::{Bug, Engine, FileInfo, Policy};
 use tapdisk::transport::{Outcome, Request, SlotId, Slots, Verb};
 use vhd_rs::driver::Vhd;
 use vhd_rs::{DiskType, Footer, Header, OpenOptions};
@@ -42,6 +42,14 @@ pub struct Setup {
     pub careless_cache: bool,
     /// Places in the leaf are remembered as if it did not change (a planted bug).
     pub remembers_too_much: bool,
+    /// With what only the wide world has, see [`Wide`].
+    pub wide: bool,
+    /// Overrides the chance of EIO: one operation in so many.
+    pub eio: Option<u64>,
+    /// A planted bug of the engine.
+    pub bug: Bug,
+    /// A new block does not wait for others on its block (a planted bug).
+    pub appears_beside_others: bool,
 }
 
 impl Setup {
@@ -57,6 +65,48 @@ impl Setup {
             locks: true,
             careless_cache: false,
             remembers_too_much: false,
+            wide: false,
+            eio: None,
+            bug: Bug::None,
+            appears_beside_others: false,
+        }
+    }
+
+    /// The run of a seed in the wide world.
+    pub fn wide(seed: u64) -> Setup {
+        Setup { wide: true, ..Setup::new(seed) }
+    }
+}
+
+/// What only the wide world has. Its chances are its own.
+#[derive(Clone, Debug)]
+struct Wide {
+    rng: Rng,
+    /// The table has two sectors, and most requests lie where they meet.
+    long: bool,
+    /// A volatile cache without barriers, the daemon's default.
+    no_barriers: bool,
+    /// The daemon is killed now and then.
+    kills: bool,
+    /// Requests begin several at a time.
+    together: bool,
+    /// Steps of a request before others have their turn.
+    steps: u32,
+    /// Every second sector of a fresh disk was written before: long spans have many runs.
+    striped: bool,
+}
+
+impl Wide {
+    fn new(seed: u64) -> Wide {
+        let mut rng = Rng::new(seed ^ 0x77_69_64_65);
+        Wide {
+            long: rng.one_in(6),
+            no_barriers: rng.one_in(2),
+            kills: rng.one_in(2),
+            together: rng.one_in(2),
+            steps: [1, 2, 3, 64][rng.below(4) as usize],
+            striped: rng.one_in(3),
+            rng,
         }
     }
 }
@@ -93,6 +143,7 @@ pub struct World {
     spot: u64,
     at_work: HashMap<SlotId, (Request, u64, u64)>,
     stack: Stack,
+    wide: Option<Wide>,
     mirror_lost: bool,
     ran: Ran,
 }
@@ -108,6 +159,10 @@ pub struct Ran {
     pub taken_over: u64,
     /// Remote mirrors that were left behind, and those that were compared at the end.
     pub mirrors: [u64; 2],
+    /// Daemons that were killed while the disk's cache lived on.
+    pub kills: u64,
+    /// Secondaries that had taken over and became images of the chain.
+    pub promoted: u64,
 }
 
 impl Ran {
@@ -119,6 +174,8 @@ impl Ran {
         }
         self.kept += other.kept;
         self.taken_over += other.taken_over;
+        self.kills += other.kills;
+        self.promoted += other.promoted;
     }
 }
 
@@ -128,6 +185,9 @@ impl Ran {
 /// A sentence about the first broken promise.
 pub fn run(setup: Setup) -> Result<Ran, String> {
     let mut world = World::new(setup)?;
+    if world.wide.as_ref().is_some_and(|wide| wide.striped) {
+        world.stripe()?;
+    }
     // Hot seeds: many short lives, with requests that fight for the same few sectors of a fresh place.
     let (cuts, requests) =
         if world.hot { (setup.cuts * 6, 30) } else { (setup.cuts, setup.requests) };
@@ -150,7 +210,9 @@ impl World {
             [Format::Raw, Format::Fixed, Format::Dynamic, Format::Dynamic, Format::Dynamic]
                 [rng.below(5) as usize];
         let device = rng.one_in(3);
-        let sectors = 8 * 128 + [0, 0, 1, 40][rng.below(4) as usize];
+        let mut wide = setup.wide.then(|| Wide::new(setup.seed));
+        let blocks = if wide.as_ref().is_some_and(|wide| wide.long) { 132 } else { 8 };
+        let sectors = blocks * 128 + [0, 0, 1, 40][rng.below(4) as usize];
         let (bytes, initial) = first_image(format, sectors, device);
         let limits = match rng.below(3) {
             0 => Limits::MINIMUM,
@@ -172,7 +234,9 @@ impl World {
             },
         };
         let faulty = rng.one_in(2);
+        let full = wide.as_mut().map_or(0, |wide| [0, 0, 100][wide.rng.below(3) as usize]);
         let faults = Faults {
+            full: if faulty { full } else { 0 },
             eio: if faulty && rng.one_in(2) { 60 } else { 0 },
             short: [0, 5][rng.below(2) as usize],
             again: if faulty { [0, 20][rng.below(2) as usize] } else { 0 },
@@ -182,6 +246,7 @@ impl World {
             lazy_flush: setup.lazy_flush,
             unreadable: None,
         };
+        let faults = Faults { eio: setup.eio.unwrap_or(faults.eio), ..faults };
         let volatile = rng.one_in(2);
         let mut files = vec![SimFile::new(bytes, device)];
         let mut formats = vec![format];
@@ -228,6 +293,7 @@ impl World {
             at_work: HashMap::new(),
             mirror_lost: false,
             ran: Ran::default(),
+            wide,
             rng,
         };
         let files =
@@ -258,6 +324,10 @@ impl World {
             disk.without_locks();
         }
         self.engine = Engine::new(disk, self.limits);
+        self.engine.plant(self.setup.bug);
+        if let Some(wide) = &self.wide {
+            self.engine.set_steps_max(wide.steps);
+        }
         let last = chain.len() - 1;
         let layers =
             chain.into_iter().enumerate().zip(&self.formats).map(|((i, image), format)| {
@@ -283,7 +353,8 @@ impl World {
         }
         chain.changes = Some(Box::new(self.stack.marked.clone()));
         self.stack.mirrored.fill(false);
-        let policy = Policy { barriers: self.volatile, timeout_s: 600, ..Policy::default() };
+        let barriers = self.volatile && !self.unordered();
+        let policy = Policy { barriers, timeout_s: 600, ..Policy::default() };
         self.engine.attach(chain, &infos, policy);
         self.engine.set_room(true);
         if self.setup.careless_cache {
@@ -292,13 +363,22 @@ impl World {
         Ok(())
     }
 
+    /// Whether the order in which the volatile cache is written back is nobody's.
+    fn unordered(&self) -> bool {
+        self.volatile && self.wide.as_ref().is_some_and(|wide| wide.no_barriers)
+    }
+
     /// Gives a fresh file its sectors. A file whose length says where the disk or its footer ends is
     /// not made longer by a write, so its last large sector must not be a shared one.
     fn unit(&mut self, file: SimFile, format: Format) -> SimFile {
         let fits = file.device || format == Format::Dynamic || self.sectors.is_multiple_of(8);
         let all = self.setup.large_sectors == Some(true);
         let large = self.large_sectors && fits && (all || self.large.below(4) > 0);
-        file.with_unit(if large { 4096 } else { 512 })
+        let file = file.with_unit(if large { 4096 } else { 512 });
+        if self.wide.is_some() && format == Format::Dynamic {
+            return file.growing_volatile();
+        }
+        file
     }
 
     fn chain_of(&self, files: &[SimFile]) -> Result<Vec<Box<dyn Image>>, String> {
@@ -307,10 +387,9 @@ impl World {
                 if *format == Format::Raw {
                     return Ok(Box::new(raw::Raw::new(self.sectors, file.device)));
                 }
-                let storage = MemStorage::new(file.bytes.clone(), file.device);
                 let read_only = i > 0 && !(self.stack.second.is_some() && i == files.len() - 1);
                 let options = OpenOptions { read_only, for_io: true, ..OpenOptions::default() };
-                let opened = vhd_rs::open(&storage, Path::new("sim.vhd"), &options)
+                let opened = vhd_rs::open(&file, Path::new("sim.vhd"), &options)
                     .map_err(|e| format!("layer {i} does not open: {e}"))?;
                 if !opened.bad_blocks.is_empty() {
                     let (len, bat) = (file.bytes.len(), &opened.bat);
@@ -319,7 +398,11 @@ impl World {
                         opened.bad_blocks
                     ));
                 }
-                Ok(Box::new(Vhd::new(opened)))
+                let mut vhd = Vhd::new(opened);
+                if self.setup.appears_beside_others {
+                    vhd.appear_beside_others();
+                }
+                Ok(Box::new(vhd))
             };
         files.iter().zip(&self.formats).enumerate().map(open).collect()
     }
@@ -337,10 +420,10 @@ impl World {
             let storage = MemStorage::new(std::mem::take(&mut files[i].bytes), files[i].device);
             closing.apply(&storage).map_err(|e| format!("closing: {e}"))?;
             // A close ends with a flush.
-            let unit = files[i].unit;
-            files[i] = SimFile::new(storage.into_inner(), files[i].device).with_unit(unit);
+            files[i] = files[i].rewritten(storage.into_inner());
         }
         self.drop_lost(&mut files);
+        self.promote(&mut files);
         let now = self.model.tick();
         self.model.flush(now);
         let taken_over = self.stack.second.is_some_and(|second| second.taken_over);
@@ -363,13 +446,47 @@ impl World {
         self.drop_lost(&mut files);
         if self.stack.stale_mirror() {
             let last = files.pop().expect("the mirror is a file");
-            let bytes = dynamic(self.sectors, None, false, 1 << 40);
-            files.push(SimFile::new(bytes, false).with_unit(last.unit));
+            files.push(last.rewritten(dynamic(self.sectors, None, false, 1 << 40)));
         }
         self.open(files)?;
         let values = self.verify_all("after a power cut", true)?;
         self.model = Model::new(&values);
         Ok(self)
+    }
+
+    /// The daemon is killed, and another one goes on over the same cache of the disk: what was answered is
+    /// there, what was not may be or not.
+    fn kill(&mut self) -> Result<(), String> {
+        self.ran.kills += 1;
+        self.note_events();
+        let engine = std::mem::replace(&mut self.engine, no_engine(self.limits));
+        let (mut files, _) = engine.into_disk().into_inner().kill();
+        for (_, (request, start, _)) in std::mem::take(&mut self.at_work) {
+            if request.verb.changes() {
+                let range = request.span.start..request.span.end();
+                self.model.end(range, start, Ended::Failed);
+            }
+        }
+        self.drop_lost(&mut files);
+        if self.stack.stale_mirror() {
+            let last = files.pop().expect("the mirror is a file");
+            files.push(last.rewritten(dynamic(self.sectors, None, false, 1 << 40)));
+        }
+        self.open(files)?;
+        self.verify_all("after a kill", false).map(drop)
+    }
+
+    /// A secondary that has taken over becomes an image of the chain like others, so that it can have
+    /// children; in the wide world only, and not always.
+    fn promote(&mut self, files: &mut Vec<SimFile>) {
+        let taken = self.stack.second.is_some_and(|second| second.taken_over);
+        if !taken || !self.wide.as_mut().is_some_and(|wide| wide.rng.one_in(2)) {
+            return;
+        }
+        self.ran.promoted += 1;
+        self.stack.second = None;
+        files.rotate_right(1);
+        self.formats.rotate_right(1);
     }
 
     // ---- living ----------------------------------------------------------------------------------------
@@ -379,7 +496,12 @@ impl World {
         self.spot = self.rng.below(self.sectors - 32);
         while left > 0 {
             match self.rng.below(6) {
-                0..=2 => left -= u32::from(self.start()),
+                0..=2 => {
+                    left -= u32::from(self.start());
+                    if left > 0 && self.together() {
+                        continue;
+                    }
+                }
                 _ => self.engine.disk().inner().complete_one(),
             }
             self.turn()?;
@@ -387,8 +509,38 @@ impl World {
             if self.rng.one_in(150) {
                 self.pause()?;
             }
+            if self.wide.as_mut().is_some_and(|wide| wide.kills && wide.rng.one_in(200)) {
+                self.kill()?;
+            }
         }
         Ok(())
+    }
+
+    /// Whether the next request comes in the same turn.
+    fn together(&mut self) -> bool {
+        self.wide.as_mut().is_some_and(|wide| wide.together && wide.rng.one_in(2))
+    }
+
+    /// Where most requests of a long disk begin.
+    fn near_the_end(&mut self, count: u64) -> Option<u64> {
+        let room = (8 * 128u64).checked_sub(count)?;
+        let wide = self.wide.as_mut().filter(|wide| wide.long)?;
+        if wide.rng.one_in(8) {
+            return None;
+        }
+        Some(self.sectors - 8 * 128 + wide.rng.below(room + 1))
+    }
+
+    /// Every second sector of the first images is written, as a guest would.
+    fn stripe(&mut self) -> Result<(), String> {
+        for sector in (0..4 * 128).step_by(2) {
+            let verb = Verb::Write { fua: false };
+            while !self.begin(verb, Span { start: sector, count: 1 }) {
+                self.engine.disk().inner().complete_one();
+                self.turn()?;
+            }
+        }
+        self.pause()
     }
 
     fn turn(&mut self) -> Result<(), String> {
@@ -426,6 +578,7 @@ impl World {
         let bytes =
             if matches!(verb, Verb::Read | Verb::Write { .. }) { count * 512 } else { 4096 };
         let Some(slot) = self.engine.reserve(bytes as u32) else { return false };
+        let near = self.near_the_end(count);
         let span = if verb == Verb::Flush {
             Span::default()
         } else {
@@ -434,8 +587,19 @@ impl World {
             if self.hot && count < 16 {
                 start = self.spot + self.rng.below(16);
             }
+            let start = near.unwrap_or(start);
             Span { start: if whole { start / 128 * 128 } else { start }, count: count as u32 }
         };
+        self.begin_in(slot, verb, span);
+        true
+    }
+
+    fn begin(&mut self, verb: Verb, span: Span) -> bool {
+        let slot = self.engine.reserve(span.count * 512);
+        slot.inspect(|slot| self.begin_in(*slot, verb, span)).is_some()
+    }
+
+    fn begin_in(&mut self, slot: SlotId, verb: Verb, span: Span) {
         let (range, mut start) = (span.start..span.end(), self.model.tick());
         self.value += 1;
         match verb {
@@ -454,7 +618,7 @@ impl World {
             Verb::Discard { .. } => {
                 // On a device anything may be there afterwards, on a file the old or zeros.
                 let device = self.engine.disk_ref().inner_ref().files[0].device;
-                self.model.begin(range, self.stack.discarded(device));
+                self.model.begin(range, self.stack.discarded(device, self.wide.is_some()));
                 start = self.model.time;
             }
             Verb::Read => self.engine.buffer_mut(slot).fill(0xcc),
@@ -463,7 +627,6 @@ impl World {
         let request = Request { verb, span, mark: self.value };
         self.engine.start(slot, request);
         self.at_work.insert(slot, (request, start, self.value));
-        true
     }
 
     fn verb(&mut self) -> Verb {
@@ -514,13 +677,19 @@ impl World {
             Verb::Write { fua } | Verb::Zero { fua, .. } => self.model.end(range, start, ok(fua)),
             Verb::Discard { .. } => self.model.end(range, start, Ended::Advice),
             Verb::Flush if outcome.is_ok() => self.model.flush(start),
-            Verb::Read if outcome.is_ok() => self.check_read(slot, request, start)?,
+            Verb::Read if outcome.is_ok() => {
+                self.check_read(slot, request, start)?;
+                if self.wide.is_some() {
+                    self.observe(slot, request, start);
+                }
+            }
             Verb::Status if outcome.is_ok() => self.check_status(slot, request, outcome, start)?,
             Verb::Flush | Verb::Read | Verb::Status => {}
         }
         if outcome.is_err() && self.faults.eio == 0 && self.faults.nospace == 0 {
             let devices = self.engine.disk_ref().inner_ref().files.iter().any(|f| f.device);
-            let full = outcome == Err(libc::ENOSPC) && devices;
+            let scarce = devices || self.faults.full > 0;
+            let full = outcome == Err(libc::ENOSPC) && scarce;
             // What is to be quick fails where nothing quick is possible.
             let quick = matches!(request.verb, Verb::Zero { fast: true, .. });
             let cannot = self.faults.no_zero || self.stack.encrypted;
@@ -531,6 +700,13 @@ impl World {
         }
         self.engine.release(slot);
         Ok(())
+    }
+
+    fn observe(&mut self, slot: SlotId, request: &Request, start: u64) {
+        let buf = self.engine.buffer(slot);
+        for (s, bytes) in (request.span.start..request.span.end()).zip(buf.chunks_exact(512)) {
+            self.model.observe(s, start, parse(bytes, s));
+        }
     }
 
     fn check_read(&self, slot: SlotId, request: &Request, start: u64) -> Result<(), String> {
@@ -576,11 +752,10 @@ impl World {
 
     /// Reads the whole disk with the blocking executor, which shares no engine with the daemon.
     fn verify_all(&mut self, when: &str, cut: bool) -> Result<Vec<u64>, String> {
-        let files = self.engine.disk_ref().inner_ref().files.clone();
+        let files = &self.engine.disk_ref().inner_ref().files;
         // The closing writes are not there; the table and bitmaps must do.
-        let images = self.chain_of(&files)?;
-        let stores: Vec<MemStorage> =
-            files.iter().map(|f| MemStorage::new(f.bytes.clone(), f.device)).collect();
+        let images = self.chain_of(files)?;
+        let stores: Vec<&SimFile> = files.iter().collect();
         let layer = |i: usize| blocking::Layer { image: &*images[i], storage: &stores[i] };
         let layers: Vec<blocking::Layer<'_>> =
             self.stack.order(files.len()).into_iter().map(layer).collect();
@@ -597,6 +772,9 @@ impl World {
         let values: Vec<u64> =
             (0..self.sectors).map(|s| parse(&buf[s as usize * 512..][..512], s)).collect();
         for (s, value) in (0..).zip(&values) {
+            if cut && self.unordered() && self.model.unsettled(s) {
+                continue;
+            }
             if !self.model.may_survive(s, *value, cut && self.volatile) {
                 let why = self.model.explain(s);
                 return Err(format!("{when} sector {s} holds {value:#x}, allowed {why}"));
@@ -704,12 +882,13 @@ pub(super) fn dynamic(
     }
     let mut bytes = footer.to_vec();
     bytes.extend(header.encode());
-    bytes.extend([0xff; 512]);
+    let table = header.table_bytes() as usize;
+    bytes.resize(bytes.len() + table, 0xff);
     bytes.extend([0; 1024]); // room for a batmap, not valid yet: a hint that is distrusted
     if device {
         // Stale bytes everywhere, and not quite enough room for every block.
         let room = u64::from(blocks).saturating_sub(salt % 2) * (129 + 8) * 512;
-        bytes.resize(4096 + room as usize, 0xee);
+        bytes.resize(4096 + (table - 512) + room as usize, 0xee);
     }
     bytes.extend(footer);
     bytes

@@ -5,21 +5,18 @@
 //! in the parent every sector is its old or its new one. After a good end the parent shows all of the
 //! child, and the strict list of `check` finds nothing.
 mod disk;
+#[path = "../../../../../tests/src/sim/seeds.rs"]
+mod seeds;
 mod world;
 
 use disk::Rng;
+use seeds::{Counts, each};
 use world::{Bug, World};
 
 /// Seeds within which a planted bug must be found.
 const CANARY: u64 = 300;
 
-fn seeds() -> std::ops::Range<u64> {
-    let number = |name: &str, default| {
-        std::env::var(name).map_or(default, |v| v.parse().expect("a number of seeds"))
-    };
-    let first = number("SIM_FIRST", 0);
-    first..first + number("SIM_SEEDS", 400)
-}
+const COUNTS: Counts = Counts { same: 200, fresh: 200 };
 
 /// Runs a seed: coalesce is cut off up to three times and then comes to its end.
 fn run(seed: u64, bug: Bug) -> Result<u32, String> {
@@ -47,14 +44,10 @@ fn run(seed: u64, bug: Bug) -> Result<u32, String> {
 
 #[test]
 fn no_seed_shows_another_sector_after_a_cut() {
-    let seeds = seeds();
-    let count = seeds.end - seeds.start;
-    let mut cuts = 0;
-    for seed in seeds {
-        cuts += run(seed, Bug::None).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
-    }
+    let cuts = each("coalesce", COUNTS, |seed| run(seed, Bug::None));
+    let (count, cuts) = (cuts.len(), cuts.iter().sum::<u32>());
     println!("{count} seeds, {cuts} power cuts");
-    assert!(u64::from(cuts) > count / 2, "the power is cut often enough");
+    assert!(cuts as usize > count / 2, "the power is cut often enough");
 }
 
 /// Runs a seed of compact: cut off up to three times, and then to its end.
@@ -78,13 +71,10 @@ fn run_compact(seed: u64, bug: Bug) -> Result<u32, String> {
 
 #[test]
 fn no_seed_of_compact_shows_another_sector_after_a_cut() {
-    let seeds = seeds();
-    let mut cuts = 0;
-    for seed in seeds.clone() {
-        cuts += run_compact(seed, Bug::None).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
-    }
-    println!("{} seeds of compact, {cuts} power cuts", seeds.end - seeds.start);
-    assert!(u64::from(cuts) > (seeds.end - seeds.start) / 4, "the power is cut often enough");
+    let cuts = each("compact", COUNTS, |seed| run_compact(seed, Bug::None));
+    let (count, cuts) = (cuts.len(), cuts.iter().sum::<u32>());
+    println!("{count} seeds of compact, {cuts} power cuts");
+    assert!(cuts as usize > count / 4, "the power is cut often enough");
 }
 
 #[test]
