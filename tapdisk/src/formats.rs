@@ -70,8 +70,6 @@ pub struct Wish {
     pub log: Option<Text>,
     /// `-e`: the NBD socket of the disk that stands in for the leaf's parents.
     pub parent: Option<Text>,
-    /// A reopen after a pause: mark a writable VHD as in use until it is closed.
-    pub strict: bool,
 }
 
 /// Why a chain could not be opened or closed.
@@ -416,7 +414,7 @@ impl Opening<'_> {
         Ok(Some((kind, vhd_rs::resolve_parent(path, parent)?, false)))
     }
 
-    /// All are open and fit: mark the leaf if asked to, and make the drivers.
+    /// All are open and fit: make the drivers, and what they will write ready for it.
     fn finish(self, second: Option<SecondImage>) -> Result<Images, OpenError> {
         let Opening { wish, layers, notes, mirror_failed, held, .. } = self;
         let (sectors, sector_size) = match layers.first() {
@@ -430,8 +428,7 @@ impl Opening<'_> {
         let mut wanted = 0;
         for (mut layer, found) in layers {
             wanted += bitmaps(&found);
-            let strict = wish.strict && layer.writable && held.is_none();
-            layer.image = Some(driver(&layer, found, strict)?);
+            layer.image = Some(driver(&layer, found, held.is_none())?);
             ready.push(layer);
         }
         let local_cache = wish.local_cache && ready[0].writable;
@@ -465,24 +462,25 @@ impl Found {
 fn options(writable: bool) -> OpenOptions {
     // A damaged header of a leaf may be one that another host is just writing; the caller of a resume
     // tries again anyway, and a plain open answers at once.
-    OpenOptions { read_only: !writable, strict: false, for_io: true, header_retries: 0 }
+    OpenOptions { read_only: !writable, for_io: true, header_retries: 0 }
 }
 
-/// The driver of an image. With `strict` a writable VHD is marked as in use, as the very last step.
-fn driver(layer: &Layer, found: Found, strict: bool) -> Result<Box<dyn Image>, OpenError> {
-    let device = layer.file.is_device();
-    let opened = match found {
-        Found::Raw { sectors, .. } => return Ok(Box::new(Raw::new(sectors, device))),
+/// The driver of an image. The footers of one that will be written are made whole, as the very last step;
+/// one that another holds is opened anew before it is.
+fn driver(layer: &Layer, found: Found, ours: bool) -> Result<Box<dyn Image>, OpenError> {
+    let mut opened = match found {
+        Found::Raw { sectors, .. } => {
+            return Ok(Box::new(Raw::new(sectors, layer.file.is_device())));
+        }
         Found::Vhd(opened) => *opened,
     };
-    let marked = strict && !device && opened.kind != DiskType::Fixed;
     let damaged = opened.footer_found != FooterAt::Trailing;
-    let opened = match marked {
-        true => vhd_rs::open(&layer.file, &layer.path, &OpenOptions { strict, ..options(true) })?,
-        false => opened,
-    };
+    if let (true, Medium::Local(file)) = (layer.writable && ours, &layer.file) {
+        let unit = if file.is_device() { 512 } else { alignment_of(file.file()) };
+        vhd_rs::heal(file, &layer.path, &mut opened, unit.into())?;
+    }
     let mut vhd = Vhd::new(opened);
-    if layer.writable && (marked || damaged) {
+    if layer.writable && damaged {
         vhd.set_dirty();
     }
     Ok(Box::new(vhd))

@@ -187,7 +187,7 @@ fn a_signal_to_stop_acts_at_once_and_leaves_nothing() {
     daemon.signal(libc::SIGINT);
     daemon.wait_for_end();
     assert_eq!(daemon.names(), ["d.vhd", "tapdisk"]);
-    assert_ne!(images::last_sector(&path), [0xC7; 512], "closed properly");
+    assert!(images::last_sector(&path).starts_with(b"conectix"), "closed properly");
 }
 
 #[test]

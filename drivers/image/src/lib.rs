@@ -132,10 +132,12 @@ pub enum Stop {
     Load(MetaRef),
     /// Another plan on the same block, or a busy cache, has to finish first.
     Wait,
-    /// The file must reach to this byte, with space behind it.
+    /// The file must reach to this byte, with space behind it; see [`end_place`].
     Grow {
-        /// Bytes the file must have.
+        /// Bytes the file must have before its end sector.
         end: u64,
+        /// Length of the blocks that will follow: ahead is taken in whole ones.
+        step: u64,
     },
     /// A flush of the file that begins after the [`Meta::now`] of `after` has to succeed: memory may
     /// not be ahead of the medium by more than this. Asked for once in many requests.
@@ -150,6 +152,15 @@ pub enum Stop {
         /// What is wrong, for the log.
         why: &'static str,
     },
+}
+
+/// Where the end sector of a file goes that must reach to byte `end` and may be `ahead` bytes longer:
+/// into the last sector of a page. Blocks whose data begins on pages have their metadata there, or
+/// nothing, so no guest ever reads what an end sector leaves behind.
+pub fn end_place(end: u64, step: u64, ahead: u64) -> u64 {
+    const PAGE: u64 = 4096;
+    let nearest = (end + SECTOR_BYTES).next_multiple_of(PAGE) - SECTOR_BYTES;
+    nearest + ahead.checked_div(step).map_or(0, |blocks| blocks * step)
 }
 
 /// What a request wants done to the sectors of a span.
@@ -270,6 +281,13 @@ pub trait Image: Send {
     /// known; the driver takes back what it edited.
     fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool);
 
+    /// The sector a file of this image always ends with while it is written; `None` for devices and for
+    /// formats without one. Whoever makes the file longer writes it at the new end, and that write is
+    /// what moves the end: so a file never ends with a guest's sector.
+    fn end_sector(&self) -> Option<[u8; SECTOR_BYTES as usize]> {
+        None
+    }
+
     /// What has to be written when the image is closed after use. May allocate.
     fn closing(&mut self) -> Closing {
         Closing::default()
@@ -283,7 +301,7 @@ pub struct Closing {
     pub repairs: Vec<(u64, Vec<u8>)>,
     /// Writes in order.
     pub writes: Vec<(u64, Vec<u8>)>,
-    /// New length of a regular file, applied after the first of `writes`.
+    /// New length of a regular file, which ends with the first of `writes`.
     pub truncate: Option<u64>,
 }
 
@@ -300,11 +318,39 @@ impl Closing {
             storage.write_at(*at, bytes)?;
         }
         for (i, (at, bytes)) in self.writes.iter().enumerate() {
-            storage.write_at(*at, bytes)?;
-            if let Some(len) = self.truncate.filter(|_| i == 0) {
-                storage.set_len(len)?;
+            match self.truncate.filter(|_| i == 0) {
+                Some(_) => end_with(storage, *at, bytes)?,
+                None => storage.write_at(*at, bytes)?,
             }
         }
         storage.sync()
     }
+}
+
+/// Makes a file end with these bytes, which go behind everything that is still wanted. On a full disk
+/// they take the space of what is not.
+///
+/// # Errors
+/// Those of the file; it ends as before then.
+pub fn end_with(storage: &dyn Storage, at: u64, bytes: &[u8]) -> std::io::Result<()> {
+    let len = at.saturating_add(bytes.len() as u64);
+    if let Err(e) = storage.write_at(at, bytes) {
+        if e.kind() != std::io::ErrorKind::StorageFull || storage.is_device() {
+            return Err(e);
+        }
+        storage.give_back(len, storage.len()?.saturating_sub(SECTOR_BYTES));
+        storage.write_at(at, bytes)?;
+    }
+    cut(storage, len)
+}
+
+/// Cuts a file behind what was just written there: the old end goes when the new one is on the disk.
+///
+/// # Errors
+/// Those of the file.
+pub fn cut(storage: &dyn Storage, len: u64) -> std::io::Result<()> {
+    if !storage.is_device() && storage.len()? > len {
+        storage.sync()?;
+    }
+    storage.set_len(len)
 }

@@ -49,6 +49,11 @@ pub trait Storage {
         let _ = punch;
         write_zeros(self, offset, bytes)
     }
+    /// Gives the whole pages of a range back that nobody needs any more, where that can be done; what is
+    /// not there any more reads as zeros.
+    fn give_back(&self, from: u64, to: u64) {
+        let _ = (from, to);
+    }
     /// Whether this is a block device: its size is fixed, a footer lies in its last sector.
     fn is_device(&self) -> bool;
 
@@ -130,6 +135,16 @@ impl Storage for File {
             Ok(()) => Ok(()),
             // Not every file system and device can: then zeros are written.
             Err(_) => write_zeros(self, offset, bytes),
+        }
+    }
+    fn give_back(&self, from: u64, to: u64) {
+        use rustix::fs::{FallocateFlags, fallocate};
+        const PAGE: u64 = 4096;
+        let (from, to) = (from.next_multiple_of(PAGE), to / PAGE * PAGE);
+        if from < to && !self.is_device() {
+            let way = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // Where it cannot be done the space comes back when the file is cut.
+            let _ = fallocate(self, way, from, to - from);
         }
     }
     fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {

@@ -83,6 +83,11 @@ fn entries_at(
     Ok(out)
 }
 
+/// Whether the bitmap of an entry's block is in the file; else the entry points at nothing.
+pub fn reachable(header: &Header, entry: u32, file_bytes: u64) -> bool {
+    entry != UNUSED && extent(header, entry).0 + header.bitmap_bytes() <= file_bytes
+}
+
 /// The bytes of a table, padded with zeros to a sector as the original does.
 pub fn encode(entries: impl Iterator<Item = u32>) -> Vec<u8> {
     let mut out: Vec<u8> = entries.flat_map(u32::to_be_bytes).collect();
@@ -99,6 +104,12 @@ pub fn extent(header: &Header, entry: u32) -> (u64, u64) {
 /// The byte after the last used block, or 0.
 pub fn blocks_end(header: &Header, used: impl Iterator<Item = u32>) -> u64 {
     used.filter(|e| *e != UNUSED).max().map_or(0, |e| extent(header, e).1)
+}
+
+/// The same without entries that point at nothing: one wild number must not make a file reach to it.
+pub fn data_end(header: &Header, used: &[u32], file_bytes: u64) -> u64 {
+    let there = |entry: &u32| reachable(header, *entry, file_bytes);
+    blocks_end(header, used.iter().copied().filter(there))
 }
 
 /// What is wrong with the entries of a table.

@@ -7,7 +7,7 @@ use crate::error::{VhdError, errno::EINVAL};
 use crate::footer::{DiskType, FOOTER_BYTES, Footer, FooterFault};
 use crate::header::{HEADER_BYTES, Header, HeaderFault};
 use crate::present::Present;
-use crate::{bat, batmap_read, check_bat, check_parent, open};
+use crate::{bat, batmap_read, believe, check_bat, check_parent, open};
 use image::Storage;
 use std::path::{Path, PathBuf};
 
@@ -188,10 +188,13 @@ fn footers(
         return Err(invalid(format!("primary footer invalid: {why}")));
     }
     let footer = Footer::decode(&primary);
-    if primary_ok && footer.kind == DiskType::Fixed {
+    let mut backup = read(0, FOOTER_BYTES)?;
+    // A fixed disk has no copy: byte 0 is its guest's, unless the footer does not even fit the file.
+    let fixed = primary_ok && footer.kind == DiskType::Fixed;
+    let dynamic = || Footer::parse(&backup).is_ok_and(|copy| copy.kind.is_dynamic());
+    if fixed && (believe::fits(&footer, at, storage.is_device()) || !dynamic()) {
         return Ok((footer, at));
     }
-    let mut backup = read(0, FOOTER_BYTES)?;
     if let Some(why) = footer_fault(&Footer::decode(&backup), o) {
         return Err(invalid(format!("backup footer invalid: {why}")));
     }
@@ -201,7 +204,8 @@ fn footers(
     if primary != backup && !o.ignore_footer {
         return Err(invalid("primary and backup footers do not match"));
     }
-    if primary_ok { Ok((footer, at)) } else { Ok((Footer::decode(&backup), file_bytes)) }
+    let believed = primary_ok && !fixed;
+    if believed { Ok((footer, at)) } else { Ok((Footer::decode(&backup), file_bytes)) }
 }
 
 /// The first thing wrong with a footer, in the order of the original.

@@ -475,7 +475,7 @@ impl Vhd {
             return Stop::Wait;
         }
         match self.next_room().filter(|_| self.limit.is_none()) {
-            Some((_, end)) => Stop::Grow { end },
+            Some((_, end)) => Stop::Grow { end, step: self.stride().next_multiple_of(8) * SECTOR },
             None => Stop::Fail { errno: 28, why: "no room for another block in the image" },
         }
     }
@@ -758,6 +758,10 @@ impl Image for Vhd {
             }
         }
         self.leave(block);
+    }
+
+    fn end_sector(&self) -> Option<[u8; 512]> {
+        (self.limit.is_none() && !self.fixed).then(|| self.opened.footer.encode())
     }
 
     fn closing(&mut self) -> Closing {

@@ -179,6 +179,8 @@ pub(crate) fn write_footers(
         FooterAt::Trailing511 => Some(o.file_bytes.saturating_sub(511)),
         FooterAt::Copy => None,
     };
+    // What stands there may be a guest's copy of it.
+    let trailing = trailing.filter(|at| *at >= o.end_of_data);
     let (at, cut) = match (o.kind, o.device, trailing) {
         (DiskType::Fixed, _, _) => (o.end_of_data, false),
         (_, true, _) => (o.file_bytes.saturating_sub(512), false),
@@ -188,7 +190,7 @@ pub(crate) fn write_footers(
     put(storage, name, at, &footer)?;
     if cut {
         let end = at.saturating_add(512);
-        storage.set_len(end).map_err(|e| VhdError::io(name, "cut the file", end, &e))?;
+        image::cut(storage, end).map_err(|e| VhdError::io(name, "cut the file", end, &e))?;
     }
     if o.kind.is_dynamic() {
         put(storage, name, 0, &footer)?;

@@ -40,14 +40,29 @@ const PIECE: u64 = 4096;
 /// EINVAL for a fixed image, or an encrypted one without key; ENOKEY for a wrong key; those of opening the chain, and of the files.
 pub fn fill(file: &File, name: &Path, key: Option<&[u8]>) -> Result<(), VhdError> {
     let options = OpenOptions { for_io: true, ..OpenOptions::default() };
-    let opened = open::open(file, name, &options)?;
+    let mut opened = open::open(file, name, &options)?;
     fillable(name, &opened)?;
     let chain = Chain::open(name, &OpenOptions { read_only: true, ..OpenOptions::default() })?;
     let chain = chain.unlock(key)?;
+    crate::heal(file, name, &mut opened, 512)?;
     let sectors = opened.sectors;
     let mut image = Vhd::new(opened);
     let failed = |at: u64| move |e| VhdError::io(name, "fill the image", at * 512, &e);
     let mut writer = Writer::new(&mut image, file).map_err(failed(0))?;
+    let done = copy_up(&chain, &mut writer, name, sectors);
+    // A footer at the far end stands for the image until here, so what was filled stays filled.
+    let closed = writer.close().map_err(failed(sectors));
+    done.and(closed)
+}
+
+/// Writes all sectors that the chain shows.
+fn copy_up(
+    chain: &Chain,
+    writer: &mut Writer<'_>,
+    name: &Path,
+    sectors: u64,
+) -> Result<(), VhdError> {
+    let failed = |at: u64| move |e| VhdError::io(name, "fill the image", at * 512, &e);
     let mut buf = vec![0; (PIECE * 512) as usize];
     let mut at = 0;
     while at < sectors {
@@ -60,7 +75,7 @@ pub fn fill(file: &File, name: &Path, key: Option<&[u8]>) -> Result<(), VhdError
         writer.write(at, piece).map_err(failed(at))?;
         at += count;
     }
-    writer.close().map_err(failed(at))
+    Ok(())
 }
 
 fn fillable(name: &Path, opened: &Opened) -> Result<(), VhdError> {
@@ -86,10 +101,10 @@ pub fn mark(
     name: &Path,
     sectors: Option<RangeInclusive<u64>>,
 ) -> Result<(), VhdError> {
-    let opened = open_to_change(storage, name)?;
+    let mut opened = open_to_change(storage, name)?;
     refuse_poisoned(name, &opened.footer)?;
     fillable(name, &opened)?;
-    let Some(header) = &opened.header else { return Ok(()) };
+    let Some(header) = &opened.header.clone() else { return Ok(()) };
     let end = opened.sectors.saturating_sub(1);
     let range = sectors.unwrap_or(0..=end);
     if *range.end() > end {
@@ -121,13 +136,14 @@ pub fn mark(
         return Err(VhdError::request(name, ENOSPC, why));
     }
     let sync = || storage.sync().map_err(|e| VhdError::io(name, "flush the image", 0, &e));
-    // Bitmaps and space first; then what points at them.
+    crate::heal(storage, name, &mut opened, 512)?;
+    // The end with its footer, bitmaps, and then what points at them.
+    if !opened.device {
+        put(storage, name, next * 512, &opened.footer.encode())?;
+        sync()?;
+    }
     for (at, count) in new {
         put(storage, name, at, &ones(count, header.bitmap_bytes()))?;
-    }
-    let grow = |e| VhdError::io(name, "make the file longer", next * 512, &e);
-    if next * 512 > opened.file_bytes {
-        storage.set_len(next * 512).map_err(grow)?;
     }
     sync()?;
     let entries = table.iter().chain(&opened.bat_tail).copied();

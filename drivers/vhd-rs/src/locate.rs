@@ -1,8 +1,9 @@
 //! Finding the footer and the header of an image (§2.3).
+use crate::believe::{self, Found};
 use crate::error::{VhdError, errno::EINVAL};
 use crate::footer::{DiskType, FOOTER_BYTES, Footer, FooterFault};
+use crate::foreign;
 use crate::header::{HEADER_BYTES, Header, HeaderFault};
-use crate::{bat, foreign, open};
 use image::Storage;
 use std::path::Path;
 use std::time::Duration;
@@ -29,8 +30,6 @@ pub struct Headers {
     pub footer_at: u64,
     /// The header of a dynamic or differencing disk.
     pub header: Option<Header>,
-    /// Whether there is a good footer at offset 0.
-    pub copy_valid: bool,
     /// Size of the file or device.
     pub file_bytes: u64,
     /// A block device.
@@ -44,13 +43,9 @@ pub struct Headers {
 pub fn headers(storage: &dyn Storage, name: &Path, retries: u32) -> Result<Headers, VhdError> {
     let file_bytes = length(storage, name)?;
     let copy = footer_in(storage, name, 0, FOOTER_BYTES)?.ok();
-    let (footer, found, footer_at) = match trailing(storage, name, file_bytes)? {
-        Some(t) if !forged(storage, name, &t, copy.as_ref()) => t,
-        _ => match &copy {
-            Some(copy) => (copy.clone(), FooterAt::Copy, 0),
-            None => return Err(no_footer(storage, name, file_bytes)),
-        },
-    };
+    let last = trailing(storage, name, file_bytes)?;
+    let found = believe::choose(storage, name, last, copy.as_ref(), file_bytes)?;
+    let (footer, found, footer_at) = found.ok_or_else(|| no_footer(storage, name, file_bytes))?;
     assemble(storage, name, retries, footer, found, footer_at, copy, file_bytes)
 }
 
@@ -66,7 +61,29 @@ pub fn headers_of_copy(
     let file_bytes = length(storage, name)?;
     let copy = footer_in(storage, name, 0, FOOTER_BYTES)?;
     let copy = copy.map_err(|_| no_footer(storage, name, 512))?;
+    refuse_fixed(storage, name, file_bytes)?;
     assemble(storage, name, retries, copy.clone(), FooterAt::Copy, 0, Some(copy), file_bytes)
+}
+
+/// Refuses to look for a copy in a fixed disk: its first bytes are its guest's.
+///
+/// # Errors
+/// EINVAL for a fixed disk; those of the file.
+pub(crate) fn refuse_fixed(
+    storage: &dyn Storage,
+    name: &Path,
+    file_bytes: u64,
+) -> Result<(), VhdError> {
+    match trailing(storage, name, file_bytes)? {
+        Some((footer, _, at))
+            if footer.kind == DiskType::Fixed
+                && believe::fits(&footer, at, storage.is_device()) =>
+        {
+            let why = "a fixed image has no copy of its footer at byte 0; look without -b or -f";
+            Err(VhdError::request(name, EINVAL, why))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -93,9 +110,8 @@ fn assemble(
         }
         DiskType::Fixed | DiskType::None | DiskType::Other(_) => None,
     };
-    let copy_valid = copy.is_some();
     let device = storage.is_device();
-    Ok(Headers { footer, found, footer_at, header, copy_valid, file_bytes, device })
+    Ok(Headers { footer, found, footer_at, header, file_bytes, device })
 }
 
 fn length(storage: &dyn Storage, name: &Path) -> Result<u64, VhdError> {
@@ -134,8 +150,6 @@ fn footer_in(
     Ok(Footer::parse(&buf))
 }
 
-type Found = (Footer, FooterAt, u64);
-
 fn trailing(
     storage: &dyn Storage,
     name: &Path,
@@ -152,19 +166,6 @@ fn trailing(
         }
         _ => Ok(None),
     }
-}
-
-/// After a crash the file ends with the last block, so its last sector is the guest's to write. A
-/// "footer" there that contradicts the copy at 0 and lies within a block of the copy's table would
-/// let a guest choose its own header and parent.
-fn forged(storage: &dyn Storage, name: &Path, found: &Found, copy: Option<&Footer>) -> bool {
-    let (footer, _, at) = found;
-    let Some(copy) = copy.filter(|c| *c != footer && c.kind.is_dynamic()) else { return false };
-    let Ok(header) = header(storage, name, copy.data_offset, 0) else { return false };
-    let Ok(bat) = bat::read(storage, name, &header, copy.data_offset, copy.current_bytes) else {
-        return false;
-    };
-    open::overlapped(&header, bat.used.into_iter(), (*at, at.saturating_add(512)))
 }
 
 /// Reads a header, several times if asked to.
@@ -194,6 +195,15 @@ pub(crate) fn bad_header(name: &Path, at: u64, header: &Header, fault: HeaderFau
         None => ("is not what a VHD header has".into(), "restore the image from a backup"),
     };
     VhdError::Field { name: name.into(), field, offset: at.saturating_add(offset), why, remedy }
+}
+
+/// The header at a place as it is now; `None` for what is none.
+pub(crate) fn header_quick(
+    storage: &dyn Storage,
+    name: &Path,
+    at: u64,
+) -> Result<Option<Header>, VhdError> {
+    Ok(Some(header_once(storage, name, at)?).filter(|header| header.fault().is_none()))
 }
 
 fn header_once(storage: &dyn Storage, name: &Path, at: u64) -> Result<Header, VhdError> {

@@ -272,12 +272,13 @@ pub fn set_physical_size(storage: &dyn Storage, name: &Path, bytes: u64) -> Resu
 /// # Errors
 /// ENOSYS for fixed images; those of the device.
 pub fn zero_data(storage: &dyn Storage, name: &Path) -> Result<(), VhdError> {
-    let opened = open_to_change(storage, name)?;
+    let mut opened = open_to_change(storage, name)?;
     refuse_poisoned(name, &opened.footer)?;
-    let Some(header) = &opened.header else {
+    let Some(header) = &opened.header.clone() else {
         let why = "the blocks of a fixed image cannot be given back; create it anew";
         return Err(VhdError::request(name, ENOSYS, why));
     };
+    crate::heal(storage, name, &mut opened, 512)?;
     // Marks go before the blocks do: a stale one would show old data in a block that comes back.
     if let BatmapState::Valid { header_at, header: map } = &opened.batmap {
         let mut map = map.clone();

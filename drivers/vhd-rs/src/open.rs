@@ -1,7 +1,6 @@
 //! Opening an image: footer, header, table and batmap become one checked value.
 //!
-//! Nothing here writes, except that a strict open for writing invalidates the trailing footer of a
-//! regular file (§10.3), so that a crash can be told from a clean close.
+//! Nothing here writes. Who writes the image afterwards begins with [`crate::heal()`].
 use crate::bat::{self, Bat};
 use crate::batmap::{BatmapFault, BatmapHeader, KeyHash};
 use crate::batmap_read::{batmap_bytes, full_bits};
@@ -18,8 +17,6 @@ use std::path::{Path, PathBuf};
 pub struct OpenOptions {
     /// Nothing will be written.
     pub read_only: bool,
-    /// Kill the trailing footer of a regular file until close (a reopen after a pause).
-    pub strict: bool,
     /// Refuse what the I/O driver must refuse.
     pub for_io: bool,
     /// How often a failing header is read again, 1 s apart: shared storage may show a half-written
@@ -80,7 +77,7 @@ pub struct Opened {
     pub batmap: BatmapState,
     /// First byte that blocks may use.
     pub end_of_headers: u64,
-    /// Byte after the last block (§2.4), bad ones included; of a fixed disk where its footer is.
+    /// Byte after the last block (§2.4) that begins in the file; of a fixed disk where its footer is.
     pub end_of_data: u64,
     /// Size of the file or device.
     pub file_bytes: u64,
@@ -148,18 +145,14 @@ fn open_found(
     if o.for_io {
         fit_for_io(name, found)?;
     }
-    let opened = match (&found.header, found.footer.kind) {
-        (Some(header), _) => dynamic(storage, name, o, found, header)?,
-        (None, DiskType::Fixed) => fixed(name, o, found)?,
+    match (&found.header, found.footer.kind) {
+        (Some(header), _) => dynamic(storage, name, o, found, header),
+        (None, DiskType::Fixed) => fixed(name, o, found),
         (None, kind) => {
             let why = format!("is {}, none of fixed, dynamic and differencing", kind.code());
-            return Err(field(name, "disk type", found.footer_at + 60, why));
+            Err(field(name, "disk type", found.footer_at + 60, why))
         }
-    };
-    if o.strict && !o.read_only {
-        kill_trailing(storage, name, &opened, found)?;
     }
-    Ok(opened)
 }
 
 /// The path of the parent (§5.2, §5.3): the first stored path that leads to a file.
@@ -271,7 +264,7 @@ fn dynamic(
     if let (Some((block, sector, why)), true, false) = (damage.harm, o.for_io, o.read_only) {
         return Err(VhdError::Block { name: name.into(), block, sector, why });
     }
-    let end_of_data = end_of_headers.max(bat::blocks_end(header, used.iter().copied()));
+    let end_of_data = end_of_headers.max(bat::data_end(header, &used, found.file_bytes));
     let parent = match footer.kind {
         DiskType::Differencing => Some(parent_of(storage, header)),
         _ => None,
@@ -381,20 +374,4 @@ pub fn locator_path(storage: &dyn Storage, locator: &crate::locator::Locator) ->
     let mut text = vec![0; locator.text_bytes().ok()?];
     storage.read_exact_at(locator.offset, &mut text).ok()?;
     locator.path(&text).ok()
-}
-
-/// Overwrites the trailing footer with 0xC7 (§10.3), if the copy at 0 can stand in for it.
-fn kill_trailing(
-    storage: &dyn Storage,
-    name: &Path,
-    opened: &Opened,
-    found: &Headers,
-) -> Result<(), VhdError> {
-    let replaceable = !opened.device && opened.kind.is_dynamic() && found.copy_valid;
-    match found.found {
-        FooterAt::Trailing if replaceable && found.footer_at >= opened.end_of_data => storage
-            .write_at(found.footer_at, &[0xC7; FOOTER_BYTES])
-            .map_err(|e| VhdError::io(name, "mark the image as in use", found.footer_at, &e)),
-        _ => Ok(()),
-    }
 }

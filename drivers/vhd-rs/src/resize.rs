@@ -352,6 +352,11 @@ impl Growth {
         put(storage, name, 0, &poisoned(&self.old.footer))?;
         sync()?;
         at(Point::ResizeBegin);
+        // Blocks that move go over the old end, so the new one stands first.
+        if !self.old.device && self.end_of_data > self.footer_at {
+            put(storage, name, self.end_of_data, &poisoned(&self.old.footer))?;
+            sync()?;
+        }
         self.move_blocks(storage, log)?;
         sync()?;
         at(Point::ResizeDataMoved);
@@ -361,7 +366,7 @@ impl Growth {
         let end = self.new_footer_at();
         put(storage, name, end, &poisoned(&self.footer))?;
         let cut = |e| VhdError::io(name, "cut the file", end, &e);
-        storage.set_len(end.saturating_add(512)).map_err(cut)?;
+        image::cut(storage, end.saturating_add(512)).map_err(cut)?;
         put(storage, name, 0, &poisoned(&self.footer))?;
         sync()?;
         at(Point::ResizeEnd);

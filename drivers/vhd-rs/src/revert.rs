@@ -84,12 +84,12 @@ fn restore(storage: &dyn Storage, name: &Path, log: &Journal<'_>) -> Result<(), 
         }
         put(storage, name, entry.at, &entry.bytes)
     })?;
-    let cut = |e| VhdError::io(name, "cut the file", log.footer_at, &e);
-    storage.set_len(log.footer_at.saturating_add(512)).map_err(cut)?;
     for Entry { at, bytes, .. } in footers {
         // As it was, so that not even a byte nobody interprets changes; poisoned until the journal is empty.
         let footer = Footer::decode(&bytes);
         put(storage, name, at, &Footer { cookie: POISON, ..footer }.encode())?;
     }
+    let cut = |e| VhdError::io(name, "cut the file", log.footer_at, &e);
+    image::cut(storage, log.footer_at.saturating_add(512)).map_err(cut)?;
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! What a storage manager wants to know of every image of a repository, from as few reads as possible.
 //!
-//! A fast look believes the footer copy at byte 0 and reads the first 4 KiB, and the parent's locator where that
-//! lies elsewhere: no table, no batmap. So a thousand images take a thousand small reads.
+//! A fast look believes the footer copy at byte 0 and reads the first 4 KiB, the last sector, and the parent's
+//! locator where that lies elsewhere: no table, no batmap. The last sector tells a fixed disk, whose guest could
+//! write a copy of its own choice.
 use crate::batmap::{BatmapHeader, KeyHash};
 use crate::edit;
 use crate::error::{VhdError, errno::EINVAL};
@@ -152,6 +153,8 @@ fn fast_headers(storage: &dyn Storage, name: &Path) -> Result<(Footer, Option<He
     if !footer.kind.is_dynamic() {
         return Err(wrong("disk type", 60, "is neither dynamic nor differencing"));
     }
+    let file_bytes = storage.len().map_err(failed)?;
+    locate::refuse_fixed(storage, name, file_bytes)?;
     let at = footer.data_offset;
     let mut other = [0; HEADER_BYTES];
     let within = usize::try_from(at).ok().and_then(|at| first.get(at..)?.get(..HEADER_BYTES));

@@ -86,7 +86,7 @@ impl Call {
         let punch = Call::Fallocate(libc::FALLOC_FL_PUNCH_HOLE | keep_size);
         match kind {
             Kind::Read | Kind::Write | Kind::Sync => None,
-            Kind::Grow { bytes } => Some((Call::Fallocate(0), bytes)),
+            Kind::Grow { bytes } => Some((Call::Fallocate(keep_size), bytes)),
             Kind::Zero { bytes, punch: true } => Some((punch, bytes)),
             Kind::Zero { bytes, punch: false } => {
                 Some((Call::Fallocate(libc::FALLOC_FL_ZERO_RANGE | keep_size), bytes))

@@ -1,11 +1,11 @@
 //! What the engine knows of the chain's files: growth of the leaf, the flush in flight.
-use image::Meta;
+use image::{Meta, SECTOR_BYTES, end_place};
 
-use crate::disk::FileId;
+use crate::disk::{FileId, Kind};
 use crate::engine::chain;
 use crate::engine::meta::{MetaCache, View};
 use crate::engine::sets::SlotSet;
-use crate::pool::Arena;
+use crate::pool::{Arena, Buf};
 use crate::transport::SlotId;
 
 /// A file as it was opened.
@@ -18,20 +18,51 @@ pub struct FileInfo {
 }
 
 /// A file in use.
+///
+/// ```text
+///   want ─► Space (taken ahead, the file stays as long as it is)
+///             ─► End (one write of the last page: the end moves and its sector stands there)
+///             ─► Flush (the new length is on the disk) ─► blocks may go below
+/// ```
+/// So whenever this process ends, or the power, the file ends with its end sector; and what stood at the
+/// old end is written over only when the new one is on the disk.
 #[derive(Debug)]
 pub struct FileState {
-    /// Bytes that exist, with space behind them.
+    /// Bytes that blocks may use: those before the end sector.
     pub grown: u64,
     /// A block device.
     pub device: bool,
     /// What was over at a smaller number of a request is on the medium; see [`Meta::durable`].
     pub durable: u64,
-    growing: bool,
+    stage: Option<Stage>,
     ahead: u64,
-    /// The largest end asked for, and the end being grown to.
+    /// The page that a file ends with: zeros, or an end sector in its last 512 bytes.
+    end_page: Buf,
+    /// Bytes that the file has or may have, after a growth that failed.
+    length: u64,
+    /// The largest end asked for, the length of what follows it, and where the end sector goes.
     need: u64,
-    target: u64,
+    step: u64,
+    place: u64,
     waiters: SlotSet,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Space,
+    End,
+    Flush,
+}
+
+/// What to do next for a growth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Todo {
+    /// What: space, a write or a flush.
+    pub kind: Kind,
+    /// Offset.
+    pub at: u64,
+    /// What to write.
+    pub buf: Buf,
 }
 
 /// Answer to a wish for growth.
@@ -43,32 +74,36 @@ pub enum Growth {
     NoSpace,
     /// The slot was added to those that wait.
     Waiting,
-    /// The same, and this range has to be grown now.
-    Start {
-        /// Offset.
-        at: u64,
-        /// Length.
-        bytes: u64,
-    },
+    /// The same, and this has to be done now.
+    Start(Todo),
 }
 
 impl FileState {
-    /// The state at open.
-    pub fn new(info: &FileInfo, ahead: u32) -> FileState {
+    /// The state at open. `zeros` is a page of them.
+    pub fn new(info: &FileInfo, ahead: u32, zeros: Buf) -> FileState {
         FileState {
             grown: info.bytes,
             device: info.device,
             durable: 0,
-            growing: false,
+            stage: None,
             ahead: u64::from(ahead),
+            end_page: zeros,
+            length: info.bytes,
             need: 0,
-            target: 0,
+            step: 0,
+            place: 0,
             waiters: SlotSet::EMPTY,
         }
     }
 
-    /// A slot needs the file to reach to `end`.
-    pub fn want(&mut self, end: u64, slot: SlotId) -> Growth {
+    /// The file ends with the last sector of this page, now and always.
+    pub fn set_end(&mut self, page: Buf) {
+        self.end_page = page;
+        self.grown = self.length.saturating_sub(SECTOR_BYTES);
+    }
+
+    /// A slot needs room for blocks up to `end`; more blocks of `step` bytes will follow.
+    pub fn want(&mut self, end: u64, step: u64, slot: SlotId) -> Growth {
         if end <= self.grown {
             return Growth::There;
         }
@@ -76,37 +111,79 @@ impl FileState {
             return Growth::NoSpace;
         }
         self.need = self.need.max(end);
+        self.step = step;
         self.waiters.insert(slot);
-        if self.growing {
+        if self.stage.is_some() {
             return Growth::Waiting;
         }
-        self.growing = true;
-        self.target = self.need + self.ahead;
-        Growth::Start { at: self.grown, bytes: self.target - self.grown }
+        Growth::Start(self.begin(self.ahead))
     }
 
-    /// A growth is over: the slots to wake and with what, or the range to try next.
+    /// Where the end goes with so much space ahead: never before an end that was tried already.
+    fn place_for(&self, ahead: u64) -> u64 {
+        let place = end_place(self.need, self.step, ahead);
+        let short = self.length.saturating_sub(place + SECTOR_BYTES);
+        place + short.next_multiple_of(self.step.max(u64::from(self.end_page.bytes)))
+    }
+
+    /// The space first.
+    fn begin(&mut self, ahead: u64) -> Todo {
+        self.place = self.place_for(ahead);
+        let bytes = self.place + SECTOR_BYTES - self.length;
+        if bytes == 0 {
+            return self.end();
+        }
+        self.stage = Some(Stage::Space);
+        Todo { kind: Kind::Grow { bytes }, at: self.length, buf: Buf::NONE }
+    }
+
+    /// The end sector, with the page it lies in where nothing else does.
+    fn end(&mut self) -> Todo {
+        self.stage = Some(Stage::End);
+        let page = self.end_page;
+        let start = self.place + SECTOR_BYTES - u64::from(page.bytes);
+        let skip = if start >= self.need.max(self.grown + SECTOR_BYTES) {
+            0
+        } else {
+            page.bytes - SECTOR_BYTES as u32
+        };
+        let buf = page.part(skip, page.bytes - skip);
+        Todo { kind: Kind::Write, at: start + u64::from(skip), buf }
+    }
+
+    /// A step of a growth is over: the slots to wake and with what, or the next step.
     ///
     /// # Errors
-    /// The (offset, length) of another try, without taking space ahead.
+    /// What has to be done next.
     #[allow(clippy::type_complexity)]
-    pub fn grew(
-        &mut self,
-        outcome: Result<(), i32>,
-    ) -> Result<(SlotSet, Result<(), i32>), (u64, u64)> {
-        let outcome = match outcome {
-            Ok(()) | Err(libc::EOPNOTSUPP | libc::ENOSYS) => {
-                // Without fallocate (NFS before 4.2) writes beyond the end extend the file themselves.
-                self.grown = self.target;
+    pub fn grew(&mut self, outcome: Result<(), i32>) -> Result<(SlotSet, Result<(), i32>), Todo> {
+        let stage = self.stage.expect("a growth is at work");
+        let outcome = match (stage, outcome) {
+            // Without fallocate (NFS) the write of the end leaves a hole before it.
+            (Stage::Space, Ok(()) | Err(libc::EOPNOTSUPP | libc::ENOSYS)) => {
+                return Err(self.end());
+            }
+            (Stage::Space | Stage::End, Err(libc::ENOSPC | libc::EFBIG | libc::EDQUOT))
+                if self.place > self.place_for(0) =>
+            {
+                return Err(self.begin(0));
+            }
+            (Stage::End, outcome) => {
+                // Also after a failure the file may be that long.
+                self.length = self.length.max(self.place + SECTOR_BYTES);
+                if outcome.is_ok() {
+                    self.stage = Some(Stage::Flush);
+                    return Err(Todo { kind: Kind::Sync, at: 0, buf: Buf::NONE });
+                }
+                outcome
+            }
+            (Stage::Flush, Ok(())) => {
+                self.grown = self.place;
                 Ok(())
             }
-            Err(libc::ENOSPC | libc::EFBIG | libc::EDQUOT) if self.target > self.need => {
-                self.target = self.need;
-                return Err((self.grown, self.target - self.grown));
-            }
-            Err(errno) => Err(errno),
+            (Stage::Space | Stage::Flush, Err(errno)) => Err(errno),
         };
-        self.growing = false;
+        self.stage = None;
         self.need = 0;
         Ok((self.waiters.take(), outcome))
     }

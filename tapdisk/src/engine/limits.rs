@@ -20,6 +20,10 @@ pub const SMALL_BYTES: u32 = 4 << 10;
 pub const LARGE_BYTES: u32 = 64 << 10;
 /// Bytes of zeros kept for writing zeros.
 pub const ZEROS_BYTES: u32 = 64 << 10;
+/// Bytes of a page that a file ends with.
+pub const PAGE_BYTES: u32 = 4096;
+/// Such pages: of the leaf and of a secondary.
+const END_PAGES: u32 = 2;
 /// Plans a request has at work at once: a piece of at most 64 KiB touches at most two blocks.
 pub const PLANS_MAX: usize = 2;
 /// Metadata blocks one plan pins at most.
@@ -133,8 +137,14 @@ impl Limits {
         u32::from(self.small) * SMALL_BYTES + u32::from(self.large) * LARGE_BYTES
     }
 
+    /// The page that a file ends with, of the leaf (0) or a secondary (1).
+    pub fn end_page(&self, which: u32) -> Buf {
+        assert!(which < END_PAGES, "two files are written");
+        Buf { offset: self.zeros_base() + ZEROS_BYTES + which * PAGE_BYTES, bytes: PAGE_BYTES }
+    }
+
     fn meta_base(&self) -> u32 {
-        self.zeros_base() + ZEROS_BYTES
+        self.zeros_base() + ZEROS_BYTES + END_PAGES * PAGE_BYTES
     }
 
     fn stable_base(&self) -> u32 {
@@ -155,7 +165,8 @@ mod tests {
             let metas = (0..limits.meta_blocks).map(|b| limits.meta_buf(b));
             let stables = (0..limits.stables).map(|s| limits.stable_buf(s));
             let mut end = 0;
-            for buf in slots.chain([limits.zeros()]).chain(metas).chain(stables) {
+            let shared = [limits.zeros(), limits.end_page(0), limits.end_page(1)];
+            for buf in slots.chain(shared).chain(metas).chain(stables) {
                 assert!(buf.offset >= end, "{buf:?} starts before {end}");
                 end = buf.offset + buf.bytes;
             }

@@ -34,7 +34,7 @@ pub mod stats;
 
 use chain::Chain;
 use files::{FileState, Flushing};
-use limits::{Limits, SLOT_OPS_MAX};
+use limits::{Limits, PAGE_BYTES, SLOT_OPS_MAX};
 use local::LocalCache;
 use meta::{Loading, MetaCache};
 use ops::{Ops, Owner};
@@ -174,11 +174,13 @@ impl<D: Disk> Engine<D> {
         assert!(self.chain.is_none() && self.idle(), "a chain is attached to an idle engine");
         assert!(chain.layers.len() == files.len(), "each layer has a file");
         self.meta.clear();
-        self.files = files.iter().map(|f| FileState::new(f, self.limits.ahead)).collect();
+        let (ahead, zeros) = (self.limits.ahead, self.limits.zeros().part(0, PAGE_BYTES));
+        self.files = files.iter().map(|f| FileState::new(f, ahead, zeros)).collect();
         self.sectors = chain.sectors();
         self.policy = policy;
         self.ops.timeout_us = u64::from(policy.timeout_s) * 1_000_000;
         self.events = Events::default();
+        self.set_ends(&chain);
         let mirror = chain.second.filter(|second| second.purpose == chain::Purpose::Mirror);
         self.written = [Some(chain.top()), mirror.map(|second| second.file)];
         self.local_cache = LocalCache::new(self.limits.slots());
@@ -441,7 +443,7 @@ impl<D: Disk> Engine<D> {
     fn stop(&mut self, id: SlotId, file: FileId, stop: Stop) {
         match stop {
             Stop::Load(r) => self.load(id, file, r),
-            Stop::Grow { end } => self.grow(id, file, end),
+            Stop::Grow { end, step } => self.grow(id, file, end, step),
             Stop::Flush { after } => self.flush_after(id, file, after),
             Stop::Wait => self.ask_again(id),
             Stop::Fail { errno, .. } => {

@@ -1,5 +1,6 @@
 //! What requests share: the flush in flight, the growth of a file; and counting.
-use super::files::Growth;
+use super::chain::Chain;
+use super::files::{Growth, Todo};
 use super::ops::Owner;
 use super::slot::State;
 use super::{Engine, stats};
@@ -66,9 +67,23 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    pub(super) fn grow(&mut self, id: SlotId, file: FileId, end: u64) {
-        let state = &mut self.files[usize::from(file.0)];
-        match state.want(end, id) {
+    /// Gives the files that may grow what they end with.
+    pub(super) fn set_ends(&mut self, chain: &Chain) {
+        let second = chain.second.map(|second| second.file);
+        for (which, file) in (0..).zip([Some(chain.top()), second]) {
+            let Some(file) = file else { continue };
+            let layer = &chain.layers[usize::from(file.0)];
+            let Some(sector) = layer.image.end_sector() else { continue };
+            let page = self.limits.end_page(which);
+            let bytes = self.disk.arena().slice_mut(page);
+            bytes.fill(0);
+            bytes[page.bytes as usize - sector.len()..].copy_from_slice(&sector);
+            self.files[usize::from(file.0)].set_end(page);
+        }
+    }
+
+    pub(super) fn grow(&mut self, id: SlotId, file: FileId, end: u64, step: u64) {
+        match self.files[usize::from(file.0)].want(end, step, id) {
             Growth::There => {
                 self.landed = true;
                 return self.ask_again(id);
@@ -78,20 +93,18 @@ impl<D: Disk> Engine<D> {
                 return;
             }
             Growth::Waiting => {}
-            Growth::Start { at, bytes } => {
-                let op = Op { file, kind: Kind::Grow { bytes }, at, buf: Buf::NONE };
-                self.ops.push(&mut self.disk, Owner::Grow(file), op, self.now);
-            }
+            Growth::Start(todo) => self.grow_on(file, todo),
         }
         self.slots[usize::from(id.0)].pending += 1;
     }
 
+    fn grow_on(&mut self, file: FileId, Todo { kind, at, buf }: Todo) {
+        self.ops.push(&mut self.disk, Owner::Grow(file), Op { file, kind, at, buf }, self.now);
+    }
+
     pub(super) fn grew(&mut self, file: FileId, outcome: Result<(), i32>) {
         match self.files[usize::from(file.0)].grew(outcome) {
-            Err((at, bytes)) => {
-                let op = Op { file, kind: Kind::Grow { bytes }, at, buf: Buf::NONE };
-                self.ops.push(&mut self.disk, Owner::Grow(file), op, self.now);
-            }
+            Err(todo) => self.grow_on(file, todo),
             Ok((waiters, outcome)) => self.wake(waiters, outcome),
         }
     }

@@ -128,6 +128,10 @@ impl Storage for DirectFile {
         self.file.sync_all()
     }
 
+    fn give_back(&self, from: u64, to: u64) {
+        self.file.give_back(from, to);
+    }
+
     fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         self.file.attribute(name)
     }

@@ -221,10 +221,7 @@ impl Vbd {
         }
         match served.put_in(images, &opened) {
             Ok(()) => {
-                self.wish = Some(Opened {
-                    wish: crate::formats::Wish { strict: false, ..opened.wish },
-                    ..opened
-                });
+                self.wish = Some(opened);
                 self.show_files(env);
                 self.write_record(env);
                 self.announce(env);

@@ -47,14 +47,13 @@ pub fn wish(params: &Params, extra: &Extra, run: &RunDir, log: &Logger) -> Resul
         page_cache: params.has(flag::NO_O_DIRECT),
         local_cache: params.has(flag::ADD_LCACHE),
         parent,
-        strict: false,
     })
 }
 
 /// The wish of a RESUME: what was open, with what the request changes (spec/control-socket.md §5.6).
 pub fn resumed(before: &Wish, params: &Params, extra: &Extra) -> Wish {
     // The parents that the leaf names now: it may be another leaf, or have others by now.
-    let mut wish = Wish { strict: true, log: extra.log_path, parent: None, ..before.clone() };
+    let mut wish = Wish { log: extra.log_path, parent: None, ..before.clone() };
     if !params.path.is_empty() {
         wish.name = params.path;
         if wish.taken_over {

@@ -38,14 +38,16 @@ fn space(file: &File) -> u64 {
 }
 
 #[test]
-fn growing_makes_the_file_longer_with_space_behind_it() {
+fn growing_takes_space_and_leaves_the_length_alone() {
     on_each(|mut disk| {
         let dir = directory();
         let file = direct(&dir.path().join("disk"));
         give(&mut disk, &[&file]);
         assert_eq!(one(&mut disk, op(Kind::Grow { bytes: MIB }, MIB, Buf::NONE)), Ok(0));
-        assert_eq!(file.metadata().unwrap().len(), 2 * MIB);
+        assert_eq!(file.metadata().unwrap().len(), 0);
         assert!(space(&file) >= MIB);
+        assert_eq!(one(&mut disk, op(Kind::Write, 2 * MIB, block(0))), Ok(BLOCK));
+        assert_eq!(file.metadata().unwrap().len(), 2 * MIB + u64::from(BLOCK));
         assert!(reads_as(&mut disk, MIB, 16384, 0));
     });
 }

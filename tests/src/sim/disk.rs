@@ -40,10 +40,8 @@ pub struct SimFile {
     pub bytes: Vec<u8>,
     /// On the medium for certain.
     medium: Vec<u8>,
-    /// Units written since the last flush, in order; one of no bytes is a growth to there.
+    /// Units written since the last flush, in order.
     unflushed: Vec<(usize, Box<[u8]>)>,
-    /// Bytes that it has on the medium for certain, if growing is volatile too.
-    grown: Option<usize>,
     /// A block device.
     pub device: bool,
     /// Bytes of a physical sector: operations are made of these, and each lands whole or not.
@@ -53,14 +51,7 @@ pub struct SimFile {
 impl SimFile {
     /// A file or device with these bytes on the medium.
     pub fn new(bytes: Vec<u8>, device: bool) -> SimFile {
-        SimFile {
-            medium: bytes.clone(),
-            bytes,
-            unflushed: Vec::new(),
-            grown: None,
-            device,
-            unit: 512,
-        }
+        SimFile { medium: bytes.clone(), bytes, unflushed: Vec::new(), device, unit: 512 }
     }
 
     /// The same with sectors of `unit` bytes. A device ends with a whole one, and with the 512
@@ -76,33 +67,15 @@ impl SimFile {
         self
     }
 
-    /// A file that may be as short as before after a power cut, if it was not flushed since it grew.
-    pub fn growing_volatile(mut self) -> SimFile {
-        self.grown = (!self.device).then_some(self.medium.len());
-        self
-    }
-
     /// The same file or device with other bytes, all on the medium.
     pub fn rewritten(&self, bytes: Vec<u8>) -> SimFile {
-        let grown = self.grown.map(|_| bytes.len());
-        SimFile { grown, ..SimFile::new(bytes, self.device).with_unit(self.unit) }
-    }
-
-    fn extend(&mut self, len: usize) {
-        if len > self.bytes.len() {
-            if self.grown.is_some() {
-                self.unflushed.push((len, Box::new([])));
-            }
-            self.bytes.resize(len, 0);
-            self.medium.resize(len, 0);
-        }
+        SimFile::new(bytes, self.device).with_unit(self.unit)
     }
 
     fn write(&mut self, at: usize, data: &[u8], volatile: bool) {
-        self.extend(at + data.len());
-        self.bytes[at..at + data.len()].copy_from_slice(data);
+        put(&mut self.bytes, at, data);
         if !volatile {
-            self.medium[at..at + data.len()].copy_from_slice(data);
+            put(&mut self.medium, at, data);
             return;
         }
         for (skip, len) in units(at, data.len(), self.unit) {
@@ -112,21 +85,16 @@ impl SimFile {
 
     fn flush(&mut self, upto: usize) {
         for (at, unit) in self.unflushed.drain(..upto) {
-            self.medium[at..at + unit.len()].copy_from_slice(&unit);
-            if unit.is_empty() {
-                self.grown = self.grown.map(|grown| grown.max(at));
-            }
+            put(&mut self.medium, at, &unit);
         }
     }
 
     fn power_cut(&mut self, mut kept: impl FnMut(usize) -> bool) {
         for (at, unit) in std::mem::take(&mut self.unflushed) {
             if kept(at) {
-                self.medium[at..at + unit.len()].copy_from_slice(&unit);
-                self.grown = self.grown.map(|g| if unit.is_empty() { g.max(at) } else { g });
+                put(&mut self.medium, at, &unit);
             }
         }
-        self.grown.inspect(|grown| self.medium.truncate(*grown));
         self.bytes = self.medium.clone();
     }
 }
@@ -157,6 +125,15 @@ impl Storage for &SimFile {
     fn is_device(&self) -> bool {
         self.device
     }
+}
+
+/// Bytes at a place; what lies beyond the end makes it longer, on the medium when it gets there.
+fn put(bytes: &mut Vec<u8>, at: usize, data: &[u8]) {
+    let end = at + data.len();
+    if end > bytes.len() {
+        bytes.resize(end, 0);
+    }
+    bytes[at..end].copy_from_slice(data);
 }
 
 /// The parts of a range that land whole or not: (offset in the range, length).
@@ -298,10 +275,8 @@ impl SimDisk {
                 Ok(0)
             }
             Kind::Grow { .. } if self.rng.one_in(faults.nospace) => Err(libc::ENOSPC),
-            Kind::Grow { bytes } => {
-                file.extend(at + bytes as usize);
-                Ok(0)
-            }
+            // Space is taken; the file is no longer.
+            Kind::Grow { .. } => Ok(0),
             Kind::Zero { .. } if faults.no_zero => Err(libc::EOPNOTSUPP),
             Kind::Zero { bytes, .. } => {
                 file.write(at, &vec![0; bytes as usize], self.volatile);
@@ -323,13 +298,7 @@ impl SimDisk {
         let (zeros, all) = match op.kind {
             Kind::Write => (false, op.buf.bytes as usize),
             Kind::Zero { bytes, .. } | Kind::Discard { bytes } => (true, bytes as usize),
-            Kind::Grow { bytes } => {
-                if self.rng.one_in(2) {
-                    file.extend(op.at as usize + bytes as usize);
-                }
-                return;
-            }
-            Kind::Read | Kind::Sync => return,
+            Kind::Grow { .. } | Kind::Read | Kind::Sync => return,
         };
         let whole = self.rng.one_in(3);
         for (skip, len) in units(op.at as usize, all, file.unit) {

@@ -374,11 +374,7 @@ impl World {
         let fits = file.device || format == Format::Dynamic || self.sectors.is_multiple_of(8);
         let all = self.setup.large_sectors == Some(true);
         let large = self.large_sectors && fits && (all || self.large.below(4) > 0);
-        let file = file.with_unit(if large { 4096 } else { 512 });
-        if self.wide.is_some() && format == Format::Dynamic {
-            return file.growing_volatile();
-        }
-        file
+        file.with_unit(if large { 4096 } else { 512 })
     }
 
     fn chain_of(&self, files: &[SimFile]) -> Result<Vec<Box<dyn Image>>, String> {

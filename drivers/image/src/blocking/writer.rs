@@ -8,10 +8,14 @@
 use std::io;
 
 use super::{Cache, alone, run};
-use crate::{Action, Image, MetaList, Plan, Run, SECTOR_BYTES, Span, Stop, Storage, Want};
+use crate::{
+    Action, Image, MetaList, Plan, Run, SECTOR_BYTES, Span, Stop, Storage, Want, end_place,
+};
 
 /// Pieces of metadata that are kept from request to request.
 const PIECES_MAX: usize = 4096;
+/// Bytes a file is made longer at once, as a hole: its end is on the disk before blocks go below it.
+const AHEAD_BYTES: u64 = 32 << 20;
 
 /// An image that is written by one process with nothing else in flight.
 ///
@@ -60,7 +64,9 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// Those of learning the length of the file.
     pub fn new(image: &'a mut dyn Image, storage: &'a dyn Storage) -> io::Result<Writer<'a>> {
-        let cache = Cache { grown: storage.len()?, durable: u64::MAX, ..Cache::default() };
+        let end = image.end_sector().map_or(0, |_| SECTOR_BYTES);
+        let grown = storage.len()?.saturating_sub(end);
+        let cache = Cache { grown, durable: u64::MAX, ..Cache::default() };
         Ok(Writer { image, storage, cache, barriers: false })
     }
 
@@ -169,15 +175,29 @@ impl<'a> Writer<'a> {
             match self.image.plan(&mut self.cache, span, want) {
                 Ok(plan) => return Ok(plan),
                 Err(Stop::Load(r)) => self.cache.load(self.storage, r)?,
-                Err(Stop::Grow { end }) => {
-                    self.storage.set_len(end)?;
-                    self.cache.grown = end;
-                }
+                Err(Stop::Grow { end, step }) => self.grow(end, step)?,
                 Err(Stop::Flush { .. }) => self.settle()?,
                 Err(Stop::Fail { errno: code, .. }) => return Err(errno(code)),
                 Err(stop @ Stop::Wait) => alone(stop),
             }
         }
+    }
+
+    /// The file's end moves with its end sector in one write.
+    fn grow(&mut self, end: u64, step: u64) -> io::Result<()> {
+        let Some(sector) = self.image.end_sector() else {
+            self.storage.set_len(end)?;
+            self.cache.grown = end;
+            return Ok(());
+        };
+        let mut at = end_place(end, step, AHEAD_BYTES);
+        if self.storage.write_at(at, &sector).is_err() {
+            at = end_place(end, step, 0);
+            self.storage.write_at(at, &sector)?;
+        }
+        self.storage.sync()?;
+        self.cache.grown = at;
+        Ok(())
     }
 
     /// The crash order: what nothing points at yet, then what points at it, frees last.

@@ -18,11 +18,11 @@ use super::medium::{FileMedium, Medium, PAGE};
 use super::memory::Pages;
 use super::source::read_bitmap;
 use crate::bat::{self, UNUSED};
+use crate::batmap;
 use crate::error::{VhdError, errno::EINVAL};
 use crate::header::Header;
 use crate::lock::{Others, lock_alone};
 use crate::open::{self, BatmapState, OpenOptions, Opened};
-use crate::{Footer, batmap};
 
 /// Blocks moved before the table follows.
 const BATCH: usize = 32;
@@ -83,13 +83,13 @@ pub(super) fn on(
     let Some(header) = opened.header.clone() else {
         return Err(VhdError::request(name, EINVAL, "is a fixed image, which has all its blocks"));
     };
+    crate::heal(medium, name, &mut opened, 512)?;
     let before = opened.end_of_data + 512;
     let bat = std::mem::take(&mut opened.bat);
     let full = std::mem::take(&mut opened.full);
     let pages = memory(name, PAGE + header.block_bytes as usize)?;
     let mut work = Work { name, medium, opened, header, bat, full, pages, holes: Vec::new() };
     let freed = work.look(report)?;
-    work.begin(&freed)?;
     work.free(&freed)?;
     let moved = work.gather()?;
     let after = work.end(!freed.is_empty() || moved > 0)?;
@@ -169,17 +169,6 @@ impl Work<'_> {
             }
         }
         Ok(data)
-    }
-
-    /// From here on the footer at 0 stands for the image.
-    fn begin(&self, freed: &[u32]) -> Result<(), VhdError> {
-        let mut copy = [0; 512];
-        self.read(0, &mut copy)?;
-        if !freed.is_empty() && Footer::parse(&copy).is_err() {
-            self.write(0, &self.opened.footer.encode())?;
-            self.flush()?;
-        }
-        Ok(())
     }
 
     /// Takes blocks out of the batmap and then out of the table.

@@ -134,32 +134,32 @@ impl Table {
         chunks.iter().filter(|c| self.entry(**c) == UNUSED).count() as u64
     }
 
-    /// Makes a file ready for that many more blocks: what lies behind its last block, such as the
-    /// trailing footer or leavings of a crash, must not show up in new blocks. From here on the footer
-    /// at 0 stands for the image.
+    /// Makes an image ready to be written, and a file for that many more blocks: what lies behind its
+    /// last block, such as the trailing footer or leavings of a crash, must not show up in new blocks. A
+    /// footer at the far end stands for the image until it is closed. Whether the file was made longer.
     ///
     /// # Errors
     /// Those of the file, ENOSPC before anything is lost.
-    pub(super) fn grow(
-        &self,
+    pub(super) fn ready(
+        &mut self,
         medium: &dyn super::medium::Medium,
         name: &std::path::Path,
         blocks: u64,
-    ) -> Result<(), VhdError> {
-        let end = self.opened.end_of_data;
+    ) -> Result<bool, VhdError> {
+        self.opened.bat = std::mem::take(&mut self.bat);
+        let healed = crate::heal(medium, name, &mut self.opened, 512);
+        self.bat = std::mem::take(&mut self.opened.bat);
+        healed?;
+        if blocks == 0 || self.opened.device {
+            return Ok(false);
+        }
+        let (end, far) = (self.opened.end_of_data, self.end_with(blocks));
         let failed = |doing| move |e: std::io::Error| VhdError::io(name, doing, end, &e);
-        let mut copy = [0; 512];
-        medium.read_at(0, &mut copy).map_err(failed("read the footer"))?;
-        if crate::Footer::parse(&copy).is_err() {
-            let footer = self.opened.footer.encode();
-            medium.write_at(0, &footer).map_err(failed("write the footer"))?;
-            medium.sync().map_err(failed("flush the image"))?;
-        }
-        if medium.len().map_err(failed("learn the size"))? > end + 512 {
-            medium.set_len(end + 512).map_err(failed("cut the file"))?;
-        }
-        medium.reserve(self.end_with(blocks)).map_err(failed("make the file longer"))?;
-        medium.write_at(end, &[0; 512]).map_err(failed("write zeros"))
+        let footer = self.opened.footer.encode();
+        medium.write_at(far, &footer).map_err(failed("make the file longer"))?;
+        medium.sync().map_err(failed("make the file longer"))?;
+        medium.write_at(end, &[0; 512]).map_err(failed("write zeros"))?;
+        Ok(true)
     }
 
     fn entry(&self, block: u32) -> u32 {

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use image::Storage;
-use rustix::fs::{Advice, FallocateFlags, OFlags, fadvise, fallocate, fstatfs};
+use rustix::fs::{Advice, OFlags, fadvise, fstatfs};
 use rustix::io::Errno;
 
 use crate::error::VhdError;
@@ -36,9 +36,6 @@ const SHARING: [u64; 8] = [
 
 /// Bytes that several threads read and write at once.
 pub(super) trait Medium: Storage + Send + Sync {
-    /// Makes sure that the bytes at the end of a file that is about to grow have space behind them.
-    fn reserve(&self, end: u64) -> io::Result<()>;
-
     /// Copies a range of another medium without bringing it to this process; false if that cannot
     /// be done and nothing has happened.
     fn copy(&self, at: u64, from: &dyn Medium, from_at: u64, bytes: u64) -> io::Result<bool>;
@@ -147,6 +144,9 @@ impl Storage for FileMedium {
     fn zero_at(&self, offset: u64, bytes: u64, punch: bool) -> io::Result<()> {
         self.cached.zero_at(offset, bytes, punch)
     }
+    fn give_back(&self, from: u64, to: u64) {
+        self.cached.give_back(from, to);
+    }
     fn attribute(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         self.cached.attribute(name)
     }
@@ -159,18 +159,6 @@ impl Storage for FileMedium {
 }
 
 impl Medium for FileMedium {
-    fn reserve(&self, end: u64) -> io::Result<()> {
-        if self.device {
-            return Ok(());
-        }
-        self.cached.set_len(end)?;
-        let last = end.saturating_sub(1) / PAGE as u64 * PAGE as u64;
-        match fallocate(&self.cached, FallocateFlags::empty(), last, end - last) {
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-            done => done.map_err(io::Error::from),
-        }
-    }
-
     fn copy(&self, at: u64, from: &dyn Medium, from_at: u64, bytes: u64) -> io::Result<bool> {
         let (Some(from), true) = (from.file(), self.copies.load(Ordering::Relaxed)) else {
             return Ok(false);

@@ -181,15 +181,17 @@ fn chunks(sources: &[Source], target: &Target) -> Vec<u32> {
 }
 
 /// A machine, with its file made ready.
-fn begin(target: &Target, chunks: Vec<u32>, table: Option<machine::Table>) -> Machine {
+fn begin(target: &Target, chunks: Vec<u32>, mut table: Option<machine::Table>) -> Machine {
     let missing = table.as_ref().map_or(0, |t| t.missing(&chunks));
-    let grown = table
-        .as_ref()
-        .filter(|_| missing > 0 && !target.medium.is_device())
-        .map(|t| t.grow(&*target.medium, &target.name, missing));
+    let ready = match &mut table {
+        Some(table) if !chunks.is_empty() => table.ready(&*target.medium, &target.name, missing),
+        _ => Ok(false),
+    };
     let mut machine = Machine::new(&target.name, chunks, table);
-    if let Some(result) = grown {
-        machine.begun(result);
+    match ready {
+        Ok(false) => {}
+        Ok(true) => machine.begun(Ok(())),
+        Err(e) => machine.begun(Err(e)),
     }
     machine
 }
@@ -198,15 +200,8 @@ fn begin(target: &Target, chunks: Vec<u32>, table: Option<machine::Table>) -> Ma
 fn end(target: &Target, machine: Machine) -> Result<Done, VhdError> {
     let done = Done { sectors: machine.sectors, bytes: machine.bytes };
     let (closing, failed) = machine.close();
-    let close = |closing: image::Closing| {
-        // On a full disk the footer takes the space that was kept at the far end.
-        if let (Some(_), Some(end)) = (&failed, closing.truncate) {
-            target.medium.set_len(end)?;
-        }
-        closing.apply(&*target.medium)
-    };
     let closed = closing
-        .map_or(Ok(()), close)
+        .map_or(Ok(()), |closing| closing.apply(&*target.medium))
         .map_err(|e| VhdError::io(&target.name, "close the image", 0, &e));
     match failed {
         Some(e) => Err(e),

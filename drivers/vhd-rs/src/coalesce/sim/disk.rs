@@ -40,7 +40,7 @@ enum Power {
 pub(super) struct Disk {
     pub(super) bytes: Vec<u8>,
     medium: Vec<u8>,
-    /// Sectors written since the last flush, in order.
+    /// Sectors written since the last flush, in order; an empty one is a cut of the file there.
     unflushed: Vec<(usize, Box<[u8]>)>,
     device: bool,
     volatile: bool,
@@ -185,6 +185,9 @@ impl Disk {
 }
 
 fn put(bytes: &mut Vec<u8>, at: usize, data: &[u8]) {
+    if data.is_empty() {
+        return bytes.truncate(at);
+    }
     if bytes.len() < at + data.len() {
         bytes.resize(at + data.len(), 0);
     }
@@ -213,13 +216,12 @@ impl Storage for SimMedium {
                 return Ok(());
             }
             let len = len as usize;
-            // What is cut off may be there again after a power cut.
-            for at in (len.next_multiple_of(512)..disk.bytes.len()).step_by(512) {
-                disk.land(at, &[0; 512]);
-            }
             disk.pages.retain(|page| page * 4096 < len);
             disk.bytes.resize(len, 0);
-            if !disk.volatile {
+            if disk.volatile {
+                // The file system's journal has a cut whole or not at all.
+                disk.unflushed.push((len, Box::default()));
+            } else {
                 disk.medium.resize(len, 0);
             }
             Ok(())
@@ -240,16 +242,22 @@ impl Storage for SimMedium {
             Ok(())
         })
     }
+    fn give_back(&self, from: u64, to: u64) {
+        self.with(|disk| {
+            let (from, to) = ((from as usize).div_ceil(4096), to as usize / 4096);
+            for page in from..to {
+                if disk.pages.remove(&page) {
+                    disk.room = disk.room.map(|room| room + 1);
+                }
+            }
+        });
+    }
     fn is_device(&self) -> bool {
         self.with(|disk| disk.device)
     }
 }
 
 impl Medium for SimMedium {
-    fn reserve(&self, end: u64) -> io::Result<()> {
-        self.set_len(end)?;
-        self.with(|disk| disk.take_space(end as usize - 1, 1))
-    }
     fn copy(&self, _: u64, _: &dyn Medium, _: u64, _: u64) -> io::Result<bool> {
         Ok(false)
     }

@@ -1,4 +1,5 @@
 //! A chain in memory, coalesced with faults, and what it must show.
+use std::cell::Cell;
 use std::path::Path;
 
 use image::{
@@ -59,6 +60,8 @@ pub(super) struct World {
     old: Vec<u8>,
     /// Which sectors the child has.
     has: Vec<bool>,
+    /// The parent has ended with its footer.
+    footed: Cell<bool>,
 }
 
 /// A flat image, for reading.
@@ -165,7 +168,8 @@ impl World {
             false => vhd(rng, sectors, kind, device, 3).0,
         };
         let mut parent = parent;
-        if !raw && !device && rng.one_in(3) {
+        let killed = !raw && !device && rng.one_in(3);
+        if killed {
             // A writer was killed: no footer at the end, and a block there that nothing points at.
             parent.truncate(parent.len() - 512);
             parent.resize(parent.len() + 2 * BLOCK as usize, 0xdd);
@@ -184,6 +188,7 @@ impl World {
             through: Vec::new(),
             old: Vec::new(),
             has,
+            footed: Cell::new(!killed),
         };
         world.through = world.shown(true).expect("a good chain");
         world.old = world.shown(false).expect("a good chain");
@@ -220,8 +225,21 @@ impl World {
         Ok(buf)
     }
 
+    /// However it ended, the parent's file ends with its footer.
+    fn check_end(&self, when: &str) -> Result<(), String> {
+        let end = &self.parent[self.parent.len().saturating_sub(512)..];
+        let own = Footer::parse(end).is_ok_and(|f| f.encode() == self.parent[..512]);
+        // A killed writer left it without one; from the moment it has one it always has.
+        let had = self.footed.replace(own || self.footed.get());
+        match own || self.raw || !had {
+            true => Ok(()),
+            false => Err(format!("{when}: the parent does not end with its footer")),
+        }
+    }
+
     /// Compares what there is with what there may be.
     pub(super) fn check(&self, when: &str, whole: bool) -> Result<(), String> {
+        self.check_end(when)?;
         let through = self.shown(true).map_err(|e| format!("{when}, through the child: {e}"))?;
         let alone = self.shown(false).map_err(|e| format!("{when}, the parent: {e}"))?;
         for s in 0..self.sectors as usize {
@@ -299,11 +317,16 @@ impl World {
         };
         let table = opened.map(Table::new);
         let chunks = chunks(&sources, &target);
+        medium.with(|disk| disk.alone = true);
         let machine = match self.bug {
             Bug::StaleSpace if !self.device => stale_begin(&target, &medium, chunks, table),
             _ => begin(&target, chunks, table),
         };
-        let ended = Jobs::new(self, &medium, &target, &sources).all(machine);
+        medium.with(|disk| disk.alone = false);
+        let ended = match medium.with(|disk| disk.is_off()) {
+            true => Err(5),
+            false => Jobs::new(self, &medium, &target, &sources).all(machine),
+        };
         let cut = medium.with(|disk| disk.is_off());
         self.parent = match cut {
             true => medium.with(|disk| disk.after_the_cut()),
@@ -339,6 +362,7 @@ impl World {
 
     /// The parent shows what it showed at first.
     pub(super) fn check_old(&self, when: &str, whole: bool) -> Result<(), String> {
+        self.check_end(when)?;
         let alone = self.shown(false).map_err(|e| format!("{when}: {e}"))?;
         if let Some(s) = (0..self.sectors as usize).find(|s| {
             let at = s * 512..s * 512 + 512;
@@ -421,7 +445,7 @@ impl<'a> Jobs<'a> {
                 return Err(5);
             }
         }
-        self.medium.with(|disk| disk.mark = usize::MAX);
+        self.medium.with(|disk| (disk.mark, disk.alone) = (usize::MAX, true));
         end(self.target, machine).map(drop).map_err(|e| e.errno())
     }
 
