@@ -383,6 +383,16 @@ impl Opening<'_> {
                 path.display()
             ));
         }
+        if let Some(first) = opened.lost.first() {
+            self.notes.push(format!(
+                "{}: {first}{}; they read as errors, and vhd-util convert gives the rest",
+                path.display(),
+                match opened.lost.len() - 1 {
+                    0 => String::new(),
+                    more => format!(", and {more} more such ranges"),
+                }
+            ));
+        }
         Ok((Found::Vhd(Box::new(opened)), cipher))
     }
 
@@ -465,8 +475,8 @@ fn options(writable: bool) -> OpenOptions {
     OpenOptions { read_only: !writable, for_io: true, header_retries: 0 }
 }
 
-/// The driver of an image. The footers of one that will be written are made whole, as the very last step;
-/// one that another holds is opened anew before it is.
+/// The driver of an image. The footers of one that will be written are made whole, as the very last
+/// step; one that another holds is opened anew before it is.
 fn driver(layer: &Layer, found: Found, ours: bool) -> Result<Box<dyn Image>, OpenError> {
     let mut opened = match found {
         Found::Raw { sectors, .. } => {

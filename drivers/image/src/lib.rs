@@ -154,9 +154,9 @@ pub enum Stop {
     },
 }
 
-/// Where the end sector of a file goes that must reach to byte `end` and may be `ahead` bytes longer:
-/// into the last sector of a page. Blocks whose data begins on pages have their metadata there, or
-/// nothing, so no guest ever reads what an end sector leaves behind.
+/// Where the end sector of a file goes that must reach to byte `end` and may be `ahead` bytes
+/// longer: into the last sector of a page. Blocks whose data begins on pages have their metadata
+/// there, or nothing, so no guest ever reads what an end sector leaves behind.
 pub fn end_place(end: u64, step: u64, ahead: u64) -> u64 {
     const PAGE: u64 = 4096;
     let nearest = (end + SECTOR_BYTES).next_multiple_of(PAGE) - SECTOR_BYTES;
@@ -281,9 +281,9 @@ pub trait Image: Send {
     /// known; the driver takes back what it edited.
     fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool);
 
-    /// The sector a file of this image always ends with while it is written; `None` for devices and for
-    /// formats without one. Whoever makes the file longer writes it at the new end, and that write is
-    /// what moves the end: so a file never ends with a guest's sector.
+    /// The sector a file of this image always ends with while it is written; `None` for devices and
+    /// for formats without one. Whoever makes the file longer writes it at the new end, and that
+    /// write is what moves the end: so a file never ends with a guest's sector.
     fn end_sector(&self) -> Option<[u8; SECTOR_BYTES as usize]> {
         None
     }
@@ -327,8 +327,8 @@ impl Closing {
     }
 }
 
-/// Makes a file end with these bytes, which go behind everything that is still wanted. On a full disk
-/// they take the space of what is not.
+/// Makes a file end with these bytes, which go behind everything that is still wanted. On a full
+/// disk they take the space of what is not.
 ///
 /// # Errors
 /// Those of the file; it ends as before then.
@@ -344,7 +344,8 @@ pub fn end_with(storage: &dyn Storage, at: u64, bytes: &[u8]) -> std::io::Result
     cut(storage, len)
 }
 
-/// Cuts a file behind what was just written there: the old end goes when the new one is on the disk.
+/// Cuts a file behind what was just written there: the old end goes when the new one is on the
+/// disk.
 ///
 /// # Errors
 /// Those of the file.

@@ -49,8 +49,8 @@ pub trait Storage {
         let _ = punch;
         write_zeros(self, offset, bytes)
     }
-    /// Gives the whole pages of a range back that nobody needs any more, where that can be done; what is
-    /// not there any more reads as zeros.
+    /// Gives the whole pages of a range back that nobody needs any more, where that can be done;
+    /// what is not there any more reads as zeros.
     fn give_back(&self, from: u64, to: u64) {
         let _ = (from, to);
     }

@@ -106,7 +106,8 @@ pub fn blocks_end(header: &Header, used: impl Iterator<Item = u32>) -> u64 {
     used.filter(|e| *e != UNUSED).max().map_or(0, |e| extent(header, e).1)
 }
 
-/// The same without entries that point at nothing: one wild number must not make a file reach to it.
+/// The same without entries that point at nothing: one wild number must not make a file reach to
+/// it.
 pub fn data_end(header: &Header, used: &[u32], file_bytes: u64) -> u64 {
     let there = |entry: &u32| reachable(header, *entry, file_bytes);
     blocks_end(header, used.iter().copied().filter(there))

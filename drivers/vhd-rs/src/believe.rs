@@ -1,14 +1,16 @@
-//! Which footer is believed, when both places hold one or only one does (docs/footers.md has the table).
+//! Which footer is believed, when both places hold one or only one does (docs/footers.md has the
+//! table).
 //!
-//! A guest writes sectors of its disk, and what it writes may look like a footer. So a footer counts by
-//! where it stands:
+//! A guest writes sectors of its disk, and what it writes may look like a footer. So a footer
+//! counts by where it stands:
 //! ```text
-//!   fixed     [ guest's bytes, byte 0 as well            ][footer]      the last sector decides
-//!   dynamic   [copy│header│table …│ block │ block │ … ][footer]      byte 0 decides; the last sector is
-//!                                                                    heard where no guest can write
+//!   fixed     [ guest's bytes, byte 0 as well          ][footer]   the last sector decides
+//!   dynamic   [copy│header│table …│ block │ block │ … ][footer]   byte 0 decides; the last
+//!                                            sector is heard where no guest can write
 //! ```
-//! No guest writes below the first block of a dynamic image, nor into the sector where the data end by the
-//! table that stands there. Nothing here is taken from a header that only the last sector points at.
+//! No guest writes below the first block of a dynamic image, nor into the sector where the data end
+//! by the table that stands there. Nothing here is taken from a header that only the last sector
+//! points at.
 use crate::error::{VhdError, errno::EINVAL};
 use crate::footer::{DiskType, FOOTER_BYTES, Footer};
 use crate::header::Header;
@@ -60,8 +62,8 @@ pub(crate) fn choose(
     })
 }
 
-/// Whether a footer of a fixed disk at this byte ends what it stands in. A device may be larger than the
-/// disk.
+/// Whether a footer of a fixed disk at this byte ends what it stands in. A device may be larger
+/// than the disk.
 pub(crate) fn fits(footer: &Footer, at: u64, device: bool) -> bool {
     let bytes = footer.current_bytes;
     bytes > 0 && (bytes == at || (device && bytes < at))

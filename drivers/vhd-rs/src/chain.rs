@@ -285,15 +285,34 @@ impl Layer {
         }
         let start = u64::from(entry) * 512;
         let data = start + header.bitmap_bytes() + within * 512;
+        let readable = |count: u64| self.readable(o, number, within, count);
         if batmap::is_full(&o.full, number) {
-            return Ok((Here::At(data), count));
+            return Ok((Here::At(data), readable(count)?));
         }
         let mut bitmap = vec![0; usize::try_from(header.bitmap_bytes()).unwrap_or(512)];
         self.fill(start, &mut bitmap)?;
         let bit = |s: u64| batmap::is_full(&bitmap, u32::try_from(s).unwrap_or(u32::MAX));
         let set = bit(within);
         let same = (0..count).take_while(|n| bit(within + n) == set).count() as u64;
-        Ok((if set { Here::At(data) } else { Here::Below }, same))
+        match set {
+            true => Ok((Here::At(data), readable(same)?)),
+            false => Ok((Here::Below, same)),
+        }
+    }
+
+    /// How many of these sectors of a block can be read before the first that cannot.
+    fn readable(&self, o: &Opened, block: u32, within: u64, count: u64) -> Result<u64, VhdError> {
+        let (first, all) = (within as u32, count as u32);
+        match o.lost_in(block, first, all) {
+            None => Ok(count),
+            Some((lost, _)) if lost > first => Ok(u64::from(lost - first)),
+            Some(_) => Err(VhdError::Io {
+                name: self.path.clone(),
+                doing: "read a sector whose place is another's too, or gone",
+                offset: u64::from(block) * o.block_bytes() + within * 512,
+                errno: EIO,
+            }),
+        }
     }
 
     fn place_raw(&self, sector: u64, count: u64) -> Result<(Here, u64), VhdError> {

@@ -189,7 +189,8 @@ fn footers(
     }
     let footer = Footer::decode(&primary);
     let mut backup = read(0, FOOTER_BYTES)?;
-    // A fixed disk has no copy: byte 0 is its guest's, unless the footer does not even fit the file.
+    // A fixed disk has no copy: byte 0 is its guest's, unless the footer does not even fit the
+    // file.
     let fixed = primary_ok && footer.kind == DiskType::Fixed;
     let dynamic = || Footer::parse(&backup).is_ok_and(|copy| copy.kind.is_dynamic());
     if fixed && (believe::fits(&footer, at, storage.is_device()) || !dynamic()) {

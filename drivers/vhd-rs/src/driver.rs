@@ -272,6 +272,15 @@ impl Vhd {
         Ok(self.bat[block as usize])
     }
 
+    /// A run up to the first sector that cannot be read.
+    fn readable(&self, part: Part, run: Run) -> Result<Run, Stop> {
+        match self.opened.lost_in(part.block, part.first, run.count) {
+            None => Ok(run),
+            Some((first, _)) if first > part.first => Ok(Run { count: first - part.first, ..run }),
+            Some(_) => Err(Stop::Fail { errno: 5, why: "the sector's place is another's too" }),
+        }
+    }
+
     fn bitmap(lba: u32) -> MetaRef {
         MetaRef { at: u64::from(lba) * SECTOR, bytes: SECTOR as u16 }
     }
@@ -667,13 +676,16 @@ impl Image for Vhd {
         }
         let at = Place::At { byte: Self::data_at(lba, part.first) };
         if self.is_full(part.block) {
-            return Ok(Run { place: at, count: part.count });
+            return self.readable(part, Run { place: at, count: part.count });
         }
         let (set, count) = run(meta.get(Self::bitmap(lba))?, part.first, part.count);
         if set && count == part.count {
             self.learn_full(meta, part.block, lba);
         }
-        Ok(Run { place: if set { at } else { Place::Below }, count })
+        match set {
+            true => self.readable(part, Run { place: at, count }),
+            false => Ok(Run { place: Place::Below, count }),
+        }
     }
 
     fn certain(&self, span: Span) -> bool {

@@ -7,6 +7,7 @@ use crate::error::{
 };
 use crate::footer::{COOKIE, FOOTER_BYTES, Footer};
 use crate::open::{self, BatmapState, OpenOptions, Opened};
+use crate::rescue::Lost;
 use crate::{DiskType, FooterAt};
 use image::Storage;
 use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
@@ -51,6 +52,20 @@ pub fn repair(
         opened.footer.uuid = new_uuid;
     }
     write_footers(storage, name, &opened, true)
+}
+
+/// What [`repair`] cannot bring back: sectors that the image should have and has not. Read before
+/// it, for what a repair makes longer reads as zeros from then on.
+///
+/// # Errors
+/// As for opening.
+pub fn lost(storage: &dyn Storage, name: &Path, copy_only: bool) -> Result<Vec<Lost>, VhdError> {
+    let o = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let opened = match copy_only {
+        true => open::open_copy(storage, name, &o)?,
+        false => open::open(storage, name, &o)?,
+    };
+    Ok(opened.lost)
 }
 
 /// Sets the hidden flag in both footers. On a full device hiding falls back to the copy at 0.

@@ -1,9 +1,11 @@
-//! Before an image is written: both footers say the same, and the trailing one stands where it belongs.
+//! Before an image is written: both footers say the same, and the trailing one stands where it
+//! belongs.
 //!
-//! A driver writes over the place of the trailing footer, and from then on the copy at byte 0 is the only
-//! one that a crash leaves for certain. So the copy is mended first, and is on the disk before anything
-//! else is written; and a file is cut behind its data, where its footer then stands. Leavings of a killed
-//! process go with that: what no table entry points at would show up under clear bits of new blocks.
+//! A driver writes over the place of the trailing footer, and from then on the copy at byte 0 is
+//! the only one that a crash leaves for certain. So the copy is mended first, and is on the disk
+//! before anything else is written; and a file is cut behind its data, where its footer then
+//! stands. Leavings of a killed process go with that: what no table entry points at would show up
+//! under clear bits of new blocks.
 use crate::edit::put;
 use crate::error::VhdError;
 use crate::footer::{DiskType, FOOTER_BYTES};

@@ -91,6 +91,7 @@ pub mod open;
 pub mod path;
 mod present;
 pub mod rebuild;
+pub mod rescue;
 pub mod resize;
 pub mod revert;
 pub mod scan;

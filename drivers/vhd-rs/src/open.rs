@@ -2,13 +2,14 @@
 //!
 //! Nothing here writes. Who writes the image afterwards begins with [`crate::heal()`].
 use crate::bat::{self, Bat};
-use crate::batmap::{BatmapFault, BatmapHeader, KeyHash};
+use crate::batmap::{self, BatmapFault, BatmapHeader, KeyHash};
 use crate::batmap_read::{batmap_bytes, full_bits};
 pub use crate::closing::closing;
 use crate::error::{VhdError, errno::EINVAL};
 use crate::footer::{DISK_BYTES_MAX, DiskType, FOOTER_BYTES, Footer};
 use crate::header::{HEADER_BYTES, Header};
 use crate::locate::{FooterAt, Headers, headers, headers_of_copy};
+use crate::rescue::{self, Lost, Parts};
 use image::Storage;
 use std::path::{Path, PathBuf};
 
@@ -77,7 +78,8 @@ pub struct Opened {
     pub batmap: BatmapState,
     /// First byte that blocks may use.
     pub end_of_headers: u64,
-    /// Byte after the last block (§2.4) that begins in the file; of a fixed disk where its footer is.
+    /// Byte after the last block (§2.4) that begins in the file; of a fixed disk where its footer
+    /// is.
     pub end_of_data: u64,
     /// Size of the file or device.
     pub file_bytes: u64,
@@ -92,9 +94,24 @@ pub struct Opened {
     /// Blocks to answer with EIO, sorted. While there are any, no block may be allocated: a new one
     /// could lie where a dangling entry points.
     pub bad_blocks: Vec<u32>,
+    /// Of an image that is only read: sectors to answer with EIO, sorted; those of bad blocks as
+    /// well.
+    pub lost: Vec<Lost>,
 }
 
 impl Opened {
+    /// The first sectors of a range within a block that cannot be read: where they begin, and how
+    /// many.
+    pub fn lost_in(&self, block: u32, first: u32, count: u32) -> Option<(u32, u32)> {
+        let end = first.saturating_add(count);
+        let from = self
+            .lost
+            .partition_point(|lost| (lost.block, lost.first + lost.count) <= (block, first));
+        let lost = self.lost.get(from).filter(|lost| lost.block == block && lost.first < end)?;
+        let start = lost.first.max(first);
+        Some((start, (lost.first + lost.count).min(end) - start))
+    }
+
     /// Bytes of a block's data; 0 for fixed disks.
     pub fn block_bytes(&self) -> u64 {
         self.header.as_ref().map_or(0, |h| u64::from(h.block_bytes))
@@ -243,6 +260,7 @@ fn bare(found: &Headers) -> Opened {
         parent: None,
         key_hash: None,
         bad_blocks: Vec::new(),
+        lost: Vec::new(),
     }
 }
 
@@ -258,12 +276,24 @@ fn dynamic(
         bat::read(storage, name, header, footer.data_offset, footer.current_bytes)?;
     let map = batmap_bytes(storage, name, footer, header, found.file_bytes)?;
     let batmap = map.state(header, footer.current_bytes);
-    let full = full_bits(&batmap, map.map(), &used);
+    let mut full = full_bits(&batmap, map.map(), &used);
     let end_of_headers = end_of_headers(footer, header, &batmap, &used, found.file_bytes);
     let damage = bat::damage(header, &used, end_of_headers, found.file_bytes);
     if let (Some((block, sector, why)), true, false) = (damage.harm, o.for_io, o.read_only) {
         return Err(VhdError::Block { name: name.into(), block, sector, why });
     }
+    let (mut bad_blocks, mut rescued) = (damage.bad, Vec::new());
+    let mut lost = Vec::new();
+    let cut = bat::blocks_end(header, used.iter().copied()) > found.file_bytes;
+    if o.read_only && (damage.harm.is_some() || cut) {
+        let (used, full, file_bytes) = (&used[..], &full[..], found.file_bytes);
+        let parts =
+            Parts { storage, name, footer, header, batmap: &batmap, used, full, file_bytes };
+        let rescue = rescue::look(&parts)?;
+        (bad_blocks, lost) = (rescue.bad, rescue.lost);
+        rescued = rescue.full;
+    }
+    rescued.iter().for_each(|block| batmap::set_full(&mut full, *block));
     let end_of_data = end_of_headers.max(bat::data_end(header, &used, found.file_bytes));
     let parent = match footer.kind {
         DiskType::Differencing => Some(parent_of(storage, header)),
@@ -282,7 +312,8 @@ fn dynamic(
         end_of_data,
         parent,
         key_hash,
-        bad_blocks: damage.bad,
+        bad_blocks,
+        lost,
         ..bare(found)
     })
 }

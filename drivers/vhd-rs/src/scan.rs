@@ -1,8 +1,8 @@
 //! What a storage manager wants to know of every image of a repository, from as few reads as possible.
 //!
-//! A fast look believes the footer copy at byte 0 and reads the first 4 KiB, the last sector, and the parent's
-//! locator where that lies elsewhere: no table, no batmap. The last sector tells a fixed disk, whose guest could
-//! write a copy of its own choice.
+//! A fast look believes the footer copy at byte 0 and reads the first 4 KiB, the last sector, and
+//! the parent's locator where that lies elsewhere: no table, no batmap. The last sector tells a
+//! fixed disk, whose guest could write a copy of its own choice.
 use crate::batmap::{BatmapHeader, KeyHash};
 use crate::edit;
 use crate::error::{VhdError, errno::EINVAL};

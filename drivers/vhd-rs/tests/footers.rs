@@ -1,5 +1,5 @@
-//! Which footer is believed (docs/footers.md): every row of the table, forgeries by guests, and what an open for
-//! writing mends.
+//! Which footer is believed (docs/footers.md): every row of the table, forgeries by guests, and
+//! what an open for writing mends.
 mod common;
 
 use common::{Block, MIB, build, fault, open_ro, open_rw, poke, seal};
@@ -33,8 +33,8 @@ fn footer_at(bytes: &[u8], at: i64) -> Footer {
     Footer::parse(&bytes[at..at + 512]).expect("a footer")
 }
 
-/// A whole differencing image in a guest's first sectors: footer, header with a locator, and a table whose
-/// block lies upon the real footer.
+/// A whole differencing image in a guest's first sectors: footer, header with a locator, and a
+/// table whose block lies upon the real footer.
 fn forged_copy(bytes: &mut [u8], disk: u64) {
     let footer = Footer::new(DiskType::Differencing, disk, [9; 16], 0);
     let mut header = Header::new(1536, (disk / (2 * MIB)) as u32, 2 << 20);
@@ -115,8 +115,8 @@ fn a_dynamic_footer_in_the_guests_last_sector_is_not_believed() {
         // The copy is lost as well: still nothing that a guest chose is followed.
         poke(&mut bytes, 0, &[0; 512]);
         assert_eq!(believed(&bytes, false), Err(22), "{what}, without a copy");
-        // With the real header's place, upon a block: not believed; behind the data: only what no guest
-        // gains from.
+        // With the real header's place, upon a block: not believed; behind the data: only what no
+        // guest gains from.
         evil.data_offset = 512;
         poke(&mut bytes, -512, &evil.encode());
         let got = believed(&bytes, false);
@@ -201,7 +201,8 @@ fn an_open_for_writing_makes_both_footers_whole() {
     let mut short = good.clone();
     short.pop();
     assert!(healed(&short, false, 512).0 == good, "511 bytes");
-    // What a killed process has left: space ahead, a block that no entry points at, no footer at all.
+    // What a killed process has left: space ahead, a block that no entry points at, no footer at
+    // all.
     let footer = &good[good.len() - 512..];
     let data = &good[..good.len() - 512];
     for tail in [vec![0; 8192], vec![0x77; 4096], footer.to_vec(), Vec::new()] {

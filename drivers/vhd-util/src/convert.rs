@@ -5,7 +5,8 @@ use crate::{EINVAL, keys};
 use cli::Spec;
 use serde_json::json;
 use std::ffi::OsString;
-use vhd_rs::coalesce::convert::{self, Format};
+use vhd_rs::coalesce::convert::{self, Converted, Format};
+use vhd_rs::error::errno::EIO;
 
 const USAGE: &str = "options: <-n name> <-N new name> [-O vhd|fixed|raw] [-f vhd|raw] \
     [-k keyfile | -E key on stdin] \
@@ -50,11 +51,23 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     let done = convert::convert(&name, &new, &options, &mut |p| way.bar.tell(p));
     way.bar.end();
     match done {
-        Ok(done) if as_json => {
-            term.json(&json!({ "sectors": done.sectors, "bytes_written": done.bytes }));
-            0
+        Ok(Converted { done, missing }) => {
+            let lost: Vec<String> =
+                missing.iter().map(|(name, lost)| format!("{}: {lost}", name.display())).collect();
+            if as_json {
+                let (sectors, bytes) = (done.sectors, done.bytes);
+                let mut report = json!({ "sectors": sectors, "bytes_written": bytes });
+                if !lost.is_empty() {
+                    report["missing"] = json!(lost);
+                }
+                term.json(&report);
+            }
+            for line in &lost {
+                term.complain(&format!("{line}; they are zeros in {}\n", new.display()));
+            }
+            // All that there is has been written, but it is not all of the disk.
+            if lost.is_empty() { 0 } else { EIO }
         }
-        Ok(_) => 0,
         Err(e) => {
             let line = format!("error converting {}: -{}\n", name.display(), e.errno());
             term.failed_as(as_json, &line, &name, &e)

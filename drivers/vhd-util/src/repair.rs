@@ -2,6 +2,7 @@
 use crate::options::{self, Term};
 use std::ffi::OsString;
 use vhd_rs::rebuild::{self, Rebuilt};
+use vhd_rs::rescue::{Lost, Why};
 use vhd_rs::{edit, files, lock};
 
 const USAGE: &str = "options: <-n name> <-b use the back-up footer> [-h help]\n";
@@ -14,18 +15,35 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     let Some(name) = o.path('n') else { return term.usage(USAGE) };
     let done = lock::open_to_change(&name, term.others).and_then(|file| {
         let uuid = files::new_uuid(&name)?;
+        let lost = edit::lost(&file, &name, o.has('b'))?;
         edit::repair(&file, &name, o.has('b'), uuid)?;
-        rebuild::batmap(&file, &name)
+        Ok((lost, rebuild::batmap(&file, &name)?))
     });
     match done {
-        Ok(Rebuilt::Nothing | Rebuilt::Whole) => 0,
-        Ok(Rebuilt::WithoutMarks) => {
-            term.complain(&format!(
-                "{}: the batmap was made anew; a marker or the hash of a key that was in it is lost\n",
-                name.display()
-            ));
+        Ok((lost, rebuilt)) => {
+            for lost in &lost {
+                term.complain(&format!("{}: {}\n", name.display(), not_brought_back(lost)));
+            }
+            if rebuilt == Rebuilt::WithoutMarks {
+                term.complain(&format!(
+                    "{}: the batmap was made anew; a marker or the hash of a key that was in it \
+                     is lost\n",
+                    name.display()
+                ));
+            }
             0
         }
         Err(e) => term.not_opened(&name, &e),
     }
+}
+
+/// What becomes of sectors that the image should have and has not.
+fn not_brought_back(lost: &Lost) -> String {
+    let now = match lost.why {
+        Why::Cut => "they read as zeros from now on",
+        Why::Block | Why::Metadata | Why::Nowhere => {
+            "a repair does not bring them back; vhd-util convert gives the rest"
+        }
+    };
+    format!("{lost}; {now}")
 }

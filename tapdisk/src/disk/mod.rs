@@ -29,7 +29,8 @@ pub enum Kind {
     Write,
     /// fdatasync: everything that completed before it was pushed is on the disk when it completes.
     Sync,
-    /// Takes space for `bytes` from `at` on; the file does not become longer (fallocate, KEEP_SIZE).
+    /// Takes space for `bytes` from `at` on; the file does not become longer (fallocate,
+    /// KEEP_SIZE).
     Grow {
         /// Length in bytes.
         bytes: u64,

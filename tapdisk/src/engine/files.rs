@@ -24,8 +24,8 @@ pub struct FileInfo {
 ///             ─► End (one write of the last page: the end moves and its sector stands there)
 ///             ─► Flush (the new length is on the disk) ─► blocks may go below
 /// ```
-/// So whenever this process ends, or the power, the file ends with its end sector; and what stood at the
-/// old end is written over only when the new one is on the disk.
+/// So whenever this process ends, or the power, the file ends with its end sector; and what stood
+/// at the old end is written over only when the new one is on the disk.
 #[derive(Debug)]
 pub struct FileState {
     /// Bytes that blocks may use: those before the end sector.

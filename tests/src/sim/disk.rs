@@ -73,14 +73,26 @@ impl SimFile {
     }
 
     fn write(&mut self, at: usize, data: &[u8], volatile: bool) {
+        let parts: Vec<_> = self.parts(at, data.len()).collect();
         put(&mut self.bytes, at, data);
         if !volatile {
             put(&mut self.medium, at, data);
             return;
         }
-        for (skip, len) in units(at, data.len(), self.unit) {
+        for (skip, len) in parts {
             self.unflushed.push((at + skip, data[skip..skip + len].into()));
         }
+    }
+
+    /// The parts of a write that land whole or not. What makes a file longer does so when all of it has
+    /// landed: the file system notes the new length last.
+    fn parts(&self, at: usize, bytes: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let inside = match self.device {
+            true => bytes,
+            false => self.bytes.len().saturating_sub(at).min(bytes),
+        };
+        let longer = (inside < bytes).then_some((inside, bytes - inside));
+        units(at, inside, self.unit).chain(longer)
     }
 
     fn flush(&mut self, upto: usize) {
@@ -301,18 +313,28 @@ impl SimDisk {
             Kind::Grow { .. } | Kind::Read | Kind::Sync => return,
         };
         let whole = self.rng.one_in(3);
-        for (skip, len) in units(op.at as usize, all, file.unit) {
+        for (skip, len) in file.parts(op.at as usize, all) {
             let at = op.at as usize + skip;
             if (file.device && at + len > file.bytes.len()) || !(whole || self.rng.one_in(2)) {
                 continue;
             }
             let data = if zeros {
-                &[0; 4096][..len]
+                &vec![0; len][..]
             } else {
                 self.arena.slice(op.buf.part(skip as u32, len as u32))
             };
             file.write(at, data, self.volatile);
         }
+    }
+
+    /// The process is killed: what is in flight lands whole, in parts or not; the disk's cache lives on.
+    pub fn killed(mut self) -> Vec<SimFile> {
+        for (_, op, _) in std::mem::take(&mut self.queue) {
+            if self.rng.one_in(2) {
+                self.partly(&op);
+            }
+        }
+        self.files
     }
 
     /// Power goes: what is in flight lands whole, by sectors or not; what was not flushed may be lost.

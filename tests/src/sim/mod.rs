@@ -10,6 +10,7 @@ pub mod below;
 pub mod bench;
 pub mod blktap;
 pub mod disk;
+pub mod hostile;
 pub mod model;
 pub mod ring;
 mod ring_guest;

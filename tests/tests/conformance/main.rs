@@ -10,6 +10,7 @@ mod devices;
 mod footers;
 mod images;
 mod io;
+mod kills;
 mod layers;
 mod locators;
 mod misuse;

@@ -14,7 +14,8 @@ use crate::{
 
 /// Pieces of metadata that are kept from request to request.
 const PIECES_MAX: usize = 4096;
-/// Bytes a file is made longer at once, as a hole: its end is on the disk before blocks go below it.
+/// Bytes a file is made longer at once, as a hole: its end is on the disk before blocks go below
+/// it.
 const AHEAD_BYTES: u64 = 32 << 20;
 
 /// An image that is written by one process with nothing else in flight.

@@ -15,14 +15,14 @@
 //! ```
 use std::fs::File;
 use std::num::NonZeroU64;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use image::Storage;
 use image::unfinished::Unfinished;
 
 use super::machine::Table;
 use super::medium::FileMedium;
-use super::source::Source;
+use super::source::{self, Source};
 use super::target::Target;
 use super::{Done, Progress, stack};
 use crate::chain;
@@ -35,6 +35,7 @@ use crate::files::{self, new_uuid, now};
 use crate::footer::{DiskType, Footer};
 use crate::lock::{Others, lock, settled};
 use crate::open::{self, OpenOptions};
+use crate::rescue::Lost;
 use crate::secret::Bytes;
 
 /// What the new image is.
@@ -64,7 +65,17 @@ pub struct Options {
     pub others: Others,
 }
 
-/// Makes a new image of what an image and its parents show.
+/// A conversion that came to its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Converted {
+    /// What was done.
+    pub done: Done,
+    /// What could not be read, and is zeros in the new image: of which image, and which sectors.
+    pub missing: Vec<(PathBuf, Lost)>,
+}
+
+/// Makes a new image of what an image and its parents show. Of damaged tables everything is taken
+/// that can be read; the rest is named.
 ///
 /// # Errors
 /// Those of the old images and of the file system, EINVAL for an encrypted chain without its key and ENOKEY for a
@@ -75,10 +86,12 @@ pub fn convert(
     to: &Path,
     o: &Options,
     report: &mut dyn FnMut(&Progress),
-) -> Result<Done, VhdError> {
-    let mut sources = layers(from, o.raw, Some(o.others))?;
+) -> Result<Converted, VhdError> {
+    let sources = layers(from, o.raw, Some(o.others))?;
+    let mut sources: Vec<Source> = sources.into_iter().map(Source::rescued).collect();
     sources.iter_mut().try_for_each(|source| source.unlock(o.key.as_deref()))?;
     let bytes = sources.first().map_or(0, Source::sectors).saturating_mul(512);
+    let missing = source::missing(&sources)?;
     if o.format != Format::Raw {
         files::not_empty(to, bytes)?;
     }
@@ -86,7 +99,7 @@ pub fn convert(
     let unfinished = made.then(|| Unfinished::begin(to));
     let done = fill(to, file, bytes, o, sources, report)?;
     unfinished.into_iter().for_each(Unfinished::whole);
-    Ok(done)
+    Ok(Converted { done, missing })
 }
 
 /// An image and all its parents, for reading. With `others` the image must not be at work.

@@ -134,9 +134,10 @@ impl Table {
         chunks.iter().filter(|c| self.entry(**c) == UNUSED).count() as u64
     }
 
-    /// Makes an image ready to be written, and a file for that many more blocks: what lies behind its
-    /// last block, such as the trailing footer or leavings of a crash, must not show up in new blocks. A
-    /// footer at the far end stands for the image until it is closed. Whether the file was made longer.
+    /// Makes an image ready to be written, and a file for that many more blocks: what lies behind
+    /// its last block, such as the trailing footer or leavings of a crash, must not show up in new
+    /// blocks. A footer at the far end stands for the image until it is closed. Whether the file
+    /// was made longer.
     ///
     /// # Errors
     /// Those of the file, ENOSPC before anything is lost.

@@ -9,6 +9,7 @@ use crate::crypt::Cipher;
 use crate::error::VhdError;
 use crate::key;
 use crate::open::Opened;
+use crate::rescue::Lost;
 
 /// A layer.
 pub(super) struct Source {
@@ -19,6 +20,8 @@ pub(super) struct Source {
     sectors: u64,
     /// Turns its data into what the disk shows, where that is wanted.
     cipher: Option<Cipher>,
+    /// What cannot be read of it counts as zeros; [`missing`] names it.
+    rescued: bool,
 }
 
 /// Sectors of a chunk that lie together in a file.
@@ -40,7 +43,14 @@ impl Source {
             sectors: opened.sectors,
             opened: Some(opened),
             cipher: None,
+            rescued: false,
         }
+    }
+
+    /// The same, of which everything is taken that can be read.
+    pub(super) fn rescued(mut self) -> Source {
+        self.rescued = true;
+        self
     }
 
     /// A raw image of that many bytes.
@@ -51,6 +61,7 @@ impl Source {
             sectors: bytes.div_ceil(512),
             opened: None,
             cipher: None,
+            rescued: false,
         }
     }
 
@@ -142,17 +153,25 @@ impl Source {
         if lba == UNUSED {
             return Ok(());
         }
-        if o.bad_blocks.binary_search(&block).is_ok() {
-            let why = "cannot be right";
-            return Err(VhdError::Block { name: self.name.clone(), block, sector: lba, why });
-        }
+        let bad = o.bad_blocks.binary_search(&block).is_ok();
         let data = u64::from(lba) * 512 + o.bitmap_bytes();
         let base = u64::from(block) * (o.block_bytes() / 512);
         let (within, count) = ((at - base) as u32, (upto - at) as u32);
+        if !self.rescued && (bad || o.lost_in(block, within, count).is_some()) {
+            let why =
+                "cannot be right: blocks lie upon each other, upon metadata or beyond the end";
+            return Err(VhdError::Block { name: self.name.clone(), block, sector: lba, why });
+        }
         let mut push = |first: u32, count: u32| {
-            let byte = Some(data + u64::from(first) * 512);
-            out.push(Extent { first: (base + u64::from(first) - start) as u32, count, byte });
+            for (first, count, there) in parts(o, block, first, count) {
+                let byte = there.then(|| data + u64::from(first) * 512);
+                out.push(Extent { first: (base + u64::from(first) - start) as u32, count, byte });
+            }
         };
+        if bad {
+            push(within, count);
+            return Ok(());
+        }
         if batmap::is_full(&o.full, block) {
             push(within, count);
             return Ok(());
@@ -161,6 +180,47 @@ impl Source {
         bits.runs(within, count).for_each(|(first, count)| push(first, count));
         Ok(())
     }
+}
+
+/// A run of sectors of a block in parts: first, count, and whether it can be read.
+fn parts(o: &Opened, block: u32, first: u32, count: u32) -> Vec<(u32, u32, bool)> {
+    let (mut at, end) = (first, first + count);
+    let mut out = Vec::new();
+    while let Some((lost, n)) = o.lost_in(block, at, end - at) {
+        out.push((at, lost - at, true));
+        out.push((lost, n, false));
+        at = lost + n;
+    }
+    out.push((at, end - at, true));
+    out.retain(|(_, count, _)| *count > 0);
+    out
+}
+
+/// What cannot be read of a stack of layers, and is not hidden by a layer above: the layer, the
+/// sectors and why.
+///
+/// # Errors
+/// Those of the files.
+pub(super) fn missing(sources: &[Source]) -> Result<Vec<(PathBuf, Lost)>, VhdError> {
+    let mut out = Vec::new();
+    for (i, source) in sources.iter().enumerate() {
+        for lost in source.opened.iter().flat_map(|o| &o.lost) {
+            let mut left = Mask::first(lost.count);
+            for above in sources.get(..i).unwrap_or_default() {
+                for extent in above.extents(lost.sector, lost.count)? {
+                    left.clear(extent.first, extent.count);
+                }
+            }
+            let seen = left.runs(0, lost.count).map(|(skip, count)| Lost {
+                first: lost.first + skip,
+                sector: lost.sector + u64::from(skip),
+                count,
+                ..*lost
+            });
+            out.extend(seen.map(|lost| (source.name.clone(), lost)));
+        }
+    }
+    Ok(out)
 }
 
 /// The bitmap of a block at this place.
