@@ -1,5 +1,6 @@
-//! 1,000 seeds of a guest that writes footers, headers and tables everywhere, over crashes at every point;
-//! `SIM_SEEDS=n` and `SIM_FIRST=n` for long runs. Each planted bug of growth and opening must be found.
+//! 1,000 seeds of a guest that writes footers, headers and tables everywhere, over crashes at every
+//! point; `SIM_SEEDS=n` and `SIM_FIRST=n` for long runs. Each planted bug of growth and opening
+//! must be found.
 use image::{Closing, Image, Meta, MetaList, Plan, Run, Span, Stop, Want};
 use tests::sim::hostile::{Setup, run};
 

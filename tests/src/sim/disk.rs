@@ -84,8 +84,8 @@ impl SimFile {
         }
     }
 
-    /// The parts of a write that land whole or not. What makes a file longer does so when all of it has
-    /// landed: the file system notes the new length last.
+    /// The parts of a write that land whole or not. What makes a file longer does so when all of it
+    /// has landed: the file system notes the new length last.
     fn parts(&self, at: usize, bytes: usize) -> impl Iterator<Item = (usize, usize)> + use<> {
         let inside = match self.device {
             true => bytes,
@@ -327,7 +327,8 @@ impl SimDisk {
         }
     }
 
-    /// The process is killed: what is in flight lands whole, in parts or not; the disk's cache lives on.
+    /// The process is killed: what is in flight lands whole, in parts or not; the disk's cache
+    /// lives on.
     pub fn killed(mut self) -> Vec<SimFile> {
         for (_, op, _) in std::mem::take(&mut self.queue) {
             if self.rng.one_in(2) {

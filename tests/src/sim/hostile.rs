@@ -1,9 +1,10 @@
-//! A guest that writes footers, headers and tables of its own into every sector it has, over disks that are
-//! killed and lose power at every point: afterwards the image is what it was, its file ends with its footer, and
-//! the strict list of `check` finds nothing (docs/footers.md).
+//! A guest that writes footers, headers and tables of its own into every sector it has, over disks
+//! that are killed and lose power at every point: afterwards the image is what it was, its file
+//! ends with its footer, and the strict list of `check` finds nothing (docs/footers.md).
 //!
 //! ```text
-//!   life: hostile writes, zeros ─► kill │ power cut │ close (and the copy is damaged) ─► look ─► heal ─► life …
+//!   life: hostile writes, zeros ─► kill │ power cut │ close, the copy damaged
+//!           ─► look ─► heal ─► life …
 //! ```
 use std::collections::HashSet;
 use std::path::Path;
@@ -65,7 +66,8 @@ struct World {
     volatile: bool,
     ahead: u32,
     footer: Footer,
-    /// What the guest ever wrote anywhere, by its sum. (Which sector holds what is the other simulator's.)
+    /// What the guest ever wrote anywhere, by its sum. (Which sector holds what is the other
+    /// simulator's.)
     written: HashSet<u64>,
     /// How often the disk was crashed.
     crashes: u64,

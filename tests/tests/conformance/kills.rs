@@ -1,5 +1,5 @@
-//! A tapdisk is killed while it allocates blocks for a guest that forges footers: every time the image is
-//! one that `check`, `scan` and qemu accept as it stands, and holds what was acknowledged.
+//! A tapdisk is killed while it allocates blocks for a guest that forges footers: every time the
+//! image is one that `check`, `scan` and qemu accept as it stands, and holds what was acknowledged.
 //! `KILLS=n` for long runs, `KILLS_SEED=n` for another course of them.
 use std::collections::HashMap;
 
@@ -48,7 +48,8 @@ both_engines! {
             let served = rig.serve(&rig.name("vhd", "a.vhd"), &[]);
             let mut disk = served.client();
             for (block, data) in acknowledged.drain() {
-                assert_eq!(disk.read((block + 1) * 2 * MIB - 4096, 4096).unwrap(), data, "kill {kill}");
+                let at = (block + 1) * 2 * MIB - 4096;
+                assert_eq!(disk.read(at, 4096).unwrap(), data, "kill {kill}");
             }
             if kill * WRITES % BLOCKS + WRITES > BLOCKS {
                 // All of it anew, without a file that grows for ever.
