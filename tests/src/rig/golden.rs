@@ -40,6 +40,8 @@ pub enum Ours {
     Says(&'static str),
     /// The same exit code, and an output that is not compared.
     SaysMore,
+    /// The same exit code and output, and a sentence with these words on standard error.
+    Warns(&'static str),
     /// Another exit code, and nothing is compared.
     Otherwise(i32),
 }
@@ -142,6 +144,7 @@ impl Player<'_> {
             more: argv[..2.min(argv.len())] == ["tap-ctl", "stats"],
             lines: argv[0] == "sh",
             blanks: terminal,
+            warns: "",
         };
         let same = want.clone().is(&outcome, &mut HashMap::new());
         if let Some(Difference { ours, .. }) = listed {
@@ -189,6 +192,8 @@ struct Want {
     lines: bool,
     /// A terminal's table: the width of a pid is open.
     blanks: bool,
+    /// Words on standard error.
+    warns: &'static str,
 }
 
 impl Want {
@@ -205,6 +210,7 @@ impl Want {
             Ours::Refuses(code, _) => {
                 (self.code, self.out, self.err) = (code, Some(String::new()), message(code));
             }
+            Ours::Warns(words) => (self.err, self.warns) = (None, words),
             Ours::Says(text) => self.out = Some(text.into()),
             Ours::SaysMore => self.out = None,
             Ours::Otherwise(code) => (self.code, self.out, self.err) = (code, None, None),
@@ -215,7 +221,7 @@ impl Want {
     fn is(&self, outcome: &Outcome, learned: &mut HashMap<String, String>) -> bool {
         let out = self.out.as_ref().is_none_or(|out| self.fits(out, &outcome.out, learned));
         let err = self.err.as_ref().is_none_or(|err| matches(err, &outcome.err, learned));
-        outcome.code == self.code && out && err
+        outcome.code == self.code && out && err && outcome.err.contains(self.warns)
     }
 
     fn fits(&self, out: &str, found: &str, learned: &mut HashMap<String, String>) -> bool {

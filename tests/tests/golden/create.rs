@@ -15,6 +15,11 @@ const DIFFERENCES: &[Difference] = &[
         why: "our NBD server offers flush, FUA, trim, zero, block status, read-only and more",
     },
     Difference {
+        step: 133,
+        ours: Ours::Warns("requests wait until it lets go"),
+        why: "two tapdisks on one image: the original writes with both, without a word",
+    },
+    Difference {
         step: 175,
         ours: Ours::Refuses(libc::EINVAL, 0),
         why: "an encrypted image without its key is refused; the original serves noise",
