@@ -138,6 +138,7 @@ mod tests {
     }
 
     fn file(dir: &Path, name: &str) {
+        sys::settle_umask();
         fs::create_dir_all(dir.join(name).parent().expect("a folder")).expect("made");
         fs::write(dir.join(name), "x").expect("written");
     }

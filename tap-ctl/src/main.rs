@@ -23,6 +23,7 @@ use tap_ctl::error::strerror;
 
 fn main() -> ExitCode {
     tap_ctl::sys::settle_umask();
+    tap_ctl::sys::settle_children();
     let argv: Vec<OsString> = std::env::args_os().skip(1).collect();
     let Some((word, rest)) = argv.split_first() else {
         return overview();

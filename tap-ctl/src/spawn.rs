@@ -169,7 +169,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary directory");
         let program = dir.path().join("daemon");
         let options = std::fs::OpenOptions::new().write(true).create(true).mode(0o700).clone();
-        write!(options.open(&program).expect("open"), "#!/bin/sh\n{script}\n").expect("write");
+        // No signal is ignored that the tests' caller ignores.
+        let text = format!("#!/usr/bin/env -S --default-signal sh\n{script}\n");
+        write!(options.open(&program).expect("open"), "{text}").expect("write");
         // Another test's fork may hold the script open for writing for a moment: ETXTBSY.
         loop {
             match spawn_program(&program) {
@@ -181,7 +183,14 @@ mod tests {
 
     #[test]
     fn a_daemon_whose_parent_was_killed_is_not_left_running() {
-        let mut daemon = Command::new("sleep").arg("100").spawn().expect("sleep");
+        // Whoever runs the tests in the background has SIGINT ignored, and sleep would inherit that.
+        let words = ["--default-signal=INT", "sleep", "100"];
+        let mut daemon = Command::new("env").args(words).spawn().expect("sleep");
+        // Until it is sleep it may still be a copy of ourselves.
+        let name = format!("/proc/{}/comm", daemon.id());
+        while std::fs::read_to_string(&name).expect("it runs") != "sleep\n" {
+            std::thread::yield_now();
+        }
         let said = format!("echo /run/x/ctl{}; kill -9 $$", daemon.id());
         assert_eq!(error(&said).0, libc::EINTR);
         assert_eq!(daemon.wait().expect("its end").signal(), Some(libc::SIGINT));

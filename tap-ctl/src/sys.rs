@@ -28,6 +28,12 @@ pub fn settle_umask() {
     }
 }
 
+/// The exit codes of children are to be had also where the caller ignores SIGCHLD, which takes them away.
+pub fn settle_children() {
+    // SAFETY: the default action installs no code of ours.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 /// How to take a lock with [`flock`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lock {

@@ -8,10 +8,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use tap_ctl::messages::{ImageInfo, Message, Request, kind};
 
-/// A daemon program that is a script.
+/// A daemon program that is a script, for which no signal is ignored that the tests' caller ignores.
 fn program(setup: &Setup, script: &str) -> String {
     let path = setup.path("tapdisk");
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("write");
+    fs::write(&path, format!("#!/usr/bin/env -S --default-signal sh\n{script}\n")).expect("write");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).expect("chmod");
     path.to_str().expect("UTF-8").to_owned()
 }
@@ -30,7 +30,15 @@ fn run(setup: &Setup, args: &[&str], script: &str) -> Run {
 
 /// A process that a scripted daemon can claim to be; it ends when it is told to.
 fn stand_in() -> Child {
-    Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("cat")
+    // Whoever runs the tests in the background has SIGINT ignored, and cat would inherit that.
+    let mut cat = Command::new("env");
+    cat.args(["--default-signal=INT", "cat"]).stdin(Stdio::piped()).stdout(Stdio::null());
+    let cat = cat.spawn().expect("cat");
+    let name = format!("/proc/{}/comm", cat.id());
+    while fs::read_to_string(&name).expect("it runs") != "cat\n" {
+        std::thread::yield_now();
+    }
+    cat
 }
 
 #[test]

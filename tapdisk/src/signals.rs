@@ -35,12 +35,18 @@ pub struct Signals {
 }
 
 /// Holds back the handled signals, so that none ends a process that is still starting, and ignores
-/// SIGPIPE and SIGXFSZ, which become EPIPE and EFBIG. Threads and forks inherit it.
+/// SIGPIPE and SIGXFSZ, which become EPIPE and EFBIG. Threads and forks inherit it. What the caller had blocked or
+/// ignored counts no more: a script's background job ignores SIGINT, and we are to be ended by it all the same.
 pub fn hold_back() {
     let set = handled();
-    // SAFETY: `set` is an initialised set that outlives the call; ignoring a signal installs no code.
+    // SAFETY: `set` is an initialised set that outlives the call; no signal gets code of ours.
     unsafe {
-        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+        for (number, _) in HANDLED {
+            libc::signal(number, libc::SIG_DFL);
+        }
+        // Ignored, it takes the exit codes of children away.
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
         libc::signal(libc::SIGPIPE, libc::SIG_IGN);
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }

@@ -365,3 +365,16 @@ fn get_prints_all_fields_as_json() {
     assert_eq!(d.ok("get -n a.log --json"), text);
     assert_eq!(d.run("get -n a.log --json -s").code, 22);
 }
+
+#[test]
+fn a_limit_for_files_is_an_error_and_leaves_nothing_half() {
+    let d = Dir::new();
+    // A log of 2 MiB, where 1 MiB is the limit.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -f 2048; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_cbt-util")]);
+    shell.args(["create", "-n", "new", "-s", "1099511627776"]).current_dir(d.0.path());
+    let out = shell.output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(27), "{said}");
+    assert!(said.contains("File too large") && !d.0.path().join("new").exists(), "{said}");
+}

@@ -16,9 +16,11 @@ const ENDING: [(libc::c_int, &str); 4] = [
 /// nothing that is made is for everybody to write, also where a caller has left umask 0 behind.
 pub fn begin() {
     const NO_WRITING: libc::mode_t = 0o022;
-    // SAFETY: ignoring a signal installs no code; umask takes a number.
+    // SAFETY: neither way to treat a signal installs code of ours; umask takes a number.
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+        // Ignored, as a caller may have it, it takes the exit codes of children away.
+        libc::signal(libc::SIGCHLD, libc::SIG_DFL);
         let inherited = libc::umask(NO_WRITING);
         libc::umask(inherited | NO_WRITING);
     }

@@ -197,3 +197,15 @@ fn what_is_no_file_is_refused_at_once() {
     assert_eq!(d.run("create vhd 0 new").0, 22, "a disk without sectors");
     assert!(!d.path("new").exists());
 }
+
+#[test]
+fn a_limit_for_files_is_an_error_and_leaves_nothing_half() {
+    let d = Dir::new();
+    for line in ["create aio -r 4 new", "create vhd -r 4 new"] {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -f 2048; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_td-util")]);
+        let out = shell.args(line.split(' ')).current_dir(d.0.path()).output().unwrap();
+        assert_eq!(out.status.code(), Some(27), "{line}: {:?}", out.stderr.escape_ascii());
+        assert!(!out.stderr.is_empty() && !d.path("new").exists(), "{line}");
+    }
+}

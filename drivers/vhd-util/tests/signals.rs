@@ -16,11 +16,12 @@ const SIGINT: i32 = 2;
 const SIGTERM: i32 = 15;
 const EFBIG: i32 = 27;
 
-/// The command in a shell that has set something up: a limit, an ignored signal, a umask.
+/// The command in a shell that has set something up: a limit, an ignored signal, a umask; and has nothing ignored that
+/// the tests' caller ignores.
 fn under(d: &Dir, set_up: &str, line: &str) -> std::process::Command {
-    let mut shell = std::process::Command::new("sh");
+    let mut shell = std::process::Command::new("env");
     let command = d.command(line);
-    shell.args(["-c", &format!("{set_up}; exec \"$0\" \"$@\"")]);
+    shell.args(["--default-signal", "sh", "-c", &format!("{set_up}; exec \"$0\" \"$@\"")]);
     shell.arg(command.get_program()).args(command.get_args()).current_dir(d.path());
     shell
 }
@@ -44,6 +45,8 @@ fn family(d: &Dir) -> Vec<u8> {
         writer.write(at as u64, sector).unwrap();
     }
     writer.close().unwrap();
+    // With its lock: what is being written has no snapshots.
+    drop(file);
     d.ok("snapshot -n top.vhd -p leaf.vhd");
     all
 }

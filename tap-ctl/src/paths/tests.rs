@@ -105,6 +105,7 @@ fn a_strangers_directory_or_link_is_refused() {
     if sys::euid() != 0 {
         return sys::skip("only root can make things of another user");
     }
+    sys::settle_umask();
     let dir = tempfile::tempdir().expect("temporary directory");
     let (place, link) = (dir.path().join("place"), dir.path().join("link"));
     fs::create_dir(&place).expect("made");
@@ -119,6 +120,7 @@ fn a_strangers_directory_or_link_is_refused() {
 
 #[test]
 fn create_makes_missing_parents() {
+    sys::settle_umask();
     let dir = tempfile::tempdir().expect("temporary directory");
     let run = RunDir::at(&dir.path().join("a/b"));
     run.create(0o700).expect("made");

@@ -279,6 +279,7 @@ mod tests {
 
     #[test]
     fn a_dead_process_folder_is_emptied_and_a_strangers_refused() {
+        tap_ctl::sys::settle_umask();
         let shm = tempfile::tempdir().unwrap();
         let path = shm.path().join("td3-1");
         fs::create_dir(&path).unwrap();

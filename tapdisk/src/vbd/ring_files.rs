@@ -212,6 +212,7 @@ mod tests {
 
     #[test]
     fn a_leftover_is_replaced_and_a_strangers_name_refused() {
+        tap_ctl::sys::settle_umask();
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("vbd3-1-2");
         fs::create_dir(&folder).unwrap();

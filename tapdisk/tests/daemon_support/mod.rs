@@ -9,6 +9,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -71,6 +72,7 @@ impl Daemon {
     }
 
     pub fn spawn_with(change: impl FnOnce(&mut Command)) -> Daemon {
+        tap_ctl::sys::settle_umask();
         let dir = tempfile::tempdir().expect("temporary directory");
         let mut daemon = Daemon::spawn_in(dir.path(), change);
         daemon._dir = Some(dir);
@@ -135,11 +137,14 @@ impl Daemon {
     pub fn marker(&self, minor: u16) -> PathBuf {
         let dir = self.run.join("tapdisk");
         fs::create_dir_all(&dir).expect("the markers' directory");
+        // A daemon of another user looks at them, whatever the umask here.
+        fs::set_permissions(&dir, PermissionsExt::from_mode(0o755)).expect("its mode");
         dir.join(format!("tapdisk-{minor}"))
     }
 
     pub fn attach(&self, minor: u16) {
-        File::create(self.marker(minor)).expect("a marker");
+        let marker = File::create(self.marker(minor)).expect("a marker");
+        marker.set_permissions(PermissionsExt::from_mode(0o644)).expect("its mode");
         assert_eq!(self.ask(kind::ATTACH, minor), 0);
     }
 

@@ -26,6 +26,7 @@ const GNTDEV: &str = "/dev/xen/gntdev";
 
 fn main() -> ExitCode {
     tap_ctl::sys::settle_umask();
+    tap_ctl::sys::settle_children();
     let mut words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let detached = words.first().is_some_and(|word| word == DETACHED);
     if detached {

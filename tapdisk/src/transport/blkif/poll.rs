@@ -110,6 +110,8 @@ mod tests {
 
     #[test]
     fn cpumond_is_read_and_its_absence_is_no_error() {
+        // The tests' caller may have left umask 0.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("cpu");
         assert_eq!(idle_in(&path), None);
@@ -127,6 +129,7 @@ mod tests {
         use std::os::unix::fs::{PermissionsExt, chown, symlink};
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         std::fs::write(path("cpu"), [25f32.to_ne_bytes(), 75f32.to_ne_bytes()].concat()).unwrap();
         assert_eq!(idle_in(&path("cpu")), Some(75.0));
         symlink("cpu", path("link")).unwrap();
