@@ -86,12 +86,13 @@ fn dispatch(words: &[OsString], term: &mut Term) -> i32 {
         }
         _ => {}
     }
-    let [name, kind, rest @ ..] = words else {
-        term.complain(&usage());
-        return NO_COMMAND;
-    };
-    let Some(command) = COMMANDS.iter().find(|c| *name == *c.name) else {
+    let command = words.first().map(|name| (name, COMMANDS.iter().find(|c| *name == *c.name)));
+    if let Some((name, None)) = command {
         term.complain(&format!("invalid COMMAND {}\n{}", name.to_string_lossy(), usage()));
+        return NO_COMMAND;
+    }
+    let (Some((_, Some(command))), [_, kind, rest @ ..]) = (command, words) else {
+        term.complain(&usage());
         return NO_COMMAND;
     };
     let run = match kind.to_str() {

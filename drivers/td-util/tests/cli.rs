@@ -34,10 +34,11 @@ impl Dir {
 #[test]
 fn what_is_no_command_ends_with_255() {
     let d = Dir::new();
-    for wrong in ["", "create", "bogus vhd 1 f", "create qcow2 1 f", "create -r vhd 1 f"] {
+    for wrong in ["", "create", "bogus", "bogus vhd 1 f", "create qcow2 1 f", "create -r vhd 1 f"] {
         let (code, out, err) = d.run(wrong);
         assert_eq!((code, out.as_str()), (255, ""), "{wrong}");
         assert!(err.contains("usage: td-util COMMAND TYPE"), "{wrong}: {err}");
+        assert_eq!(err.contains("invalid COMMAND bogus"), wrong.starts_with("bogus"), "{err}");
     }
     assert!(d.ok("--help").starts_with("usage: td-util COMMAND TYPE"));
     assert!(d.ok("--version").starts_with("td-util "));

@@ -162,6 +162,43 @@ fn a_batmap_under_a_block_is_explained_and_repaired() {
     assert_eq!(d.ok("repair -n x.vhd"), "", "nothing is left to do");
 }
 
+/// The real thing: qemu's first block of an image of ours lies upon the batmap.
+#[test]
+fn what_qemu_wrote_is_there_after_the_repair() {
+    let d = Dir::new();
+    d.ok("create -n x.vhd -s 64");
+    let qemu = |commands: &[&str]| {
+        let words = commands.iter().flat_map(|c| ["-c", *c]);
+        let mut command = std::process::Command::new("qemu-io");
+        command.args(["-f", "vpc"]).args(words).arg("x.vhd").current_dir(d.path());
+        let out = match command.output() {
+            Ok(out) => out,
+            Err(e) => {
+                assert!(std::env::var_os("CI").is_none(), "CI must have qemu-io: {e}");
+                eprintln!("SKIPPED: qemu-io is not installed");
+                return false;
+            }
+        };
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(out.status.success() && !said.contains("failed"), "{said}");
+        true
+    };
+    if !qemu(&["write -P 7 0 64k", "write -P 8 4M 2M"]) {
+        return;
+    }
+    let (code, out, err) = d.run("check -n x.vhd");
+    assert!(code == 22 && out.starts_with("batmap is invalid: invalid cookie\n"), "{code}: {out}");
+    assert!(err.contains("vhd-util repair"), "{err}");
+    assert_eq!(d.run("repair -n x.vhd").0, 0);
+    assert_eq!(d.ok("check -n x.vhd"), "x.vhd is valid\n");
+    assert!(qemu(&[
+        "read -P 7 0 64k",
+        "read -P 0 64k 1984k",
+        "read -P 8 4M 2M",
+        "read -P 0 6M 58M"
+    ]));
+}
+
 #[test]
 fn a_batmap_whose_sum_is_wrong_keeps_its_marker() {
     let d = Dir::new();
