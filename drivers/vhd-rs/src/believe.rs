@@ -57,9 +57,19 @@ pub(crate) fn choose(
         (DiskType::None | DiskType::Other(_), None) => Some(last),
         (_, None) => image.alone(last)?,
         (_, Some(copy)) if *copy == last.0 => Some(last),
-        (_, Some(copy)) if image.outvotes(&last, copy)? => Some(last),
+        (_, Some(copy)) if image.outvotes(&last, copy)? => Some(with_hidden(last, copy)),
         (_, Some(_)) => at_0,
     })
+}
+
+/// Beside a running disk the hidden flag is set at byte 0 only, and so it is where a device is
+/// full: where the two differ in nothing else, an image is hidden if either says so.
+fn with_hidden(mut last: Found, copy: &Footer) -> Found {
+    let (hidden, checksum) = (copy.hidden, copy.checksum);
+    if (Footer { hidden, checksum, ..last.0.clone() }) == *copy {
+        last.0.hidden = hidden.max(last.0.hidden);
+    }
+    last
 }
 
 /// Whether a footer of a fixed disk at this byte ends what it stands in. A device may be larger

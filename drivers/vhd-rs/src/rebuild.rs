@@ -84,6 +84,13 @@ fn make_room(
         .collect();
     let stride = header.bitmap_bytes() + u64::from(header.block_bytes);
     let mut end = o.end_of_data.max(to);
+    let step = stride.next_multiple_of(4096);
+    if !o.device && !low.is_empty() {
+        // Blocks go over the footer, so one stands behind them all first.
+        let last = image::end_place(end + low.len() as u64 * step, 0, 0);
+        put(storage, name, last, &o.footer.encode())?;
+        flush(storage, name)?;
+    }
     for block in &low {
         // The data of a block begins on a page (§6).
         let lba = (end.div_ceil(512) + 1).next_multiple_of(8) - 1;

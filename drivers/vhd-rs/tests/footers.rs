@@ -6,7 +6,7 @@ use common::{Block, MIB, build, fault, open_ro, open_rw, poke, seal};
 use image::{MemStorage, Storage};
 use std::path::Path;
 use vhd_rs::bat::UNUSED;
-use vhd_rs::{DiskType, Footer, FooterAt, Header, OpenOptions, Opened, heal, open};
+use vhd_rs::{CheckOptions, DiskType, Footer, FooterAt, Header, OpenOptions, Opened, heal, open};
 
 fn two_blocks() -> Vec<u8> {
     build(10, &[(0, Block::Some(vec![(0, 0x11)])), (2, Block::Full)], None)
@@ -141,8 +141,7 @@ fn a_guest_cannot_choose_size_or_kind_behind_the_data() {
 /// What our tools and the original's leave between their two writes, and damage to the copy.
 #[test]
 fn the_trailing_footer_is_heard_where_the_data_end() {
-    let tools: [(i64, &[u8]); 5] = [
-        (85, &[1]),                     // hidden
+    let tools: [(i64, &[u8]); 4] = [
         (48, &(4 * MIB).to_be_bytes()), // size
         (68, b"0123456789abcdef"),      // unique id: a null one was replaced
         (60, &[0, 0, 0, 4]),            // kind
@@ -166,6 +165,19 @@ fn the_trailing_footer_is_heard_where_the_data_end() {
         let mut bytes = two_blocks();
         poke(&mut bytes, at, &new);
         assert_eq!(believed(&bytes, false), Ok((DiskType::Dynamic, 10 * MIB, FooterAt::Trailing)));
+    }
+}
+
+/// The flag is set at byte 0 only beside a running disk, and first at the end otherwise.
+#[test]
+fn an_image_is_hidden_if_either_footer_says_so() {
+    for at in [0, -512] {
+        let mut bytes = two_blocks();
+        poke(&mut bytes, at + 85, &[1]);
+        seal(&mut bytes, at);
+        assert_eq!(open_ro(&common::file(&bytes)).unwrap().footer.hidden, 1);
+        let (bytes, _) = healed(&bytes, false, 512);
+        assert_eq!((footer_at(&bytes, 0).hidden, footer_at(&bytes, -512).hidden), (1, 1));
     }
 }
 
@@ -193,7 +205,7 @@ fn healed(bytes: &[u8], device: bool, unit: u64) -> (Vec<u8>, Opened) {
 fn an_open_for_writing_makes_both_footers_whole() {
     let good = two_blocks();
     assert!(healed(&good, false, 512).0 == good, "nothing is written where nothing is wrong");
-    for (at, new) in [(0, &b"X"[..]), (-512, b"X"), (85, b"\x01"), (-512, &[0xc7; 512])] {
+    for (at, new) in [(0, &b"X"[..]), (-512, b"X"), (-512, &[0xc7; 512])] {
         let mut bytes = good.clone();
         poke(&mut bytes, at, new);
         assert!(healed(&bytes, false, 512).0 == good, "byte {at}");
@@ -252,4 +264,46 @@ fn a_wild_entry_makes_no_file_reach_to_it() {
     let mut opened = open_rw(&storage).unwrap();
     heal(&storage, Path::new("x.vhd"), &mut opened, 512).unwrap();
     assert_eq!(Storage::len(&storage).unwrap(), good.len() as u64);
+}
+
+/// A parent that cannot be read ends a fill; what was filled stays, and the image is whole.
+#[test]
+fn a_fill_that_fails_leaves_a_whole_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let (parent, child) = (dir.path().join("p.vhd"), dir.path().join("c.vhd"));
+    let blocks = [(0, Block::Full), (1, Block::Full), (2, Block::Full)];
+    let bytes = build(8, &blocks, None);
+    std::fs::write(&parent, &bytes).unwrap();
+    vhd_rs::files::snapshot(&child, &parent, &<_>::default()).unwrap();
+    std::fs::write(&parent, &bytes[..bytes.len() - 1_000_000]).unwrap();
+    let file = vhd_rs::lock::open_to_change(&child, vhd_rs::lock::Others::Refuse).unwrap();
+    vhd_rs::fill::fill(&file, &child, None).unwrap_err();
+    let bytes = std::fs::read(&child).unwrap();
+    let now = CheckOptions { ignore_times: true, ..CheckOptions::default() };
+    assert_eq!(common::checked(&common::file(&bytes), &now).fault, None);
+    assert_eq!(bytes.len() as u64, open_ro(&file).unwrap().end_of_data + 512);
+    let filled = open_ro(&file).unwrap().bat.iter().filter(|entry| **entry != UNUSED).count();
+    assert_eq!(filled, 2);
+}
+
+/// A writer that was stopped while a file grew: whatever it had done, the file ends with its
+/// footer.
+#[test]
+fn a_stopped_writer_leaves_a_file_that_ends_with_its_footer() {
+    use image::blocking::Writer;
+    let storage = common::file(&build(64, &[], None));
+    let mut image = vhd_rs::driver::Vhd::new(open_rw(&storage).unwrap());
+    let mut writer = Writer::new(&mut image, &storage).unwrap();
+    for block in 0..32 {
+        writer.write(block * 4096 + 4095, &[0x5a; 512]).unwrap();
+        let mut end = [0; 512];
+        storage.read_exact_at(storage.len().unwrap() - 512, &mut end).unwrap();
+        let mut copy = [0; 512];
+        storage.read_exact_at(0, &mut copy).unwrap();
+        assert_eq!(end, copy, "after block {block}");
+    }
+    drop(writer);
+    let bytes = storage.into_inner();
+    assert_eq!(fault(&bytes), "");
+    assert_eq!(open_ro(&common::file(&bytes)).unwrap().bat.len(), 32);
 }

@@ -17,13 +17,13 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         let uuid = files::new_uuid(&name)?;
         let lost = edit::lost(&file, &name, o.has('b'))?;
         edit::repair(&file, &name, o.has('b'), uuid)?;
-        Ok((lost, rebuild::batmap(&file, &name)?))
+        for lost in &lost {
+            term.complain(&format!("{}: {}\n", name.display(), not_brought_back(lost)));
+        }
+        rebuild::batmap(&file, &name)
     });
     match done {
-        Ok((lost, rebuilt)) => {
-            for lost in &lost {
-                term.complain(&format!("{}: {}\n", name.display(), not_brought_back(lost)));
-            }
+        Ok(rebuilt) => {
             if rebuilt == Rebuilt::WithoutMarks {
                 term.complain(&format!(
                     "{}: the batmap was made anew; a marker or the hash of a key that was in it \

@@ -67,6 +67,12 @@ impl Storage for Medium {
         }
     }
 
+    fn give_back(&self, from: u64, to: u64) {
+        if let Medium::Local(file) = self {
+            file.give_back(from, to);
+        }
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         match self {
             Medium::Local(file) => file.set_len(len),
