@@ -69,8 +69,10 @@ pub fn acquire(
     exclusive: bool,
     goes_on: &mut dyn FnMut(Holder, Duration) -> bool,
 ) -> io::Result<Option<Holder>> {
-    /// Between two tries; a lock can be asked for, but not with a limit.
-    const PAUSE: Duration = Duration::from_millis(10);
+    /// Between two tries: a lock can be asked for, but not with a limit. Who has waited for long does
+    /// not mind to wait a little longer.
+    const PAUSE_MIN: Duration = Duration::from_millis(10);
+    const PAUSE_MAX: Duration = Duration::from_millis(100);
     /// Tries between two looks at who it is.
     const TRIES: usize = 50;
     let since = Instant::now();
@@ -86,7 +88,7 @@ pub fn acquire(
             if try_lock(file, exclusive)? {
                 return Ok(None);
             }
-            std::thread::sleep(PAUSE);
+            std::thread::sleep((since.elapsed() / 100).clamp(PAUSE_MIN, PAUSE_MAX));
         }
     }
 }

@@ -64,6 +64,47 @@ fn pid_is_the_one_in_the_reply() {
     assert_eq!(fake.thread.join().expect("thread"), Request::Pid.to_message().encode());
 }
 
+/// While an OPEN is not answered, the client asks what the disk waits for, and passes each sentence on once.
+#[test]
+fn what_an_open_waits_for_is_told() {
+    use std::sync::Mutex;
+    static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let run = RunDir::at(dir.path());
+    let listener = UnixListener::bind(run.ctl(PID)).expect("bind");
+    let thread = std::thread::spawn(move || {
+        let accept = || {
+            let (mut stream, _) = listener.accept().expect("accept");
+            let mut request = [0; 544];
+            stream.read_exact(&mut request).expect("request");
+            (stream, Message::decode(&request).kind())
+        };
+        let (mut open, number) = accept();
+        assert_eq!(number, kind::OPEN);
+        for sentence in ["the dead", "the dead", "the living"] {
+            let (mut stats, number) = accept();
+            assert_eq!(number, kind::STATS);
+            if sentence == "the living" {
+                let info = ImageInfo { sectors: 8, ..ImageInfo::default() };
+                open.write_all(reply(kind::OPEN_RSP, info).as_bytes()).expect("reply");
+            }
+            let length = sentence.len() as u64;
+            stats.write_all(reply(kind::STATS_RSP, StatInfo { length }).as_bytes()).expect("reply");
+            stats.write_all(sentence.as_bytes()).expect("text");
+        }
+        // Once more when it is open: it may go on waiting.
+        let _ = accept();
+    });
+    let client = Client::new(run).with_waits(
+        |stats| String::from_utf8(stats.to_vec()).ok().filter(|text| !text.is_empty()),
+        |text| TOLD.lock().expect("told").push(text.into()),
+    );
+    let opened = client.open(PID, 0, &Params::default(), Payload::default());
+    assert_eq!(opened.map(|info| info.sectors), Ok(8));
+    thread.join().expect("thread");
+    assert_eq!(*TOLD.lock().expect("told"), ["the dead", "the living"]);
+}
+
 #[test]
 fn list_ends_at_count_zero() {
     let replies = [entry(2, 5), entry(1, 6), ListEntry::END].map(|e| reply(kind::LIST_RSP, e));
