@@ -1,5 +1,7 @@
-//! Orders of events that chance finds rarely, each made on purpose: what went wrong once stays right.
+//! Orders of events that chance finds rarely, each made on purpose: what went wrong once stays
+//! right.
 use tapdisk::disk::{FileId, Kind, Op};
+use tapdisk::engine::Bug;
 use tapdisk::engine::chain::Purpose;
 use tapdisk::transport::Verb;
 use tests::sim::bench::{BLOCK, Bench, child, empty};
@@ -185,4 +187,35 @@ fn overlapping_writes_land_in_mirror_and_leaf_in_one_order() {
     bench.drain();
     assert_eq!((bench.answer(first), bench.answer(second)), (Some(Ok(0)), Some(Ok(0))));
     assert_eq!(bench.value(5), 8);
+}
+
+/// A write whose table entry landed in the old leaf though it failed, and then a zero on the new
+/// top.
+fn zero_over_a_doubt(bug: Bug) -> u64 {
+    let files = vec![empty(SECTORS, false), empty(SECTORS, false)];
+    let mut bench = Bench::new(files, Some(Purpose::Mirror));
+    bench.engine.plant(bug);
+    bench.run(WRITE, 4 * BLOCK, 8, 6);
+    let write = bench.start(WRITE, 0, 8, 8);
+    for _ in 0..100 {
+        bench.turn();
+        if bench.engine.disk().fail_first(table(0), libc::ENOSPC) {
+            break;
+        }
+        bench.engine.disk().complete_first(|op| !table(0)(op));
+    }
+    bench.drain();
+    assert_eq!(bench.answer(write), Some(Ok(0)));
+    assert!(bench.engine.events().taken_over && bench.entry(0, 0) != UNUSED);
+    bench.run(Verb::Zero { keep: false, fast: false, fua: true }, 0, BLOCK, 0);
+    assert_eq!(bench.value(0), ZERO);
+    let mut files = bench.cut(|_| true);
+    files.swap(0, 1);
+    Bench::new(files, None).value(0)
+}
+
+#[test]
+fn a_zero_does_not_rely_on_what_a_lower_image_is_not_sure_of() {
+    assert_eq!(zero_over_a_doubt(Bug::None), ZERO);
+    assert_eq!(zero_over_a_doubt(Bug::DoubtIsZero), 8, "the planted bug is seen");
 }

@@ -1,4 +1,5 @@
-//! Seeds of the simulator with three power cuts each, kept and same and fresh ones; `SIM_SEEDS=n` and
+//! Seeds of the simulator with three power cuts each, kept and same and fresh ones; `SIM_SEEDS=n`
+//! and
 //! `SIM_FIRST=n` for long runs.
 use tests::sim::{Counts, Ran, Setup, each, run};
 

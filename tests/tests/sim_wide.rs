@@ -1,4 +1,5 @@
-//! Seeds of the simulator in the wide world: killed daemons, a volatile cache without barriers, tables of several
+//! Seeds of the simulator in the wide world: killed daemons, a volatile cache without barriers,
+//! tables of several
 //! sectors, full files, several requests in a turn; `SIM_SEEDS=n` and `SIM_FIRST=n` for long runs.
 use tests::sim::{Counts, Ran, Setup, each, run};
 

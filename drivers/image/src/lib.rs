@@ -139,7 +139,8 @@ pub enum Stop {
         /// Length of the blocks that will follow: ahead is taken in whole ones.
         step: u64,
     },
-    /// A flush of the file that begins after the [`Meta::now`] of `after` has to succeed: memory may
+    /// A flush of the file that begins after the [`Meta::now`] of `after` has to succeed: memory
+    /// may
     /// not be ahead of the medium by more than this. Asked for once in many requests.
     Flush {
         /// What was over at this time has to be on the medium.
@@ -261,7 +262,8 @@ pub trait Image: Send {
     /// What must happen first.
     fn map(&self, meta: &dyn Meta, span: Span) -> Result<Run, Stop>;
 
-    /// Whether the disk holds for certain what [`Image::map`] says of a span. Not after a write of a
+    /// Whether the disk holds for certain what [`Image::map`] says of a span. Not after a write of
+    /// a
     /// table has failed, until it is written again: zeros above must not rely on it.
     fn certain(&self, _span: Span) -> bool {
         true

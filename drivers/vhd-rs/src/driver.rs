@@ -16,12 +16,17 @@
 //! A block marked full in the batmap on the disk loses that mark before it goes: found again at the same
 //! place with fewer sectors, the mark would bring back what was zeroed.
 //!
-//! A new block goes to a clear place: one that no table on the medium points at, and whose bitmap is
-//! zeros there. So even if a volatile cache lets the table reach the medium first and then loses the
+//! A new block goes to a clear place: one that no table on the medium points at, and whose bitmap
+//! is
+//! zeros there. So even if a volatile cache lets the table reach the medium first and then loses
+//! the
 //! rest, no sector but those just written changes. A place is cleared when nobody can be reading
-//! there any more, and counts from the next flush on; that flush also brings the table to the medium
-//! that took a block away from the place, be it this session's or that of a process that was killed.
-//! Several places are cleared at once, so that a flush is asked for once in [`CLEAR_MAX`] new blocks,
+//! there any more, and counts from the next flush on; that flush also brings the table to the
+//! medium
+//! that took a block away from the place, be it this session's or that of a process that was
+//! killed.
+//! Several places are cleared at once, so that a flush is asked for once in [`CLEAR_MAX`] new
+//! blocks,
 //! and not at all where the guest flushes often enough.
 use std::cell::Cell;
 
@@ -227,7 +232,8 @@ impl Vhd {
         self.dirty = true;
     }
 
-    /// Plants a bug: a new block does not wait for others on its block. The simulator has to find it.
+    /// Plants a bug: a new block does not wait for others on its block. The simulator has to find
+    /// it.
     #[doc(hidden)]
     pub fn appear_beside_others(&mut self) {
         self.careless = true;
@@ -427,11 +433,11 @@ impl Vhd {
         let ahead = self.places.iter().filter(|room| room.clear).count() + self.clearing;
         let most = CLEAR_MAX.saturating_sub(ahead).min(CLEARED_AT_ONCE);
         let mut pieces = [None; 4];
-        for i in 0..most {
+        for (i, piece) in pieces.iter_mut().enumerate().take(most) {
             let Some((lba, freed)) = self.unclear(meta) else { break };
-            let piece = Self::bitmap(lba);
-            match meta.create(piece) {
-                Ok(_) => pieces[i] = Some(piece),
+            let bitmap = Self::bitmap(lba);
+            match meta.create(bitmap) {
+                Ok(_) => *piece = Some(bitmap),
                 Err(stop) if i == 0 => return Err(stop),
                 Err(_) => break,
             }
@@ -457,7 +463,8 @@ impl Vhd {
         })
     }
 
-    /// A place that can be cleared: that of a block given back, where nobody reads any more, or a new
+    /// A place that can be cleared: that of a block given back, where nobody reads any more, or a
+    /// new
     /// one in the file as it is.
     fn unclear(&self, meta: &dyn Meta) -> Option<(u32, Option<usize>)> {
         let old = |room: &Room| !room.clear && room.stamp < meta.oldest();

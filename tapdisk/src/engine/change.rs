@@ -100,7 +100,8 @@ impl<D: Disk> Engine<D> {
         Ok((rest.first(count), want))
     }
 
-    /// Whether the layers from a place of the order down are on the disk as they say. Only one that was
+    /// Whether the layers from a place of the order down are on the disk as they say. Only one that
+    /// was
     /// the top in this session is ever not.
     fn certain(&self, from: usize, span: Span) -> bool {
         let chain = self.chain.as_ref().expect("a request runs on a chain");
@@ -182,7 +183,8 @@ impl<D: Disk> Engine<D> {
             return self.plans_over(id, false);
         }
         let barrier = slot.plans.iter().flatten().any(|p| p.barrier);
-        // What the local cache keeps is the disk's contents already, perhaps flushed: bits that reach the
+        // What the local cache keeps is the disk's contents already, perhaps flushed: bits that
+        // reach the
         // medium before their data would hide it.
         let keeps = slot.local.writing && self.bug != Bug::KeptWithoutBarrier;
         if phase == 1 && barrier && (self.policy.barriers || keeps) {
@@ -223,7 +225,8 @@ impl<D: Disk> Engine<D> {
         for i in 0..PLANS_MAX {
             let Some((at, bytes)) = self.slot(id).plans[i].and_then(|p| p.free) else { continue };
             // Zeros rather than a discard, on devices too: a read that began before may still look there,
-            // and may find old data or zeros but nothing else. Whole pages, for sectors of any size.
+            // and may find old data or zeros but nothing else. Whole pages, for sectors of any
+            // size.
             let from = at.next_multiple_of(PAGE);
             let bytes = (at + u64::from(bytes)).saturating_sub(from) / PAGE * PAGE;
             if bytes == 0 {

@@ -365,7 +365,8 @@ impl<D: Disk> Engine<D> {
 
     // ---- stepping a request ------------------------------------------------------------------------
 
-    /// Others have their turn between the pieces of a request only: while it holds a plan it goes on, or
+    /// Others have their turn between the pieces of a request only: while it holds a plan it goes
+    /// on, or
     /// waits for something of its own. A piece has few phases, so this ends.
     fn run(&mut self, id: SlotId) {
         let mut asked = 0;

@@ -49,8 +49,10 @@ impl<D: Disk> Engine<D> {
         true
     }
 
-    /// Whether a change has to wait for an older one of the same sectors: they would else land in the
-    /// mirror in one order and in the top in the other, and which of them is read would change when the
+    /// Whether a change has to wait for an older one of the same sectors: they would else land in
+    /// the
+    /// mirror in one order and in the top in the other, and which of them is read would change when
+    /// the
     /// mirror takes over. An older one never waits for a younger one.
     pub(super) fn behind_a_mirrored(&self, id: SlotId) -> bool {
         let slot = self.slot(id);

@@ -20,7 +20,8 @@ impl<D: Disk> Engine<D> {
         self.begin_flush();
     }
 
-    /// Wants what was over at `after` on the medium of `file`: by the flush in flight if that will do.
+    /// Wants what was over at `after` on the medium of `file`: by the flush in flight if that will
+    /// do.
     pub(super) fn flush_after(&mut self, id: SlotId, file: FileId, after: u64) {
         let flushing = &self.flushing;
         let covers = flushing.parts > 0 && flushing.number > after && self.writes_to(file);

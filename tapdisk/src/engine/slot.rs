@@ -50,7 +50,8 @@ pub struct Slot {
     pub request: Request,
     /// The image that a change goes to now.
     pub target: FileId,
-    /// Whether the secondary had taken over when the request started at its target: it decides what lay
+    /// Whether the secondary had taken over when the request started at its target: it decides what
+    /// lay
     /// below.
     pub taken_over: bool,
     /// Sectors of the buffer that are encrypted for the target, as bits.

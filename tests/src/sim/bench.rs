@@ -1,6 +1,8 @@
-//! A disk of which each operation completes when a test says so: for orders that chance finds rarely.
+//! A disk of which each operation completes when a test says so: for orders that chance finds
+//! rarely.
 //!
-//! The images are differencing or dynamic VHDs with blocks of 64 KiB; the values of sectors are those of the
+//! The images are differencing or dynamic VHDs with blocks of 64 KiB; the values of sectors are
+//! those of the
 //! model.
 use image::Span;
 use tapdisk::disk::{FileId, Op};
@@ -38,7 +40,8 @@ pub fn child(parent: &SimFile, sectors: u64) -> SimFile {
 }
 
 impl Bench {
-    /// Over images, leaf first, on a volatile cache. The last one may be a second image, which is read.
+    /// Over images, leaf first, on a volatile cache. The last one may be a second image, which is
+    /// read.
     pub fn new(files: Vec<SimFile>, second: Option<Purpose>) -> Bench {
         let limits = Limits { small: 4, large: 4, meta_blocks: 64, stables: 4, ..Limits::MINIMUM };
         let last = files.len() - 1;

@@ -96,11 +96,13 @@ impl Model {
             .any(|v| v.gone > start && (v.value == value || v.value == ANY))
     }
 
-    /// A read that began at `start` found `value`: what was over before and is not it does not come back.
+    /// A read that began at `start` found `value`: what was over before and is not it does not come
+    /// back.
     pub fn observe(&mut self, sector: u64, start: u64, value: u64) {
         let now = self.time;
         let values = &mut self.sectors[sector as usize];
-        // One that is at work may have been read before it is where a kill leaves it; it is asked again.
+        // One that is at work may have been read before it is where a kill leaves it; it is asked
+        // again.
         // Zeros are many writes' value.
         let over = |v: &Value| v.end < start && !v.loose;
         let mut found = values.iter().filter(|v| v.value == value && v.gone > start);
@@ -112,7 +114,8 @@ impl Model {
         }
     }
 
-    /// Whether a sector may hold anything after a power cut now, if nothing keeps the order in which a
+    /// Whether a sector may hold anything after a power cut now, if nothing keeps the order in
+    /// which a
     /// volatile cache is written back: a change of it is not on the medium for certain.
     pub fn unsettled(&self, sector: u64) -> bool {
         let flushed = self.flushed;
@@ -159,7 +162,7 @@ pub fn fill(buf: &mut [u8], sector: u64, value: u64) {
 /// The value of a sector; `ANY` if it is none of ours or belongs elsewhere.
 pub fn parse(buf: &[u8], sector: u64) -> u64 {
     let value = u64::from_le_bytes(buf[..8].try_into().expect("eight bytes"));
-    let mut want = [0; 512];
+    let mut want = [0; 16];
     fill(&mut want, sector, value);
-    if want == *buf { value } else { ANY }
+    if buf.chunks_exact(16).all(|pair| pair == want) { value } else { ANY }
 }

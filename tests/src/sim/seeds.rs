@@ -1,5 +1,7 @@
-//! Which seeds a world runs: those that failed once, always the same ones, and ones that nobody has run, from the
-//! commit's id. Also included by the simulator of coalesce, so it needs nothing but the standard library.
+//! Which seeds a world runs: those that failed once, always the same ones, and ones that nobody has
+//! run, from the
+//! commit's id. Also included by the simulator of coalesce, so it needs nothing but the standard
+//! library.
 //!
 //! `SIM_SEEDS=n` and `SIM_FIRST=k` of the environment take their place: n seeds from k (0) on.
 use std::fs::OpenOptions;
@@ -20,7 +22,8 @@ pub struct Counts {
     pub fresh: u64,
 }
 
-/// Runs the seeds of a world and gives what each has seen. A fresh seed that fails is put on the list of kept
+/// Runs the seeds of a world and gives what each has seen. A fresh seed that fails is put on the
+/// list of kept
 /// ones.
 ///
 /// # Panics
@@ -67,7 +70,8 @@ fn chosen(world: &str, counts: Counts) -> (Vec<u64>, std::ops::Range<u64>) {
     (kept.into_iter().chain(0..counts.same).chain(fresh.clone()).collect(), fresh)
 }
 
-/// The first fresh seed, and what it was made from: the commit's id, or without git the time of day, so that
+/// The first fresh seed, and what it was made from: the commit's id, or without git the time of
+/// day, so that
 /// no two runs are the same.
 fn fresh_first() -> (u64, String) {
     let head = Command::new("git").args(["rev-parse", "HEAD"]).current_dir(root()).output();

@@ -46,6 +46,8 @@ pub struct Setup {
     pub wide: bool,
     /// Overrides the chance of EIO: one operation in so many.
     pub eio: Option<u64>,
+    /// With a mirror that takes over when one growth in so many fails, and blocks that come and go.
+    pub mirror: Option<u64>,
     /// A planted bug of the engine.
     pub bug: Bug,
     /// A new block does not wait for others on its block (a planted bug).
@@ -67,6 +69,7 @@ impl Setup {
             remembers_too_much: false,
             wide: false,
             eio: None,
+            mirror: None,
             bug: Bug::None,
             appears_beside_others: false,
         }
@@ -247,10 +250,13 @@ impl World {
             unreadable: None,
         };
         let faults = Faults { eio: setup.eio.unwrap_or(faults.eio), ..faults };
+        let nospace = setup.mirror.unwrap_or(faults.nospace);
+        let faults = Faults { nospace, ..faults };
         let volatile = rng.one_in(2);
         let mut files = vec![SimFile::new(bytes, device)];
         let mut formats = vec![format];
         let stack = Stack::new(setup.seed, sectors);
+        let stack = if setup.mirror.is_some() { stack.with_mirror() } else { stack };
         if let Some(second) = stack.second {
             let format = if second.remote { Format::Raw } else { Format::Dynamic };
             let bytes = match format {
@@ -288,7 +294,7 @@ impl World {
             value: 1 << 32,
             sectors,
             hot: rng.one_in(3),
-            churn: rng.one_in(4),
+            churn: rng.one_in(4) || setup.mirror.is_some(),
             spot: 0,
             at_work: HashMap::new(),
             mirror_lost: false,
@@ -450,14 +456,17 @@ impl World {
         Ok(self)
     }
 
-    /// The daemon is killed, and another one goes on over the same cache of the disk: what was answered is
+    /// The daemon is killed, and another one goes on over the same cache of the disk: what was
+    /// answered is
     /// there, what was not may be or not.
     fn kill(&mut self) -> Result<(), String> {
         self.ran.kills += 1;
         self.note_events();
         let engine = std::mem::replace(&mut self.engine, no_engine(self.limits));
         let (mut files, _) = engine.into_disk().into_inner().kill();
-        for (_, (request, start, _)) in std::mem::take(&mut self.at_work) {
+        let mut left: Vec<_> = std::mem::take(&mut self.at_work).into_values().collect();
+        left.sort_unstable_by_key(|(_, start, _)| *start);
+        for (request, start, _) in left {
             if request.verb.changes() {
                 let range = request.span.start..request.span.end();
                 self.model.end(range, start, Ended::Failed);
@@ -472,9 +481,10 @@ impl World {
         self.verify_all("after a kill", false).map(drop)
     }
 
-    /// A secondary that has taken over becomes an image of the chain like others, so that it can have
+    /// A secondary that has taken over becomes an image of the chain like others, so that it can
+    /// have
     /// children; in the wide world only, and not always.
-    fn promote(&mut self, files: &mut Vec<SimFile>) {
+    fn promote(&mut self, files: &mut [SimFile]) {
         let taken = self.stack.second.is_some_and(|second| second.taken_over);
         if !taken || !self.wide.as_mut().is_some_and(|wide| wide.rng.one_in(2)) {
             return;

@@ -71,8 +71,10 @@ impl<'a> Writer<'a> {
         Ok(Writer { image, storage, cache, barriers: false })
     }
 
-    /// Flushes between data and the metadata that points at it, and before places are used again, for
-    /// storage with a volatile cache. Without it a crash of the host in the middle may leave anything.
+    /// Flushes between data and the metadata that points at it, and before places are used again,
+    /// for
+    /// storage with a volatile cache. Without it a crash of the host in the middle may leave
+    /// anything.
     pub fn with_barriers(mut self, on: bool) -> Writer<'a> {
         self.barriers = on;
         self.cache.durable = if on { 0 } else { u64::MAX };
