@@ -105,6 +105,9 @@ impl From<VhdError> for OpenError {
     }
 }
 
+/// What closing came to: perhaps with a sentence for the log.
+pub type Closed = Result<Option<String>, OpenError>;
+
 /// An open image: its driver and its file.
 pub struct Layer {
     /// Format.
@@ -550,13 +553,14 @@ impl Images {
     ///
     /// # Errors
     /// The first write that failed; the files are closed nevertheless.
-    pub fn close(mut self) -> Result<(), OpenError> {
-        let mut outcome = Ok(());
+    pub fn close(mut self) -> Closed {
+        let mut outcome = Ok(None);
         for layer in self.layers.iter_mut().filter(|layer| layer.writable) {
-            outcome = outcome.and(layer.end());
+            let ended = layer.end();
+            outcome = outcome.and_then(|note| Ok(note.or(ended?)));
         }
         match &self.log {
-            Some(log) => outcome.and(log.sync()),
+            Some(log) => outcome.and_then(|note| log.sync().map(|()| note)),
             None => outcome,
         }
     }
@@ -580,14 +584,31 @@ impl Images {
 
 impl Layer {
     /// Writes what the format wants written at the end, and waits until all is on the disk.
-    fn end(&mut self) -> Result<(), OpenError> {
-        let Some(image) = &mut self.image else { return Ok(()) };
+    fn end(&mut self) -> Closed {
+        let Some(image) = &mut self.image else { return Ok(None) };
         let mut closing = image.closing();
         if self.kind == Kind::Vhd {
             vhd_rs::beside::keep(&mut closing, &self.file);
         }
-        let applied = closing.apply(&self.file);
-        applied.map_err(|e| OpenError::io(&self.path, "write the end of", &e))?;
-        self.file.sync().map_err(|e| OpenError::io(&self.path, "flush", &e))
+        match closing.apply(&self.file) {
+            Ok(()) => {}
+            Err(e) if self.is_write_protected() => {
+                let path = self.path.display();
+                return Ok(Some(format!("{path} has become write-protected; its end stays: {e}")));
+            }
+            Err(e) => return Err(OpenError::io(&self.path, "write the end of", &e)),
+        }
+        let synced = self.file.sync().map(|()| None);
+        synced.map_err(|e| OpenError::io(&self.path, "flush", &e))
+    }
+
+    /// What somebody protected under us: nothing more can be written, and waiting would not help. What was
+    /// acknowledged is there; who wrote after that was told.
+    fn is_write_protected(&self) -> bool {
+        let meta = match &self.file {
+            Medium::Local(file) => file.file().metadata().ok(),
+            Medium::Remote(_) => None,
+        };
+        meta.is_some_and(|meta| image::is_write_protected(&meta))
     }
 }

@@ -324,8 +324,48 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
+        // The device keeps its protection for whoever gets it next.
+        let _ = std::process::Command::new("blockdev").args(["--setrw", &self.0]).status();
         let _ = std::process::Command::new("losetup").args(["-d", &self.0]).status();
     }
+}
+
+impl Loop {
+    fn protect(&self, how: &str) {
+        let done = std::process::Command::new("blockdev").args([how, &self.0]).status();
+        assert!(done.unwrap().success(), "blockdev {how}");
+    }
+}
+
+#[test]
+fn a_write_protected_device_is_refused_at_open_and_closes_all_the_same() {
+    let daemon = Daemon::attached();
+    let Some(device) = Loop::new(&daemon.run.join("a"), 512).filter(|_| is_root()) else {
+        return skip("no loop devices here (root, loop module)");
+    };
+    let vhd = images::vhd(Path::new(&device.0), 1);
+    for name in [vhd.clone(), format!("aio:{}", device.0)] {
+        device.protect("--setro");
+        assert_eq!(daemon.open(0, &name), libc::EROFS, "{name}");
+        assert_eq!(daemon.open_with(0, &name, read_only), 0);
+        assert_eq!(daemon.ask(kind::CLOSE, 0), 0);
+        device.protect("--setrw");
+        // Protected while it is open: writes fail, and there is nothing left that a close could fail of.
+        for end in [kind::CLOSE, kind::PAUSE] {
+            assert_eq!(daemon.open(0, &name), 0, "{name}");
+            daemon.nbd(0).write(0, &[1; 4096]).unwrap();
+            device.protect("--setro");
+            assert!(daemon.nbd(0).write(4096, &[2; 4096]).is_err());
+            assert_eq!(daemon.ask(end, 0), 0, "{name}");
+            device.protect("--setrw");
+        }
+        assert_eq!(daemon.resume(0, ""), 0);
+        assert_eq!(daemon.nbd(0).read(0, 4096), Ok(vec![1; 4096]), "what was acknowledged");
+        assert_eq!(daemon.ask(kind::CLOSE, 0), 0);
+    }
+    let log = daemon.log();
+    assert!(log.contains("is write-protected: open it read-only (-R), or lift it"), "{log}");
+    assert!(log.contains("has become write-protected; its end stays"), "{log}");
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub mod unfinished;
 
 pub use holder::{Holder, holder};
 pub use lock::{acquire, try_lock};
-pub use node::{Node, NodeError, Odd, open_or_make};
+pub use node::{Node, NodeError, Odd, is_write_protected, open_or_make};
 pub use storage::{MemStorage, Storage};
 
 /// Bytes of a guest sector. Everything a guest addresses is counted in these, also on devices with

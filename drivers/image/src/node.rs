@@ -6,7 +6,7 @@ use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// What a path leads to that holds no image.
@@ -140,8 +140,12 @@ impl Node {
     /// Opens it to read, and to write if asked to.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Those of the file system; EROFS for a write-protected device that is to be written, which the kernel lets
+    /// everybody open and fails each write of.
     pub fn open(&self, write: bool) -> io::Result<File> {
+        if write && is_write_protected(&self.meta) {
+            return Err(io::Error::from_raw_os_error(libc::EROFS));
+        }
         self.open_with(OpenOptions::new().read(true).write(write))
     }
 
@@ -152,6 +156,14 @@ impl Node {
     pub fn open_with(&self, how: &OpenOptions) -> io::Result<File> {
         how.open(PathBuf::from(format!("/proc/self/fd/{}", self.found.as_raw_fd())))
     }
+}
+
+/// Whether this is a block device that takes no writes, as the kernel tells it in sysfs. Where that is not mounted
+/// nobody knows, and a write will tell.
+pub fn is_write_protected(meta: &Metadata) -> bool {
+    let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
+    let told = || std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro"));
+    meta.file_type().is_block_device() && told().is_ok_and(|ro| ro.trim_end() == "1")
 }
 
 /// Opens a file or block device to read and write; makes a file of this mode where nothing is.

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use image::{Node, NodeError, Odd};
+use image::{Node, NodeError, Odd, is_write_protected};
 
 use super::{DirectFile, Kind, OpenError};
 use crate::sys;
@@ -37,6 +37,13 @@ pub fn open(
 ) -> Result<OpenFile, OpenError> {
     let failed = |e: &io::Error| OpenError::io(path, "open", e);
     let node = found(path, "open")?;
+    if writable && is_write_protected(node.meta()) {
+        let text = format!(
+            "{} is write-protected: open it read-only (-R), or lift it (blockdev --setrw)",
+            path.display()
+        );
+        return Err(OpenError::new(libc::EROFS, text));
+    }
     let (meta, device) = (node.meta(), node.is_device());
     let dsync = kind == Kind::Vhd && writable && Path::new(DSYNC_SWITCH).exists();
     let flags = if dsync { libc::O_DSYNC } else { 0 };

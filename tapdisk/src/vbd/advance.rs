@@ -8,7 +8,7 @@ use super::served::{Served, info};
 use super::state::Step;
 use super::tap::TapEnd;
 use super::{Env, Goal, Opened, Rest, Result, State, Vbd};
-use crate::formats::{Images, Living, OpenError, Wish};
+use crate::formats::{Closed, Images, Living, OpenError, Wish};
 use crate::job::Job;
 
 /// Tries of a RESUME (spec/control-socket.md §5.6).
@@ -117,15 +117,14 @@ impl Vbd {
         }
     }
 
-    fn shutting(
-        &mut self,
-        env: &Env,
-        job: Job<std::result::Result<(), OpenError>>,
-        goal: Goal,
-    ) -> Next {
+    fn shutting(&mut self, env: &Env, job: Job<Closed>, goal: Goal) -> Next {
         match job.take() {
             None => (State::Shutting { job, goal }, None),
             Some(closed) => {
+                if let Ok(Some(note)) = &closed {
+                    warn!(env.log, "minor {}: {note}", self.minor);
+                }
+                let closed = closed.map(drop);
                 let closed = closed.map_err(|error| self.refuse(env, &error));
                 self.arrive(env, goal, closed)
             }

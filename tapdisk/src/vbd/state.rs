@@ -4,7 +4,7 @@ use std::fmt;
 use tap_ctl::messages::state as bit;
 
 use super::plug::{Plug, Unplug, Way};
-use crate::formats::{Images, OpenError, Wish};
+use crate::formats::{Closed, Images, OpenError, Wish};
 use crate::job::Job;
 
 /// Where the life of a disk is.
@@ -32,7 +32,7 @@ pub enum State {
     /// A worker closes the images.
     Shutting {
         /// The worker.
-        job: Job<Result<(), OpenError>>,
+        job: Job<Closed>,
         /// What comes then.
         goal: Goal,
     },
