@@ -1,14 +1,16 @@
-//! What a dead tapdisk leaves: its files in shared memory, which statistics go on reading as those of a disk, and
-//! its sockets. They go with the next `create`, `destroy` or `free` (docs/security.md).
+//! What a dead tapdisk leaves: its files in shared memory, which statistics go on reading as those
+//! of a disk, and its sockets. They go with the next `create`, `destroy` or `free`
+//! (docs/security.md).
 //!
 //! ```text
 //!   /dev/shm/td3-<pid>/ …               with the folders vbd3-<domid>-<devid> of the devices in it
 //!   /dev/shm/metrics/tap-<pid>-<minor>
 //!   <run dir>/ctl<pid>, nbdclient<pid>, nbd<pid>.<minor> …
 //! ```
-//! What stays: markers and records of block devices, which `free` and `recover` are for. A number may be another
-//! process's by now, or a live tapdisk's in another pid namespace. So two things must hold: no process of that number
-//! is a tapdisk, and nobody holds what is to go: a tapdisk locks its folder, and somebody listens at a live socket.
+//! What stays: markers and records of block devices, which `free` and `recover` are for. A number
+//! may be another process's by now, or a live tapdisk's in another pid namespace. So two things
+//! must hold: no process of that number is a tapdisk, and nobody holds what is to go: a tapdisk
+//! locks its folder, and somebody listens at a live socket.
 
 use crate::own_dir::{OwnDir, SHM};
 use crate::paths::RunDir;
@@ -25,11 +27,12 @@ pub const FOLDER: &str = "td3-";
 pub const DEVICE: &str = "vbd3-";
 /// The folder with a page a disk.
 pub const METRICS: &str = "metrics";
-/// Stems of sockets: `<stem><pid>` or `<stem><pid>.<minor>`; one that is another's beginning comes after it.
+/// Stems of sockets: `<stem><pid>` or `<stem><pid>.<minor>`; one that is another's beginning comes
+/// after it.
 const SOCKETS: [&str; 6] = ["ctl", "nbdclient", "nbdserver-new", "nbdserver", "nbd-old", "nbd"];
 
-/// Takes away what dead tapdisks of this user have left. What cannot be taken away stays: the command that asks has
-/// something else to do.
+/// Takes away what dead tapdisks of this user have left. What cannot be taken away stays: the
+/// command that asks has something else to do.
 pub fn sweep(run: &RunDir) {
     sweep_sockets(run);
     if let Ok(shm) = OwnDir::of_host(Path::new(SHM)) {
@@ -37,8 +40,8 @@ pub fn sweep(run: &RunDir) {
     }
 }
 
-/// Whether a process of that number runs that is a tapdisk. One that has ended and that nobody has waited for is
-/// still to be seen.
+/// Whether a process of that number runs that is a tapdisk. One that has ended and that nobody has
+/// waited for is still to be seen.
 fn is_tapdisk(pid: i32) -> bool {
     let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     runs_tapdisk(&state)
@@ -111,8 +114,8 @@ fn pid_of_socket(name: &str) -> Option<i32> {
     pid.parse().ok().filter(|pid| *pid > 0)
 }
 
-/// A socket of ours that nobody listens at. Those that are bound in this network namespace are in a list of the
-/// kernel's; the others are asked, which somebody who listens elsewhere may notice.
+/// A socket of ours that nobody listens at. Those that are bound in this network namespace are in a
+/// list of the kernel's; the others are asked, which somebody who listens elsewhere may notice.
 fn is_dead_socket(path: &Path, bound: &[u8]) -> bool {
     let ours = |meta: std::fs::Metadata| meta.file_type().is_socket() && meta.uid() == sys::euid();
     let name = path.as_os_str().as_bytes();

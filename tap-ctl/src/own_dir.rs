@@ -1,7 +1,8 @@
 //! Folders of ours in places where anybody may make names, above all `/dev/shm` (docs/security.md).
 //!
-//! A folder is opened once, without following a symbolic link, and is ours or refused; from then on its files are
-//! named through its descriptor alone. So nobody leads us elsewhere, whatever he does to the names on the way.
+//! A folder is opened once, without following a symbolic link, and is ours or refused; from then on
+//! its files are named through its descriptor alone. So nobody leads us elsewhere, whatever he does
+//! to the names on the way.
 
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, open, openat, renameat, statat, unlinkat};
 use std::fs::File;
@@ -196,7 +197,8 @@ mod tests {
         let meta = fs::metadata(dir.path().join("td3-1")).expect("there");
         assert_eq!(meta.mode() & 0o7777, 0o700);
         drop(ours.fresh("vdi-0").expect("made"));
-        // Somebody moves the name away and puts his own there, which only a folder without sticky bit allows.
+        // Somebody moves the name away and puts his own there, which only a folder without sticky
+        // bit allows.
         fs::rename(dir.path().join("td3-1"), dir.path().join("moved")).expect("moved");
         fs::create_dir(dir.path().join("theirs")).expect("made");
         fs::write(dir.path().join("theirs/vdi-0"), "theirs").expect("written");

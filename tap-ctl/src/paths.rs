@@ -19,8 +19,9 @@
 //! 4. else `/tmp/blktap-control-<uid>`, which must be a directory of that user with mode 0700,
 //!    because anybody may make a name in /tmp.
 //!
-//! Any of them must be root's or the user's own, and nobody else may write in it: whoever makes names there puts
-//! his sockets in the place of ours, and his records before `recover` (docs/security.md).
+//! Any of them must be root's or the user's own, and nobody else may write in it: whoever makes
+//! names there puts his sockets in the place of ours, and his records before `recover`
+//! (docs/security.md).
 //!
 //! tap-ctl and tapdisk both use this module, so they agree as long as the environment does.
 
@@ -205,7 +206,8 @@ fn check_private(path: &Path, uid: u32) -> Result<(), Error> {
     }
 }
 
-/// A directory in which nobody but root and the user makes names, and no stranger's symbolic link to one.
+/// A directory in which nobody but root and the user makes names, and no stranger's symbolic link
+/// to one.
 fn check_safe(path: &Path, uid: u32) -> Result<(), Error> {
     for look in [fs::symlink_metadata, fs::metadata] {
         let meta = match look(path) {

@@ -24,8 +24,8 @@ pub struct Record {
 /// The record of a minor.
 ///
 /// # Errors
-/// ENOENT if no device was made for the minor; EINVAL for what is no record; EACCES for one that somebody else may
-/// have written, since it names the images that root opens.
+/// ENOENT if no device was made for the minor; EINVAL for what is no record; EACCES for one that
+/// somebody else may have written, since it names the images that root opens.
 pub fn read(run: &RunDir, minor: u16) -> Result<Record, Error> {
     let path = run.device(minor);
     let failed = |error: &io::Error| Error::file("read", &path, error);
@@ -45,7 +45,8 @@ pub fn read(run: &RunDir, minor: u16) -> Result<Record, Error> {
     })
 }
 
-/// Why a record may be another's than ours or root's. Reading it harms nobody: earlier versions made it 0644.
+/// Why a record may be another's than ours or root's. Reading it harms nobody: earlier versions
+/// made it 0644.
 fn strangers(meta: &Metadata) -> Option<String> {
     match (meta.uid(), meta.mode() & 0o7777) {
         _ if !meta.is_file() => Some("is no file".into()),

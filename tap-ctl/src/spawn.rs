@@ -183,7 +183,8 @@ mod tests {
 
     #[test]
     fn a_daemon_whose_parent_was_killed_is_not_left_running() {
-        // Whoever runs the tests in the background has SIGINT ignored, and sleep would inherit that.
+        // Whoever runs the tests in the background has SIGINT ignored, and sleep would inherit
+        // that.
         let words = ["--default-signal=INT", "sleep", "100"];
         let mut daemon = Command::new("env").args(words).spawn().expect("sleep");
         // Until it is sleep it may still be a copy of ourselves.

@@ -15,9 +15,9 @@ pub fn euid() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// What this process makes from now on is for nobody else to write, however its caller was set up: some leave
-/// umask 0 behind. A caller who lets others do less keeps that; of what is its owner's nothing is withheld.
-/// To be called before there is another thread.
+/// What this process makes from now on is for nobody else to write, however its caller was set up:
+/// some leave umask 0 behind. A caller who lets others do less keeps that; of what is its owner's
+/// nothing is withheld. To be called before there is another thread.
 pub fn settle_umask() {
     const OTHERS: libc::mode_t = 0o077;
     const NO_WRITING: libc::mode_t = 0o022;
@@ -28,7 +28,8 @@ pub fn settle_umask() {
     }
 }
 
-/// The exit codes of children are to be had also where the caller ignores SIGCHLD, which takes them away.
+/// The exit codes of children are to be had also where the caller ignores SIGCHLD, which takes them
+/// away.
 pub fn settle_children() {
     // SAFETY: the default action installs no code of ours.
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };

@@ -8,7 +8,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use tap_ctl::messages::{ImageInfo, Message, Request, kind};
 
-/// A daemon program that is a script, for which no signal is ignored that the tests' caller ignores.
+/// A daemon program that is a script, for which no signal is ignored that the tests' caller
+/// ignores.
 fn program(setup: &Setup, script: &str) -> String {
     let path = setup.path("tapdisk");
     fs::write(&path, format!("#!/usr/bin/env -S --default-signal sh\n{script}\n")).expect("write");

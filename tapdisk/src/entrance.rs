@@ -1,7 +1,8 @@
 //! The sockets that we listen on, and who may come in through them (docs/security.md).
 //!
-//! Whoever speaks to one of them has every disk, and every file that root can open. Two locks, since either alone
-//! has been opened by accident: the file's mode, and the credentials of whoever connects.
+//! Whoever speaks to one of them has every disk, and every file that root can open. Two locks,
+//! since either alone has been opened by accident: the file's mode, and the credentials of whoever
+//! connects.
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,8 +19,8 @@ use crate::socket;
 /// Between two lines about strangers, so that they cannot fill the log.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// A listener at `path`, in place of what a dead process left there. It does not block, and from its first
-/// moment on it is for its owner alone, whatever the umask.
+/// A listener at `path`, in place of what a dead process left there. It does not block, and from
+/// its first moment on it is for its owner alone, whatever the umask.
 ///
 /// # Errors
 /// Those of bind; ENAMETOOLONG for a path that no socket can have.
@@ -51,7 +52,8 @@ impl fmt::Display for Stranger {
     }
 }
 
-/// Who is at the other end, unless it is root or ourselves. Whom the kernel does not name is a stranger.
+/// Who is at the other end, unless it is root or ourselves. Whom the kernel does not name is a
+/// stranger.
 pub fn stranger(stream: BorrowedFd<'_>) -> Option<Stranger> {
     let peer = socket::peer(stream).unwrap_or(Stranger { uid: u32::MAX, pid: 0 });
     (peer.uid != 0 && peer.uid != tap_ctl::sys::euid()).then_some(peer)

@@ -602,8 +602,8 @@ impl Layer {
         synced.map_err(|e| OpenError::io(&self.path, "flush", &e))
     }
 
-    /// What somebody protected under us: nothing more can be written, and waiting would not help. What was
-    /// acknowledged is there; who wrote after that was told.
+    /// What somebody protected under us: nothing more can be written, and waiting would not help.
+    /// What was acknowledged is there; who wrote after that was told.
     fn is_write_protected(&self) -> bool {
         let meta = match &self.file {
             Medium::Local(file) => file.file().metadata().ok(),

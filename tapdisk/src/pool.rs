@@ -140,7 +140,8 @@ fn map(bytes: usize) -> io::Result<NonNull<u8>> {
     if at == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the mapping made just above; the advice changes no contents, and every Linux since 3.4 takes it.
+    // SAFETY: the mapping made just above; the advice changes no contents, and every Linux since
+    // 3.4 takes it.
     unsafe { libc::madvise(at, bytes, libc::MADV_DONTDUMP) };
     Ok(NonNull::new(at.cast::<u8>()).expect("mmap gave an address"))
 }

@@ -35,8 +35,9 @@ pub struct Signals {
 }
 
 /// Holds back the handled signals, so that none ends a process that is still starting, and ignores
-/// SIGPIPE and SIGXFSZ, which become EPIPE and EFBIG. Threads and forks inherit it. What the caller had blocked or
-/// ignored counts no more: a script's background job ignores SIGINT, and we are to be ended by it all the same.
+/// SIGPIPE and SIGXFSZ, which become EPIPE and EFBIG. Threads and forks inherit it. What the caller
+/// had blocked or ignored counts no more: a script's background job ignores SIGINT, and we are to
+/// be ended by it all the same.
 pub fn hold_back() {
     let set = handled();
     // SAFETY: `set` is an initialised set that outlives the call; no signal gets code of ours.

@@ -1,5 +1,5 @@
-//! Calls on sockets that the standard library has no safe form of: scattered receive, gathered send, buffer
-//! sizes, a wait for one of them; a listener with a mode, and who is at the other end.
+//! Calls on sockets that the standard library has no safe form of: scattered receive, gathered
+//! send, buffer sizes, a wait for one of them; a listener with a mode, and who is at the other end.
 //!
 //! Sending and receiving never wait (`MSG_DONTWAIT`), so that a descriptor that somebody else handed to us
 //! keeps its own flags. Nothing here allocates.
@@ -60,11 +60,13 @@ pub(crate) fn send<'a>(
 /// Connections that may wait at a listener; the kernel's own limit is often less.
 const BACKLOG: libc::c_int = 1024;
 
-/// A listener at `path` that does not block. The file has mode 0600 from the moment on it is there: Linux gives
-/// it the mode of the unbound socket (unix(7); seen with 4.19 and 6.12), so there is nothing to change afterwards.
+/// A listener at `path` that does not block. The file has mode 0600 from the moment on it is there:
+/// Linux gives it the mode of the unbound socket, less the umask, so there is nothing to change
+/// afterwards.
 pub(crate) fn listen_privately(path: &Path) -> io::Result<UnixListener> {
     let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
-    // SAFETY: zeros are a valid address; socket takes numbers and gives a descriptor that nobody else owns.
+    // SAFETY: zeros are a valid address; socket takes numbers and gives a descriptor that nobody
+    // else owns.
     let (mut to, fd) = unsafe {
         let fd = number(libc::socket(libc::AF_UNIX, kind, 0))?;
         (std::mem::zeroed::<libc::sockaddr_un>(), OwnedFd::from_raw_fd(fd))
@@ -76,7 +78,8 @@ pub(crate) fn listen_privately(path: &Path) -> io::Result<UnixListener> {
     to.sun_family = libc::AF_UNIX as libc::sa_family_t;
     to.sun_path.iter_mut().zip(name).for_each(|(to, byte)| *to = *byte as libc::c_char);
     let bytes = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-    // SAFETY: the descriptor is owned just above; the address is a whole sockaddr_un that outlives the call.
+    // SAFETY: the descriptor is owned just above; the address is a whole sockaddr_un that outlives
+    // the call.
     unsafe {
         number(libc::fchmod(fd.as_raw_fd(), 0o600))?;
         number(libc::bind(fd.as_raw_fd(), (&raw const to).cast(), bytes))?;

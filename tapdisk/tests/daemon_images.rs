@@ -350,7 +350,8 @@ fn a_write_protected_device_is_refused_at_open_and_closes_all_the_same() {
         assert_eq!(daemon.open_with(0, &name, read_only), 0);
         assert_eq!(daemon.ask(kind::CLOSE, 0), 0);
         device.protect("--setrw");
-        // Protected while it is open: writes fail, and there is nothing left that a close could fail of.
+        // Protected while it is open: writes fail, and there is nothing left that a close could
+        // fail of.
         for end in [kind::CLOSE, kind::PAUSE] {
             assert_eq!(daemon.open(0, &name), 0, "{name}");
             daemon.nbd(0).write(0, &[1; 4096]).unwrap();

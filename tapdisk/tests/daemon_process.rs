@@ -236,7 +236,8 @@ fn what_the_caller_ignores_or_blocks_counts_no_more() {
     for (ignored, blocked) in [(true, false), (false, true), (true, true)] {
         let start = || {
             Daemon::spawn_with(|start| {
-                // SAFETY: these calls are safe between fork and exec; the set is initialised before it is used.
+                // SAFETY: these calls are safe between fork and exec; the set is initialised before
+                // it is used.
                 unsafe {
                     start.pre_exec(move || {
                         let mut set = std::mem::zeroed();

@@ -18,7 +18,8 @@ fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
-/// A daemon whose caller had left this umask, with an open disk that has written down all it writes down.
+/// A daemon whose caller had left this umask, with an open disk that has written down all it writes
+/// down.
 fn daemon_under(umask: u32) -> Daemon {
     let daemon = Daemon::spawn_with(|start: &mut Command| {
         // SAFETY: umask is safe between fork and exec.
@@ -76,7 +77,8 @@ fn a_run_directory_that_others_can_write_is_refused() {
     assert_eq!(daemon_support::names(dir.path()), [""; 0]);
 }
 
-/// Does something as another user. Linux keeps credentials by thread, and only std's calls know of it.
+/// Does something as another user. Linux keeps credentials by thread, and only std's calls know of
+/// it.
 fn as_nobody<T: Send>(act: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {

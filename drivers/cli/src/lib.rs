@@ -1,4 +1,5 @@
-//! What the offline tools share: options as getopt reads them, the two output streams, and what is set up first.
+//! What the offline tools share: options as getopt reads them, the two output streams, and what is
+//! set up first.
 //!
 //! The originals use getopt with short options, and their callers know its habits: clusters
 //! (`-vpf`), values in the same word or the next, options after operands, `--` as the end of options.

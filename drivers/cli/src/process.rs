@@ -1,4 +1,5 @@
-//! What a tool sets up first, whoever started it: the umask, a limit for files, and signals that end it.
+//! What a tool sets up first, whoever started it: the umask, a limit for files, and signals that
+//! end it.
 #![allow(unsafe_code)]
 use std::io::Write;
 use std::mem::MaybeUninit;
@@ -12,8 +13,9 @@ const ENDING: [(libc::c_int, &str); 4] = [
     (libc::SIGQUIT, "SIGQUIT"),
 ];
 
-/// To be called first. A file that reaches its limit (`ulimit -f`) is an error, EFBIG, and no death in the middle;
-/// nothing that is made is for everybody to write, also where a caller has left umask 0 behind.
+/// To be called first. A file that reaches its limit (`ulimit -f`) is an error, EFBIG, and no death
+/// in the middle; nothing that is made is for everybody to write, also where a caller has left
+/// umask 0 behind.
 pub fn begin() {
     const NO_WRITING: libc::mode_t = 0o022;
     // SAFETY: neither way to treat a signal installs code of ours; umask takes a number.
@@ -26,9 +28,10 @@ pub fn begin() {
     }
 }
 
-/// From here on a signal that would end the process does so only after standard error has said in what `state` that
-/// leaves things, and `remove` has removed new files that are not whole. It ends it as the signal would have; one
-/// that the caller ignores stays ignored. To be called before there is another thread.
+/// From here on a signal that would end the process does so only after standard error has said in
+/// what `state` that leaves things, and `remove` has removed new files that are not whole. It ends
+/// it as the signal would have; one that the caller ignores stays ignored. To be called before
+/// there is another thread.
 pub fn explain_signals(
     tool: &'static str,
     command: &'static str,
@@ -36,7 +39,8 @@ pub fn explain_signals(
     remove: fn() -> Vec<PathBuf>,
 ) {
     let set = waited_for();
-    // SAFETY: `set` is an initialised set that outlives the call. Threads that start later inherit it.
+    // SAFETY: `set` is an initialised set that outlives the call. Threads that start later inherit
+    // it.
     unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) };
     let started = std::thread::Builder::new().name("signals".into()).spawn(move || {
         let mut number = 0;
@@ -66,8 +70,8 @@ pub fn explain_signals(
 /// The signals that the caller does not have ignored.
 fn waited_for() -> libc::sigset_t {
     let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
-    // SAFETY: sigemptyset initialises the set; the numbers are those of real signals; zeros are a valid action,
-    // which the kernel fills.
+    // SAFETY: sigemptyset initialises the set; the numbers are those of real signals; zeros are a
+    // valid action, which the kernel fills.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
         for (number, _) in ENDING {

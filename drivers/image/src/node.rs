@@ -140,8 +140,8 @@ impl Node {
     /// Opens it to read, and to write if asked to.
     ///
     /// # Errors
-    /// Those of the file system; EROFS for a write-protected device that is to be written, which the kernel lets
-    /// everybody open and fails each write of.
+    /// Those of the file system; EROFS for a write-protected device that is to be written, which
+    /// the kernel lets everybody open and fails each write of.
     pub fn open(&self, write: bool) -> io::Result<File> {
         if write && is_write_protected(&self.meta) {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
@@ -158,8 +158,8 @@ impl Node {
     }
 }
 
-/// Whether this is a block device that takes no writes, as the kernel tells it in sysfs. Where that is not mounted
-/// nobody knows, and a write will tell.
+/// Whether this is a block device that takes no writes, as the kernel tells it in sysfs. Where that
+/// is not mounted nobody knows, and a write will tell.
 pub fn is_write_protected(meta: &Metadata) -> bool {
     let (major, minor) = (rustix::fs::major(meta.rdev()), rustix::fs::minor(meta.rdev()));
     let told = || std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/ro"));

@@ -1,5 +1,5 @@
-//! New files that are not whole yet. They go when the work on them fails, and when a signal ends the tool
-//! ([`remove_all`]): half an image looks like one.
+//! New files that are not whole yet. They go when the work on them fails, and when a signal ends
+//! the tool ([`remove_all`]): half an image looks like one.
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +13,8 @@ pub struct Unfinished {
 }
 
 impl Unfinished {
-    /// The work on a new file begins. Not for devices, and nothing that was there before and is to stay.
+    /// The work on a new file begins. Not for devices, and nothing that was there before and is to
+    /// stay.
     pub fn begin(path: &Path) -> Unfinished {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         begun().push(path.clone());

@@ -1,5 +1,5 @@
-//! Memory for keys: pages of their own that are locked, in no core, and wiped before they are given back
-//! (docs/security.md).
+//! Memory for keys: pages of their own that are locked, in no core, and wiped before they are given
+//! back (docs/security.md).
 //!
 //! What works with a key leaves pieces of it in its stack frames: [`on_clean_stack`] wipes those.
 #![allow(unsafe_code)]
@@ -103,8 +103,8 @@ impl<T> Secret<T> {
         const { assert!(align_of::<T>() <= PAGE_BYTES) };
         let mut map = pages(size_of::<T>());
         let to = map.as_mut_ptr().cast::<T>();
-        // SAFETY: the mapping is as long as a T and begins at a page, which is aligned enough (checked above);
-        // nothing is in it yet, and `drop` ends the value once.
+        // SAFETY: the mapping is as long as a T and begins at a page, which is aligned enough
+        // (checked above); nothing is in it yet, and `drop` ends the value once.
         on_clean_stack(|| unsafe { to.write(make()) });
         Secret { map, value: PhantomData }
     }

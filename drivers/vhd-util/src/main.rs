@@ -72,8 +72,8 @@ const COMMANDS: &[(&str, Command)] = &[
 fn when_stopped(command: &str) -> Option<&'static str> {
     let state = match command {
         "coalesce" | "compact" | "fill" => {
-            "no data is lost; run the same command again, and vhd-util repair on the image that was \
-             written if vhd-util check finds fault with it"
+            "no data is lost; run the same command again, and vhd-util repair on the image that \
+             was written if vhd-util check finds fault with it"
         }
         "repair" | "revert" => "no data is lost; run the same command again",
         "resize" => {

@@ -1,5 +1,5 @@
-//! What ends a command in the middle: signals, and a limit for the size of files. It is said, what was new and not
-//! whole is taken away, and what was there loses nothing.
+//! What ends a command in the middle: signals, and a limit for the size of files. It is said, what
+//! was new and not whole is taken away, and what was there loses nothing.
 mod common;
 
 use std::io::{BufRead, BufReader, Read};
@@ -16,8 +16,8 @@ const SIGINT: i32 = 2;
 const SIGTERM: i32 = 15;
 const EFBIG: i32 = 27;
 
-/// The command in a shell that has set something up: a limit, an ignored signal, a umask; and has nothing ignored that
-/// the tests' caller ignores.
+/// The command in a shell that has set something up: a limit, an ignored signal, a umask; and has
+/// nothing ignored that the tests' caller ignores.
 fn under(d: &Dir, set_up: &str, line: &str) -> std::process::Command {
     let mut shell = std::process::Command::new("env");
     let command = d.command(line);
@@ -26,7 +26,8 @@ fn under(d: &Dir, set_up: &str, line: &str) -> std::process::Command {
     shell
 }
 
-/// A base of 8 MiB, a leaf over it that has every second sector anew, an empty top, and all that they show.
+/// A base of 8 MiB, a leaf over it that has every second sector anew, an empty top, and all that
+/// they show.
 fn family(d: &Dir) -> Vec<u8> {
     let old: Vec<u8> = (0..8 << 20).map(|i: u32| (i >> 9) as u8).collect();
     d.put("base.raw", &old);

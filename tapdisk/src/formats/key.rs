@@ -1,4 +1,5 @@
-//! The key of an encrypted disk: kept until the disk is detached in pages of its own, wiped then, never shown.
+//! The key of an encrypted disk: kept until the disk is detached in pages of its own, wiped then,
+//! never shown.
 use std::sync::Arc;
 
 use super::OpenError;

@@ -7,10 +7,10 @@
 //!            vbd-<domid>-<devid>                while rings are connected (ring_files)
 //!   /dev/shm/metrics/tap-<pid>-<minor>          while images are open: a page of zeros
 //! ```
-//! Files are written once a second, not through a mapping: nobody who cuts them short can harm us. Their pages are
-//! locked, for those of a tmpfs may be swapped out, and the swap device may be ours. One that cannot be made
-//! is said in the log, and the disk is served without it. Anybody may make these names before us: what is
-//! not ours is not touched (`tap_ctl::own_dir`).
+//! Files are written once a second, not through a mapping: nobody who cuts them short can harm us.
+//! Their pages are locked, for those of a tmpfs may be swapped out, and the swap device may be
+//! ours. One that cannot be made is said in the log, and the disk is served without it. Anybody may
+//! make these names before us: what is not ours is not touched (`tap_ctl::own_dir`).
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
@@ -47,7 +47,8 @@ impl Folder {
         let shm = OwnDir::of_host(shm)?;
         let own = shm.make(&format!("{FOLDER}{pid}"), 0o700)?;
         own.empty();
-        // Tells who clears up after dead ones that we are not one of them; nobody else ever wants it.
+        // Tells who clears up after dead ones that we are not one of them; nobody else ever wants
+        // it.
         let _ = flock(own.file(), Lock::Try);
         Ok(Folder { pid, place: Some((shm, Arc::new(own))) })
     }

@@ -1,5 +1,6 @@
-//! What a core of a daemon would hold (docs/security.md): neither keys nor data of guests. The kernel leaves out the
-//! mappings that are marked so (`dd` in smaps), and nothing else; so this looks at the rest of a living one.
+//! What a core of a daemon would hold (docs/security.md): neither keys nor data of guests. The
+//! kernel leaves out the mappings that are marked so (`dd` in smaps), and nothing else; so this
+//! looks at the rest of a living one.
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 
@@ -69,7 +70,8 @@ both_engines! {
         for bytes in [32, 64] {
             let name = format!("{bytes}.vhd");
             // Nothing that is in some table of a library's.
-            let key: Vec<u8> = (0..bytes).map(|i: u32| ((i * 167 + 91) ^ (i * i * 13)) as u8).collect();
+            let byte = |i: u32| ((i * 167 + 91) ^ (i * i * 13)) as u8;
+            let key: Vec<u8> = (0..bytes).map(byte).collect();
             fs::write(rig.path("key"), &key).unwrap();
             rig.vhd_util(&["create", "-n", &name, "-s", "10"]).ok();
             let hash = rig.vhd_util(&["key", "-C", "-k", "key"]).ok().out;
@@ -89,7 +91,8 @@ both_engines! {
         }
     }
 
-    /// The same for a disk that another server has: its answers come through a buffer of the connection's.
+    /// The same for a disk that another server has: its answers come through a buffer of the
+    /// connection's.
     fn a_core_has_no_data_of_a_remote_image(rig) {
         if !root("the memory of a daemon") {
             return;
@@ -106,7 +109,8 @@ both_engines! {
         far.destroy();
     }
 
-    /// What a dead daemon has left in shared memory and in the run directory goes with the next command.
+    /// What a dead daemon has left in shared memory and in the run directory goes with the next
+    /// command.
     fn nothing_of_a_dead_daemon_stays(rig) {
         rig.vhd_util(&["create", "-n", "a.vhd", "-s", "4"]).ok();
         for next in ["create", "destroy", "free"] {

@@ -67,7 +67,8 @@ pub(super) fn host_idle() -> f32 {
     idle_in(Path::new(CPUMOND)).unwrap_or(0.0)
 }
 
-/// Anybody may make that name before cpumond does: a pipe must not hold us up, and a stranger not have us poll.
+/// Anybody may make that name before cpumond does: a pipe must not hold us up, and a stranger not
+/// have us poll.
 fn idle_in(path: &Path) -> Option<f32> {
     let mut raw = [0; 8];
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;

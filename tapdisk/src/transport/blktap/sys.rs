@@ -48,7 +48,8 @@ impl Ring {
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the mapping made just above; the advice keeps what passes through it out of cores.
+        // SAFETY: the mapping made just above; the advice keeps what passes through it out of
+        // cores.
         unsafe { libc::madvise(at, BYTES, libc::MADV_DONTDUMP) };
         let base = NonNull::new(at.cast()).expect("mmap gave an address");
         Ok(Ring { base, device: Handle(Arc::new(device)) })
