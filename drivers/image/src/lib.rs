@@ -249,6 +249,11 @@ pub trait Meta {
     /// What was over at a smaller `now` is on the medium: the file was flushed since. 0 before the
     /// first flush of a session, when even what is read may be in a volatile cache alone.
     fn durable(&self) -> u64;
+    /// What lies from this byte on, up to [`Meta::grown`], was never written: zeros, on the medium
+    /// too. `u64::MAX` where nobody knows.
+    fn blank_from(&self) -> u64 {
+        u64::MAX
+    }
 }
 
 /// An open image of some format.

@@ -17,17 +17,13 @@
 //! place with fewer sectors, the mark would bring back what was zeroed.
 //!
 //! A new block goes to a clear place: one that no table on the medium points at, and whose bitmap
-//! is
-//! zeros there. So even if a volatile cache lets the table reach the medium first and then loses
-//! the
-//! rest, no sector but those just written changes. A place is cleared when nobody can be reading
-//! there any more, and counts from the next flush on; that flush also brings the table to the
-//! medium
-//! that took a block away from the place, be it this session's or that of a process that was
-//! killed.
-//! Several places are cleared at once, so that a flush is asked for once in [`CLEAR_MAX`] new
-//! blocks,
-//! and not at all where the guest flushes often enough.
+//! is zeros there. So even if a volatile cache lets the table reach the medium first and then loses
+//! the rest, no sector but those just written changes. Where a file was made longer a place is clear
+//! as it is. Any other place is cleared when nobody can be reading there any more, and counts from
+//! the next flush on; that flush also brings the table to the medium that took a block away from
+//! the place, be it this session's or that of a process that was killed. Several places are cleared
+//! at once, so that a flush is asked for once in [`CLEAR_MAX`] new blocks at most, and not at all
+//! where the guest flushes often enough.
 use std::cell::Cell;
 
 use image::{Action, Closing, Image, Meta, MetaList, MetaRef, Place, Plan, Run, Span, Stop, Want};
@@ -411,15 +407,39 @@ impl Vhd {
         self.doubts[block as usize / PER_SECTOR as usize] = self.failures;
     }
 
-    /// Which clear place a new block goes to, if there is one; changes nothing.
-    fn room(&self, meta: &dyn Meta) -> Result<Option<usize>, Stop> {
+    /// Where a new block goes, and which of the places that is, if there is a clear one; changes
+    /// nothing.
+    fn room(&self, meta: &dyn Meta) -> Result<Option<(u32, Option<usize>)>, Stop> {
         if !self.opened.bad_blocks.is_empty() {
             // A new block could end up where such an entry points.
             let why = "no block is added while a BAT entry points outside the file";
             return Err(Stop::Fail { errno: 5, why });
         }
         let ready = |room: &Room| room.clear && room.stamp < meta.durable();
-        Ok(self.first_place(ready))
+        if let Some(i) = self.first_place(ready) {
+            return Ok(Some((self.places[i].lba, Some(i))));
+        }
+        if self.is_worth_clearing(meta) {
+            return Ok(None);
+        }
+        Ok(self.blank_room(meta).map(|lba| (lba, None)))
+    }
+
+    /// Whether a place of before is to be cleared now, for when the next flush comes.
+    fn is_worth_clearing(&self, meta: &dyn Meta) -> bool {
+        let old = |room: &Room| !room.clear && room.stamp < meta.oldest();
+        self.clearing == 0 && self.ahead() < CLEAR_MAX && self.first_place(old).is_some()
+    }
+
+    /// The next place behind everything, if nothing was ever written there: it is clear as it is.
+    fn blank_room(&self, meta: &dyn Meta) -> Option<u32> {
+        let (lba, end) = self.next_room().filter(|_| self.limit.is_none())?;
+        (Self::bitmap(lba).at >= meta.blank_from() && end <= meta.grown()).then_some(lba)
+    }
+
+    /// Clear places.
+    fn ahead(&self) -> usize {
+        self.places.iter().filter(|room| room.clear).count()
     }
 
     /// The first place in the file of such places, so that blocks stay in the order they came in.
@@ -430,8 +450,11 @@ impl Vhd {
 
     /// Clears further places, or says what has to happen before there is one.
     fn clear(&mut self, meta: &mut dyn Meta) -> Result<Plan, Stop> {
-        let ahead = self.places.iter().filter(|room| room.clear).count() + self.clearing;
-        let most = CLEAR_MAX.saturating_sub(ahead).min(CLEARED_AT_ONCE);
+        if self.clearing > 0 {
+            // One after the other: a later place that is ready first would leave a gap before it.
+            return Err(Stop::Wait);
+        }
+        let most = CLEAR_MAX.saturating_sub(self.ahead()).min(CLEARED_AT_ONCE);
         let mut pieces = [None; 4];
         for (i, piece) in pieces.iter_mut().enumerate().take(most) {
             let Some((lba, freed)) = self.unclear(meta) else { break };
@@ -464,12 +487,14 @@ impl Vhd {
     }
 
     /// A place that can be cleared: that of a block given back, where nobody reads any more, or a
-    /// new
-    /// one in the file as it is.
+    /// new one that was written before.
     fn unclear(&self, meta: &dyn Meta) -> Option<(u32, Option<usize>)> {
         let old = |room: &Room| !room.clear && room.stamp < meta.oldest();
         if let Some(i) = self.first_place(old) {
             return Some((self.places[i].lba, Some(i)));
+        }
+        if self.blank_room(meta).is_some() {
+            return None;
         }
         let (lba, end) = self.next_room()?;
         (end <= self.limit.unwrap_or_else(|| meta.grown())).then_some((lba, None))
@@ -487,9 +512,6 @@ impl Vhd {
         if let Some(after) = self.places.iter().filter(|r| r.clear).map(|r| r.stamp).min() {
             return Stop::Flush { after };
         }
-        if self.clearing > 0 {
-            return Stop::Wait;
-        }
         match self.next_room().filter(|_| self.limit.is_none()) {
             Some((_, end)) => Stop::Grow { end, step: self.stride().next_multiple_of(8) * SECTOR },
             None => Stop::Fail { errno: 28, why: "no room for another block in the image" },
@@ -501,12 +523,14 @@ impl Vhd {
             return Err(Stop::Wait);
         }
         let bat = self.hold_bat(meta, part.block)?;
-        let Some(at) = self.room(meta)? else { return self.clear(meta) };
-        let lba = self.places[at].lba;
+        let Some((lba, place)) = self.room(meta)? else { return self.clear(meta) };
         let r = Self::bitmap(lba);
         set_bits(meta.create(r)?, part.first, part.count);
         // Nothing below can stop.
-        self.places.swap_remove(at);
+        match place {
+            Some(place) => drop(self.places.swap_remove(place)),
+            None => self.next_lba = u64::from(lba) + self.stride(),
+        }
         self.enter(part.block, EXCLUSIVE);
         self.dirty = true;
         Ok(Plan {

@@ -17,6 +17,9 @@ pub struct FileInfo {
     pub device: bool,
 }
 
+/// How often the space taken ahead doubles, as a factor: from 32 MiB to 256.
+const AHEAD_FACTOR: u64 = 8;
+
 /// A file in use.
 ///
 /// ```text
@@ -34,8 +37,13 @@ pub struct FileState {
     pub device: bool,
     /// What was over at a smaller number of a request is on the medium; see [`Meta::durable`].
     pub durable: u64,
+    /// From here on to `grown` nothing was ever written; see [`Meta::blank_from`].
+    pub blank_from: u64,
     stage: Option<Stage>,
+    /// Space to take ahead with the next growth: twice that of the last one, up to `ahead_max`, so
+    /// that a disk which is filled waits for ever fewer flushes.
     ahead: u64,
+    ahead_max: u64,
     /// The page that a file ends with: zeros, or an end sector in its last 512 bytes.
     end_page: Buf,
     /// Bytes that the file has or may have, after a growth that failed.
@@ -85,8 +93,10 @@ impl FileState {
             grown: info.bytes,
             device: info.device,
             durable: 0,
+            blank_from: if info.device { u64::MAX } else { info.bytes },
             stage: None,
             ahead: u64::from(ahead),
+            ahead_max: u64::from(ahead) * AHEAD_FACTOR,
             end_page: zeros,
             length: info.bytes,
             need: 0,
@@ -169,8 +179,12 @@ impl FileState {
                 return Err(self.begin(0));
             }
             (Stage::End, outcome) => {
-                // Also after a failure the file may be that long.
+                // Also after a failure the file may be that long, and end in that sector.
                 self.length = self.length.max(self.place + SECTOR_BYTES);
+                self.blank_from = self.blank_from.max(match outcome {
+                    Ok(()) => self.grown + SECTOR_BYTES,
+                    Err(_) => self.length,
+                });
                 if outcome.is_ok() {
                     self.stage = Some(Stage::Flush);
                     return Err(Todo { kind: Kind::Sync, at: 0, buf: Buf::NONE });
@@ -179,9 +193,14 @@ impl FileState {
             }
             (Stage::Flush, Ok(())) => {
                 self.grown = self.place;
+                self.ahead = (self.ahead * 2).min(self.ahead_max);
                 Ok(())
             }
-            (Stage::Space | Stage::Flush, Err(errno)) => Err(errno),
+            (Stage::Flush, Err(errno)) => {
+                self.blank_from = self.blank_from.max(self.length);
+                Err(errno)
+            }
+            (Stage::Space, Err(errno)) => Err(errno),
         };
         self.stage = None;
         self.need = 0;
@@ -227,11 +246,12 @@ pub struct Views<'a> {
 
 impl chain::Views for Views<'_> {
     fn with<R>(&mut self, layer: FileId, f: impl FnOnce(&mut dyn Meta) -> R) -> R {
-        let FileState { grown, durable, .. } = self.files[usize::from(layer.0)];
+        let FileState { grown, durable, blank_from, .. } = self.files[usize::from(layer.0)];
         let (now, oldest) = (self.seq, self.oldest);
         self.meta.begin_call();
         let cache = &mut *self.meta;
         let arena = &mut *self.arena;
-        f(&mut View { cache, arena, file: layer, grown, now, oldest, durable })
+        let file = layer;
+        f(&mut View { cache, arena, file, grown, now, oldest, durable, blank_from })
     }
 }

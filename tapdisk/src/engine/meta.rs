@@ -346,6 +346,8 @@ pub struct View<'a> {
     pub oldest: u64,
     /// See [`Meta::durable`].
     pub durable: u64,
+    /// See [`Meta::blank_from`].
+    pub blank_from: u64,
 }
 
 impl Meta for View<'_> {
@@ -406,6 +408,10 @@ impl Meta for View<'_> {
 
     fn durable(&self) -> u64 {
         self.durable
+    }
+
+    fn blank_from(&self) -> u64 {
+        self.blank_from
     }
 }
 
