@@ -62,13 +62,6 @@ impl Stack {
         }
     }
 
-    /// One that mirrors into a VHD, for a planted bug that only shows there.
-    pub fn with_mirror(mut self) -> Stack {
-        let purpose = Purpose::Mirror;
-        self.second = Some(Second { purpose, remote: false, taken_over: false });
-        self
-    }
-
     /// The cipher of every VHD.
     pub fn cipher(&self) -> Option<Cipher> {
         let key: Vec<u8> = (0..64).collect();

@@ -46,8 +46,8 @@ pub struct Setup {
     pub wide: bool,
     /// Overrides the chance of EIO: one operation in so many.
     pub eio: Option<u64>,
-    /// With a mirror that takes over when one growth in so many fails, and blocks that come and go.
-    pub mirror: Option<u64>,
+    /// Blocks come and go, whatever the seed says.
+    pub churn: bool,
     /// A planted bug of the engine.
     pub bug: Bug,
     /// A new block does not wait for others on its block (a planted bug).
@@ -69,7 +69,7 @@ impl Setup {
             remembers_too_much: false,
             wide: false,
             eio: None,
-            mirror: None,
+            churn: false,
             bug: Bug::None,
             appears_beside_others: false,
         }
@@ -250,13 +250,10 @@ impl World {
             unreadable: None,
         };
         let faults = Faults { eio: setup.eio.unwrap_or(faults.eio), ..faults };
-        let nospace = setup.mirror.unwrap_or(faults.nospace);
-        let faults = Faults { nospace, ..faults };
         let volatile = rng.one_in(2);
         let mut files = vec![SimFile::new(bytes, device)];
         let mut formats = vec![format];
         let stack = Stack::new(setup.seed, sectors);
-        let stack = if setup.mirror.is_some() { stack.with_mirror() } else { stack };
         if let Some(second) = stack.second {
             let format = if second.remote { Format::Raw } else { Format::Dynamic };
             let bytes = match format {
@@ -294,7 +291,7 @@ impl World {
             value: 1 << 32,
             sectors,
             hot: rng.one_in(3),
-            churn: rng.one_in(4) || setup.mirror.is_some(),
+            churn: rng.one_in(4) || setup.churn,
             spot: 0,
             at_work: HashMap::new(),
             mirror_lost: false,
