@@ -46,7 +46,11 @@ fn dynamic(o: &Opened, header: &Header, bat: &[u32], full: &[u8]) -> Closing {
     writes.push((0, footer));
     if let Some((map_at, map, header_at, map_header)) = batmap_writes(o, header, full) {
         let place = batmap_place(header, &o.batmap);
-        if !overlapped(header, good(), place) {
+        let clear = !overlapped(header, good(), place);
+        if clear && map_at == header_at.saturating_add(512) {
+            // One write, so that a process that is killed never leaves a map without its checksum.
+            writes.push((header_at, [map_header, map].concat()));
+        } else if clear {
             writes.push((map_at, map));
             writes.push((header_at, map_header));
         }
