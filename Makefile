@@ -6,6 +6,7 @@
 #   make test       everything, the virtual machines as well
 #   make test-vm    only what runs in virtual machines (no hardware virtualisation needed; tests/vm/README.md)
 #   make test-iotests  QEMU's own tests of block devices against tapdisk and vhd-util (docs/foreign-suites.md)
+#   tests/power-cuts.py  power cuts under a tapdisk on ext4, as root (--help)
 #   make test-pressure  devices under memory pressure, with controls that must hang (tests/vm/pressure.py --help)
 #   make fuzz       every parser under the fuzzer, FUZZ_SECONDS=60 each, guided by branches; FUZZ_ARGS=NAME for one
 #   make xen-demo   Xen, dom0 and a guest with our disk, in an emulator (one to two minutes)
