@@ -149,4 +149,73 @@ pub fn keep(closing: &mut Closing, storage: &dyn Storage) {
         }
     }
     closing.writes.retain(|(at, written)| *at != 0 || *written != bytes);
+    // Nothing was written: the trailing footer stands where it stood.
+    if closing.writes.is_empty()
+        && closing.repairs.is_empty()
+        && let Some((at, footer)) = trailing(storage).filter(|(_, footer)| ours(footer))
+        && footer.hidden != copy.hidden
+    {
+        closing.writes.push((at, Footer { hidden: copy.hidden, ..footer }.encode().to_vec()));
+    }
+}
+
+/// The footer in the last sector, and its place.
+fn trailing(storage: &dyn Storage) -> Option<(u64, Footer)> {
+    let at = storage.len().ok()?.checked_sub(FOOTER_BYTES as u64)?;
+    let mut bytes = [0; FOOTER_BYTES];
+    storage.read_exact_at(at, &mut bytes).ok()?;
+    Some((at, Footer::parse(&bytes).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{OpenOptions, closing, create, open};
+    use image::MemStorage;
+
+    /// An image as its tapdisk opened it, whose copy at 0 has been hidden since.
+    fn hidden_since() -> (MemStorage, crate::Opened) {
+        let storage = MemStorage::new(Vec::new(), false);
+        let new =
+            create::NewImage { bytes: 16 << 20, room_bytes: 16 << 20, uuid: [7; 16], timestamp: 5 };
+        create::dynamic(&storage, Path::new("x"), &new, None).unwrap();
+        let opened = open(&storage, Path::new("x"), &OpenOptions::default()).unwrap();
+        let footer = Footer { hidden: 1, ..opened.footer.clone() }.encode();
+        storage.write_at(0, &footer).unwrap();
+        (storage, opened)
+    }
+
+    fn flags(storage: &MemStorage) -> (u8, u8) {
+        let mut copy = [0; FOOTER_BYTES];
+        storage.read_exact_at(0, &mut copy).unwrap();
+        (Footer::decode(&copy).hidden, trailing(storage).unwrap().1.hidden)
+    }
+
+    #[test]
+    fn a_close_keeps_the_flag_whether_anything_was_written_or_not() {
+        for written in [false, true] {
+            let (storage, opened) = hidden_since();
+            let mut last = match written {
+                true => closing(&opened, &opened.bat, &opened.full),
+                false => Closing::default(),
+            };
+            keep(&mut last, &storage);
+            assert!(last.writes.iter().all(|(at, _)| *at != 0), "the copy is right already");
+            last.apply(&storage).unwrap();
+            assert_eq!(flags(&storage), (1, 1), "{written}");
+        }
+    }
+
+    /// A sector that looks like a footer is left alone where none belongs, and so is that of
+    /// another image.
+    #[test]
+    fn only_footers_of_the_image_are_changed() {
+        let (storage, opened) = hidden_since();
+        let other = Footer { uuid: [8; 16], ..opened.footer.clone() }.encode().to_vec();
+        let own = opened.footer.encode().to_vec();
+        let writes = vec![(4096, own), (0, other)];
+        let mut last = Closing { writes: writes.clone(), ..Closing::default() };
+        keep(&mut last, &storage);
+        assert_eq!(last.writes, writes);
+    }
 }

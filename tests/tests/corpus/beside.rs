@@ -35,7 +35,7 @@ fn the_leaf_of_a_running_disk_is_relinked_while_it_adds_blocks() {
             let mut client = disk.client();
             let done = &done;
             scope.spawn(move || {
-                for block in 0..400 {
+                for block in 0..150 {
                     client.fill(block * 2 * MIB, 4096, (block % 250) as u8 + 1).unwrap();
                 }
                 done.store(true, Ordering::Relaxed);
@@ -58,7 +58,7 @@ fn the_leaf_of_a_running_disk_is_relinked_while_it_adds_blocks() {
         disk.unpause(&[]);
         b.ok("set --debug -n leaf.vhd -f hidden -v 0");
         let mut client = disk.client();
-        for block in 0..400 {
+        for block in 0..150 {
             client.expect(block * 2 * MIB, 4096, (block % 250) as u8 + 1);
         }
         drop(client);
