@@ -126,10 +126,13 @@ fn create_frees_the_minor_when_spawn_fails() {
 fn a_caller_who_ignores_his_children_gets_a_daemon_all_the_same() {
     let setup = Setup::new();
     let program = program(&setup, "echo \"$TAPDISK_RUN_DIR/ctl4711\"");
-    let line = "trap '' CHLD; exec \"$0\" spawn";
-    let mut shell = Command::new("sh");
-    shell.args(["-c", line, env!("CARGO_BIN_EXE_tap-ctl")]).env("TAPDISK_PROGRAM", program);
-    let out = shell.env("TAPDISK_RUN_DIR", setup.run_dir().path()).output().expect("ends");
+    let mut caller = Command::new("env");
+    caller.args(["--ignore-signal=CHLD", env!("CARGO_BIN_EXE_tap-ctl"), "spawn"]);
+    let out = caller
+        .env("TAPDISK_PROGRAM", program)
+        .env("TAPDISK_RUN_DIR", setup.run_dir().path())
+        .output()
+        .expect("ends");
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!((out.status.code(), out.stdout.as_slice()), (Some(0), &b"4711\n"[..]), "{said}");
 }

@@ -149,6 +149,7 @@ impl Player<'_> {
         let same = want.clone().is(&outcome, &mut HashMap::new());
         if let Some(Difference { ours, .. }) = listed {
             want.change(*ours);
+            want.out = want.out.map(|text| self.filled(&text));
         }
         let mut learned = HashMap::new();
         let right = want.is(&outcome, &mut learned);

@@ -28,7 +28,7 @@ impl SmallFileSystem {
     #[track_caller]
     pub fn mount(folder: &Path, bytes: u64) -> SmallFileSystem {
         std::fs::create_dir(folder).expect("a mount point");
-        let size = format!("size={bytes}");
+        let size = format!("size={bytes},mode=755");
         let mut mount = Command::new(tool("mount"));
         run(mount.args(["-t", "tmpfs", "-o", &size, "none"]).arg(folder), b"").ok();
         SmallFileSystem { path: folder.to_owned() }

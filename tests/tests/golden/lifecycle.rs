@@ -2,11 +2,60 @@
 use tests::rig::golden::{Difference, Ours, replay};
 use tests::rig::{Engine, Rig};
 
+/// Sockets are for nobody else to look at (docs/security.md).
+const SOCKETS: &str = "sockets have mode 0600, not what the umask leaves";
+/// (docs/security.md)
+const SWEPT: &str = "what a dead tapdisk left goes with the next create, destroy or free";
+
 const DIFFERENCES: &[Difference] = &[
+    Difference {
+        step: 17,
+        ours: Ours::Says(
+            "\
+                srw------- s ./ctl@P1@\n\
+                srw------- s ./nbdclient@P1@\n\
+                drwx------ d ./tapdisk\n\
+                -rw------- f ./tapdisk/tapdisk-0\n\
+            ",
+        ),
+        why: SOCKETS,
+    },
+    Difference {
+        step: 66,
+        ours: Ours::Says(
+            "\
+                srw------- s ./ctl@P3@\n\
+                srw------- s ./nbd-old@P3@.0\n\
+                srw------- s ./nbd@P3@.0\n\
+                srw------- s ./nbdclient@P3@\n\
+                srw------- s ./nbdserver-new@P3@.0\n\
+                srw------- s ./nbdserver@P3@.0\n\
+                drwx------ d ./tapdisk\n\
+                -rw------- f ./tapdisk/tapdisk-0\n\
+            ",
+        ),
+        why: SWEPT,
+    },
     Difference {
         step: 80,
         ours: Ours::Refuses(libc::ENODEV, 0),
         why: "statistics of an unknown minor: the original prints two newlines and succeeds",
+    },
+    Difference {
+        step: 91,
+        ours: Ours::Says(
+            "\
+                srw------- s ./ctl@P3@\n\
+                srw------- s ./nbd-old@P3@.0\n\
+                srw------- s ./nbd@P3@.0\n\
+                srw------- s ./nbdclient@P3@\n\
+                srw------- s ./nbdserver-new@P3@.0\n\
+                srw------- s ./nbdserver@P3@.0\n\
+                drwx------ d ./tapdisk\n\
+                -rw------- f ./tapdisk/tapdisk-0\n\
+            ",
+        ),
+        why: SWEPT,
     },
     Difference {
         step: 122,
@@ -17,6 +66,37 @@ const DIFFERENCES: &[Difference] = &[
         step: 124,
         ours: Ours::Says("pid=@P3@ minor=0 state=0x2a\n"),
         why: "step 122 has paused the disk, and a paused disk that is closed stays paused",
+    },
+    Difference {
+        step: 125,
+        ours: Ours::Says(
+            "\
+                srw------- s ./ctl@P3@\n\
+                srw------- s ./nbdclient@P3@\n\
+                drwx------ d ./tapdisk\n\
+                -rw------- f ./tapdisk/tapdisk-0\n\
+            ",
+        ),
+        why: SWEPT,
+    },
+    Difference {
+        step: 131,
+        ours: Ours::Says(
+            "\
+                drwx------ d ./tapdisk\n\
+                -rw------- f ./tapdisk/tapdisk-0\n\
+            ",
+        ),
+        why: SWEPT,
+    },
+    Difference {
+        step: 135,
+        ours: Ours::Says(
+            "\
+                drwx------ d ./tapdisk\n\
+            ",
+        ),
+        why: SWEPT,
     },
 ];
 
