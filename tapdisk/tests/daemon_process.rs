@@ -199,43 +199,6 @@ fn what_the_caller_ignores_or_blocks_counts_no_more() {
     for (ignored, blocked) in [(true, false), (false, true), (true, true)] {
         let start = || {
             Daemon::spawn_with(|start| {
-                // SAFETY: these calls are safe between fork and exec; the set is initialised before it is used.
-                unsafe {
-                    start.pre_exec(move || {
-                        let mut set = std::mem::zeroed();
-                        libc::sigemptyset(&mut set);
-                        for number in numbers {
-                            libc::sigaddset(&mut set, number);
-                            if ignored {
-                                libc::signal(number, libc::SIG_IGN);
-                            }
-                        }
-                        if blocked {
-                            libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
-                        }
-                        Ok(())
-                    });
-                }
-            })
-        };
-        for number in [libc::SIGINT, libc::SIGTERM] {
-            let daemon = start();
-            daemon.signal(libc::SIGUSR1);
-            until("a report", || daemon.log_file().exists());
-            daemon.signal(number);
-            daemon.wait_for_end();
-            assert_eq!(daemon.names(), [""; 0], "{number}: {ignored} {blocked}");
-        }
-    }
-}
-
-/// As a script's background job, or a caller with a mask of his own, would start it.
-#[test]
-fn what_the_caller_ignores_or_blocks_counts_no_more() {
-    let numbers = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGUSR1, libc::SIGCHLD];
-    for (ignored, blocked) in [(true, false), (false, true), (true, true)] {
-        let start = || {
-            Daemon::spawn_with(|start| {
                 // SAFETY: these calls are safe between fork and exec; the set is initialised before
                 // it is used.
                 unsafe {
