@@ -15,7 +15,6 @@ mod locks;
 mod log;
 mod medium;
 pub mod nbd;
-mod parents;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -24,7 +23,9 @@ use std::sync::Arc;
 use image::{Image, Storage};
 use raw::Raw;
 use tap_ctl::messages::Text;
+use vhd_rs::chain::Identity;
 use vhd_rs::driver::{UNUSED, Vhd};
+use vhd_rs::parents::Found as Parent;
 use vhd_rs::{BatmapState, DiskType, FooterAt, OpenOptions, Opened, VhdError};
 
 use crate::disk::align::alignment_of;
@@ -42,10 +43,10 @@ pub use locks::{Living, Patience};
 pub use log::{ChangeLog, Marks};
 pub use medium::Medium;
 use nbd::RemoteImage;
-use parents::Passed;
+use vhd_rs::descent::Descent;
 
-/// Images of one chain at most; SM's own limit is 30 (spec/drivers.md §5.1).
-pub const LAYERS_MAX: usize = 128;
+/// Images of one chain at most (spec/drivers.md §5.1).
+pub use vhd_rs::descent::LAYERS_MAX;
 
 /// What to open and how: the arguments of OPEN that stay in force over every pause.
 #[derive(Clone, Debug)]
@@ -171,30 +172,48 @@ pub fn open(wish: &Wish, stash: &Arc<Stash>, patience: &Patience) -> Result<Imag
         patience,
         layers: Vec::new(),
         notes: Vec::new(),
-        passed: Passed::default(),
+        descent: Descent::default(),
         mirror_failed: false,
         held: None,
     };
     let mut next = listed.next();
-    while let Some((kind, path, writable)) = next {
+    while let Some(mut item) = next {
         let leaf = opening.layers.is_empty();
-        let named = opening.open(kind, path, writable && !wish.taken_over)?;
-        let parent = match wish.parent.filter(|_| leaf) {
-            Some(socket) => Some((Kind::Nbd, socket.as_path().into(), false)),
-            None => named,
+        item.writable &= !wish.taken_over;
+        opening.open(item)?;
+        let below = match wish.parent.filter(|_| leaf) {
+            Some(socket) => Some(Item::named(Kind::Nbd, socket.as_path().into(), false)),
+            None => listed.next().map(|item| Item { writable: false, ..item }),
         };
-        next = listed.next().map(|(kind, path, _)| (kind, path, false)).or(parent);
+        next = match below {
+            None => opening.below()?,
+            named => named,
+        };
     }
     let second = opening.second()?;
     opening.finish(second)
 }
 
-type Item = (Kind, PathBuf, bool);
+/// An image that is to be opened.
+struct Item {
+    kind: Kind,
+    path: PathBuf,
+    writable: bool,
+    /// The very file, where it was found as a parent.
+    found: Option<Parent>,
+}
+
+impl Item {
+    /// One that the caller named.
+    fn named(kind: Kind, path: PathBuf, writable: bool) -> Item {
+        Item { kind, path, writable, found: None }
+    }
+}
 
 /// The images that are named by the caller, leaf first, with whether they are to be writable.
 fn listed(wish: &Wish) -> Result<Vec<Item>, OpenError> {
     match parse(wish.name.as_bytes())? {
-        Source::Image(kind, path) => Ok(vec![(kind, path, !wish.read_only)]),
+        Source::Image(kind, path) => Ok(vec![Item::named(kind, path, !wish.read_only)]),
         Source::ChainFile(path) if wish.parent.is_some() => Err(OpenError::new(
             libc::EINVAL,
             format!("{}: a chain file lists its parents; open it without -e", path.display()),
@@ -204,7 +223,7 @@ fn listed(wish: &Wish) -> Result<Vec<Item>, OpenError> {
             let lines = chain_lines(&text, &path)?;
             Ok(lines
                 .into_iter()
-                .map(|(kind, path, ro)| (kind, path, !ro && !wish.read_only))
+                .map(|(kind, path, ro)| Item::named(kind, path, !ro && !wish.read_only))
                 .collect())
         }
     }
@@ -217,7 +236,7 @@ struct Opening<'a> {
     patience: &'a Patience,
     layers: Vec<(Layer, Found)>,
     notes: Vec<String>,
-    passed: Passed,
+    descent: Descent,
     mirror_failed: bool,
     held: Option<String>,
 }
@@ -227,7 +246,7 @@ struct Loaded {
     layer: Layer,
     found: Found,
     /// Of its file: the same for every name of it.
-    identity: Option<(u64, u64)>,
+    identity: Option<Identity>,
 }
 
 /// What an image turned out to be.
@@ -237,45 +256,40 @@ enum Found {
 }
 
 impl Opening<'_> {
-    /// Opens one image below those that are open. Gives the parent it names.
-    fn open(
-        &mut self,
-        kind: Kind,
-        path: PathBuf,
-        writable: bool,
-    ) -> Result<Option<Item>, OpenError> {
-        if self.layers.len() == LAYERS_MAX {
-            let text = format!(
-                "{} would be image {} of a chain; at most {LAYERS_MAX} are opened: coalesce it",
-                path.display(),
-                LAYERS_MAX + 1
-            );
-            return Err(OpenError::new(libc::ELOOP, text));
-        }
-        let way = if self.cached(kind, writable) { Way::Cached } else { Way::Direct };
-        let Loaded { layer, found, identity } = self.load(kind, path, writable, way)?;
+    /// Opens one image below those that are open.
+    fn open(&mut self, item: Item) -> Result<(), OpenError> {
+        let way = if self.cached(item.kind, item.writable) { Way::Cached } else { Way::Direct };
+        let Loaded { layer, found, identity } = self.load(item, way)?;
         if let Some(identity) = identity {
-            self.passed.file(&layer.path, identity)?;
+            self.descent.file(&layer.path, identity)?;
         }
-        if let Found::Vhd(opened) = &found {
-            self.passed.uuid(&layer.path, opened.footer.uuid)?;
-        }
-        let parent = self.below(&layer.path, &found)?;
-        if let Some((child, child_found)) = self.layers.last() {
-            parents::check(&child.path, child_found, &layer.path, &found)?;
+        match (&found, &layer.file) {
+            (Found::Vhd(opened), _) => self.descent.vhd(&layer.path, opened)?,
+            (Found::Raw { .. }, Medium::Local(file)) => {
+                self.descent.raw(&layer.path, Some(file))?;
+            }
+            (Found::Raw { .. }, Medium::Remote(_)) => self.descent.raw(&layer.path, None)?,
         }
         self.layers.push((layer, found));
-        Ok(parent)
+        Ok(())
+    }
+
+    /// The parent that the lowest image names.
+    fn below(&self) -> Result<Option<Item>, OpenError> {
+        let Some((Layer { path, file: Medium::Local(file), .. }, Found::Vhd(opened))) =
+            self.layers.last()
+        else {
+            return Ok(None);
+        };
+        let Some(parent) = &opened.parent else { return Ok(None) };
+        let kind = if parent.uuid.is_some() { Kind::Vhd } else { Kind::Raw };
+        let found = vhd_rs::parents::find(path, file.file(), parent)?;
+        Ok(Some(Item { kind, path: found.path.clone(), writable: false, found: Some(found) }))
     }
 
     /// Opens the file of an image, or negotiates with its server, and learns what it is.
-    fn load(
-        &mut self,
-        kind: Kind,
-        path: PathBuf,
-        writable: bool,
-        way: Way,
-    ) -> Result<Loaded, OpenError> {
+    fn load(&mut self, item: Item, way: Way) -> Result<Loaded, OpenError> {
+        let Item { kind, path, writable, found: parent } = item;
         if kind == Kind::Nbd {
             let remote = RemoteImage::open(&path, writable, self.stash)?;
             let found = Found::Raw { sectors: remote.sectors(), sector_size: 512 };
@@ -283,8 +297,12 @@ impl Opening<'_> {
             let layer = Layer { kind, path, image: None, file, writable, cipher: None };
             return Ok(Loaded { layer, found, identity: None });
         }
+        let node = match &parent {
+            Some(parent) => parent.node(),
+            None => &file::find(&path, "open")?,
+        };
         let OpenFile { file, identity, sector_size } =
-            file::open(&path, kind, writable, way, &mut self.notes)?;
+            file::open(&path, node, kind, writable, way, &mut self.notes)?;
         // Before the first look: what somebody else still writes would be read half old.
         self.lock(&file, identity, (&path, writable))?;
         let (found, cipher) = match kind {
@@ -300,7 +318,8 @@ impl Opening<'_> {
             ));
             // The lock goes with the file, so another file has to take it anew, and look anew.
             drop(file);
-            return self.load(kind, path, writable, Way::Synchronous);
+            let again = Item { kind, path, writable, found: parent };
+            return self.load(again, Way::Synchronous);
         }
         let file = Medium::Local(file);
         let layer = Layer { kind, path, image: None, file, writable, cipher };
@@ -310,11 +329,11 @@ impl Opening<'_> {
     fn lock(
         &mut self,
         file: &DirectFile,
-        identity: (u64, u64),
+        identity: Identity,
         (path, writable): (&Path, bool),
     ) -> Result<(), OpenError> {
         // A secondary may be one of the chain's: nobody waits for himself.
-        if self.passed.has_file(identity) {
+        if self.descent.has_file(identity) {
             return Ok(());
         }
         match locks::take(file, (path, writable), self.patience, &mut self.notes)? {
@@ -341,7 +360,7 @@ impl Opening<'_> {
             return Err(OpenError::new(libc::EINVAL, text));
         }
         let Loaded { layer, found, .. } =
-            match self.load(kind, path, !self.wish.read_only, Way::Direct) {
+            match self.load(Item::named(kind, path, !self.wish.read_only), Way::Direct) {
                 Ok(loaded) => loaded,
                 Err(error) if kind == Kind::Nbd => {
                     self.notes.push(format!("there is no mirror: {error}"));
@@ -417,14 +436,6 @@ impl Opening<'_> {
             }
         };
         Err(OpenError::new(errno, format!("{} {why}", path.display())))
-    }
-
-    /// The parent that an image names.
-    fn below(&self, path: &Path, found: &Found) -> Result<Option<Item>, OpenError> {
-        let Found::Vhd(opened) = found else { return Ok(None) };
-        let Some(parent) = &opened.parent else { return Ok(None) };
-        let kind = if parent.uuid.is_some() { Kind::Vhd } else { Kind::Raw };
-        Ok(Some((kind, vhd_rs::resolve_parent(path, parent)?, false)))
     }
 
     /// All are open and fit: make the drivers, and what they will write ready for it.

@@ -16,8 +16,7 @@ const BLOCKS: u64 = SIZE / (2 * MIB);
 
 /// What an image shows.
 fn shown(path: &Path) -> Vec<u8> {
-    let o = vhd_rs::OpenOptions { read_only: true, ..Default::default() };
-    let chain = Chain::open(path, &o).expect("a chain");
+    let chain = Chain::open(path).expect("a chain");
     let mut bytes = vec![0; chain.sectors() as usize * 512];
     chain.read(0, &mut bytes).expect("it can be read");
     bytes

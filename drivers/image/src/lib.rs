@@ -16,6 +16,7 @@ pub mod blocking;
 mod holder;
 mod lock;
 mod node;
+pub mod place;
 mod storage;
 pub mod unfinished;
 

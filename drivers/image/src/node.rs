@@ -127,6 +127,11 @@ impl Node {
         }
     }
 
+    /// The file, which can be looked at and not read.
+    pub(crate) fn found(&self) -> &File {
+        &self.found
+    }
+
     /// What is known of it.
     pub fn meta(&self) -> &Metadata {
         &self.meta
@@ -135,6 +140,14 @@ impl Node {
     /// Whether it is a block device.
     pub fn is_device(&self) -> bool {
         self.meta.file_type().is_block_device()
+    }
+
+    /// Whether this process may read it. It is not opened.
+    ///
+    /// # Errors
+    /// EACCES if not.
+    pub fn readable(&self) -> io::Result<()> {
+        Ok(rustix::fs::access(self.itself(), rustix::fs::Access::READ_OK)?)
     }
 
     /// Opens it to read, and to write if asked to.
@@ -154,7 +167,11 @@ impl Node {
     /// # Errors
     /// Those of the file system.
     pub fn open_with(&self, how: &OpenOptions) -> io::Result<File> {
-        how.open(PathBuf::from(format!("/proc/self/fd/{}", self.found.as_raw_fd())))
+        how.open(self.itself())
+    }
+
+    fn itself(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.found.as_raw_fd()).into()
     }
 }
 

@@ -1,11 +1,12 @@
 //! An image with its parents on the file system, and reading through them (§9).
 use crate::crypt::Cipher;
+use crate::descent::Descent;
 use crate::error::{
     VhdError,
     errno::{EIO, ERANGE},
 };
 use crate::open::{self, OpenOptions, Opened, Parent};
-use crate::{bat, batmap, key, locate, path};
+use crate::{bat, batmap, key, locate, parents, path};
 use image::{Node, NodeError, Storage};
 use rustix::fs::{Advice, fadvise};
 use std::fs::File;
@@ -32,6 +33,9 @@ pub struct Chain {
     cipher: Option<Cipher>,
 }
 
+/// How images are opened to be read through: what the I/O driver refuses is refused.
+const READER: OpenOptions = OpenOptions { read_only: true, for_io: true, header_retries: 0 };
+
 /// What makes two paths the same file or device.
 pub type Identity = (bool, u64, u64);
 
@@ -53,10 +57,15 @@ pub fn open_file(path: &Path, write: bool) -> Result<File, VhdError> {
     let failed = |e: &NodeError| VhdError::node(path, "open the file", e);
     let node = Node::find(path).map_err(|e| failed(&e))?;
     let file = node.open(write).map_err(|e| failed(&e.into()))?;
-    if node.is_device() {
-        forget_cached(&file);
-    }
+    ready(&file);
     Ok(file)
+}
+
+/// What the page cache holds of a device is not believed.
+fn ready(file: &File) {
+    if Storage::is_device(file) {
+        forget_cached(file);
+    }
 }
 
 /// Drops what the page cache holds of a device: it may be older than what was written through another node, or on
@@ -71,32 +80,47 @@ pub fn no_read_ahead(file: &File) {
     let _ = fadvise(file, 0, None, Advice::Random);
 }
 
-/// A step from an image to the one below: its path and whether it is raw.
-pub fn below(path: &Path, parent: &Parent) -> Result<(PathBuf, bool), VhdError> {
-    Ok((open::resolve_parent(path, parent)?, parent.uuid.is_none()))
+/// An image that a walk has come to.
+#[derive(Debug)]
+pub struct Stop {
+    /// The leaf's path as given, the others' canonical.
+    pub path: PathBuf,
+    /// Open for reading.
+    pub file: File,
+    /// It is raw.
+    pub raw: bool,
 }
 
-/// Visits an image and all its parents, leaf first, until `visit` has no parent to go on with.
+/// Visits an image and all its parents, leaf first, until `visit` gives no parent to go on with. A
+/// parent is opened only where parents may lie ([`parents::find`]).
 ///
 /// # Errors
 /// ELOOP if the chain comes back to itself, and whatever stands in the way.
 pub fn walk(
     leaf: &Path,
     raw: bool,
-    mut visit: impl FnMut(PathBuf, File, bool) -> Result<Option<(PathBuf, bool)>, VhdError>,
+    mut visit: impl FnMut(Stop, &mut Descent) -> Result<Option<Parent>, VhdError>,
 ) -> Result<(), VhdError> {
-    let mut seen: Vec<Identity> = Vec::new();
-    let mut next = Some((leaf.to_path_buf(), raw));
-    while let Some((path, raw)) = next {
-        let file = open_file(&path, false)?;
-        let id = identity(&file).map_err(|e| VhdError::io(&path, "look at the file", 0, &e))?;
-        if seen.contains(&id) {
-            return Err(VhdError::Cycle { name: path });
-        }
-        seen.push(id);
-        next = visit(path, file, raw)?;
+    let mut descent = Descent::default();
+    let mut next = Some(Stop { path: leaf.to_path_buf(), file: open_file(leaf, false)?, raw });
+    while let Some(stop) = next {
+        let failed = |e| VhdError::io(&stop.path, "look at the file", 0, &e);
+        descent.file(&stop.path, identity(&stop.file).map_err(failed)?)?;
+        let (path, file) = (stop.path.clone(), stop.file.try_clone().map_err(failed)?);
+        next = match visit(stop, &mut descent)? {
+            Some(parent) => Some(below(&path, &file, &parent)?),
+            None => None,
+        };
     }
     Ok(())
+}
+
+/// A step from an open image to the one below.
+fn below(path: &Path, file: &File, parent: &Parent) -> Result<Stop, VhdError> {
+    let found = parents::find(path, file, parent)?;
+    let file = found.open(false)?;
+    ready(&file);
+    Ok(Stop { path: found.path, file, raw: parent.uuid.is_none() })
 }
 
 /// Number of images in a chain; a raw parent counts (§5.4).
@@ -114,12 +138,9 @@ pub fn walk(
 /// As for [`walk`].
 pub fn depth(leaf: &Path, raw: bool) -> Result<u32, VhdError> {
     let mut count = 0;
-    walk(leaf, raw, |path, file, raw| {
+    walk(leaf, raw, |stop, _| {
         count += 1;
-        if raw {
-            return Ok(None);
-        }
-        parent_of(&file, &path)?.map(|p| below(&path, &p)).transpose()
+        stop.parent()
     })?;
     Ok(count)
 }
@@ -134,19 +155,57 @@ pub fn parent_of(storage: &dyn Storage, path: &Path) -> Result<Option<Parent>, V
     Ok(header.map(|h| open::parent_of(storage, &h)))
 }
 
-impl Chain {
-    /// Opens an image and its parents for reading.
+impl Stop {
+    /// What the image says of its parent, from its headers alone.
     ///
     /// # Errors
-    /// As for [`walk`].
-    pub fn open(leaf: &Path, o: &OpenOptions) -> Result<Chain, VhdError> {
+    /// As for opening.
+    pub fn parent(&self) -> Result<Option<Parent>, VhdError> {
+        if self.raw { Ok(None) } else { parent_of(&self.file, &self.path) }
+    }
+
+    /// Opens the image by its bytes at hand, as the I/O driver would, and passes it.
+    ///
+    /// # Errors
+    /// Those of opening, and of [`Descent`].
+    pub fn open(
+        &self,
+        storage: &dyn Storage,
+        descent: &mut Descent,
+    ) -> Result<Option<Opened>, VhdError> {
+        if self.raw {
+            descent.raw(&self.path, Some(storage))?;
+            return Ok(None);
+        }
+        let opened = open::open(storage, &self.path, &READER)?;
+        descent.vhd(&self.path, &opened)?;
+        Ok(Some(opened))
+    }
+}
+
+/// Makes sure that an image and its parents belong together and can be read.
+///
+/// # Errors
+/// As for [`Chain::open`].
+pub fn verify(leaf: &Path) -> Result<(), VhdError> {
+    walk(leaf, false, |stop, descent| {
+        let opened = stop.open(&stop.file, descent)?;
+        Ok(opened.and_then(|opened| opened.parent))
+    })
+}
+
+impl Chain {
+    /// Opens an image and its parents for reading, with all the checks of the I/O driver.
+    ///
+    /// # Errors
+    /// As for [`walk`] and [`Stop::open`].
+    pub fn open(leaf: &Path) -> Result<Chain, VhdError> {
         let mut layers = Vec::new();
-        walk(leaf, false, |path, file, raw| {
-            let opened = if raw { None } else { Some(open::open(&file, &path, o)?) };
+        walk(leaf, false, |stop, descent| {
+            let opened = stop.open(&stop.file, descent)?;
             let parent = opened.as_ref().and_then(|o| o.parent.clone());
-            let next = parent.map(|p| below(&path, &p)).transpose()?;
-            layers.push(Layer { path, file, opened });
-            Ok(next)
+            layers.push(Layer { path: stop.path, file: stop.file, opened });
+            Ok(parent)
         })?;
         Ok(Chain { layers, cipher: None })
     }
@@ -155,14 +214,14 @@ impl Chain {
     /// image is refused.
     ///
     /// ```
-    /// use vhd_rs::{OpenOptions, chain::Chain, copy, files};
+    /// use vhd_rs::{chain::Chain, copy, files};
     ///
     /// let dir = tempfile::tempdir()?;
     /// let (plain, secret) = (dir.path().join("plain.vhd"), dir.path().join("secret.vhd"));
     /// files::create(&plain, 16 << 20, None, false)?;
     /// copy::copy(&plain, &secret, Some(&[7; 64]), Default::default())?;
     ///
-    /// let open = || Chain::open(&secret, &OpenOptions { read_only: true, ..Default::default() });
+    /// let open = || Chain::open(&secret);
     /// let mut sector = [1; 512];
     /// open()?.unlock(Some(&[7; 64]))?.read(0, &mut sector)?;
     /// assert_eq!(sector, [0; 512]);
@@ -318,21 +377,17 @@ impl Layer {
     fn place_raw(&self, sector: u64, count: u64) -> Result<(Here, u64), VhdError> {
         let bytes = Storage::len(&self.file)
             .map_err(|e| VhdError::io(&self.path, "learn the size", 0, &e))?;
-        Ok(match bytes.div_ceil(512).checked_sub(sector) {
+        // As for the daemon: what is behind the last whole sector is nobody's.
+        Ok(match (bytes / 512).checked_sub(sector) {
             None | Some(0) => (Here::Zero, count),
             Some(left) => (Here::At(sector * 512), count.min(left)),
         })
     }
 
-    /// Reads bytes of the file; a raw image may end within a sector, a VHD must have them all.
+    /// Reads bytes of the file, which must have them all.
     fn fill(&self, at: u64, buf: &mut [u8]) -> Result<(), VhdError> {
-        let failed = |e: &io::Error| VhdError::io(&self.path, "read", at, e);
-        let got = Storage::read_at(&self.file, at, buf).map_err(|e| failed(&e))?;
-        if got < buf.len() && self.opened.is_some() {
-            return Err(failed(&io::ErrorKind::UnexpectedEof.into()));
-        }
-        buf.iter_mut().skip(got).for_each(|b| *b = 0);
-        Ok(())
+        let read = Storage::read_exact_at(&self.file, at, buf);
+        read.map_err(|e| VhdError::io(&self.path, "read", at, &e))
     }
 }
 

@@ -139,7 +139,7 @@ fn check_image(
     }
     if footer.kind == DiskType::Fixed {
         report.fixed = true;
-        return Ok(());
+        return whole(&footer, limit);
     }
     let header = header_of(storage, name, &footer, file_bytes)?;
     relation(&header, &footer, o)?;
@@ -157,6 +157,15 @@ fn check_image(
     batmap?;
     report.present = check_bat::bitmaps(&s)?;
     check_parent::locators(&s)
+}
+
+/// A fixed image must have all its bytes before the footer: what is missing, nobody has.
+fn whole(footer: &Footer, limit: u64) -> Result<(), Fault> {
+    if footer.current_bytes > limit {
+        let bytes = footer.current_bytes;
+        return Err(invalid(format!("data missing: {limit} bytes of {bytes} before the footer")));
+    }
+    Ok(())
 }
 
 pub(crate) fn io_fault(doing: &str, name: &Path, e: &std::io::Error) -> Fault {

@@ -1,9 +1,11 @@
 //! The part of the strict list about parents: locators, the file they lead to, its ancestors.
 use crate::chain::{self, Identity};
 use crate::check::{CheckOptions, Fault, Parents, Report, Subject, check, invalid};
-use crate::error::{VhdError, errno::ELOOP};
+use crate::error::{VhdError, errno::ELOOP, shown};
 use crate::locator::{LocatorFault, NONE};
-use crate::{DiskType, locate, open, path};
+use crate::open::Parent;
+use crate::parents::{self, Found};
+use crate::{DiskType, locate, open};
 use image::Storage;
 use std::path::{Path, PathBuf};
 
@@ -34,79 +36,88 @@ pub(crate) fn locators(s: &Subject<'_>) -> Result<(), Fault> {
 }
 
 fn parent(s: &Subject<'_>, paths: &[PathBuf]) -> Result<(), Fault> {
-    let found = match path::resolve(s.name, paths) {
+    let uuid = Some(s.header.parent_uuid).filter(|uuid| *uuid != [0; 16]);
+    let parent = Parent { uuid, candidates: paths.to_vec() };
+    let found = match found(s.name, &parent) {
         Ok(found) => found,
-        Err(e) => return Err(not_found(s, paths, &e)),
+        Err(e @ (VhdError::Elsewhere { .. } | VhdError::NoStorage { .. })) => {
+            return Err((e.to_string(), e.errno()));
+        }
+        Err(e) => return Err(not_found(s, &parent, &e)),
     };
     if s.header.parent_uuid == [0; 16] {
         return Ok(());
     }
-    let opened = chain::open_file(&found, false).and_then(|f| locate::headers(&f, &found, 0));
+    let opened = found.open(false).and_then(|f| locate::headers(&f, &found.path, 0));
     match opened {
         Err(e) => {
-            Err((format!("error opening parent {}: -{}", found.display(), e.errno()), e.errno()))
+            let text = format!("error opening parent {}: -{}", shown(&found.path), e.errno());
+            Err((text, e.errno()))
         }
         Ok(h) if h.footer.uuid != s.header.parent_uuid && !s.o.ignore_uuids => {
-            Err(invalid(format!("invalid parent {}: invalid parent uuid", found.display())))
+            Err(invalid(format!("invalid parent {}: invalid parent uuid", shown(&found.path))))
         }
         Ok(_) => Ok(()),
     }
 }
 
 /// Each path that led nowhere once, whatever locators have it, and then the parent.
-fn not_found(s: &Subject<'_>, paths: &[PathBuf], e: &VhdError) -> Fault {
+fn not_found(s: &Subject<'_>, parent: &Parent, e: &VhdError) -> Fault {
     let mut text = String::new();
-    let once = |(n, path): &(usize, &PathBuf)| !paths.iter().take(*n).any(|before| before == *path);
-    for (_, path) in paths.iter().enumerate().filter(once) {
-        let why = path::resolve(s.name, std::slice::from_ref(path)).err();
-        let errno = why.map_or(e.errno(), |why| why.errno());
-        text += &format!("error resolving {}: -{errno}\n", path.display());
+    for path in parents::distinct(&parent.candidates) {
+        let alone = Parent { candidates: vec![path.into()], ..*parent };
+        let errno = found(s.name, &alone).err().map_or(e.errno(), |why| why.errno());
+        text += &format!("error resolving {}: -{errno}\n", shown(path));
     }
     (text + "could not find parent " + &s.header.parent_name_text(), e.errno())
+}
+
+fn found(child: &Path, parent: &Parent) -> Result<Found, VhdError> {
+    parents::find(child, &chain::open_file(child, false)?, parent)
 }
 
 /// Checks parent after parent; raw ones have nothing to check.
 pub(crate) fn ancestors(storage: &dyn Storage, o: &CheckOptions, report: &mut Report) {
     let mut seen: Vec<Identity> = Vec::new();
     seen.extend(chain::open_file(&report.name, false).ok().and_then(|f| chain::identity(&f).ok()));
-    let mut next = step(storage, report.name.clone());
+    let mut next = step(storage, &report.name);
     let direct = CheckOptions { parents: Parents::Direct, ..*o };
-    while let Some(path) = next {
-        let one = file_report(&path, &direct, &mut seen);
+    while let Some(found) = next {
+        let one = file_report(&found, &direct, &mut seen);
         let valid = one.0.fault.is_none();
         report.parents.push(one.0);
         next = one.1.filter(|_| valid);
     }
 }
 
-fn step(storage: &dyn Storage, path: PathBuf) -> Option<PathBuf> {
-    let parent = chain::parent_of(storage, &path).ok()??;
-    let (below, raw) = chain::below(&path, &parent).ok()?;
-    (!raw).then_some(below)
+fn step(storage: &dyn Storage, path: &Path) -> Option<Found> {
+    let parent = chain::parent_of(storage, path).ok()??;
+    parent.uuid.and_then(|_| found(path, &parent).ok())
 }
 
 fn file_report(
-    path: &Path,
+    found: &Found,
     o: &CheckOptions,
     seen: &mut Vec<Identity>,
-) -> (Report, Option<PathBuf>) {
+) -> (Report, Option<Found>) {
+    let path = found.path.as_path();
     let failed = |text: String, errno: i32| {
         (Report { name: path.into(), fault: Some((text, errno)), ..Report::default() }, None)
     };
-    let error = |e: &VhdError| failed(format!("error opening {}", path.display()), e.errno());
-    let file = match chain::open_file(path, false) {
+    let error = |e: &VhdError| failed(format!("error opening {}", shown(path)), e.errno());
+    let file = match found.open(false) {
         Ok(file) => file,
         Err(e) => return error(&e),
     };
     if let Ok(id) = chain::identity(&file) {
         if seen.contains(&id) {
-            let text = format!("{} is its own ancestor", path.display());
+            let text = format!("{} is its own ancestor", shown(path));
             return failed(text, ELOOP);
         }
         seen.push(id);
     }
     match check(&file, path, o) {
-        Ok(report) => (report, step(&file, path.into())),
+        Ok(report) => (report, step(&file, path)),
         Err(e) => error(&e),
     }
 }

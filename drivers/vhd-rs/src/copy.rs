@@ -43,8 +43,7 @@ pub fn copy(name: &Path, new: &Path, key: Option<&[u8]>, others: Others) -> Resu
     // A copy of what moves would be of no moment at all.
     let still = chain::open_file(name, false)?;
     lock::lock(&still, name, others)?;
-    let options = OpenOptions { read_only: true, for_io: true, ..OpenOptions::default() };
-    let chain = Chain::open(name, &options)?;
+    let chain = Chain::open(name)?;
     let source = chain.layers.first().and_then(|layer| layer.opened.as_ref());
     let Some(source) = source else {
         return Err(VhdError::request(name, EINVAL, "a raw image; use vhd-util convert"));

@@ -10,6 +10,7 @@ pub mod errno {
     pub const EPERM: i32 = 1;
     pub const ENOENT: i32 = 2;
     pub const EIO: i32 = 5;
+    pub const EACCES: i32 = 13;
     pub const EBUSY: i32 = 16;
     pub const EEXIST: i32 = 17;
     pub const EINVAL: i32 = 22;
@@ -24,7 +25,8 @@ pub mod errno {
     pub const EILSEQ: i32 = 84;
     pub const ENOKEY: i32 = 126;
 }
-use errno::{EFBIG, EINVAL, EIO, ELOOP, EPIPE};
+use errno::{EACCES, EFBIG, EINVAL, EIO, ELOOP, EPIPE};
+pub(crate) use show::path as shown;
 
 /// Why an image cannot be opened, made or trusted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,8 +112,28 @@ pub enum VhdError {
     },
     /// The chain of parents comes back to an image that it has passed.
     Cycle {
-        /// The image that is met twice.
+        /// The image that is met twice, or whose id is.
         name: PathBuf,
+        /// Where it was met before.
+        other: PathBuf,
+    },
+    /// What an image names as its parent is no file of a file system for data, and no block device.
+    NoStorage {
+        /// The child.
+        name: PathBuf,
+        /// What it names.
+        parent: PathBuf,
+    },
+    /// What an image names as its parent lies where no parents are.
+    Elsewhere {
+        /// The child.
+        name: PathBuf,
+        /// What it names.
+        parent: PathBuf,
+        /// It is a raw image.
+        raw: bool,
+        /// What in the owner's list counts for nothing.
+        fault: Option<String>,
     },
     /// The request itself makes no sense.
     Request {
@@ -137,6 +159,7 @@ impl VhdError {
             VhdError::Field { .. } | VhdError::Block { .. } | VhdError::Foreign { .. } => EINVAL,
             VhdError::TooLarge { .. } => EFBIG,
             VhdError::Cycle { .. } => ELOOP,
+            VhdError::NoStorage { .. } | VhdError::Elsewhere { .. } => EACCES,
         }
     }
 
@@ -164,50 +187,84 @@ impl fmt::Display for VhdError {
         match self {
             VhdError::Io { name, doing, offset, errno } => {
                 let e = io::Error::from_raw_os_error(*errno);
-                write!(f, "{}: could not {doing} at byte {offset}: {e}", name.display())
+                write!(f, "{}: could not {doing} at byte {offset}: {e}", shown(name))
             }
             VhdError::Node { name, odd } => write!(
                 f,
                 "{} is {odd}, neither a file nor a block device; name one of these",
-                name.display()
+                shown(name)
             ),
             VhdError::Foreign { name, what, remedy } => {
-                write!(f, "{} is {what}, not a VHD; {remedy}", name.display())
+                write!(f, "{} is {what}, not a VHD; {remedy}", shown(name))
             }
             VhdError::Empty { name } => {
-                write!(f, "{} is empty: create the image first", name.display())
+                write!(f, "{} is empty: create the image first", shown(name))
             }
             VhdError::Short { name, bytes } => {
-                write!(f, "{} has {bytes} bytes, too few for a VHD footer", name.display())
+                write!(f, "{} has {bytes} bytes, too few for a VHD footer", shown(name))
             }
             VhdError::Field { name, field, offset, why, remedy } => {
-                write!(f, "{}: {field} at byte {offset} {why}; {remedy}", name.display())
+                write!(f, "{}: {field} at byte {offset} {why}; {remedy}", shown(name))
             }
             VhdError::Block { name, block, sector, why } => write!(
                 f,
                 "{}: block {block} (offset {sector:#x}) {why}; run vhd-util check",
-                name.display()
+                shown(name)
             ),
             VhdError::TooLarge { name, bytes } => write!(
                 f,
                 "{}: a disk of {bytes} bytes is larger than the 2040 GiB a VHD can hold; \
                  copy it to another format",
-                name.display()
+                shown(name)
             ),
             VhdError::Parent { name, tried, errno } => {
                 let e = io::Error::from_raw_os_error(*errno);
-                write!(f, "{}: no parent locator leads to a readable file ({e})", name.display())?;
-                tried.iter().try_for_each(|p| write!(f, ", tried {}", p.display()))?;
+                write!(f, "{}: no parent locator leads to a readable file ({e})", shown(name))?;
+                tried.iter().try_for_each(|p| write!(f, ", tried {}", shown(p)))?;
                 write!(f, "; set the parent with vhd-util modify -p")
             }
-            VhdError::Cycle { name } => write!(
+            VhdError::Cycle { name, other } => write!(
                 f,
-                "{} is its own ancestor; set the right parent with vhd-util modify -p",
-                name.display()
+                "{} is its own ancestor (it, or {} with the same id, is above it in the chain); \
+                 set the right parent with vhd-util modify -p",
+                shown(name),
+                shown(other)
             ),
-            VhdError::Request { name, why, .. } => write!(f, "{}: {why}", name.display()),
+            VhdError::NoStorage { name, parent } => write!(
+                f,
+                "{}: its parent {} is no file of a file system for data and no block device, \
+                 and is not opened; set the right parent with vhd-util modify -p",
+                shown(name),
+                shown(parent)
+            ),
+            VhdError::Elsewhere { name, parent, raw, fault } => {
+                elsewhere(f, name, parent, *raw, fault.as_deref())
+            }
+            VhdError::Request { name, why, .. } => write!(f, "{}: {why}", shown(name)),
         }
     }
+}
+
+/// The rule, and the ways to go on for who trusts the image.
+fn elsewhere(
+    f: &mut fmt::Formatter<'_>,
+    name: &Path,
+    parent: &Path,
+    raw: bool,
+    fault: Option<&str>,
+) -> fmt::Result {
+    let (name, parent) = (shown(name), shown(parent));
+    write!(
+        f,
+        "{name}: its parent {parent} is not opened, since it lies neither in the directory of the \
+         image nor in its volume group. If you know who made the image, move both together, list \
+         the place of the parent in {} (or {}), or, for files, say as root: \
+         vhd-util modify -n {name} -p {parent}{}",
+        image::place::LIST,
+        image::place::VARIABLE,
+        if raw { " -m" } else { "" },
+    )?;
+    fault.map_or(Ok(()), |fault| write!(f, ". {}", show::bytes(fault.as_bytes())))
 }
 
 impl std::error::Error for VhdError {}

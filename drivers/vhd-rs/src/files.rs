@@ -3,12 +3,12 @@ use crate::chain::{self, Identity};
 use crate::create::{self, NewImage, ParentRef};
 use crate::error::{
     VhdError,
-    errno::{EBUSY, EINVAL, ENOSPC},
+    errno::{EBUSY, EINVAL, ELOOP, ENOSPC},
 };
 use crate::footer::EPOCH_2000;
 use crate::header::BLOCK_BYTES;
-use crate::open::{self, OpenOptions};
-use crate::{bat, lock, path};
+use crate::parents::Bond;
+use crate::{bat, descent, lock, path};
 use image::Storage;
 use image::unfinished::Unfinished;
 use std::fs::File;
@@ -90,14 +90,9 @@ pub fn snapshot(name: &Path, parent: &Path, o: &SnapshotOptions) -> Result<(), V
     not_an_ancestor(name, parent, o.raw)?;
     let _still = holds_still(parent, o)?;
     let target = target_of(parent, o)?;
-    if let Some(limit) = o.depth_max {
-        let depth = chain::depth(&target.path, target.raw)?;
-        if depth >= limit {
-            let why = format!("snapshot depth exceeded: current depth: {depth}, limit: {limit}");
-            return Err(VhdError::request(name, ENOSPC, why));
-        }
-    }
+    not_too_deep(name, &target, o.depth_max)?;
     not_empty(name, target.bytes)?;
+    let bond = Bond::new(name, &target.path, target.uuid)?;
     let bytes = if target.raw { target.bytes } else { rounded(name, target.bytes)? };
     let room_bytes = rounded(name, o.room_bytes.unwrap_or(bytes))?;
     let home = chain::canonical_new(name)?;
@@ -114,7 +109,27 @@ pub fn snapshot(name: &Path, parent: &Path, o: &SnapshotOptions) -> Result<(), V
         let why = "less room for metadata than the parent's size needs";
         return Err(VhdError::request(name, EINVAL, why));
     }
-    in_new_file(name, |file| create::dynamic(file, name, &new, Some(&parent)))
+    in_new_file(name, |file| {
+        bond.vouch(name, file, &target.path)?;
+        create::dynamic(file, name, &new, Some(&parent))?;
+        bond.forget(name, file)
+    })
+}
+
+/// A chain that grows must still be one that a daemon opens; what stands below need not be there
+/// just now.
+fn not_too_deep(name: &Path, target: &Target, limit: Option<u32>) -> Result<(), VhdError> {
+    let depth = match (chain::depth(&target.path, target.raw), limit) {
+        (Ok(depth), _) => depth,
+        (Err(e), Some(_)) => return Err(e),
+        (Err(e), None) if e.errno() == ELOOP => return Err(e),
+        (Err(_), None) => return Ok(()),
+    };
+    if let Some(limit) = limit.filter(|limit| depth >= *limit) {
+        let why = format!("snapshot depth exceeded: current depth: {depth}, limit: {limit}");
+        return Err(VhdError::request(name, ENOSPC, why));
+    }
+    descent::room_above(name, depth)
 }
 
 /// The parent, locked while the snapshot is made: nobody begins to write it meanwhile. With `exact`
@@ -147,32 +162,32 @@ struct Target {
 fn target_of(parent: &Path, o: &SnapshotOptions) -> Result<Target, VhdError> {
     let mut target: Option<Target> = None;
     let mut key = None;
-    chain::walk(parent, o.raw, |path, file, raw| {
+    chain::walk(parent, o.raw, |stop, descent| {
         let named = target.as_ref().map(|t| t.bytes);
-        if raw {
-            let failed = |e| VhdError::io(&path, "learn the size", 0, &e);
-            let bytes = Storage::len(&file).map_err(failed)?.next_multiple_of(512);
-            let bytes = named.unwrap_or(bytes);
+        let opened = stop.open(&stop.file, descent)?;
+        let (path, raw) = (stop.path, stop.raw);
+        let Some(opened) = opened else {
+            let bytes = named.map_or_else(|| whole_sectors(&stop.file, &path), Ok)?;
             target = Some(Target { path, raw, bytes, uuid: None, key_hash: key });
             return Ok(None);
-        }
-        let opened = open::open(&file, &path, &OpenOptions { read_only: true, ..<_>::default() })?;
-        if opened.footer.poisoned() {
-            return Err(VhdError::request(&path, EINVAL, "the image is in the middle of a resize"));
-        }
-        key = key.or(opened.key_hash);
-        let next = match &opened.parent {
-            Some(p) if !o.exact && opened.bat.iter().all(|e| *e == bat::UNUSED) => {
-                Some(chain::below(&path, p)?)
-            }
-            _ => None,
         };
+        let uuid = Some(descent::nameable(&path, opened.footer.uuid)?);
+        key = key.or(opened.key_hash);
+        let empty = opened.bat.iter().all(|e| *e == bat::UNUSED);
         let bytes = named.unwrap_or(opened.footer.current_bytes);
-        let uuid = Some(opened.footer.uuid);
         target = Some(Target { path, raw, bytes, uuid, key_hash: key });
-        Ok(next)
+        Ok(opened.parent.filter(|_| empty && !o.exact))
     })?;
     target.ok_or_else(|| VhdError::request(parent, EINVAL, "the chain has no image"))
+}
+
+/// What a raw image shows: bytes behind its last whole sector are nobody's.
+fn whole_sectors(file: &File, path: &Path) -> Result<u64, VhdError> {
+    let failed = |e| VhdError::io(path, "learn the size", 0, &e);
+    match Storage::len(file).map_err(failed)? / 512 * 512 {
+        0 => Err(VhdError::request(path, EINVAL, "the image has not even one sector of 512 bytes")),
+        bytes => Ok(bytes),
+    }
 }
 
 /// F14: a snapshot onto its own parent, or onto anything below, would destroy it.
@@ -180,15 +195,12 @@ fn not_an_ancestor(name: &Path, parent: &Path, raw: bool) -> Result<(), VhdError
     let new: Option<Identity> =
         chain::open_file(name, false).ok().and_then(|f| chain::identity(&f).ok());
     let Some(new) = new else { return Ok(()) };
-    chain::walk(parent, raw, |path, file, raw| {
-        if chain::identity(&file).is_ok_and(|id| id == new) {
+    chain::walk(parent, raw, |stop, _| {
+        if chain::identity(&stop.file).is_ok_and(|id| id == new) {
             let why = "the new image would overwrite its own parent; choose another name";
             return Err(VhdError::request(name, EINVAL, why));
         }
-        if raw {
-            return Ok(None);
-        }
-        chain::parent_of(&file, &path)?.map(|p| chain::below(&path, &p)).transpose()
+        stop.parent()
     })
 }
 

@@ -42,8 +42,7 @@ pub fn fill(file: &File, name: &Path, key: Option<&[u8]>) -> Result<(), VhdError
     let options = OpenOptions { for_io: true, ..OpenOptions::default() };
     let mut opened = open::open(file, name, &options)?;
     fillable(name, &opened)?;
-    let chain = Chain::open(name, &OpenOptions { read_only: true, ..OpenOptions::default() })?;
-    let chain = chain.unlock(key)?;
+    let chain = Chain::open(name)?.unlock(key)?;
     crate::heal(file, name, &mut opened, 512)?;
     let sectors = opened.sectors;
     let mut image = Vhd::new(opened);

@@ -19,6 +19,7 @@
 //! | resize, revert | [`resize::fast`], [`resize::Growth`], [`journal`], [`revert::revert`] |
 //! | coalesce, convert, compact, map | [`coalesce::coalesce`], [`coalesce::convert`], [`coalesce::compact`], [`coalesce::map`] |
 //! | read, write | [`chain::Chain`], [`driver::Vhd`] with [`image::blocking`] |
+//! | parents | [`parents::find`], [`descent::Descent`], [`chain::walk`] |
 //! | fill, copy | [`fill::fill`], [`fill::mark`], [`copy::copy`] |
 //! | scan | [`scan::facts`] |
 //! | parts of the format | [`footer`], [`header`], [`bat`], [`batmap`], [`locator`], [`geometry`] |
@@ -49,7 +50,7 @@
 //!
 //! // Read through the chain.
 //! let mut sector = [0; 512];
-//! Chain::open(&leaf, &OpenOptions::default())?.read(4097, &mut sector)?;
+//! Chain::open(&leaf)?.read(4097, &mut sector)?;
 //! assert_eq!(sector, [0x5a; 512]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -71,6 +72,7 @@ pub mod coalesce;
 pub mod copy;
 pub mod create;
 pub mod crypt;
+pub mod descent;
 pub mod driver;
 pub mod edit;
 pub mod error;
@@ -88,6 +90,7 @@ pub mod locator;
 pub mod lock;
 pub mod modify;
 pub mod open;
+pub mod parents;
 pub mod path;
 mod present;
 pub mod rebuild;

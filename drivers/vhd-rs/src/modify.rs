@@ -13,7 +13,8 @@ use crate::footer::FOOTER_BYTES;
 use crate::header::{HEADER_BYTES, Header};
 use crate::locator::{self, Locator};
 use crate::open::{BatmapState, OpenOptions, Opened};
-use crate::{DiskType, files, open, path};
+use crate::parents::Bond;
+use crate::{DiskType, descent, files, open, path};
 use image::Storage;
 use std::fs::File;
 use std::path::Path;
@@ -99,9 +100,13 @@ fn reparent(
         return Err(VhdError::request(name, EINVAL, why));
     };
     let mut header = header.clone();
+    let uuid = if raw { None } else { Some(uuid_of(parent)?) };
+    let bond = Bond::new(name, parent, uuid)?;
+    header.parent_uuid = uuid.unwrap_or_default();
     let texts = describe(file, name, &mut header, parent, raw)?;
     texts.iter().try_for_each(|(at, text)| has_its_area(name, &opened, (*at, text), running))?;
     at(Point::ReparentBegin);
+    bond.vouch(name, file, parent)?;
     for (n, (place, area)) in texts.iter().enumerate() {
         put(storage, name, *place, area)?;
         if n == 0 {
@@ -111,7 +116,8 @@ fn reparent(
     sync(storage, name)?;
     put(storage, name, opened.footer.data_offset, &header.encode())?;
     at(Point::ReparentEnd);
-    sync(storage, name)
+    sync(storage, name)?;
+    bond.forget(name, file)
 }
 
 /// Whether a text lies where nothing else does. Beside a running disk also where nothing else will:
@@ -157,7 +163,6 @@ fn describe(
     parent: &Path,
     raw: bool,
 ) -> Result<Vec<(u64, Vec<u8>)>, VhdError> {
-    header.parent_uuid = if raw { [0; 16] } else { uuid_of(parent)? };
     header.parent_timestamp = files::modified(parent)?;
     not_below(file, name, parent, raw)?;
     let home = chain::canonical_new(name)?;
@@ -174,32 +179,31 @@ fn describe(
 
 fn uuid_of(parent: &Path) -> Result<[u8; 16], VhdError> {
     let file = chain::open_file(parent, false)?;
-    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let options = OpenOptions { read_only: true, for_io: true, ..OpenOptions::default() };
     let opened = open::open(&file, parent, &options)?;
-    refuse_poisoned(parent, &opened.footer)?;
-    Ok(opened.footer.uuid)
+    descent::nameable(parent, opened.footer.uuid)
 }
 
 /// An image must not become its own ancestor: every reader of it would go round in circles.
 fn not_below(file: &File, name: &Path, parent: &Path, raw: bool) -> Result<(), VhdError> {
     let own: Option<Identity> = chain::identity(file).ok();
-    let mut first = true;
-    let walked = chain::walk(parent, raw, |path, file, raw| {
-        first = false;
-        if chain::identity(&file).ok() == own {
+    let mut depth = 0;
+    let walked = chain::walk(parent, raw, |stop, _| {
+        depth += 1;
+        if chain::identity(&stop.file).ok() == own {
             let why = "the new parent is this image or stands on it; choose another one";
             return Err(VhdError::request(name, ELOOP, why));
         }
-        if raw {
-            return Ok(None);
-        }
-        chain::parent_of(&file, &path)?.map(|p| chain::below(&path, &p)).transpose()
+        stop.parent()
     });
     match walked {
         // What stands further down may be missing just now; only circles are refused.
-        Err(e) if e.errno() != ELOOP && !first => Ok(()),
-        other => other,
+        Err(e) if e.errno() != ELOOP && depth > 0 => {}
+        other => other?,
     }
+    // A chain that was too long already may get shorter in steps.
+    let before = chain::depth(name, false).unwrap_or(0);
+    if depth < before { Ok(()) } else { descent::room_above(name, depth) }
 }
 
 fn texts(

@@ -172,12 +172,13 @@ fn open_found(
     }
 }
 
-/// The path of the parent (§5.2, §5.3): the first stored path that leads to a file.
+/// The path of the parent (§5.2, §5.3), for who tells of it: nothing is opened by it.
+/// [`crate::parents::find`] is for who opens it.
 ///
 /// # Errors
 /// ENOENT or what the last candidate gave; EINVAL if no locator decodes.
 pub fn resolve_parent(child: &Path, parent: &Parent) -> Result<PathBuf, VhdError> {
-    crate::path::resolve(child, &parent.candidates)
+    crate::parents::name(child, parent)
 }
 
 fn field(name: &Path, field: &'static str, offset: u64, why: String) -> VhdError {

@@ -1,5 +1,4 @@
 //! Paths of images: canonical with the exceptions that keep volume names alive, and relative.
-use crate::error::{VhdError, errno};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
@@ -45,44 +44,6 @@ pub fn relative(from: &Path, to: &Path) -> PathBuf {
     out
 }
 
-/// The first candidate that is a readable file, canonical (§5.2): absolute, or seen from the
-/// directory of the canonical child.
-///
-/// # Errors
-/// The error of the last try, usually ENOENT; EINVAL if there was nothing to try.
-pub fn resolve(child: &Path, candidates: &[PathBuf]) -> Result<PathBuf, VhdError> {
-    let home = canonical(child).map_err(|e| VhdError::io(child, "resolve the path", 0, &e))?;
-    let home = home.parent().unwrap_or(Path::new("/"));
-    let mut last = errno::EINVAL;
-    for candidate in candidates {
-        match readable(home, candidate) {
-            Ok(path) => return Ok(path),
-            Err(e) => last = e.raw_os_error().unwrap_or(errno::EINVAL),
-        }
-    }
-    Err(VhdError::Parent { name: child.into(), tried: candidates.into(), errno: last })
-}
-
-fn readable(home: &Path, candidate: &Path) -> io::Result<PathBuf> {
-    if candidate.is_absolute() && open(candidate).is_ok() {
-        return canonical(candidate);
-    }
-    // An absolute path that is not readable is tried below the child's directory, as the original.
-    let tail = candidate.strip_prefix("/").unwrap_or(candidate);
-    let path = canonical(&home.join(tail))?;
-    open(&path).map(|()| path)
-}
-
-/// Anything but a file or a block device is as good as nothing; opening a FIFO would wait for a writer.
-fn open(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    let kind = std::fs::metadata(path)?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(io::Error::from_raw_os_error(errno::ENOENT));
-    }
-    std::fs::File::open(path).map(drop)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,18 +68,5 @@ mod tests {
         assert_eq!(mapper_node(Path::new("/dev/sda")), None);
         let kept = canonical(Path::new("/dev/mapper/none")).unwrap();
         assert_eq!(kept, Path::new("/dev/mapper/none"));
-    }
-
-    #[test]
-    fn the_first_candidate_that_exists_wins() {
-        let dir = tempfile::tempdir().unwrap();
-        let home = dir.path().canonicalize().unwrap();
-        let child = home.join("c.vhd");
-        std::fs::write(&child, b"").unwrap();
-        std::fs::write(home.join("p.vhd"), b"").unwrap();
-        let candidates = ["./q.vhd", "./p.vhd"].map(PathBuf::from);
-        assert_eq!(resolve(&child, &candidates).unwrap(), home.join("p.vhd"));
-        assert_eq!(resolve(&child, &candidates[..1]).unwrap_err().errno(), 2);
-        assert_eq!(resolve(&child, &[]).unwrap_err().errno(), 22);
     }
 }

@@ -5,10 +5,10 @@ use common::{Block, build};
 use std::path::{Path, PathBuf};
 use vhd_rs::chain::{Chain, depth};
 use vhd_rs::files::{SnapshotOptions, create, snapshot};
-use vhd_rs::{CheckOptions, OpenOptions, Parents, VhdError, check};
+use vhd_rs::{CheckOptions, Parents, VhdError, check};
 
 fn read(path: &Path, sector: u64) -> Result<u8, VhdError> {
-    let chain = Chain::open(path, &OpenOptions { read_only: true, ..OpenOptions::default() })?;
+    let chain = Chain::open(path)?;
     let mut buf = [0; 512];
     chain.read(sector, &mut buf)?;
     assert!(buf.iter().all(|b| *b == buf[0]));
@@ -106,7 +106,7 @@ fn a_raw_parent_gives_its_exact_size_and_zeros_beyond() {
     let c = d.path("c.vhd");
     let o = SnapshotOptions { raw: true, ..SnapshotOptions::default() };
     snapshot(&c, &raw, &o).unwrap();
-    let chain = Chain::open(&c, &OpenOptions::default()).unwrap();
+    let chain = Chain::open(&c).unwrap();
     assert_eq!((chain.sectors(), chain.layers.len()), (6145, 2));
     assert_eq!(read(&c, 6144).unwrap(), 0x77);
     std::fs::write(&raw, [0x77; 512]).unwrap();

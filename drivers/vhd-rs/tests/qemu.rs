@@ -4,7 +4,7 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 use vhd_rs::chain::Chain;
-use vhd_rs::{OpenOptions, files};
+use vhd_rs::files;
 
 fn qemu_img(args: &[&str], dir: &Path) -> bool {
     let out = Command::new("qemu-img").args(args).current_dir(dir).output();
@@ -22,8 +22,7 @@ fn qemu_img(args: &[&str], dir: &Path) -> bool {
 }
 
 fn contents(path: &Path, bytes: usize) -> Vec<u8> {
-    let chain =
-        Chain::open(path, &OpenOptions { read_only: true, ..OpenOptions::default() }).unwrap();
+    let chain = Chain::open(path).unwrap();
     let mut buf = vec![0; bytes];
     chain.read(0, &mut buf).unwrap();
     buf

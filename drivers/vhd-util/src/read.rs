@@ -313,12 +313,11 @@ fn bytes(s: &Subject, at: u64, term: &mut Term) -> Done {
 fn through(s: &Subject, from: u64, bytes: u64, term: &mut Term) -> Done {
     let end = from.checked_add(bytes).filter(|end| *end <= s.opened.sectors * 512);
     let end = end.ok_or(ERANGE)?;
-    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
     let failed = |e: &VhdError, term: &mut Term| {
         term.complain(&format!("{e}\n"));
         e.errno()
     };
-    let chain = Chain::open(&s.name, &options).and_then(|chain| chain.unlock(s.key.as_deref()));
+    let chain = Chain::open(&s.name).and_then(|chain| chain.unlock(s.key.as_deref()));
     let chain = chain.map_err(|e| failed(&e, term))?;
     let mut at = from;
     while at < end {

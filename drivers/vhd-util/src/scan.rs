@@ -158,13 +158,14 @@ impl Scan {
 
     /// Puts a parent into the queue, once. A missing one is reported and ends nothing.
     fn follow(&mut self, link: &Link, term: &mut Term) {
-        if link.found {
+        let Some(errno) = link.missing else {
             if self.known.insert(link.path.clone()) {
                 self.queue.push(self.parent_target(link));
             }
             return;
-        }
-        let error = VhdError::io(&link.path, "look at the file", 0, &missing());
+        };
+        let missing = std::io::Error::from_raw_os_error(errno);
+        let error = VhdError::io(&link.path, "look at the file", 0, &missing);
         let fault = ScanFault { doing: "failure scanning target", error };
         let name = if self.tree { link.path.as_path() } else { Path::new(base(&link.path)) };
         term.bytes(&error_line(name, &fault, self.wish));
@@ -179,8 +180,4 @@ impl Scan {
         };
         Target { path: link.path.clone(), shown, raw: link.raw, volume: volume.cloned() }
     }
-}
-
-fn missing() -> std::io::Error {
-    std::io::Error::from_raw_os_error(2)
 }

@@ -1,10 +1,11 @@
 //! Opening the file or device of one image.
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use image::{Node, NodeError, Odd, is_write_protected};
+use vhd_rs::chain::{Identity, identity};
 
 use super::{DirectFile, Kind, OpenError};
 use crate::sys;
@@ -17,26 +18,25 @@ const TEXT_MAX: u64 = 64 << 10;
 /// An open file.
 pub struct OpenFile {
     pub file: DirectFile,
-    /// Device and inode, or the number of a block device: the same for every name of it.
-    pub identity: (u64, u64),
+    /// The same for every name of it.
+    pub identity: Identity,
     /// Logical sector size of a block device; 512 for files.
     pub sector_size: u32,
 }
 
-/// Opens an image. Only regular files and block devices are touched: opening something else may wait
-/// for ever or have effects.
+/// Opens an image that was found under this name.
 ///
 /// # Errors
-/// Those of the file system; EISDIR, EINVAL for what is neither file nor block device.
+/// Those of the file system.
 pub fn open(
     path: &Path,
+    node: &Node,
     kind: Kind,
     writable: bool,
     way: Way,
     notes: &mut Vec<String>,
 ) -> Result<OpenFile, OpenError> {
     let failed = |e: &io::Error| OpenError::io(path, "open", e);
-    let node = found(path, "open")?;
     if writable && is_write_protected(node.meta()) {
         let text = format!(
             "{} is write-protected: open it read-only (-R), or lift it (blockdev --setrw)",
@@ -44,13 +44,13 @@ pub fn open(
         );
         return Err(OpenError::new(libc::EROFS, text));
     }
-    let (meta, device) = (node.meta(), node.is_device());
+    let device = node.is_device();
     let dsync = kind == Kind::Vhd && writable && Path::new(DSYNC_SWITCH).exists();
     let flags = if dsync { libc::O_DSYNC } else { 0 };
     let (file, how) = match way {
-        Way::Cached if !device => (with(&node, writable, flags), How::Cached),
-        Way::Synchronous => (with(&node, writable, flags | libc::O_DSYNC), How::Cached),
-        Way::Cached | Way::Direct => match direct(&node, writable, flags) {
+        Way::Cached if !device => (with(node, writable, flags), How::Cached),
+        Way::Synchronous => (with(node, writable, flags | libc::O_DSYNC), How::Cached),
+        Way::Cached | Way::Direct => match direct(node, writable, flags) {
             Ok((file, how)) => (Ok(file), how),
             Err(error) => (Err(error), How::Direct),
         },
@@ -70,13 +70,17 @@ pub fn open(
         );
         return Err(OpenError::new(libc::EINVAL, text));
     }
-    let identity = if device { (u64::MAX, meta.rdev()) } else { (meta.dev(), meta.ino()) };
+    let identity = identity(&file).map_err(|e| failed(&e))?;
     let file = DirectFile::new(file, how == How::Direct, device, sector_size as usize);
     Ok(OpenFile { file, identity, sector_size })
 }
 
-/// What a path leads to, if that is a file or a block device.
-fn found(path: &Path, doing: &'static str) -> Result<Node, OpenError> {
+/// What a path leads to. Only regular files and block devices are touched: opening something else may
+/// wait for ever or have effects.
+///
+/// # Errors
+/// Those of the file system; EISDIR, EINVAL for what is neither file nor block device.
+pub fn find(path: &Path, doing: &'static str) -> Result<Node, OpenError> {
     Node::find(path).map_err(|e| match e {
         NodeError::Io(e) => OpenError::io(path, doing, &e),
         NodeError::Odd(Odd::Directory) => OpenError::new(
@@ -132,7 +136,7 @@ fn direct(node: &Node, writable: bool, flags: i32) -> io::Result<(File, How)> {
 /// Those of the file system; EINVAL when it is too long.
 pub fn text(path: &Path) -> Result<Vec<u8>, OpenError> {
     let failed = |e: &io::Error| OpenError::io(path, "read", e);
-    let file = found(path, "read")?.open(false).map_err(|e| failed(&e))?;
+    let file = find(path, "read")?.open(false).map_err(|e| failed(&e))?;
     let mut text = Vec::new();
     file.take(TEXT_MAX + 1).read_to_end(&mut text).map_err(|e| failed(&e))?;
     if text.len() as u64 > TEXT_MAX {

@@ -11,7 +11,7 @@ use tests::rig::vhdgen::{Gen, id};
 use vhd_rs::chain::Chain;
 use vhd_rs::coalesce::{Options, coalesce, compact, map};
 use vhd_rs::lock::Others;
-use vhd_rs::{CheckOptions, OpenOptions, check, fill};
+use vhd_rs::{CheckOptions, check, fill};
 
 /// Bytes before the images.
 const ORDER: usize = 6;
@@ -122,8 +122,7 @@ impl Pair {
 
 /// What a chain reads as, if it is readable and not too large.
 fn contents(path: &Path) -> Option<Vec<u8>> {
-    let options = OpenOptions { read_only: true, for_io: true, ..OpenOptions::default() };
-    let chain = Chain::open(path, &options).ok()?;
+    let chain = Chain::open(path).ok()?;
     let bytes = chain.sectors().checked_mul(512).filter(|bytes| *bytes <= DISK_MAX)?;
     let mut contents = vec![0; bytes as usize];
     chain.read(0, &mut contents).ok().map(|()| contents)
@@ -181,8 +180,7 @@ fn run(input: &[u8]) -> u64 {
 
 /// A chain that is not readable: everything says so, and does not panic.
 fn opened_only(pair: &Pair) -> u64 {
-    let options = OpenOptions { read_only: true, ..OpenOptions::default() };
-    let opened = Chain::open(&pair.child, &options);
+    let opened = Chain::open(&pair.child);
     let depth = vhd_rs::chain::depth(&pair.child, false);
     let name = pair.parent.parent().map_or(String::new(), |dir| dir.display().to_string());
     let text = opened.err().map_or(String::new(), |e| e.to_string().replace(&name, ""));

@@ -19,6 +19,7 @@ use super::memory::Pages;
 use super::source::read_bitmap;
 use crate::bat::{self, UNUSED};
 use crate::batmap;
+use crate::chain;
 use crate::error::{VhdError, errno::EINVAL};
 use crate::header::Header;
 use crate::lock::{Others, lock_alone};
@@ -64,6 +65,8 @@ pub fn compact(
 ) -> Result<Compacted, VhdError> {
     let medium = FileMedium::open(name, true)?;
     lock_alone(medium.handle(), name, others)?;
+    // Zeros that hide what another image shows are not told from zeros that hide nothing.
+    chain::verify(name)?;
     on(name, &medium, report)
 }
 

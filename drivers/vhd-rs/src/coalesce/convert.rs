@@ -27,10 +27,7 @@ use super::target::Target;
 use super::{Done, Progress, stack};
 use crate::chain;
 use crate::create::{self, NewImage};
-use crate::error::{
-    VhdError,
-    errno::{EINVAL, ENOSPC},
-};
+use crate::error::{VhdError, errno::ENOSPC};
 use crate::files::{self, new_uuid, now};
 use crate::footer::{DiskType, Footer};
 use crate::lock::{Others, lock, settled};
@@ -109,35 +106,30 @@ pub(super) fn layers(
     others: Option<Others>,
 ) -> Result<Vec<Source>, VhdError> {
     let mut sources = Vec::new();
-    let mut uuid = None;
-    chain::walk(name, raw, |path, file, raw| {
+    chain::walk(name, raw, |stop, descent| {
         match (sources.is_empty(), others) {
-            (true, Some(others)) => lock(&file, &path, others)?,
+            (true, Some(others)) => lock(&stop.file, &stop.path, others)?,
             // A parent may be written, by a coalesce, in ways that nobody above sees; but not by
             // the dead. The lock itself is let go of.
             (false, Some(others)) => {
-                settled(&chain::open_file(&path, false)?, &path, others)?;
+                settled(&chain::open_file(&stop.path, false)?, &stop.path, others)?;
             }
             (_, None) => {}
         }
-        let failed = |e| VhdError::io(&path, "learn about the file", 0, &e);
+        let failed = |e| VhdError::io(&stop.path, "learn about the file", 0, &e);
+        let file = stop.file.try_clone().map_err(failed)?;
         let medium = FileMedium::of(file, false).map_err(failed)?;
-        if raw {
+        let Some(opened) = stop.open(&medium, descent)? else {
             let bytes = Storage::len(&medium).map_err(failed)?;
-            sources.push(Source::raw(&path, Box::new(medium), bytes));
+            // Of a parent, whole sectors are the disk's; of a file that is converted, all bytes are
+            // kept.
+            let bytes = if sources.is_empty() { bytes } else { bytes / 512 * 512 };
+            sources.push(Source::raw(&stop.path, Box::new(medium), bytes));
             return Ok(None);
-        }
-        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
-        let opened = open::open(&medium, &path, &options)?;
-        let opened = stack::not_poisoned(&path, opened)?;
-        if uuid.is_some_and(|uuid| uuid != opened.footer.uuid) {
-            return Err(VhdError::request(&path, EINVAL, stack::OTHER_UUID));
-        }
+        };
         let parent = opened.parent.clone();
-        uuid = parent.as_ref().and_then(|p| p.uuid);
-        let next = parent.map(|p| chain::below(&path, &p)).transpose()?;
-        sources.push(Source::vhd(&path, Box::new(medium), opened));
-        Ok(next)
+        sources.push(Source::vhd(&stop.path, Box::new(medium), opened));
+        Ok(parent)
     })?;
     Ok(sources)
 }

@@ -1,4 +1,5 @@
 //! The images of a coalesce, opened and checked: nothing is written before all of this is right.
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::machine::Table;
@@ -7,6 +8,7 @@ use super::source::{Source, topmost};
 use super::target::Target;
 use super::{Failure, Options, Step};
 use crate::chain::{self, Identity};
+use crate::descent::Descent;
 use crate::error::{
     VhdError,
     errno::{EINVAL, ERANGE},
@@ -14,6 +16,7 @@ use crate::error::{
 use crate::footer::DiskType;
 use crate::lock::lock;
 use crate::open::{self, OpenOptions, Opened};
+use crate::parents::{self, Found};
 
 /// Sectors of a chunk of a flat image.
 const FLAT: u32 = 4096;
@@ -37,58 +40,62 @@ impl Stack {
     pub(super) fn open(name: &Path, o: &Options) -> Result<Stack, Failure> {
         let into = match &o.into {
             None => None,
-            Some(path) => Some(identity_of(path).map_err(Failure::at(Step::Open, path))?),
+            Some(path) => {
+                let id = chain::open_file(path, false).and_then(|file| identity_of(&file, path));
+                Some(id.map_err(Failure::at(Step::Open, path))?)
+            }
         };
-        let mut seen = Vec::new();
+        let mut descent = Descent::default();
         let mut uppers: Vec<Upper> = Vec::new();
-        let mut next = name.to_path_buf();
+        let file = chain::open_file(name, false).map_err(Failure::at(Step::Open, name))?;
+        let mut next = (name.to_path_buf(), file);
         loop {
-            let upper = upper(&next, o, &mut seen)?;
+            let (name, file) = next;
+            let upper = upper(&name, file, o, &mut descent)?;
             let Some(parent) = upper.opened.parent.clone() else {
                 let why = "has no parent to coalesce into";
-                let error = VhdError::request(&next, EINVAL, why);
-                return Err(Failure { step: Step::NoParent, name: next, error });
+                let error = VhdError::request(&name, EINVAL, why);
+                return Err(Failure { step: Step::NoParent, name, error });
             };
-            let path = open::resolve_parent(&next, &parent)
-                .map_err(Failure::at(Step::FindParent, &next))?;
-            let failed = |error| Failure { step: Step::Open, name: path.clone(), error };
-            let id = identity_of(&path).map_err(failed)?;
-            if seen.contains(&id) {
-                return Err(failed(VhdError::Cycle { name: path.clone() }));
-            }
+            let found = parents::find(&name, upper.medium.handle(), &parent)
+                .map_err(Failure::at(Step::FindParent, &name))?;
+            let failed = |error| Failure { step: Step::Open, name: found.path.clone(), error };
+            let file = found.open(false).map_err(failed)?;
+            let id = identity_of(&file, &found.path).map_err(failed)?;
             uppers.push(upper);
             if into.is_none_or(|into| into == id) {
-                return Stack::onto(uppers, &path, parent.uuid, o);
+                descent.file(&found.path, id).map_err(failed)?;
+                return Stack::onto(uppers, &found, parent.uuid.is_none(), &mut descent, o);
             }
             if parent.uuid.is_none() {
                 let why = "is not among the ancestors of the image";
-                let target = o.into.as_deref().unwrap_or(&path);
+                let target = o.into.as_deref().unwrap_or(&found.path);
                 return Err(failed(VhdError::request(target, EINVAL, why)));
             }
-            let want = parent.uuid;
-            same_uuid(&path, want).map_err(failed)?;
-            next = path;
+            next = (found.path, file);
         }
     }
 
     /// The target opened, and everything compared with it.
     fn onto(
         uppers: Vec<Upper>,
-        path: &Path,
-        uuid: Option<[u8; 16]>,
+        found: &Found,
+        raw: bool,
+        descent: &mut Descent,
         o: &Options,
     ) -> Result<Stack, Failure> {
-        let failed = Failure::at(Step::Open, path);
-        let medium = FileMedium::open(path, true).map_err(failed)?;
+        let path = &found.path;
+        let failed = || Failure::at(Step::Open, path);
+        let file = found.open(true).map_err(failed())?;
+        let medium = medium(path, file, true).map_err(failed())?;
         let locked = lock(medium.handle(), path, o.others);
         locked.map_err(Failure::at(Step::Move, path))?;
         let encrypted = uppers.iter().any(|u| u.opened.key_hash.is_some());
-        let opened = match uuid {
-            None => None,
-            Some(uuid) => {
-                Some(writable(&medium, path, uuid).map_err(Failure::at(Step::Open, path))?)
-            }
+        let opened = match raw {
+            true => descent.raw(path, Some(&medium)).map(|()| None),
+            false => writable(&medium, path, descent).map(Some),
         };
+        let opened = opened.map_err(failed())?;
         let key = opened.as_ref().and_then(|o| o.key_hash);
         if let Some(upper) = uppers.iter().find(|u| u.opened.key_hash != key) {
             let why = "is not encrypted with the key of the image it would be merged with";
@@ -106,60 +113,40 @@ impl Stack {
     }
 }
 
-fn identity_of(path: &Path) -> Result<Identity, VhdError> {
-    let file = chain::open_file(path, false)?;
-    chain::identity(&file).map_err(|e| VhdError::io(path, "look at the file", 0, &e))
+fn identity_of(file: &File, path: &Path) -> Result<Identity, VhdError> {
+    chain::identity(file).map_err(|e| VhdError::io(path, "look at the file", 0, &e))
+}
+
+fn medium(path: &Path, file: File, write: bool) -> Result<FileMedium, VhdError> {
+    FileMedium::of(file, write).map_err(|e| VhdError::io(path, "learn about the file", 0, &e))
 }
 
 /// An image whose sectors go down.
-fn upper(path: &Path, o: &Options, seen: &mut Vec<Identity>) -> Result<Upper, Failure> {
+fn upper(path: &Path, file: File, o: &Options, descent: &mut Descent) -> Result<Upper, Failure> {
     let failed = || Failure::at(Step::Open, path);
-    let medium = FileMedium::open(path, false).map_err(failed())?;
-    let id = chain::identity(medium.handle())
-        .map_err(|e| failed()(VhdError::io(path, "look at the file", 0, &e)))?;
-    seen.push(id);
-    let opened = open::open(&medium, path, &OpenOptions { read_only: true, ..<_>::default() })
-        .and_then(|opened| not_poisoned(path, opened))
-        .map_err(failed())?;
+    let id = identity_of(&file, path).map_err(failed())?;
+    descent.file(path, id).map_err(failed())?;
+    let medium = medium(path, file, false).map_err(failed())?;
+    let options = OpenOptions { read_only: true, for_io: true, ..OpenOptions::default() };
+    let opened = open::open(&medium, path, &options).map_err(failed())?;
+    descent.vhd(path, &opened).map_err(failed())?;
     if opened.kind == DiskType::Differencing {
         lock(medium.handle(), path, o.others).map_err(Failure::at(Step::Move, path))?;
     }
     Ok(Upper { path: path.into(), medium, opened })
 }
 
-pub(super) fn not_poisoned(path: &Path, opened: Opened) -> Result<Opened, VhdError> {
-    if opened.footer.poisoned() {
-        let why = "the image is in the middle of a resize; run vhd-util revert with its journal";
-        return Err(VhdError::request(path, EINVAL, why));
-    }
-    Ok(opened)
-}
-
 /// A VHD to be written, which must be the one that its child means.
-fn writable(medium: &FileMedium, path: &Path, uuid: [u8; 16]) -> Result<Opened, VhdError> {
+fn writable(medium: &FileMedium, path: &Path, descent: &mut Descent) -> Result<Opened, VhdError> {
     let o = OpenOptions { for_io: true, ..OpenOptions::default() };
     let opened = open::open(medium, path, &o)?;
-    if opened.footer.uuid != uuid {
-        return Err(VhdError::request(path, EINVAL, OTHER_UUID));
-    }
+    descent.vhd(path, &opened)?;
     if let Some(block) = opened.bad_blocks.first().copied() {
         let sector = opened.bat.get(block as usize).copied().unwrap_or_default();
         let why = "points outside the file; nothing is added to such an image";
         return Err(VhdError::Block { name: path.into(), block, sector, why });
     }
     Ok(opened)
-}
-
-pub(super) const OTHER_UUID: &str =
-    "is not the parent its child was made for: the unique ids differ; run vhd-util modify -p";
-
-fn same_uuid(path: &Path, uuid: Option<[u8; 16]>) -> Result<(), VhdError> {
-    let file = chain::open_file(path, false)?;
-    let found = crate::locate::headers(&file, path, 0)?;
-    if Some(found.footer.uuid) != uuid {
-        return Err(VhdError::request(path, EINVAL, OTHER_UUID));
-    }
-    Ok(())
 }
 
 /// What takes the data: an open VHD, or a raw image.

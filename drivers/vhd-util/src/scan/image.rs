@@ -4,10 +4,13 @@ use crate::options;
 use image::Storage;
 use serde_json::{Value, json};
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use vhd_rs::error::errno::ENOENT;
 use vhd_rs::scan::{self, Facts, Look, ScanFault};
-use vhd_rs::{Parent, VhdError, chain, key, path};
+
+use vhd_rs::{Parent, VhdError, chain, key, parents, path};
 
 /// What of an image is looked at and written.
 #[derive(Clone, Copy)]
@@ -45,11 +48,11 @@ pub(crate) struct Image {
 
 /// The way to the parent.
 pub(crate) struct Link {
-    /// Canonical if it is there, else as the locator says.
+    /// Canonical if it was found, else as the locator says.
     pub(crate) path: PathBuf,
     pub(crate) raw: bool,
-    /// Whether it is there.
-    pub(crate) found: bool,
+    /// The errno of a parent that is not there, or lies where no parents are.
+    pub(crate) missing: Option<i32>,
 }
 
 impl Target {
@@ -97,7 +100,7 @@ impl Target {
         } else {
             first
         };
-        image.parent = Some(file_link(&self.path, &whole, wish.resolve));
+        image.parent = Some(file_link(&self.path, &file, &whole, wish.resolve));
         Ok(image)
     }
 
@@ -120,12 +123,15 @@ impl Target {
     }
 }
 
-fn file_link(child: &Path, parent: &Parent, resolve: bool) -> Link {
+fn file_link(child: &Path, file: &File, parent: &Parent, resolve: bool) -> Link {
     let raw = parent.uuid.is_none();
-    let stored = || parent.candidates.first().cloned().unwrap_or_default();
-    match resolve.then(|| vhd_rs::resolve_parent(child, parent)) {
-        Some(Ok(path)) => Link { path, raw, found: true },
-        _ => Link { path: stored(), raw, found: false },
+    match resolve.then(|| parents::find(child, file, parent)) {
+        Some(Ok(found)) => Link { path: found.path, raw, missing: None },
+        other => Link {
+            path: parent.candidates.first().cloned().unwrap_or_default(),
+            raw,
+            missing: Some(other.and_then(Result::err).map_or(ENOENT, |e| e.errno())),
+        },
     }
 }
 
@@ -135,7 +141,7 @@ fn volume_link(parent: &Parent, group: &Group) -> Link {
     let name = group.volume_of(&mapped).unwrap_or(mapped);
     let found = group.volumes.iter().any(|v| v.name == name);
     let path = Path::new("/dev").join(&group.name).join(name);
-    Link { path, raw: parent.uuid.is_none(), found }
+    Link { path, raw: parent.uuid.is_none(), missing: (!found).then_some(ENOENT) }
 }
 
 /// The last part of a path; all of it if it has none.
@@ -159,7 +165,7 @@ impl Image {
             "parent": self.parent.as_ref().map(|link| link.path.to_string_lossy()),
         });
         if let (Some(link), true) = (&self.parent, wish.resolve) {
-            out["parent_found"] = json!(link.found);
+            out["parent_found"] = json!(link.missing.is_none());
         }
         if wish.marks {
             out["marker"] = json!(f.marker);
