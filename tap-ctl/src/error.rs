@@ -154,10 +154,10 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Error::File { action, path, errno } => {
-                write!(f, "cannot {action} {}: {}", path.display(), strerror(*errno))
+                write!(f, "cannot {action} {}: {}", show::path(path), strerror(*errno))
             }
             Error::RunDir { path, reason } => {
-                write!(f, "the run-time directory {} {reason}", path.display())
+                write!(f, "the run-time directory {} {reason}", show::path(path))
             }
             Error::Connect { path, errno } => connect_text(f, path, *errno),
             Error::Send { kind, pid } => write!(
@@ -194,22 +194,22 @@ impl fmt::Display for Error {
             Error::RegistryFull { path } => write!(
                 f,
                 "all minors are allocated in {}; free unused ones with tap-ctl free -m MINOR",
-                path.display()
+                show::path(path)
             ),
             Error::MinorInUse { path } => write!(
                 f,
                 "a tapdisk has {} locked; close and detach that minor first (tap-ctl list shows its pid)",
-                path.display()
+                show::path(path)
             ),
             Error::Spawn { program, reason, .. } => {
-                write!(f, "{} did not start: {reason}", program.display())
+                write!(f, "{} did not start: {reason}", show::path(program))
             }
         }
     }
 }
 
 fn connect_text(f: &mut fmt::Formatter<'_>, path: &Path, errno: i32) -> fmt::Result {
-    write!(f, "cannot connect to {}: {}", path.display(), strerror(errno))?;
+    write!(f, "cannot connect to {}: {}", show::path(path), strerror(errno))?;
     match errno {
         libc::ENOENT => write!(f, "; no tapdisk of that pid runs here, see tap-ctl list"),
         libc::ECONNREFUSED => {

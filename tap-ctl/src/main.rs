@@ -50,7 +50,7 @@ fn overview() -> ExitCode {
 }
 
 fn unknown(word: &OsStr) -> ExitCode {
-    syslog::error(&format!("tap-err:main: unknown command '{}'", word.to_string_lossy()));
+    syslog::error(&format!("tap-err:main: unknown command '{}'", show::path(word)));
     overview()
 }
 
@@ -64,7 +64,7 @@ fn run(command: &'static Command, args: &[OsString]) -> ExitCode {
         Ok(Parsed::Help) => return show(&help::long(command)),
         Ok(Parsed::Version) => return show(&help::version()),
         Err(complaint) => {
-            eprintln!("{}: {complaint}", command.name);
+            eprintln!("{}: {}", command.name, show::lines(&complaint.to_string()));
             Err(Failure::Usage)
         }
     };
@@ -93,7 +93,7 @@ fn fail(command: &Command, failure: Failure, verbose: bool) -> ExitCode {
             libc::EINVAL
         }
         Failure::Line { exit, line } => {
-            eprintln!("{line}");
+            eprintln!("{}", show::lines(line));
             return ExitCode::from(exit);
         }
         Failure::Absent { line } => {
@@ -101,8 +101,9 @@ fn fail(command: &Command, failure: Failure, verbose: bool) -> ExitCode {
             return ExitCode::from(failure::MODULE_ABSENT_EXIT);
         }
         Failure::Error { errno, sentence, said } => {
+            let sentence = show::line(sentence.as_bytes());
             syslog::error(&format!("tap-err:{}: {sentence}", command.name));
-            eprint!("{said}");
+            eprint!("{}", show::lines(&said));
             if verbose || std::io::IsTerminal::is_terminal(&std::io::stderr()) {
                 eprintln!("tap-ctl {}: {sentence}", command.name);
             }

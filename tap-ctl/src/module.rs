@@ -189,7 +189,7 @@ impl Module {
                 }
                 _ => "",
             };
-            let reason = format!("cannot open {}: {}{why}", path.display(), strerror(errno));
+            let reason = format!("cannot open {}: {}{why}", show::path(&path), strerror(errno));
             Error::Module { errno, reason }
         })?;
         sys::flock(&control, Lock::Wait).map_err(|error| Error::file("lock", &path, &error))?;

@@ -174,7 +174,7 @@ impl AsFd for OwnDir {
 }
 
 fn refused(path: &Path, why: &str) -> io::Error {
-    let text = format!("{} is not ours: it {why}; remove it", path.display());
+    let text = format!("{} is not ours: it {why}; remove it", show::path(path));
     io::Error::new(io::ErrorKind::AlreadyExists, text)
 }
 

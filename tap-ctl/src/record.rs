@@ -33,7 +33,7 @@ pub fn read(run: &RunDir, minor: u16) -> Result<Record, Error> {
     let file = File::options().read(true).custom_flags(flags).open(&path);
     let file = file.map_err(|error| failed(&error))?;
     if let Some(reason) = strangers(&file.metadata().map_err(|error| failed(&error))?) {
-        let path = path.display();
+        let path = show::path(&path);
         let reason = format!("{path} {reason}: it is not believed; see what it is, and remove it");
         return Err(Error::Argument { errno: libc::EACCES, reason });
     }
@@ -41,7 +41,7 @@ pub fn read(run: &RunDir, minor: u16) -> Result<Record, Error> {
     file.take(RECORD_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
     parse(&bytes).ok_or_else(|| Error::Argument {
         errno: libc::EINVAL,
-        reason: format!("{} is no record of a block device; remove it", path.display()),
+        reason: format!("{} is no record of a block device; remove it", show::path(&path)),
     })
 }
 

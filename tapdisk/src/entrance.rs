@@ -72,7 +72,7 @@ impl Guard {
         let now = Instant::now();
         if self.quiet_until.is_none_or(|until| until <= now) {
             self.quiet_until = Some(now + QUIET);
-            warn!(log, "{}: {stranger}", path.display());
+            warn!(log, "{}: {stranger}", show::path(path));
         }
         false
     }

@@ -90,7 +90,7 @@ impl OpenError {
 
     fn io(path: &Path, doing: &str, error: &std::io::Error) -> OpenError {
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
-        OpenError::new(errno, format!("cannot {doing} {}: {error}", path.display()))
+        OpenError::new(errno, format!("cannot {doing} {}: {error}", show::path(path)))
     }
 }
 
@@ -216,7 +216,7 @@ fn listed(wish: &Wish) -> Result<Vec<Item>, OpenError> {
         Source::Image(kind, path) => Ok(vec![Item::named(kind, path, !wish.read_only)]),
         Source::ChainFile(path) if wish.parent.is_some() => Err(OpenError::new(
             libc::EINVAL,
-            format!("{}: a chain file lists its parents; open it without -e", path.display()),
+            format!("{}: a chain file lists its parents; open it without -e", show::path(&path)),
         )),
         Source::ChainFile(path) => {
             let text = file::text(&path)?;
@@ -314,7 +314,7 @@ impl Opening<'_> {
             self.notes.push(format!(
                 "{}: its file system writes whole units of 4096 bytes only, and its end is not one: it goes \
                  through the page cache (O_DSYNC)",
-                path.display()
+                show::path(&path)
             ));
             // The lock goes with the file, so another file has to take it anew, and look anew.
             drop(file);
@@ -402,13 +402,13 @@ impl Opening<'_> {
             self.notes.push(format!(
                 "{}: {n} blocks, the first of them {first}, lie outside the file and read as errors; \
                  run vhd-util check",
-                path.display()
+                show::path(path)
             ));
         }
         if let Some(first) = opened.lost.first() {
             self.notes.push(format!(
                 "{}: {first}{}; they read as errors, and vhd-util convert gives the rest",
-                path.display(),
+                show::path(path),
                 match opened.lost.len() - 1 {
                     0 => String::new(),
                     more => format!(", and {more} more such ranges"),
@@ -435,7 +435,7 @@ impl Opening<'_> {
                 (libc::EINVAL, "is not encrypted, but a key was given: open it without -E")
             }
         };
-        Err(OpenError::new(errno, format!("{} {why}", path.display())))
+        Err(OpenError::new(errno, format!("{} {why}", show::path(path))))
     }
 
     /// All are open and fit: make the drivers, and what they will write ready for it.
@@ -538,7 +538,7 @@ fn raw(file: &DirectFile, path: &Path, sector_size: u32) -> Result<Found, OpenEr
     if sectors == 0 {
         let text = format!(
             "{} has {bytes} bytes, less than one sector; give it the size of the disk with truncate -s",
-            path.display()
+            show::path(path)
         );
         return Err(OpenError::new(libc::EINVAL, text));
     }
@@ -604,7 +604,7 @@ impl Layer {
         match closing.apply(&self.file) {
             Ok(()) => {}
             Err(e) if self.is_write_protected() => {
-                let path = self.path.display();
+                let path = show::path(&self.path);
                 return Ok(Some(format!("{path} has become write-protected; its end stays: {e}")));
             }
             Err(e) => return Err(OpenError::io(&self.path, "write the end of", &e)),

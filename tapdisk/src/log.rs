@@ -56,7 +56,7 @@ impl Log {
     pub fn report(&self, lines: &str) {
         let mut sink = self.lock();
         let now = local_time();
-        lines.lines().for_each(|line| sink.file.line(&now, line));
+        show::lines(lines).lines().for_each(|line| sink.file.line(&now, line));
         sink.file.keep();
         sink.file.flush();
     }
@@ -66,7 +66,7 @@ impl Log {
     pub fn note(&self, text: &str) {
         slog::info!(self.logger(), "{text}");
         let mut sink = self.lock();
-        sink.file.note(&local_time(), text);
+        sink.file.note(&local_time(), &show::line(text.as_bytes()));
     }
 
     /// While a disk is served, lines wait in memory.
@@ -97,14 +97,16 @@ impl Drain for Log {
         let mut text = Text(record.msg().to_string());
         let _ = record.kv().serialize(record, &mut text);
         let _ = values.serialize(record, &mut text);
+        // A message is one line, whatever names are in it.
+        let text = show::line(text.0.as_bytes());
         let now = local_time();
         let mut sink = self.lock();
-        sink.syslog.send(&now, record.level(), &text.0);
+        sink.syslog.send(&now, record.level(), &text);
         if record.level().is_at_least(Level::Warning) {
-            sink.file.warning(&now, &text.0);
+            sink.file.warning(&now, &text);
         }
         if sink.foreground {
-            eprintln!("{} {}", record.level().as_short_str(), text.0);
+            eprintln!("{} {text}", record.level().as_short_str());
         }
         Ok(())
     }

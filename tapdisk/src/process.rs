@@ -203,7 +203,7 @@ fn prepare(foreground: bool) -> Result<Ready, Failure> {
     let ctl = run.ctl(pid);
     let listening = |path: &std::path::Path, e: &io::Error| {
         let errno = e.raw_os_error().unwrap_or(libc::EINVAL);
-        Failure(errno, format!("cannot listen on {}: {e}", path.display()))
+        Failure(errno, format!("cannot listen on {}: {e}", show::path(path)))
     };
     let control = Control::open(ctl.clone(), poll.registry(), server::CONTROL)
         .map_err(|e| listening(&ctl, &e))?;

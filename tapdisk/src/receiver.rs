@@ -127,7 +127,7 @@ impl Receiver {
     /// With all places taken the descriptor is closed.
     fn keep(&mut self, text: &[u8], fd: OwnedFd, log: &Logger) {
         let name = text.split(|byte| *byte == 0).next().unwrap_or_default();
-        let shown = String::from_utf8_lossy(significant(name)).into_owned();
+        let shown = show::line(significant(name)).into_owned();
         match self.stash.put(name, fd) {
             Kept::Yes => info!(log, "received the descriptor \"{shown}\""),
             Kept::Full => {

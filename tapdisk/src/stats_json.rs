@@ -50,7 +50,7 @@ impl Json {
                     self.text.push('\\');
                     self.text.push(c);
                 }
-                c if c < ' ' => {
+                c if c.is_control() => {
                     let _ = write!(self.text, "\\u{:04x}", u32::from(c));
                 }
                 c => self.text.push(c),
@@ -93,14 +93,14 @@ mod tests {
     fn brackets_blanks_and_commas_are_the_original_s() {
         let mut j = Json::default();
         j.object(|j| {
-            j.key("name").string("vhd:/a \"b\"\n");
+            j.key("name").string("vhd:/a \"b\"\n\u{9b}");
             j.numbers("secs", &[8, 16]);
             j.key("images").array(|_| {});
             j.key("driver").object(|j| j.member("status", "null"));
         });
         assert_eq!(
             j.into_text(),
-            r#"{ "name": "vhd:/a \"b\"\u000a", "secs": [ 8, 16 ], "images": [  ], "driver": { "status": null } }"#
+            r#"{ "name": "vhd:/a \"b\"\u000a\u009b", "secs": [ 8, 16 ], "images": [  ], "driver": { "status": null } }"#
         );
     }
 }

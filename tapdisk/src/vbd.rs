@@ -150,7 +150,7 @@ impl Vbd {
                 warn!(
                     env.log,
                     "cannot open {}: {error}; tap-ctl allocate makes it",
-                    path.display()
+                    show::path(&path)
                 );
                 return Attach::Failed(libc::EPERM);
             }
@@ -159,7 +159,7 @@ impl Vbd {
             Ok(true) => {}
             Ok(false) => return Attach::Wait,
             Err(error) => {
-                warn!(env.log, "cannot lock {}: {error}", path.display());
+                warn!(env.log, "cannot lock {}: {error}", show::path(&path));
                 return Attach::Failed(error.raw_os_error().unwrap_or(libc::EPERM));
             }
         }

@@ -43,7 +43,7 @@ fn id(o: &Options, letter: char) -> Result<Option<Uuid>, String> {
     let text = word.to_string_lossy();
     match text.parse() {
         Ok(id) => Ok(Some(id)),
-        Err(why) => Err(format!("-{letter} {text} is no UUID: {why}\n")),
+        Err(why) => Err(format!("-{letter} {} is no UUID: {why}\n", show::path(word))),
     }
 }
 

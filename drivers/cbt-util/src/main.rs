@@ -107,7 +107,7 @@ fn dispatch(words: &[OsString], term: &mut Term) -> i32 {
         Some("--help") => term.say(&help()),
         Some("--version") => term.say(concat!("cbt-util ", env!("CARGO_PKG_VERSION"), "\n")),
         _ => {
-            term.complain(&format!("Invalid COMMAND {}\n", name.to_string_lossy()));
+            term.complain(&format!("Invalid COMMAND {}\n", show::path(name)));
             term.say(&usage());
         }
     }

@@ -98,41 +98,41 @@ impl fmt::Display for CbtError {
         match self {
             CbtError::Io { name, doing, errno } => {
                 let e = io::Error::from_raw_os_error(*errno);
-                write!(f, "{}: could not {doing}: {e}", name.display())
+                write!(f, "{}: could not {doing}: {e}", show::path(name))
             }
             CbtError::Short { name, has, needs } => write!(
                 f,
                 "{} is not a whole changed-block log ({has} bytes, header and bitmap need {needs}, \
                  and the disk's size is not 0); make a new one with cbt-util create",
-                name.display()
+                show::path(name)
             ),
             CbtError::Uncovered { name, covers, disk } => write!(
                 f,
                 "the changed-block log {} covers {covers} bytes, but the disk has {disk}; \
                  enlarge the log with cbt-util set -s, or make a new one",
-                name.display()
+                show::path(name)
             ),
             CbtError::Kind { name } => write!(
                 f,
                 "{} is neither a file nor a block device, so it holds no changed-block log",
-                name.display()
+                show::path(name)
             ),
             CbtError::Shrink { name, now } => write!(
                 f,
                 "{}: the log is for a disk of {now} bytes and cannot be made for a smaller one",
-                name.display()
+                show::path(name)
             ),
             CbtError::TooLarge { name, disk } => write!(
                 f,
                 "{}: a disk of {disk} bytes is larger than the 512 TiB that a log is made for",
-                name.display()
+                show::path(name)
             ),
             CbtError::ParentLarger { parent, child } => write!(
                 f,
                 "the parent {} is for a larger disk than the child {}; \
                  enlarge the child with cbt-util set -s",
-                parent.display(),
-                child.display()
+                show::path(parent),
+                show::path(child)
             ),
         }
     }

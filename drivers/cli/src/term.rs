@@ -24,9 +24,10 @@ impl Term {
         Term { out: BufWriter::new(std::io::stdout()), failed: None }
     }
 
-    /// Writes text to standard output.
+    /// Writes lines of text to standard output. Whoever puts a stranger's text into one makes it a single line
+    /// before ([`show`]).
     pub fn say(&mut self, text: &str) {
-        self.bytes(text.as_bytes());
+        self.bytes(show::lines(text).as_bytes());
     }
 
     /// Writes bytes to standard output.
@@ -40,14 +41,14 @@ impl Term {
 
     /// Writes a JSON value as a line to standard output.
     pub fn json(&mut self, value: &serde_json::Value) {
-        self.say(&format!("{value}\n"));
+        self.bytes(show::json(&format!("{value}\n")).as_bytes());
     }
 
-    /// Writes text to standard error, after all output so far.
+    /// Writes lines of text to standard error, after all output so far.
     pub fn complain(&mut self, text: &str) {
         self.flush();
         // There is nowhere left to report a failure to.
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        let _ = std::io::stderr().write_all(show::lines(text).as_bytes());
     }
 
     /// Writes everything out.

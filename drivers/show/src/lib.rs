@@ -8,10 +8,10 @@
 //! | text | is shown |
 //! |---|---|
 //! | printable, UTF-8 | as it is, byte for byte |
-//! | with characters that control, or reorder text | those as `\n`, `\x1b`, `\u{202e}`, `\` as `\\` |
+//! | with characters that control or reorder text | as `\n`, `\x1b`, `\u{202e}`, `\` as `\\` |
 //! | not UTF-8 | likewise, with `\xff` for each byte that is none |
 //!
-//! Data in JSON do not come here: JSON has escapes of its own.
+//! JSON has escapes of its own, and keeps the text as it is.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
@@ -82,17 +82,40 @@ impl fmt::Debug for Shown<'_> {
     }
 }
 
-/// Text of several lines, each made printable.
+/// Text of several lines, each made printable; tabs stay.
 ///
 /// ```
+/// assert_eq!(show::lines("a\n\tb\n"), "a\n\tb\n");
 /// assert_eq!(show::lines("a\nb\x1b[2J\n"), "a\nb\\x1b[2J\n");
 /// ```
 pub fn lines(text: &str) -> Cow<'_, str> {
-    if !text.chars().any(|c| c != '\n' && steers(c)) {
+    if !text.chars().any(|c| c != '\n' && c != '\t' && steers(c)) {
         return Cow::Borrowed(text);
     }
     let lines: Vec<_> = text.split('\n').map(|text| line(text.as_bytes())).collect();
     Cow::Owned(lines.join("\n"))
+}
+
+/// A JSON text with nothing in its strings that steers a terminal: the same value, also for who looks at it.
+///
+/// ```
+/// assert_eq!(show::json("{\"name\":\"\u{9b}2J\"}"), r#"{"name":"\u009b2J"}"#);
+/// ```
+pub fn json(text: &str) -> Cow<'_, str> {
+    if !text.chars().any(|c| c != '\n' && steers(c)) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(2 * text.len());
+    for c in text.chars() {
+        // Line breaks stand between values; all others have four digits.
+        let done = match c != '\n' && steers(c) {
+            true => write!(out, "\\u{:04x}", c as u32),
+            false => out.write_char(c),
+        };
+        // Writing to a string does not fail.
+        let _ = done;
+    }
+    Cow::Owned(out)
 }
 
 /// Whether nothing in a text steers a terminal or a reader of lines.

@@ -88,7 +88,7 @@ fn dispatch(words: &[OsString], term: &mut Term) -> i32 {
     }
     let command = words.first().map(|name| (name, COMMANDS.iter().find(|c| *name == *c.name)));
     if let Some((name, None)) = command {
-        term.complain(&format!("invalid COMMAND {}\n{}", name.to_string_lossy(), usage()));
+        term.complain(&format!("invalid COMMAND {}\n{}", show::path(name), usage()));
         return NO_COMMAND;
     }
     let (Some((_, Some(command))), [_, kind, rest @ ..]) = (command, words) else {
@@ -99,7 +99,7 @@ fn dispatch(words: &[OsString], term: &mut Term) -> i32 {
         Some("vhd") => command.vhd,
         Some("aio") => command.aio,
         _ => {
-            term.complain(&format!("invalid TYPE {}\n{}", kind.to_string_lossy(), usage()));
+            term.complain(&format!("invalid TYPE {}\n{}", show::path(kind), usage()));
             return NO_COMMAND;
         }
     };

@@ -34,8 +34,8 @@ const QUESTIONS: [Question; 4] = [
         name: "parent",
         ask: parent,
         line: |name, v| match v.as_str() {
-            Some(path) => path.into(),
-            None => format!("{} has no parent", name.display()),
+            Some(path) => show::line(path.as_bytes()).into_owned(),
+            None => format!("{} has no parent", show::path(name)),
         },
         failure: |_| "query failed".into(),
     },
@@ -66,7 +66,7 @@ pub(crate) fn vhd(o: &Options, term: &mut Term) -> Option<i32> {
             if o.has(JSON.key) {
                 term.json(&json!({ "name": name.display().to_string(), "error": error(&e) }));
             } else {
-                term.say(&format!("failed opening {}: -{}\n", name.display(), e.errno()));
+                term.say(&format!("failed opening {}: -{}\n", show::path(name), e.errno()));
             }
             term.complain(&format!("{e}\n"));
             return Some(e.errno());

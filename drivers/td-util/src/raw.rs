@@ -50,8 +50,8 @@ pub(crate) fn query(o: &Options, term: &mut Term) -> Option<i32> {
         Ok(size) if o.has('v') => term.say(&format!("{}\n", size / MIB)),
         Ok(_) => {}
         Err(e) => {
-            term.say(&format!("failed opening {}: -{}\n", name.display(), e.errno()));
-            term.complain(&format!("{}: could not open the image: {e}\n", name.display()));
+            term.say(&format!("failed opening {}: -{}\n", show::path(name), e.errno()));
+            term.complain(&format!("{}: could not open the image: {e}\n", show::path(name)));
             return Some(e.errno());
         }
     }
@@ -59,6 +59,6 @@ pub(crate) fn query(o: &Options, term: &mut Term) -> Option<i32> {
 }
 
 fn failed(name: &Path, e: &NodeError, term: &mut Term) -> i32 {
-    term.complain(&format!("{}: could not make the image: {e}\n", name.display()));
+    term.complain(&format!("{}: could not make the image: {e}\n", show::path(name)));
     e.errno()
 }

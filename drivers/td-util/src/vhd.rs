@@ -19,7 +19,7 @@ pub(crate) fn create(o: &Options, term: &mut Term) -> Option<i32> {
     match files::create(name, bytes, None, o.has('r')) {
         Ok(()) => Some(0),
         Err(e @ VhdError::Io { offset: 0, .. }) => {
-            term.complain(&format!("{}: failed to create: -{}\n", name.display(), e.errno()));
+            term.complain(&format!("{}: failed to create: -{}\n", show::path(name), e.errno()));
             Some(e.errno())
         }
         Err(e) => Some(failed(&e, term)),
@@ -46,11 +46,11 @@ pub(crate) fn snapshot(o: &Options, term: &mut Term) -> Option<i32> {
 pub(crate) fn set(o: &Options, term: &mut Term) -> Option<i32> {
     let [name, field, text] = o.operands() else { return None };
     if field != "hidden" {
-        term.say(&format!("invalid field {}\n", field.to_string_lossy()));
+        term.say(&format!("invalid field {}\n", show::path(field)));
         return None;
     }
     let Some(value) = number::<u8>(text) else {
-        term.say(&format!("invalid value {}\n", text.to_string_lossy()));
+        term.say(&format!("invalid value {}\n", show::path(text)));
         return None;
     };
     let name = Path::new(name);
@@ -59,7 +59,7 @@ pub(crate) fn set(o: &Options, term: &mut Term) -> Option<i32> {
     match done {
         Ok(()) => Some(0),
         Err(e) => {
-            term.say(&format!("failed opening {}: -{}\n", name.display(), e.errno()));
+            term.say(&format!("failed opening {}: -{}\n", show::path(name), e.errno()));
             Some(failed(&e, term))
         }
     }

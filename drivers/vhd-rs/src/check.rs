@@ -131,7 +131,7 @@ fn check_image(
     let file_bytes = storage.len().map_err(|e| io_fault("reading", name, &e))?;
     let (footer, limit) = footers(storage, name, o, file_bytes)?;
     if footer.poisoned() || (footer.by_tap() && footer.creator_version == 1) {
-        return Err(invalid(format!("error opening {}: -{EINVAL}", name.display())));
+        return Err(invalid(format!("error opening {}: -{EINVAL}", show::path(name))));
     }
     if footer.current_bytes < 512 {
         let bytes = footer.current_bytes;
@@ -170,7 +170,7 @@ fn whole(footer: &Footer, limit: u64) -> Result<(), Fault> {
 
 pub(crate) fn io_fault(doing: &str, name: &Path, e: &std::io::Error) -> Fault {
     let errno = e.raw_os_error().unwrap_or(crate::error::errno::EIO);
-    (format!("error {doing} {}: -{errno}", name.display()), errno)
+    (format!("error {doing} {}: -{errno}", show::path(name)), errno)
 }
 
 /// Both footers, and where the data must end. The trailing one is believed unless it may be missing.

@@ -214,11 +214,12 @@ impl Header {
         disk_bytes.div_ceil(u64::from(self.block_bytes.max(1)))
     }
 
-    /// Base name of the parent, empty if there is none; what is not UTF-16 is replaced.
+    /// Base name of the parent, empty if there is none; what is not UTF-16 is replaced, and
+    /// what would steer a terminal written out.
     pub fn parent_name_text(&self) -> String {
         let units = self.parent_name.chunks_exact(2).map(|c| u16::from_be_bytes(take(c, 0)));
         let units: Vec<u16> = units.take_while(|u| *u != 0).collect();
-        String::from_utf16_lossy(&units)
+        show::line(String::from_utf16_lossy(&units).as_bytes()).into_owned()
     }
 
     /// Sets the base name of the parent; false if it is longer than 255 UTF-16 units.

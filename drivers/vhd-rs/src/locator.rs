@@ -171,6 +171,10 @@ fn checked(path: &[u8]) -> Result<PathBuf, LocatorFault> {
     if path.is_empty() || path.len() > PATH_BYTES_MAX {
         return Err(LocatorFault::Length);
     }
+    // No writer stores such a path; a stranger's would make lines of its own wherever it is printed.
+    if !show::is_plain(path) {
+        return Err(LocatorFault::Text);
+    }
     Ok(PathBuf::from(OsStr::from_bytes(path)))
 }
 
@@ -235,6 +239,13 @@ mod tests {
     fn wrong_texts_are_faults() {
         assert_eq!(locator(MACX).path(b"http://x"), Err(LocatorFault::Text));
         assert_eq!(locator(MACX).path(b"file://"), Err(LocatorFault::Length));
+        for steers in ["./a\nb", "./a\x1b[31m", "./a\u{7f}", "./a\u{9b}2J", "./a\u{202e}", "./a\r"]
+        {
+            let url = [b"file://", steers.as_bytes()].concat();
+            assert_eq!(locator(MACX).path(&url), Err(LocatorFault::Text), "{steers:?}");
+            assert_eq!(locator(W2RU).path(&utf16(steers)), Err(LocatorFault::Text), "{steers:?}");
+        }
+        assert!(locator(MACX).path(b"file://./b\xfcro.vhd").is_ok(), "a name of the eighties");
         assert_eq!(locator(W2RU).path(&[0x00, 0xD8]), Err(LocatorFault::Text));
         assert_eq!(locator(WI2K).path(b"x"), Err(LocatorFault::Platform));
         assert_eq!(locator(NONE).path(b"x"), Err(LocatorFault::Unused));

@@ -181,7 +181,7 @@ fn got(file: &File, exclusive: bool) -> bool {
 /// would be taken for hung.
 #[allow(clippy::print_stderr)]
 pub(crate) fn say(path: &Path, text: &str) {
-    eprintln!("{}: {text}", path.display());
+    eprintln!("{}: {text}", show::path(path));
 }
 
 fn busy(path: &Path, who: Holder, what: &str) -> VhdError {

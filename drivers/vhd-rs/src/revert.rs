@@ -50,7 +50,7 @@ pub fn revert(
         return Err(VhdError::request(name, EINVAL, why));
     };
     if own.uuid != log.uuid {
-        let why = format!("this journal belongs to another image than {}", name.display());
+        let why = format!("this journal belongs to another image than {}", show::path(name));
         return Err(VhdError::request(journal_name, EINVAL, why));
     }
     if !log.is_empty() {

@@ -78,12 +78,12 @@ fn image_report(name: &Path, o: &CheckOptions, term: &mut Term) -> Result<Report
         Ok(m) => m.file_type(),
         Err(e) => {
             let errno = e.raw_os_error().unwrap_or(5);
-            term.say(&format!("cannot stat {}: {errno}\n", name.display()));
+            term.say(&format!("cannot stat {}: {errno}\n", show::path(name)));
             return Err(errno);
         }
     };
     if !kind.is_file() && !kind.is_block_device() {
-        term.say(&format!("{} is not a regular file or block device\n", name.display()));
+        term.say(&format!("{} is not a regular file or block device\n", show::path(name)));
         return Err(crate::EINVAL);
     }
     let report = chain::open_file(name, false).and_then(|f| vhd_rs::check(&f, name, o));
@@ -99,7 +99,7 @@ fn print(report: &Report, o: &CheckOptions, term: &mut Term) -> i32 {
             return invalid(image, o, term);
         }
         if !image.fixed && !o.stats {
-            term.say(&format!("{} is valid\n", image.name.display()));
+            term.say(&format!("{} is valid\n", show::path(&image.name)));
         }
     }
     if o.stats {
@@ -110,7 +110,7 @@ fn print(report: &Report, o: &CheckOptions, term: &mut Term) -> i32 {
 
 fn invalid(image: &Report, o: &CheckOptions, term: &mut Term) -> i32 {
     let Some((text, errno)) = &image.fault else { return 0 };
-    let name = image.name.display();
+    let name = show::path(&image.name);
     term.say(&format!("{text}\n{name} appears invalid; dumping metadata\n"));
     dump::any(&image.name, term);
     if let Some(remedy) = remedy(image, text, o) {
@@ -124,7 +124,7 @@ fn remedy(image: &Report, fault: &str, o: &CheckOptions) -> Option<String> {
     let options = OpenOptions { read_only: true, ..OpenOptions::default() };
     let opened = chain::open_file(&image.name, false)
         .and_then(|file| vhd_rs::open(&file, &image.name, &options));
-    let name = image.name.display();
+    let name = show::path(&image.name);
     match opened {
         Err(e) => Some(e.to_string()),
         Ok(_) if fault.starts_with("batmap") => Some(format!(
@@ -148,7 +148,7 @@ fn statistics(images: &[&Report], term: &mut Term) {
         let Present { allocated, written, .. } = image.present;
         let mut line = format!(
             "{}: secs allocated: {allocated:#x} secs written: {written:#x} ({})",
-            image.name.display(),
+            show::path(&image.name),
             percent(written, allocated)
         );
         if let Some(parent) = below.last() {

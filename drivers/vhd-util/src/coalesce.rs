@@ -77,7 +77,7 @@ impl Said {
         }
         for block in self.upto..upto {
             let part = f64::from(block) / f64::from(p.blocks_disk) * 100.0;
-            term.say(&format!("\r{part:6.2}%"));
+            term.bytes(format!("\r{part:6.2}%").as_bytes());
         }
         self.upto = upto;
         term.flush();
@@ -85,13 +85,13 @@ impl Said {
 
     fn end(&self, term: &mut Term) {
         if self.percent {
-            term.say("\r100.00%\n");
+            term.bytes(b"\r100.00%\n");
         }
     }
 }
 
 fn failed(e: &Failure, term: &mut Term) -> i32 {
-    let (name, errno) = (e.name.display(), e.error.errno());
+    let (name, errno) = (show::path(&e.name), e.error.errno());
     let line = match e.step {
         Step::Open => format!("error opening {name}: -{errno}\n"),
         Step::NoParent => "coalescing of non-differencing disks is not supported\n".to_string(),

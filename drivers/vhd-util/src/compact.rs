@@ -41,7 +41,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
             0
         }
         Err(e) => {
-            let line = format!("error compacting {}: -{}\n", name.display(), e.errno());
+            let line = format!("error compacting {}: -{}\n", show::path(&name), e.errno());
             term.failed_as(as_json, &line, &name, &e)
         }
     }

@@ -30,6 +30,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         Some("fixed") => Format::Fixed,
         Some("raw") => Format::Raw,
         Some(other) => {
+            let other = show::bytes(other.as_bytes());
             term.complain(&format!("'{other}' is no format; vhd, fixed and raw are\n"));
             return EINVAL;
         }
@@ -38,6 +39,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         None | Some("vhd") => false,
         Some("raw") => true,
         Some(other) => {
+            let other = show::bytes(other.as_bytes());
             term.complain(&format!("'{other}' is no format; vhd and raw are\n"));
             return EINVAL;
         }
@@ -52,8 +54,10 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     way.bar.end();
     match done {
         Ok(Converted { done, missing }) => {
-            let lost: Vec<String> =
-                missing.iter().map(|(name, lost)| format!("{}: {lost}", name.display())).collect();
+            let lost: Vec<String> = missing
+                .iter()
+                .map(|(name, lost)| format!("{}: {lost}", show::path(name)))
+                .collect();
             if as_json {
                 let (sectors, bytes) = (done.sectors, done.bytes);
                 let mut report = json!({ "sectors": sectors, "bytes_written": bytes });
@@ -63,13 +67,13 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
                 term.json(&report);
             }
             for line in &lost {
-                term.complain(&format!("{line}; they are zeros in {}\n", new.display()));
+                term.complain(&format!("{line}; they are zeros in {}\n", show::path(&new)));
             }
             // All that there is has been written, but it is not all of the disk.
             if lost.is_empty() { 0 } else { EIO }
         }
         Err(e) => {
-            let line = format!("error converting {}: -{}\n", name.display(), e.errno());
+            let line = format!("error converting {}: -{}\n", show::path(&name), e.errno());
             term.failed_as(as_json, &line, &name, &e)
         }
     }

@@ -31,16 +31,18 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     match copy::copy(&name, &new, key.as_deref(), term.others) {
         Ok(()) => 0,
         Err(e) if e.errno() == EEXIST => {
-            let line = format!("VHD file {} already exists, name a new one\n", new.display());
+            let line = format!("VHD file {} already exists, name a new one\n", show::path(&new));
             term.say(&line);
             EINVAL
         }
         Err(e) if of(&e, &name) => term.not_opened(&name, &e),
-        Err(e) => term.failed(&format!("error creating {}: -{}\n", new.display(), e.errno()), &e),
+        Err(e) => {
+            term.failed(&format!("error creating {}: -{}\n", show::path(&new), e.errno()), &e)
+        }
     }
 }
 
 /// Whether an error is about this file.
 fn of(e: &vhd_rs::VhdError, name: &Path) -> bool {
-    e.to_string().starts_with(&name.display().to_string())
+    e.to_string().starts_with(&show::path(name).to_string())
 }

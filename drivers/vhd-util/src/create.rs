@@ -31,7 +31,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     match files::create(&name, bytes, Some(room), o.has('r')) {
         Ok(()) => 0,
         Err(e @ VhdError::Io { offset: 0, .. }) => {
-            term.complain(&format!("{}: failed to create: -{}\n", name.display(), e.errno()));
+            term.complain(&format!("{}: failed to create: -{}\n", show::path(&name), e.errno()));
             e.errno()
         }
         Err(e) => {

@@ -63,7 +63,7 @@ pub(crate) fn headers(file: &dyn Storage, n: Numbers, term: &mut Term) {
 /// Text up to the first NUL.
 fn chars(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(bytes.get(..end).unwrap_or(bytes)).into_owned()
+    show::line(bytes.get(..end).unwrap_or(bytes)).into_owned()
 }
 
 fn line(out: &mut String, label: &str, value: &str) {
@@ -146,7 +146,7 @@ fn locators_text(storage: &dyn Storage, h: &Header, n: Numbers) -> String {
     for (slot, l) in h.locators.iter().enumerate().filter(|(_, l)| l.code != locator::NONE) {
         out.push_str(&format!("locator:            : {slot}\n"));
         let Locator { space, length, offset, .. } = *l;
-        let path = locator_path(storage, l).map(|p| p.display().to_string());
+        let path = locator_path(storage, l).map(|p| show::path(&p).to_string());
         for (label, value) in [
             ("code", platform(l.code).to_string()),
             ("data_space", n.text(u64::from(space))),

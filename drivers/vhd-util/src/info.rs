@@ -23,7 +23,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     let facts = match facts(&name) {
         Ok(facts) => facts,
         Err(e) => {
-            let line = format!("error opening {}: -{}\n", name.display(), e.errno());
+            let line = format!("error opening {}: -{}\n", show::path(&name), e.errno());
             return term.failed_as(as_json, &line, &name, &e);
         }
     };
@@ -33,9 +33,9 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     }
     for (label, value) in &facts {
         let text = match value {
-            Value::String(text) => text.clone(),
+            Value::String(text) => show::line(text.as_bytes()).into_owned(),
             Value::Null => "none".to_string(),
-            other => other.to_string(),
+            other => show::json(&other.to_string()).into_owned(),
         };
         term.say(&format!("{:<22}: {text}\n", label.replace('_', " ")));
     }

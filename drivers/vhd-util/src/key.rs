@@ -132,6 +132,7 @@ fn belongs(name: &Path, file: &Path) -> Done {
     if fits("256") || fits("512") {
         return Ok(());
     }
+    let stem = show::bytes(stem.as_bytes());
     let why = format!("a key file of this image is named {stem},aes-xts-plain,256.key, or 512");
     Err(VhdError::request(file, EPERM, why))
 }

@@ -29,7 +29,7 @@ pub(crate) fn given(o: &Options, term: &mut Term) -> Result<Option<Bytes>, i32> 
         Some(file) => match open_file(&file) {
             Ok(mut opened) => Bytes::read(&mut opened, max),
             Err(e) => {
-                let (name, errno) = (file.display(), e.errno());
+                let (name, errno) = (show::path(&file), e.errno());
                 let line = format!("Failed to open key file {name}: {errno}\n");
                 return Err(term.failed(&line, &e));
             }

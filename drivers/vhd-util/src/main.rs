@@ -128,7 +128,7 @@ fn dispatch(name: Option<OsString>, args: &[OsString], term: &mut Term) -> i32 {
     }
     if !help::of_tool(&name.to_string_lossy(), args, term) {
         term.say(USAGE);
-        term.complain(&format!("invalid COMMAND {}\n", name.to_string_lossy()));
+        term.complain(&format!("invalid COMMAND {}\n", show::path(&name)));
     }
     0
 }

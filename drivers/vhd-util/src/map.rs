@@ -22,6 +22,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         None | Some("vhd") => false,
         Some("raw") => true,
         Some(other) => {
+            let other = show::bytes(other.as_bytes());
             term.complain(&format!("'{other}' is no format; vhd and raw are\n"));
             return EINVAL;
         }
@@ -30,12 +31,12 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     let layers = match map(&name, raw, &mut |range| ranges.push(*range)) {
         Ok(layers) => layers,
         Err(e) => {
-            let line = format!("error opening {}: -{}\n", name.display(), e.errno());
+            let line = format!("error opening {}: -{}\n", show::path(&name), e.errno());
             return term.failed_as(as_json, &line, &name, &e);
         }
     };
-    let layers: Vec<String> = layers.iter().map(|path| path.display().to_string()).collect();
     if as_json {
+        let layers: Vec<_> = layers.iter().map(|path| path.to_string_lossy()).collect();
         let ranges: Vec<_> = ranges
             .iter()
             .map(|r| {
@@ -51,7 +52,8 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     term.say(&format!("{:>16} {:>16} {:>16}  layer\n", "start", "length", "file offset"));
     for r in &ranges {
         let byte = r.byte.map_or("-".to_string(), |byte| byte.to_string());
-        let layer = r.layer.and_then(|i| layers.get(i)).map_or("zeros", String::as_str);
+        let layer = r.layer.and_then(|i| layers.get(i));
+        let layer = layer.map_or("zeros".to_string(), |path| show::path(path).to_string());
         let (start, length) = (r.start * 512, r.sectors * 512);
         term.say(&format!("{start:>16} {length:>16} {byte:>16}  {layer}\n"));
     }

@@ -45,7 +45,8 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     match modify::set_parent_beside(&image, &name, &parent, o.has('m'), &points::reached) {
         Ok(()) => 0,
         Err(e) => {
-            let line = format!("failed to set parent to '{}': -{}\n", parent.display(), e.errno());
+            let line =
+                format!("failed to set parent to '{}': -{}\n", show::path(&parent), e.errno());
             term.failed(&line, &e)
         }
     }

@@ -51,7 +51,7 @@ impl Term {
 
     /// The same for an image that does not open.
     pub(crate) fn not_opened(&mut self, name: &Path, e: &VhdError) -> i32 {
-        self.failed(&format!("error opening {}: -{}\n", name.display(), e.errno()), e)
+        self.failed(&format!("error opening {}: -{}\n", show::path(name), e.errno()), e)
     }
 
     /// A failure in the way that was asked for: as an object with the member `error`, or as [`Term::failed`]; the

@@ -54,6 +54,7 @@ impl Way {
                 "bar" => Style::Bar,
                 "" | "json" => Style::Json,
                 other => {
+                    let other = show::bytes(other.as_bytes());
                     let text = format!("'{other}' is no way to show progress; bar and json are\n");
                     return Err(refuse(&text));
                 }
@@ -64,7 +65,7 @@ impl Way {
             Some(text) => match bytes(text).and_then(NonZeroU64::new) {
                 Some(rate) => Some(rate),
                 None => {
-                    let text = text.to_string_lossy();
+                    let text = show::path(text);
                     return Err(refuse(&format!("'{text}' is no rate; try 100M\n")));
                 }
             },

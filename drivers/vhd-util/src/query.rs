@@ -59,8 +59,8 @@ const QUESTIONS: [Question; 8] = [
         name: "parent",
         ask: parent,
         line: |s, v| match v.as_str() {
-            Some(path) => path.into(),
-            None => format!("{} has no parent", s.name.display()),
+            Some(path) => show::line(path.as_bytes()).into_owned(),
+            None => format!("{} has no parent", show::path(&s.name)),
         },
         failure: "query failed",
     },
@@ -119,7 +119,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     let subject = match look(&name, o.has('b')) {
         Ok(subject) => subject,
         Err(e) => {
-            let line = format!("error opening {}: -{}\n", name.display(), e.errno());
+            let line = format!("error opening {}: -{}\n", show::path(&name), e.errno());
             return term.failed_as(as_json, &line, &name, &e);
         }
     };

@@ -65,7 +65,7 @@ fn look(
     key: Option<Bytes>,
     term: &mut Term,
 ) -> Result<Subject, i32> {
-    let shown = name.display().to_string();
+    let shown = show::path(&name).to_string();
     let headers = chain::open_file(&name, false)
         .and_then(|f| locate::headers(&f, &name, 10).map(|h| (h, f.try_clone())));
     if let Err(e) = &headers {

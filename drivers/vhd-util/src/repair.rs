@@ -18,7 +18,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         let lost = edit::lost(&file, &name, o.has('b'))?;
         edit::repair(&file, &name, o.has('b'), uuid)?;
         for lost in &lost {
-            term.complain(&format!("{}: {}\n", name.display(), not_brought_back(lost)));
+            term.complain(&format!("{}: {}\n", show::path(name), not_brought_back(lost)));
         }
         rebuild::batmap(&file, &name)
     });
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
                 term.complain(&format!(
                     "{}: the batmap was made anew; a marker or the hash of a key that was in it \
                      is lost\n",
-                    name.display()
+                    show::path(&name)
                 ));
             }
             0

@@ -41,7 +41,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     };
     let kind = match locate::headers(&file, &name, 0) {
         Ok(found) if !found.footer.by_tap() => {
-            term.say(&format!("{} not created by xen; resize not supported\n", name.display()));
+            term.say(&format!("{} not created by xen; resize not supported\n", show::path(&name)));
             return EINVAL;
         }
         Ok(found) => found.footer.kind,

@@ -15,7 +15,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         return term.usage(USAGE);
     };
     let Some(value) = o.number::<u64>('v').flatten().and_then(|v| u8::try_from(v).ok()) else {
-        term.say(&format!("invalid value {}\n", text.to_string_lossy()));
+        term.say(&format!("invalid value {}\n", show::path(text)));
         return term.usage(USAGE);
     };
     let changed = match field.to_str() {
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
             return term.usage(USAGE);
         }
         _ => {
-            term.say(&format!("invalid field {}\n", field.to_string_lossy()));
+            term.say(&format!("invalid field {}\n", show::path(field)));
             return term.usage(USAGE);
         }
     };

@@ -156,7 +156,7 @@ fn device(args: &Args) -> Result<Option<DeviceWish>, Failure> {
         None => DeviceWish::default(),
         Some(path) => {
             let device = path.to_str().and_then(Device::of_path);
-            let path = path.to_string_lossy();
+            let path = show::path(path);
             let sentence =
                 format!("--device-name {path}: not of the form /dev/ublkb7 or /dev/nbd3");
             DeviceWish::exactly(device.ok_or_else(|| wrong(sentence))?)

@@ -52,7 +52,7 @@ fn one_line(text: &[u8]) -> Result<Vec<u8>, Failure> {
         let sentence = format!("the statistics are no JSON: {error}; try without --json");
         Failure::new(libc::EPROTO, sentence)
     })?;
-    Ok(format!("{value}\n").into_bytes())
+    Ok(show::json(&format!("{value}\n")).into_owned().into_bytes())
 }
 
 /// Is this minor a wildcard, answered with an array?

@@ -91,9 +91,10 @@ impl fmt::Debug for Text {
     }
 }
 
+/// As one line of text, for people.
 impl fmt::Display for Text {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        String::from_utf8_lossy(self.as_bytes()).fmt(f)
+        f.write_str(&show::line(self.as_bytes()))
     }
 }
 

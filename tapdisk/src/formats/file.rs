@@ -40,7 +40,7 @@ pub fn open(
     if writable && is_write_protected(node.meta()) {
         let text = format!(
             "{} is write-protected: open it read-only (-R), or lift it (blockdev --setrw)",
-            path.display()
+            show::path(path)
         );
         return Err(OpenError::new(libc::EROFS, text));
     }
@@ -59,14 +59,14 @@ pub fn open(
     if how == How::Refused {
         notes.push(format!(
             "{}: its file system has no O_DIRECT, so it goes through the page cache (O_DSYNC)",
-            path.display()
+            show::path(path)
         ));
     }
     let sector_size = if device { sys::device_sector(&file).map_err(|e| failed(&e))? } else { 512 };
     if sector_size != 512 && sector_size != 4096 {
         let text = format!(
             "{} has sectors of {sector_size} bytes; 512 and 4096 are served",
-            path.display()
+            show::path(path)
         );
         return Err(OpenError::new(libc::EINVAL, text));
     }
@@ -85,11 +85,11 @@ pub fn find(path: &Path, doing: &'static str) -> Result<Node, OpenError> {
         NodeError::Io(e) => OpenError::io(path, doing, &e),
         NodeError::Odd(Odd::Directory) => OpenError::new(
             libc::EISDIR,
-            format!("{} is a directory; name the image in it", path.display()),
+            format!("{} is a directory; name the image in it", show::path(path)),
         ),
         NodeError::Odd(odd) => OpenError::new(
             libc::EINVAL,
-            format!("{} is {odd}, neither a file nor a block device", path.display()),
+            format!("{} is {odd}, neither a file nor a block device", show::path(path)),
         ),
     })
 }
@@ -142,7 +142,7 @@ pub fn text(path: &Path) -> Result<Vec<u8>, OpenError> {
     if text.len() as u64 > TEXT_MAX {
         return Err(OpenError::new(
             libc::EINVAL,
-            format!("{} is too long for a list of images", path.display()),
+            format!("{} is too long for a list of images", show::path(path)),
         ));
     }
     Ok(text)

@@ -56,7 +56,7 @@ pub enum Source {
 /// EINVAL without a colon, ENAMETOOLONG, ENOENT for an unknown type; for a type that is known but not
 /// there, what the original gives where it fails.
 pub fn parse(text: &[u8]) -> Result<Source, OpenError> {
-    let shown = String::from_utf8_lossy(text);
+    let shown = show::line(text);
     let Some(colon) = text.iter().position(|byte| *byte == b':') else {
         return Err(OpenError::new(
             libc::EINVAL,
@@ -101,7 +101,7 @@ pub fn chain_lines(text: &[u8], name: &Path) -> Result<Vec<(Kind, PathBuf, bool)
     /// Longest line in bytes (spec/operations.md §4.1).
     const LINE_MAX: usize = 511;
     let bad = |number: usize, why: &str| {
-        OpenError::new(libc::EINVAL, format!("{}: line {number} {why}", name.display()))
+        OpenError::new(libc::EINVAL, format!("{}: line {number} {why}", show::path(name)))
     };
     let mut images = Vec::new();
     for (i, line) in text.strip_suffix(b"\n").unwrap_or(text).split(|b| *b == b'\n').enumerate() {

@@ -144,7 +144,7 @@ pub fn take(
     }
     let Some(who) = who else { return Ok(Taken::Ours) };
     if patience.has_given_up() {
-        let text = format!("{}: not opened, the disk is being closed", path.display());
+        let text = format!("{}: not opened, the disk is being closed", show::path(path));
         return Err(OpenError::new(libc::ECANCELED, text));
     }
     decide((path, writable), who, patience.living, notes).inspect(|taken| {
@@ -162,7 +162,7 @@ fn decide(
     living: Living,
     notes: &mut Vec<String>,
 ) -> Result<Taken, OpenError> {
-    let shown = path.display();
+    let shown = show::path(path);
     let refuse = |text: String| Err(OpenError::new(libc::EBUSY, text));
     let strict = writable && std::env::var_os(LOCK_VARIABLE).is_some_and(|is| is == "strict");
     match who {
@@ -201,7 +201,7 @@ fn decide(
 }
 
 fn waiting(path: &Path, who: Holder, limit: Duration) -> String {
-    let path = path.display();
+    let path = show::path(path);
     let at_most = match limit {
         Duration::MAX => String::new(),
         limit => format!(", at most {} s", limit.as_secs()),

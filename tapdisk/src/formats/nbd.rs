@@ -63,8 +63,9 @@ impl RemoteImage {
         writable: bool,
         stash: &Arc<Stash>,
     ) -> Result<RemoteImage, OpenError> {
-        let refuse =
-            |errno: i32, why: &str| OpenError::new(errno, format!("nbd:{}: {why}", path.display()));
+        let refuse = |errno: i32, why: &str| {
+            OpenError::new(errno, format!("nbd:{}: {why}", show::path(path)))
+        };
         let until = Instant::now() + limit;
         let address = Address::parse(path.as_os_str().as_bytes());
         let (fd, home) =
@@ -187,7 +188,7 @@ fn unix(path: &Path, until: Instant) -> Result<OwnedFd, String> {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
                 std::thread::sleep(BETWEEN_TRIES);
             }
-            Err(e) => return Err(format!("cannot connect to {}: {e}", path.display())),
+            Err(e) => return Err(format!("cannot connect to {}: {e}", show::path(path))),
         }
     }
 }

@@ -385,7 +385,7 @@ impl Vbd {
                 env.log,
                 "minor {}: cannot write {}: {error}; without it tap-ctl recover does not find {device}",
                 self.minor,
-                path.display()
+                show::path(&path)
             );
         }
     }

@@ -25,7 +25,9 @@ impl Vbd {
     pub fn stats(&self, env: &Env, j: &mut Json) {
         let served = self.served.as_ref();
         let opened = self.wish.as_ref();
-        let name = opened.map_or("(null)".into(), |opened| opened.wish.name.to_string());
+        let name = opened.map_or("(null)".into(), |opened| {
+            String::from_utf8_lossy(opened.wish.name.as_bytes()).into_owned()
+        });
         let caching = opened.is_some_and(|opened| opened.wish.page_cache);
         let redirected = served.map_or(0, |served| served.engine.stats().redirected);
         let lost = served.is_some_and(|served| served.engine.events().mirror_lost.is_some());
@@ -81,7 +83,7 @@ impl Vbd {
             write!(text, "\n  nbd: {} clients, {:?}", served.nbd.clients(), served.nbd.counters());
         for layer in served.images.iter().flat_map(|images| &images.layers) {
             let how = if layer.writable { "writable" } else { "read-only" };
-            let _ = write!(text, "\n  {}:{} {how}", layer.kind.name(), layer.path.display());
+            let _ = write!(text, "\n  {}:{} {how}", layer.kind.name(), show::path(&layer.path));
         }
         text
     }

@@ -399,7 +399,7 @@ impl Served {
         }
         while let Some((file, why)) = self.engine.disk().inner().take_ended() {
             let layer = self.images.as_ref().and_then(|i| i.layers.get(usize::from(file.0)));
-            let path = layer.map(|layer| layer.path.display().to_string()).unwrap_or_default();
+            let path = layer.map(|layer| show::path(&layer.path).to_string()).unwrap_or_default();
             warn!(
                 env.log,
                 "minor {minor}: nbd:{path} is lost: {why}; pause and unpause connects again"
@@ -501,13 +501,13 @@ fn takeover(env: &Env, minor: u16) {
     warn!(
         env.log,
         "minor {minor}: the leaf has no space left, the secondary takes the writes now; {} says so",
-        path.display()
+        show::path(&path)
     );
     let mut how = std::fs::File::options();
     // Not through somebody's symbolic link.
     how.write(true).create(true).truncate(true).mode(0o644).custom_flags(libc::O_NOFOLLOW);
     if let Err(error) = how.open(&path) {
-        warn!(env.log, "minor {minor}: cannot make {}: {error}", path.display());
+        warn!(env.log, "minor {minor}: cannot make {}: {error}", show::path(&path));
     }
 }
 

@@ -101,8 +101,8 @@ fn parent_socket(run: &RunDir, minor: u32) -> Result<Text, OpenError> {
             libc::EINVAL,
             format!(
                 "-e {minor}: {} and {} both serve it; close one of them",
-                one.display(),
-                other.display()
+                show::path(one),
+                show::path(other)
             ),
         )),
     }

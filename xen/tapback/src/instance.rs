@@ -24,15 +24,16 @@ impl Instance {
         run.create(0o755).map_err(|error| error.to_string())?;
         let suffix = only.map_or(String::new(), |domid| format!("-{domid}"));
         let path = run.path().join(format!("tapback-{name}{suffix}.lock"));
-        let failed = |what: &str, error| format!("cannot {what} {}: {error}", path.display());
+        let failed = |what: &str, error| format!("cannot {what} {}: {error}", show::path(&path));
         let mut options = File::options();
         let options = options.create(true).truncate(false).write(true);
         let lock = options.open(&path).map_err(|error| failed("make", error))?;
         match flock(&lock, Lock::Try) {
             Ok(()) => Ok(Instance { _lock: lock, pidfile: None }),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                Err(format!("another tapback serves {name} already: it holds {}", path.display()))
-            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Err(format!(
+                "another tapback serves {name} already: it holds {}",
+                show::path(&path)
+            )),
             Err(error) => Err(failed("lock", error)),
         }
     }
@@ -42,7 +43,7 @@ impl Instance {
     /// # Errors
     /// A sentence: the file cannot be written.
     pub fn write_pid(&mut self, path: &Path) -> Result<(), String> {
-        let failed = |error| format!("cannot write the pid to {}: {error}", path.display());
+        let failed = |error| format!("cannot write the pid to {}: {error}", show::path(path));
         let mut how = File::options();
         // Not through somebody's symbolic link.
         how.write(true).create(true).truncate(true).mode(0o644).custom_flags(O_NOFOLLOW);

@@ -46,11 +46,13 @@ impl Drain for Lines {
         let _ = values.serialize(record, &mut line);
         let _ = write!(line.text, "{}", record.msg());
         let _ = record.kv().serialize(record, &mut line);
+        // A message is one line, whatever is in xenstore.
+        let text = show::line(line.text.as_bytes());
         match &self.syslog {
-            None => eprintln!("tapback: {}", line.text),
+            None => eprintln!("tapback: {text}"),
             Some(socket) => {
                 let mut socket = socket.lock().unwrap_or_else(PoisonError::into_inner);
-                send(&mut socket, record.level(), &line.text);
+                send(&mut socket, record.level(), &text);
             }
         }
         Ok(())

@@ -213,7 +213,8 @@ fn parse_mode(mode: Option<String>) -> Mode {
 /// `/run/blktap-control/nbd<pid>.<minor>`, the directory also as this process has it, or by its old name.
 fn parse_tap(path: &str, run: &RunDir) -> Tap {
     let bad = || {
-        let want = run.path().display();
+        let run = run.path();
+        let want = show::path(&run);
         Tap::Bad(format!(
             "physical-device-path is \"{}\", not {want}/nbd<pid>.<minor>",
             shown(path)
@@ -234,7 +235,8 @@ fn parse_tap(path: &str, run: &RunDir) -> Tap {
 
 /// A stranger's text in a sentence of ours.
 pub(crate) fn shown(text: &str) -> String {
-    text.chars().take(100).flat_map(char::escape_debug).collect()
+    let first: String = text.chars().take(100).collect();
+    show::line(first.as_bytes()).into_owned()
 }
 
 /// Permission denied is a fact about the disk, not a failure of the store.

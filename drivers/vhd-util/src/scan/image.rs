@@ -5,7 +5,6 @@ use image::Storage;
 use serde_json::{Value, json};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use vhd_rs::error::errno::ENOENT;
 use vhd_rs::scan::{self, Facts, Look, ScanFault};
@@ -181,7 +180,7 @@ impl Image {
             if let Some(depth) = depth {
                 object["depth"] = json!(depth);
             }
-            return object.to_string().into_bytes();
+            return show::json(&object.to_string()).into_owned().into_bytes();
         }
         let indent = std::iter::repeat_n(b' ', 3 * depth.unwrap_or(0));
         indent.chain(self.words(wish)).collect()
@@ -191,7 +190,7 @@ impl Image {
     fn words(&self, wish: Wish) -> Vec<u8> {
         let f = &self.facts;
         let mut out = b"vhd=".to_vec();
-        out.extend_from_slice(shown(&self.shown, wish.paths).as_bytes());
+        out.extend_from_slice(&show::name(&shown(&self.shown, wish.paths)));
         let (capacity, size, hidden) = (f.capacity, f.size, f.hidden);
         out.extend(format!(" capacity={capacity} size={size} hidden={hidden}").bytes());
         if wish.marks {
@@ -203,7 +202,7 @@ impl Image {
             Some(link) => {
                 // A fast look does not look where the parent is.
                 let whole = wish.paths && wish.look == Look::Full;
-                out.extend_from_slice(shown(&link.path, whole).as_bytes());
+                out.extend_from_slice(&show::name(&shown(&link.path, whole)));
             }
             None => out.extend_from_slice(b"none"),
         }
@@ -217,10 +216,10 @@ pub(crate) fn error_line(name: &Path, fault: &ScanFault, wish: Wish) -> Vec<u8> 
         let mut error = options::error(&fault.error);
         error["step"] = json!(fault.doing);
         let object = json!({ "name": name.to_string_lossy(), "error": error });
-        return format!("{object}\n").into_bytes();
+        return show::json(&format!("{object}\n")).into_owned().into_bytes();
     }
     let mut out = b"vhd=".to_vec();
-    out.extend_from_slice(name.as_os_str().as_bytes());
+    out.extend_from_slice(&show::name(name.as_os_str()));
     let (errno, doing) = (fault.error.errno(), fault.doing);
     out.extend(format!(" scan-error=-{errno} error-message='{doing}'\n").bytes());
     out

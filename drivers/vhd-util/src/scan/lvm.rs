@@ -93,8 +93,8 @@ fn ask(program: &str, columns: &str, group: &str) -> Result<Vec<String>, VhdErro
     let out = command.arg(group).env("LC_ALL", "C").env("LVM_SUPPRESS_FD_WARNINGS", "1").output();
     let out = out.map_err(|e| failed(format!("could not run {program}: {e}; install LVM")))?;
     if !out.status.success() {
-        let text = String::from_utf8_lossy(&out.stderr);
-        return Err(failed(format!("{program} knows no such volume group: {}", text.trim())));
+        let text = show::line(out.stderr.trim_ascii());
+        return Err(failed(format!("{program} knows no such volume group: {text}")));
     }
     let text = String::from_utf8_lossy(&out.stdout);
     Ok(text.lines().map(|l| l.trim().to_string()).filter(|l| !l.is_empty()).collect())
@@ -103,7 +103,8 @@ fn ask(program: &str, columns: &str, group: &str) -> Result<Vec<String>, VhdErro
 fn fields<'a, const N: usize>(row: &'a str, group: &str) -> Result<[&'a str; N], VhdError> {
     let all: Vec<&str> = row.split('|').map(str::trim).collect();
     all.try_into().map_err(|_| {
-        let why = format!("LVM's report has a row that cannot be read: {row}");
+        let why =
+            format!("LVM's report has a row that cannot be read: {}", show::bytes(row.as_bytes()));
         VhdError::request(Path::new(group), EINVAL, why)
     })
 }

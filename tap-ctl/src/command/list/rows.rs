@@ -1,5 +1,9 @@
 //! The records of `list`: how they are collected and how each is printed.
 
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use tap_ctl::client::{Client, LIST_LIMIT};
@@ -84,7 +88,7 @@ impl Row {
             self.pid.map(|pid| format!("pid={pid}").into_bytes()),
             self.minor.map(|minor| format!("minor={minor}").into_bytes()),
             self.state.map(|bits| format!("state={}", state::hex(bits)).into_bytes()),
-            self.args.map(|args| [b"args=", args.as_bytes()].concat()),
+            self.args.map(|args| [b"args=", &*exact(args.as_bytes())].concat()),
         ];
         let mut line = fields.into_iter().flatten().collect::<Vec<_>>().join(&b' ');
         line.push(b'\n');
@@ -103,9 +107,9 @@ impl Row {
         let pid = self.pid.map_or_else(dash, |pid| pid.to_string());
         let minor = self.minor.map_or_else(dash, |minor| minor.to_string());
         let bits = self.state.map_or_else(dash, state::hex);
-        let kind = self.kind().map_or_else(dash, |kind| String::from_utf8_lossy(kind).into_owned());
+        let kind = self.kind().map_or_else(dash, |kind| show::line(kind).into_owned());
         let mut line = format!("{pid:>8} {minor:>4} {bits:>4} {kind:>10} ").into_bytes();
-        line.extend_from_slice(self.file().unwrap_or(b"-"));
+        line.extend_from_slice(&exact(self.file().unwrap_or(b"-")));
         line.push(b'\n');
         line
     }
@@ -123,6 +127,11 @@ impl Row {
             "device": self.device.map(|device| device.to_string()),
         })
     }
+}
+
+/// A name as it is, since callers look for it; what would make a second line of it is written out.
+fn exact(name: &[u8]) -> Cow<'_, [u8]> {
+    show::name(OsStr::from_bytes(name))
 }
 
 #[cfg(test)]
@@ -151,6 +160,19 @@ mod tests {
         assert_eq!(machine(Row { args: None, ..row("x:y", 0) }), "pid=2034 minor=0 state=0\n");
         assert_eq!(machine(Row { pid: Some(7), ..Row::default() }), "pid=7\n");
         assert_eq!(machine(Row { minor: Some(7), ..Row::default() }), "minor=7\n");
+    }
+
+    #[test]
+    fn a_row_is_one_line_whatever_the_name() {
+        let odd = row("vhd:/a\npid=1 minor=0 args=x\u{1b}[2J", 0);
+        assert_eq!(
+            machine(odd),
+            "pid=2034 minor=0 state=0 args=vhd:/a\\npid=1 minor=0 args=x\\x1b[2J\n"
+        );
+        assert_eq!(people(odd).matches('\n').count(), 1);
+        let latin = Text::new(b"vhd:/b\xfcro").expect("short");
+        let line = Row { args: Some(latin), ..Row::default() }.for_machines();
+        assert_eq!(line, b"args=vhd:/b\xfcro\n", "byte for byte otherwise");
     }
 
     #[test]

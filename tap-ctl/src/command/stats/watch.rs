@@ -156,7 +156,7 @@ fn line(pid: i32, minor: i32, rates: &Rates) -> String {
 
 /// The end of a long name says more than its beginning. Control characters would move the cursor.
 fn shortened(name: &str) -> String {
-    let shown: Vec<char> = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
+    let shown: Vec<char> = show::line(name.as_bytes()).chars().collect();
     match shown.len().checked_sub(NAME_CHARS_MAX) {
         Some(over) if over > 0 => {
             shown[over + 1..].iter().fold("…".to_owned(), |text, c| text + &c.to_string())

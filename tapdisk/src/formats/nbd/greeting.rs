@@ -188,8 +188,7 @@ fn refusal(kind: u32, data: &[u8], export: &[u8]) -> String {
 
 /// A server's or a user's words, fit for a log.
 fn words(raw: &[u8]) -> String {
-    let text = String::from_utf8_lossy(&raw[..raw.len().min(WORDS_MAX)]);
-    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    show::line(&raw[..raw.len().min(WORDS_MAX)]).into_owned()
 }
 
 fn broken(error: &io::Error, at: &str) -> String {

@@ -60,7 +60,7 @@ impl ListenError {
 
 impl fmt::Display for ListenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot listen on {}: {}", self.path.display(), self.error)?;
+        write!(f, "cannot listen on {}: {}", show::path(&self.path), self.error)?;
         match self.error.raw_os_error() {
             Some(libc::ENAMETOOLONG) => {
                 write!(f, ": it has at most {PATH_BYTES_MAX} bytes; use a shorter run directory")
