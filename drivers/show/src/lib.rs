@@ -51,6 +51,32 @@ pub fn name(name: &OsStr) -> Cow<'_, [u8]> {
     }
 }
 
+/// A stranger's name as one word of a line of `key=value` words: blanks and `=` are written out
+/// too.
+///
+/// ```
+/// assert_eq!(show::word("b.vhd".as_ref()).as_ref(), b"b.vhd");
+/// assert_eq!(show::word("a hidden=1".as_ref()).as_ref(), br"a\x20hidden\x3d1");
+/// ```
+pub fn word(name: &OsStr) -> Cow<'_, [u8]> {
+    let parts = |c: char| c == '=' || c.is_whitespace();
+    let text = line(name.as_bytes());
+    if !text.chars().any(parts) {
+        return self::name(name);
+    }
+    let escaped = escaped(name.as_bytes());
+    let mut out = String::with_capacity(2 * escaped.len());
+    for c in escaped.chars() {
+        // Writing to a string does not fail.
+        let _ = match parts(c) {
+            true if c.is_ascii() => write!(out, "\\x{:02x}", c as u32),
+            true => write!(out, "\\u{{{:x}}}", c as u32),
+            false => out.write_char(c),
+        };
+    }
+    Cow::Owned(out.into_bytes())
+}
+
 /// A path in a sentence.
 ///
 /// ```

@@ -1,6 +1,8 @@
 //! `scan`: a line for every image of a repository, of files or of logical volumes.
 //!
-//! Names are written as they are; a caller that splits at blanks must not have blanks in them.
+//! Names that the caller has given are written as they are; a caller that splits at blanks must not
+//! have blanks in them. The name of a parent is an image's word: blanks and `=` in it are written
+//! out.
 mod image;
 mod lvm;
 mod pattern;

@@ -202,7 +202,7 @@ impl Image {
             Some(link) => {
                 // A fast look does not look where the parent is.
                 let whole = wish.paths && wish.look == Look::Full;
-                out.extend_from_slice(&show::name(&shown(&link.path, whole)));
+                out.extend_from_slice(&show::word(&shown(&link.path, whole)));
             }
             None => out.extend_from_slice(b"none"),
         }

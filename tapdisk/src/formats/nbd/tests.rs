@@ -154,7 +154,7 @@ fn what_cannot_be_used_is_refused_with_a_sentence() {
         (b"NBDMAGICIHAVEBUG".to_vec(), "style"),
         (oldstyle(511), "less than one sector"),
         (oldstyle(1 << 63), "no disk"),
-        (refusal(answer::ERR_POLICY), "policy forbids it: so?there"),
+        (refusal(answer::ERR_POLICY), "policy forbids it: so\\nthere"),
         (refusal(answer::ERR_UNKNOWN), "no export named \"\""),
         (refusal(answer::ERR_TLS_REQD), "TLS"),
         (refusal(answer::ERR_SHUTDOWN), "shutting down"),
