@@ -24,8 +24,8 @@ impl Term {
         Term { out: BufWriter::new(std::io::stdout()), failed: None }
     }
 
-    /// Writes lines of text to standard output. Whoever puts a stranger's text into one makes it a single line
-    /// before ([`show`]).
+    /// Writes lines of text to standard output. Whoever puts a stranger's text into one makes it a
+    /// single line before ([`show`]).
     pub fn say(&mut self, text: &str) {
         self.bytes(show::lines(text).as_bytes());
     }

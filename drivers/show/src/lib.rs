@@ -122,7 +122,8 @@ pub fn lines(text: &str) -> Cow<'_, str> {
     Cow::Owned(lines.join("\n"))
 }
 
-/// A JSON text with nothing in its strings that steers a terminal: the same value, also for who looks at it.
+/// A JSON text with nothing in its strings that steers a terminal: the same value, also for who
+/// looks at it.
 ///
 /// ```
 /// assert_eq!(show::json("{\"name\":\"\u{9b}2J\"}"), r#"{"name":"\u009b2J"}"#);

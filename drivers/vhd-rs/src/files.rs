@@ -8,7 +8,7 @@ use crate::error::{
 use crate::footer::EPOCH_2000;
 use crate::header::BLOCK_BYTES;
 use crate::parents::Bond;
-use crate::{bat, descent, lock, path};
+use crate::{bat, descent, overwrite, path};
 use image::Storage;
 use image::unfinished::Unfinished;
 use std::fs::File;
@@ -212,8 +212,7 @@ fn in_new_file(
     let failed = |e: std::io::Error| VhdError::io(name, "create the file", 0, &e);
     let file = image::open_or_make(name, 0o644)
         .map_err(|e| VhdError::node(name, "create the file", &e))?;
-    // A disk that is being served is not emptied under its daemon.
-    lock::lock(&file, name, lock::Others::Refuse)?;
+    overwrite::allowed(&file, name)?;
     let device = file.metadata().is_ok_and(|m| m.file_type().is_block_device());
     Storage::set_len(&file, 0).map_err(failed)?;
     let unfinished = (!device).then(|| Unfinished::begin(name));

@@ -90,6 +90,7 @@ pub mod locator;
 pub mod lock;
 pub mod modify;
 pub mod open;
+mod overwrite;
 pub mod parents;
 pub mod path;
 mod present;

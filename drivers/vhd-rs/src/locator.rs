@@ -171,7 +171,8 @@ fn checked(path: &[u8]) -> Result<PathBuf, LocatorFault> {
     if path.is_empty() || path.len() > PATH_BYTES_MAX {
         return Err(LocatorFault::Length);
     }
-    // No writer stores such a path; a stranger's would make lines of its own wherever it is printed.
+    // No writer stores such a path; a stranger's would make lines of its own wherever it is
+    // printed.
     if !show::is_plain(path) {
         return Err(LocatorFault::Text);
     }

@@ -63,7 +63,8 @@ pub struct Locator {
 pub struct Gen {
     size: u64,
     kind: Kind,
-    uuid: [u8; 16],
+    /// Its own id.
+    pub uuid: [u8; 16],
     /// Bytes of a block.
     pub block_bytes: u64,
     /// Entries of the BAT, if not as many as blocks.

@@ -15,5 +15,6 @@ mod layers;
 mod locators;
 mod misuse;
 mod originals;
+mod parents;
 mod refused;
 mod secrets;

@@ -10,6 +10,7 @@ mod devices;
 mod interop;
 mod layout;
 mod manager;
+mod parents;
 mod storage_manager;
 mod tables;
 
