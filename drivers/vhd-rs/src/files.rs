@@ -8,7 +8,7 @@ use crate::error::{
 use crate::footer::EPOCH_2000;
 use crate::header::BLOCK_BYTES;
 use crate::parents::Bond;
-use crate::{bat, descent, overwrite, path};
+use crate::{bat, descent, lock, overwrite, path};
 use image::Storage;
 use image::unfinished::Unfinished;
 use std::fs::File;
@@ -63,10 +63,14 @@ pub fn create(
         let why = format!("a disk of {bytes} bytes is larger than the 2040 GiB a VHD can hold");
         return Err(VhdError::request(name, EINVAL, why));
     }
-    in_new_file(name, |file| match fixed {
-        true => create::fixed(file, name, &new),
-        false => create::dynamic(file, name, &new, None),
-    })
+    in_new_file(
+        name,
+        |_| Ok(()),
+        |file| match fixed {
+            true => create::fixed(file, name, &new),
+            false => create::dynamic(file, name, &new, None),
+        },
+    )
 }
 
 /// Makes a differencing image over a parent.
@@ -109,8 +113,8 @@ pub fn snapshot(name: &Path, parent: &Path, o: &SnapshotOptions) -> Result<(), V
         let why = "less room for metadata than the parent's size needs";
         return Err(VhdError::request(name, EINVAL, why));
     }
-    in_new_file(name, |file| {
-        bond.vouch(name, file, &target.path)?;
+    let ready = |file: &File| bond.vouch(name, file, &target.path);
+    in_new_file(name, ready, |file| {
         create::dynamic(file, name, &new, Some(&parent))?;
         bond.forget(name, file)
     })
@@ -204,18 +208,23 @@ fn not_an_ancestor(name: &Path, parent: &Path, raw: bool) -> Result<(), VhdError
     })
 }
 
-/// Runs `fill` on a new or emptied file; removes it if that fails.
+/// Runs `fill` on a new or emptied file, which `ready` has found fit; removes what is not whole.
 fn in_new_file(
     name: &Path,
+    ready: impl FnOnce(&File) -> Result<(), VhdError>,
     fill: impl FnOnce(&File) -> Result<(), VhdError>,
 ) -> Result<(), VhdError> {
     let failed = |e: std::io::Error| VhdError::io(name, "create the file", 0, &e);
     let file = image::open_or_make(name, 0o644)
         .map_err(|e| VhdError::node(name, "create the file", &e))?;
-    overwrite::allowed(&file, name)?;
+    let empty = Storage::len(&file).is_ok_and(|bytes| bytes == 0);
     let device = file.metadata().is_ok_and(|m| m.file_type().is_block_device());
+    // What has contents is emptied only when nothing stands in the way any more.
+    overwrite::allowed(&file, name)?;
+    let new = (empty && !device).then(|| Unfinished::begin(name));
+    ready(&file)?;
     Storage::set_len(&file, 0).map_err(failed)?;
-    let unfinished = (!device).then(|| Unfinished::begin(name));
+    let unfinished = new.or_else(|| (!device).then(|| Unfinished::begin(name)));
     fill(&file)?;
     unfinished.into_iter().for_each(Unfinished::whole);
     Ok(())
