@@ -35,11 +35,13 @@ ifeq ($(PREFIX),/usr)
 TMPFILESDIR  ?= /usr/lib/tmpfiles.d
 UNITDIR      ?= /usr/lib/systemd/system
 LOGROTATEDIR ?= /etc/logrotate.d
+CONFDIR      ?= /etc/tapdisk-rs
 UDEVDIR      ?= /usr/lib/udev/rules.d
 else
 TMPFILESDIR  ?= $(PREFIX)/lib/tmpfiles.d
 UNITDIR      ?= $(PREFIX)/lib/systemd/system
 LOGROTATEDIR ?= $(PREFIX)/etc/logrotate.d
+CONFDIR      ?= $(PREFIX)/etc/tapdisk-rs
 UDEVDIR      ?= $(PREFIX)/lib/udev/rules.d
 endif
 
@@ -185,6 +187,9 @@ install: $(PROGRAMS)
 	done
 	install -m 0644 packaging/tmpfiles.conf "$(DESTDIR)$(TMPFILESDIR)/tapdisk-rs.conf"
 	install -m 0644 packaging/logrotate "$(DESTDIR)$(LOGROTATEDIR)/tapdisk-rs"
+	install -d "$(DESTDIR)$(CONFDIR)"
+	test -e "$(DESTDIR)$(CONFDIR)/parents" || \
+	    install -m 0644 packaging/parents "$(DESTDIR)$(CONFDIR)/parents"
 	install -m 0644 packaging/udev.rules "$(DESTDIR)$(UDEVDIR)/60-tapdisk-rs.rules"
 	install -m 0644 LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
 
@@ -227,6 +232,8 @@ uninstall:
 	    "$(DESTDIR)$(TMPFILESDIR)/tapdisk-rs.conf" "$(DESTDIR)$(LOGROTATEDIR)/tapdisk-rs" \
 	    "$(DESTDIR)$(UDEVDIR)/60-tapdisk-rs.rules"
 	rm -rf "$(DESTDIR)$(DOCDIR)"
+	! cmp -s packaging/parents "$(DESTDIR)$(CONFDIR)/parents" || \
+	    rm -r "$(DESTDIR)$(CONFDIR)"
 
 clean:
 	$(CARGO) clean

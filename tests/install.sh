@@ -39,7 +39,8 @@ for file in usr/share/man/man8/tap-ctl.8 usr/share/man/man8/tapdisk.8 usr/share/
     usr/share/man/man8/cbt-util.8 usr/share/bash-completion/completions/cbt-util \
     usr/share/zsh/site-functions/_cbt-util usr/share/fish/vendor_completions.d/cbt-util.fish \
     usr/share/fish/vendor_completions.d/tap-ctl.fish usr/lib/tmpfiles.d/tapdisk-rs.conf \
-    usr/lib/udev/rules.d/60-tapdisk-rs.rules etc/logrotate.d/tapdisk-rs usr/share/doc/tapdisk-rs/LICENSE-MIT; do
+    usr/lib/udev/rules.d/60-tapdisk-rs.rules etc/logrotate.d/tapdisk-rs \
+    etc/tapdisk-rs/parents usr/share/doc/tapdisk-rs/LICENSE-MIT; do
     [ -s "$dest/$file" ] || fail "$file is missing or empty"
 done
 for tool in tap-ctl vhd-util cbt-util td-util; do

@@ -105,11 +105,15 @@ all images of a chain. What
 .B convert
 makes is not encrypted. Without the key, or with a wrong one (126), data of an encrypted image is refused.
 .SH EXIT STATUS
-0, or an errno: 2 no such file, 5 I/O error, 16 in use, 17 exists, 22 wrong usage or damaged image, 28 no space or
+0, or an errno: 2 no such file, 5 I/O error, 13 a parent that lies where none may, 16 in use, 17 exists, 22 wrong usage or damaged image, 28 no space or
 chain too long, 34 beyond the end, 38 cannot be done, 40 a chain that goes round in circles, 126 a key that does not fit. Output that could not be
 written (28 for a full disk, 32 for a reader that has gone) is a failure too; what was changed by then stays changed.
 No command, or one that does not exist, prints the usage and exits with 0, as callers expect.
 .SH ENVIRONMENT
+.TP
+.B TAPDISK_PARENTS
+Places where parents of images may lie, with colons between; see PARENTS in
+.BR tapdisk (8).
 .TP
 .B VHD_UTIL_TEST_FAIL_REPARENT_BEGIN, _LOCATOR, _END
 .TQ
