@@ -37,7 +37,7 @@ fn lost(opened: &Opened) -> Vec<(u64, u32, Why)> {
 
 /// Every sector that can be read is `fill` of its block; the others fail. How many fail.
 fn read_all(name: &Path, fill: impl Fn(u64) -> u8) -> u64 {
-    let chain = Chain::open(name, &OpenOptions { read_only: true, ..<_>::default() }).unwrap();
+    let chain = Chain::open(name).unwrap();
     let (mut failed, mut buf) = (0, [0; 512]);
     for sector in 0..chain.sectors() {
         match chain.read(sector, &mut buf) {

@@ -18,7 +18,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         let lost = edit::lost(&file, &name, o.has('b'))?;
         edit::repair(&file, &name, o.has('b'), uuid)?;
         for lost in &lost {
-            term.complain(&format!("{}: {}\n", show::path(name), not_brought_back(lost)));
+            term.complain(&format!("{}: {}\n", show::path(&name), not_brought_back(lost)));
         }
         rebuild::batmap(&file, &name)
     });
