@@ -153,7 +153,8 @@ fn remotes(engine: Engine) {
     disk.destroy();
     let (leaf, parent) = (rig.path("leaf"), rig.path("aio1"));
     let (leaf, parent) = (leaf.display().to_string(), parent.display().to_string());
-    rig.vhd_util(&["snapshot", "-n", &leaf, "-p", &parent, "-m"]).ok();
+    // It is served meanwhile, and written by nobody.
+    rig.vhd_util(&["snapshot", "-n", &leaf, "-p", &parent, "-m", "-e"]).ok();
     let minor = far.minor.to_string();
     let disk = rig.serve(&format!("vhd:{leaf}"), &["-e", &minor]);
     measure(engine, "vhd over nbd", &disk, REQUESTS / 4);

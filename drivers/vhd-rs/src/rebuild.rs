@@ -5,10 +5,7 @@
 use crate::batmap;
 use crate::closing::renewed;
 use crate::edit::{open_to_change, put, refuse_poisoned, write_footers};
-use crate::error::{
-    VhdError,
-    errno::{EINVAL, ENOSPC},
-};
+use crate::error::{VhdError, errno::ENOSPC};
 use crate::header::Header;
 use crate::open::{BatmapState, Opened, batmap_header, batmap_place};
 use crate::{bat, bat::UNUSED};
@@ -24,6 +21,8 @@ pub enum Rebuilt {
     Whole,
     /// It is new; marker and key hash, if there were any, were lost with its header.
     WithoutMarks,
+    /// It is as it was: this block cannot be read, so nobody knows what is full.
+    Unread(u32),
 }
 
 /// Makes a damaged batmap anew. The footers must be good: [`crate::edit::repair`] comes first.
@@ -44,7 +43,7 @@ pub enum Rebuilt {
 /// ```
 ///
 /// # Errors
-/// EINVAL where blocks lie that cannot be read; ENOSPC where none has room to move to; those of the device.
+/// ENOSPC where a block has no room to move to; those of the device.
 pub fn batmap(storage: &dyn Storage, name: &Path) -> Result<Rebuilt, VhdError> {
     let mut opened = open_to_change(storage, name)?;
     refuse_poisoned(name, &opened.footer)?;
@@ -53,10 +52,7 @@ pub fn batmap(storage: &dyn Storage, name: &Path) -> Result<Rebuilt, VhdError> {
         return Ok(Rebuilt::Nothing);
     };
     if let Some(block) = opened.bad_blocks.first() {
-        let why = format!(
-            "block {block} cannot be read, so the batmap cannot be made anew; see vhd-util check"
-        );
-        return Err(VhdError::request(name, EINVAL, why));
+        return Ok(Rebuilt::Unread(*block));
     }
     let known = batmap_header(&opened.batmap).is_some();
     let moved = make_room(storage, name, &mut opened, &header)?;

@@ -24,16 +24,25 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     });
     match done {
         Ok(rebuilt) => {
-            if rebuilt == Rebuilt::WithoutMarks {
-                term.complain(&format!(
-                    "{}: the batmap was made anew; a marker or the hash of a key that was in it \
-                     is lost\n",
-                    show::path(&name)
-                ));
+            if let Some(what) = of_the_batmap(rebuilt) {
+                term.complain(&format!("{}: {what}\n", show::path(&name)));
             }
             0
         }
         Err(e) => term.not_opened(&name, &e),
+    }
+}
+
+/// What a person has to know of the batmap.
+fn of_the_batmap(rebuilt: Rebuilt) -> Option<String> {
+    match rebuilt {
+        Rebuilt::Nothing | Rebuilt::Whole => None,
+        Rebuilt::WithoutMarks => Some(
+            "the batmap was made anew; a marker or the hash of a key that was in it is lost".into(),
+        ),
+        Rebuilt::Unread(block) => Some(format!(
+            "block {block} cannot be read, so the batmap was not made anew; see vhd-util check"
+        )),
     }
 }
 
