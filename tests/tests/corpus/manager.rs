@@ -108,6 +108,7 @@ fn keeps_others_off(b: &Bench, base: &str, leaf: &str) {
             "compact" | "modify -z" | "resize -s 128 -j j" | "create -s 10" => {
                 "has this image open"
             }
+            _ if line.starts_with("snapshot") => "has this image open",
             _ => "is writing this image",
         };
         assert!(refused.err.contains(why) && refused.err.contains(leaf), "{line}: {refused:?}");
