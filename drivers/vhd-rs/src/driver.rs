@@ -22,7 +22,7 @@
 //! as it is. Any other place is cleared when nobody can be reading there any more, and counts from
 //! the next flush on; that flush also brings the table to the medium that took a block away from
 //! the place, be it this session's or that of a process that was killed. Several places are cleared
-//! at once, so that a flush is asked for once in [`CLEAR_MAX`] new blocks at most, and not at all
+//! at once, so that a flush is asked for once in sixteen new blocks at most, and not at all
 //! where the guest flushes often enough.
 use std::cell::Cell;
 

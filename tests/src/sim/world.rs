@@ -42,7 +42,7 @@ pub struct Setup {
     pub careless_cache: bool,
     /// Places in the leaf are remembered as if it did not change (a planted bug).
     pub remembers_too_much: bool,
-    /// With what only the wide world has, see [`Wide`].
+    /// With what only the wide world has, that is: killed daemons, several BAT sectors, no barriers.
     pub wide: bool,
     /// Overrides the chance of EIO: one operation in so many.
     pub eio: Option<u64>,
