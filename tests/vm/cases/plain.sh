@@ -167,11 +167,12 @@ case_killed_tapdisk() {
         fail "the writer noticed nothing"
     fi
     detach
-    # What a dead process cannot take away itself.
+    # What a dead process cannot take away itself goes with its minor.
     tap-ctl free -m "$minor"
-    rm "/run/blktap-control/ctl$pid" "$socket"
-    # The footer at the end is written at close; the copy at the start is there (-i).
-    vhd-util check -i -n /srv/disk.vhd
+    [ ! -e "/run/blktap-control/ctl$pid" ]
+    [ ! -e "$socket" ]
+    # A file ends with its footer at every moment.
+    vhd-util check -n /srv/disk.vhd
     serve vhd:/srv/disk.vhd
     attach
     cmp -n $((4 << 20)) /srv/noise $disk
