@@ -233,10 +233,12 @@ case_sectors_of_4096_bytes_and_read_only() {
 }
 
 case_refusals_are_sentences_and_leave_nothing() {
-    truncate -s 16M /srv/disk.raw
+    # An image of its own: that of the first disk would be waited for.
+    truncate -s 16M /srv/disk.raw /srv/other.raw
     device aio:/srv/disk.raw
     local said status=0
-    said=$(TAP_CTL_VERBOSE=1 tap-ctl create -a aio:/srv/disk.raw --device-name "$disk" 2>&1) || status=$?
+    said=$(TAP_CTL_VERBOSE=1 tap-ctl create -a aio:/srv/other.raw --device-name "$disk" 2>&1) ||
+        status=$?
     case $said in *"in use"*) ;; *) fail "tap-ctl says: $said" ;; esac
     same "a device number in use" 17 "$status"
     same "disks" 1 "$(tap-ctl list | wc -l)"
