@@ -164,9 +164,9 @@ case_no_privilege() {
     # The module's minors are root's.
     driver blktap
     user=(setpriv --reuid 65534 --regid 65534 --clear-groups)
-    chmod 777 /run/blktap-control
-    refused 13 "minors of the blktap module are root's to allocate" "${user[@]}" env TAPDISK_RUN_DIR=/run/blktap-control tap-ctl allocate
+    user+=(env TAPDISK_RUN_DIR=/run/blktap-control)
     chmod 755 /run/blktap-control
+    refused 13 "minors of the blktap module are root's to allocate" "${user[@]}" tap-ctl allocate
     await 20 "the end of tapdisk" sh -c '! pidof tapdisk'
     same "files of an ordinary user" "" "$(find /tmp/user ! -type d ! -name '*.log')"
     rm -rf /srv/* /tmp/user
