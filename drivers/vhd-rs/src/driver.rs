@@ -427,8 +427,12 @@ impl Vhd {
 
     /// Whether a place of before is to be cleared now, for when the next flush comes.
     fn is_worth_clearing(&self, meta: &dyn Meta) -> bool {
-        let old = |room: &Room| !room.clear && room.stamp < meta.oldest();
-        self.clearing == 0 && self.ahead() < CLEAR_MAX && self.first_place(old).is_some()
+        self.clearing == 0 && self.ahead() < CLEAR_MAX && self.first_old(meta).is_some()
+    }
+
+    /// The first place of a block given back where nobody reads any more.
+    fn first_old(&self, meta: &dyn Meta) -> Option<usize> {
+        self.first_place(|room| !room.clear && room.stamp < meta.oldest())
     }
 
     /// The next place behind everything, if nothing was ever written there: it is clear as it is.
@@ -489,8 +493,7 @@ impl Vhd {
     /// A place that can be cleared: that of a block given back, where nobody reads any more, or a
     /// new one that was written before.
     fn unclear(&self, meta: &dyn Meta) -> Option<(u32, Option<usize>)> {
-        let old = |room: &Room| !room.clear && room.stamp < meta.oldest();
-        if let Some(i) = self.first_place(old) {
+        if let Some(i) = self.first_old(meta) {
             return Some((self.places[i].lba, Some(i)));
         }
         if self.blank_room(meta).is_some() {
