@@ -80,7 +80,13 @@ pub fn acquire(
         if try_lock(file, exclusive)? {
             return Ok(None);
         }
-        let who = who(file)?;
+        let who = match look(file, exclusive)? {
+            Look::Had => return Ok(None),
+            Look::Held(who) => who,
+            Look::Unseen if is_shared(file) => Holder::Elsewhere,
+            // A process's that cannot be seen from here, as good as dead.
+            Look::Unseen => Holder::Dead,
+        };
         for _ in 0..TRIES {
             if !goes_on(who, since.elapsed()) {
                 return Ok(Some(who));
@@ -93,12 +99,29 @@ pub fn acquire(
     }
 }
 
-/// Who it is that a lock was not had for. What nobody of this machine can be seen to hold is
-/// another machine's where there are others; else a process's that cannot be seen from here, as
-/// good as dead.
-fn who(file: &File) -> io::Result<Holder> {
-    let unseen = || if is_shared(file) { Holder::Elsewhere } else { Holder::Dead };
-    Ok(holder(file)?.unwrap_or_else(unseen))
+/// What came of a look at who has a lock that was not to be had.
+#[derive(Debug, PartialEq, Eq)]
+enum Look {
+    /// Somebody who can be seen.
+    Held(Holder),
+    /// Nobody of this machine.
+    Unseen,
+    /// Nobody any more: it was had.
+    Had,
+}
+
+/// Looks for who has the lock. One that its holder lets go of between a try and the look is nobody's
+/// either, and no other machine's: who is not seen is looked for again after another try.
+fn look(file: &File, exclusive: bool) -> io::Result<Look> {
+    for _ in 0..2 {
+        if let Some(who) = holder(file)? {
+            return Ok(Look::Held(who));
+        }
+        if try_lock(file, exclusive)? {
+            return Ok(Look::Had);
+        }
+    }
+    Ok(Look::Unseen)
 }
 
 fn regular(file: &File, exclusive: bool) -> io::Result<()> {
@@ -168,5 +191,29 @@ mod tests {
             take(&reader, true).unwrap();
             assert!(busy(&open(), true));
         }
+    }
+
+    /// Who lets go while they are looked for is not taken for one that cannot be seen.
+    #[test]
+    fn a_lock_that_is_let_go_of_is_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let other = File::create(&path).unwrap();
+        let mut had = 0;
+        for step in 0..400 {
+            let mine = File::open(&path).unwrap();
+            assert!(try_lock(&mine, true).unwrap());
+            let found = std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    std::thread::sleep(Duration::from_micros(step * 17 % 3000));
+                    drop(mine);
+                });
+                look(&other, true).unwrap()
+            });
+            assert_ne!(found, Look::Unseen, "step {step}");
+            had += usize::from(found == Look::Had);
+            flock(&other, FlockOperation::Unlock).unwrap();
+        }
+        assert_ne!(had, 0, "no lock was let go of in time");
     }
 }
