@@ -62,6 +62,8 @@ pub enum Error {
         minor: u16,
         /// Errno that the tapdisk sent.
         errno: i32,
+        /// Its sentence, from a tapdisk of ours; not made harmless.
+        reason: Option<String>,
     },
     /// The reply is not one of this request.
     Unexpected {
@@ -175,7 +177,13 @@ impl fmt::Display for Error {
                 "tapdisk {pid} did not answer {} in time and goes on with it; look again with tap-ctl list -p {pid}",
                 type_name(*kind)
             ),
-            Error::Refused { kind, pid, minor, errno } => write!(
+            Error::Refused { kind, pid, minor, reason: Some(reason), .. } => write!(
+                f,
+                "tapdisk {pid} refused {} of minor {minor}: {}",
+                type_name(*kind),
+                show::line(reason.as_bytes())
+            ),
+            Error::Refused { kind, pid, minor, errno, reason: None } => write!(
                 f,
                 "tapdisk {pid} refused {} of minor {minor}: {} (errno {errno}); its log says why",
                 type_name(*kind),

@@ -16,13 +16,14 @@ pub enum Failure {
     Line { exit: u8, line: &'static str },
     /// One line on stdout and [`MODULE_ABSENT_EXIT`].
     Absent { line: &'static str },
-    /// An errno. The sentence is for people and the log; what a daemon said comes first.
-    Error { errno: i32, sentence: String, said: String },
+    /// An errno. The sentence is for people and the log; what a daemon said comes first. A loud one
+    /// has a reason that only the daemon knows: it is for callers and their logs as well.
+    Error { errno: i32, sentence: String, said: String, loud: bool },
 }
 
 impl Failure {
     pub fn new(errno: i32, sentence: impl Into<String>) -> Failure {
-        Failure::Error { errno, sentence: sentence.into(), said: String::new() }
+        Failure::Error { errno, sentence: sentence.into(), said: String::new(), loud: false }
     }
 
     /// `attach` and `detach` of the original do not decode a refusal: callers see 22 whatever the
@@ -30,17 +31,22 @@ impl Failure {
     pub fn masked(error: Error) -> Failure {
         let refused = matches!(error, Error::Refused { .. });
         let errno = if refused { libc::EINVAL } else { error.errno() };
-        Failure::new(errno, error.to_string())
+        let loud = is_loud(&error);
+        Failure::Error { errno, sentence: error.to_string(), said: String::new(), loud }
     }
+}
+
+fn is_loud(error: &Error) -> bool {
+    matches!(error, Error::Refused { reason: Some(_), .. })
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
-        let (errno, sentence) = (error.errno(), error.to_string());
+        let (errno, sentence, loud) = (error.errno(), error.to_string(), is_loud(&error));
         let said = match error {
             Error::Spawn { said, .. } => said,
             _ => String::new(),
         };
-        Failure::Error { errno, sentence, said }
+        Failure::Error { errno, sentence, said, loud }
     }
 }

@@ -5,8 +5,9 @@
 //!                        └── one table of commands and options ──► help, completions, man page
 //! ```
 //!
-//! What the original prints and returns is kept to the byte, with one exception: on a terminal
-//! a failure explains itself with one more line on stderr.
+//! What the original prints and returns is kept to the byte, with one exception: a failure explains
+//! itself with one more line on stderr, before the original's: on a terminal always, elsewhere where
+//! the reason is one that only the tapdisk knows. No caller reads that: SM and xapi log it.
 #![deny(unsafe_code)]
 
 mod cli;
@@ -85,7 +86,7 @@ fn usage(command: &Command) -> ExitCode {
 }
 
 /// Report a failure: what the original prints last is the text of the errno, and this is the exit
-/// status. The log has the whole sentence; people get it too, callers that compare stderr do not.
+/// status. The log has the whole sentence, and people get it too.
 fn fail(command: &Command, failure: Failure, verbose: bool) -> ExitCode {
     let errno = match failure {
         Failure::Usage => {
@@ -100,11 +101,11 @@ fn fail(command: &Command, failure: Failure, verbose: bool) -> ExitCode {
             print(&format!("{line}\n"));
             return ExitCode::from(failure::MODULE_ABSENT_EXIT);
         }
-        Failure::Error { errno, sentence, said } => {
+        Failure::Error { errno, sentence, said, loud } => {
             let sentence = show::line(sentence.as_bytes());
             syslog::error(&format!("tap-err:{}: {sentence}", command.name));
             eprint!("{}", show::lines(&said));
-            if verbose || std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+            if loud || verbose || std::io::IsTerminal::is_terminal(&std::io::stderr()) {
                 eprintln!("tap-ctl {}: {sentence}", command.name);
             }
             errno

@@ -37,6 +37,9 @@ pub const LOG_PATH_BYTES: usize = TEXT_BYTES;
 /// Longest key that may follow OPEN with [`flag::OPEN_ENCRYPTED`], in bytes (§5.3).
 pub const KEY_BYTES_MAX: usize = 128;
 
+/// Where the text of an ERROR reply starts (§3.1).
+const REASON_OFFSET: usize = 12;
+
 /// The bytes of a message as they are on the socket.
 pub type Frame = [u8; MESSAGE_BYTES];
 
@@ -66,6 +69,36 @@ impl Message {
     pub fn error(cookie: u16, errno: i32) -> Message {
         let error = errno.saturating_abs();
         Message::with(kind::ERROR, cookie, &Response { error })
+    }
+
+    /// An ERROR reply with a sentence that says why, for people: ours. It stands where the original
+    /// has a text that it neither writes nor reads (§3.1), and goes on to the end of the message; what
+    /// has no room there is cut.
+    ///
+    /// ```
+    /// use tap_ctl::messages::Message;
+    ///
+    /// let refusal = Message::refusal(3, libc::EACCES, "/a/parent lies nowhere");
+    /// assert_eq!(refusal.reason().as_deref(), Some("/a/parent lies nowhere"));
+    /// assert_eq!(Message::error(3, libc::EACCES).reason(), None);
+    /// ```
+    pub fn refusal(cookie: u16, errno: i32, reason: &str) -> Message {
+        let mut message = Message::error(cookie, errno);
+        // The last byte stays 0.
+        let room = MESSAGE_BYTES - REASON_OFFSET - 1;
+        let reason = reason.replace('\0', " ");
+        let end = (0..=room.min(reason.len())).rfind(|end| reason.is_char_boundary(*end));
+        let text = &reason.as_bytes()[..end.unwrap_or(0)];
+        message.frame[REASON_OFFSET..][..text.len()].copy_from_slice(text);
+        message
+    }
+
+    /// The sentence of a [`refusal`](Message::refusal), if it has one. It is a stranger's text: whoever
+    /// shows it makes it harmless before.
+    pub fn reason(&self) -> Option<String> {
+        let text = &self.frame[REASON_OFFSET..];
+        let text = text.split(|byte| *byte == 0).next().filter(|text| !text.is_empty())?;
+        Some(String::from_utf8_lossy(text).into_owned())
     }
 
     /// The message in received bytes. Any 544 bytes are a message; see [`validate_request`].
@@ -146,5 +179,20 @@ mod tests {
             format!("{:?}", Message::new(kind::LIST, 65535)),
             "'list' message (uuid = 65535)"
         );
+    }
+
+    /// A text of any length, with anything in it, is cut at a character.
+    #[test]
+    fn reasons_are_cut() {
+        let long = "é".repeat(400);
+        let refusal = Message::refusal(0, 1, &long);
+        let reason = refusal.reason().unwrap();
+        assert_eq!(reason.len(), 530);
+        assert!(long.starts_with(&reason));
+        assert_eq!(refusal.body(), Ok(Response { error: 1 }));
+        assert_eq!(Message::refusal(0, 1, "a\0b").reason().as_deref(), Some("a b"));
+        assert_eq!(Message::refusal(0, 1, ""), Message::error(0, 1));
+        let foreign = Message::decode(&[0xff; MESSAGE_BYTES]);
+        assert!(foreign.reason().is_some_and(|reason| !reason.is_empty()));
     }
 }

@@ -21,6 +21,7 @@ mod state;
 mod tap;
 mod wish;
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::sync::Arc;
 
@@ -104,6 +105,8 @@ pub struct Vbd {
     patience: Option<Patience>,
     /// A signal asked for the end.
     stopping: bool,
+    /// What was refused last, for the reply.
+    refused: RefCell<Option<OpenError>>,
 }
 
 /// What stays in force from OPEN to CLOSE.
@@ -187,6 +190,7 @@ impl Vbd {
             secs_before: [0; 2],
             patience: None,
             stopping: false,
+            refused: RefCell::default(),
         }
     }
 
@@ -335,10 +339,17 @@ impl Vbd {
         }
     }
 
-    /// Logs why something is refused; gives the errno.
+    /// Logs why something is refused, and keeps it for the reply; gives the errno.
     fn refuse(&self, env: &Env, error: &OpenError) -> i32 {
         warn!(env.log, "minor {}: {error}", self.minor);
+        self.refused.replace(Some(error.clone()));
         error.errno
+    }
+
+    /// Why the last request was refused with this errno, if there is more to say. Said once.
+    pub fn reason(&self, errno: i32) -> Option<String> {
+        let refused = self.refused.take();
+        refused.filter(|error| error.errno == errno).map(|error| error.text)
     }
 
     /// Stops intake and waits for what is in flight.

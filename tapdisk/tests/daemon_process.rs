@@ -382,9 +382,11 @@ fn ordinary(memlock: u64) -> Option<(Daemon, tempfile::TempDir)> {
         return None;
     }
     let dir = run_dir();
-    // The program may lie where nobody else may look.
+    // The program may lie where nobody else may look. Not copied by this process: while it has the
+    // file open for writing, so may a child of another test, and then it cannot be run (ETXTBSY).
     let program = dir.path().join("tapdisk");
-    fs::copy(env!("CARGO_BIN_EXE_tapdisk"), &program).unwrap();
+    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_tapdisk")).arg(&program).status();
+    assert!(copied.unwrap().success());
     fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
     std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
     fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();

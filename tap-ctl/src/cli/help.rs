@@ -17,7 +17,7 @@ pub const COMMON: [(&str, &str); 4] = [
 pub const ENVIRONMENT: [(&str, &str); 4] = [
     ("TAPDISK_RUN_DIR", "directory of control sockets and minors instead of the usual one"),
     ("TAPDISK_PROGRAM", "daemon program to start instead of the installed one"),
-    ("TAP_CTL_VERBOSE", "1: explain failures on stderr even if it is not a terminal"),
+    ("TAP_CTL_VERBOSE", "1: explain every failure on stderr, even if it is not a terminal"),
     ("XDG_RUNTIME_DIR", "parent of the run-time directory of users other than root"),
 ];
 

@@ -88,7 +88,7 @@ impl Exchange {
     pub fn done(mut self) -> Result<(), Error> {
         match self.reply::<Response>()?.error {
             0 => Ok(()),
-            errno => Err(self.refused(errno)),
+            errno => Err(self.refused(errno, None)),
         }
     }
 
@@ -147,7 +147,9 @@ impl Exchange {
 
     fn not_a_reply(&self, message: &Message) -> Error {
         match message.body::<Response>() {
-            Ok(Response { error }) if message.kind() == kind::ERROR => self.refused(error),
+            Ok(Response { error }) if message.kind() == kind::ERROR => {
+                self.refused(error, message.reason())
+            }
             _ => Error::Unexpected {
                 kind: self.request.kind(),
                 pid: self.pid,
@@ -157,10 +159,10 @@ impl Exchange {
     }
 
     /// An errno of 0 in an ERROR message is none; take it as EINVAL, so that it stays a failure.
-    fn refused(&self, errno: i32) -> Error {
+    fn refused(&self, errno: i32, reason: Option<String>) -> Error {
         let errno = if errno == 0 { libc::EINVAL } else { errno.saturating_abs() };
         let (kind, pid, minor) = (self.request.kind(), self.pid, self.request.cookie());
-        Error::Refused { kind, pid, minor, errno }
+        Error::Refused { kind, pid, minor, errno, reason }
     }
 }
 

@@ -161,7 +161,8 @@ fn errors_of_the_tapdisk_are_reported() {
     for errno in [19, -19] {
         let fake = replying(544, vec![reply(kind::ERROR, Response { error: errno })]);
         let error = fake.client.pause(PID, 9, None).expect_err("refused");
-        assert_eq!(error, Error::Refused { kind: kind::PAUSE, pid: PID, minor: 9, errno: 19 });
+        let (kind, reason) = (kind::PAUSE, None);
+        assert_eq!(error, Error::Refused { kind, pid: PID, minor: 9, errno: 19, reason });
     }
     let fake = replying(544, vec![ok(kind::ERROR)]);
     assert_eq!(fake.client.pause(PID, 9, None).expect_err("refused without errno").errno(), 22);

@@ -42,8 +42,8 @@ pub fn explained(client: &Client, minor: u16, error: Error) -> Failure {
         _ => String::new(),
     };
     match Failure::masked(error) {
-        Failure::Error { errno, sentence, said } => {
-            Failure::Error { errno, sentence: sentence + &hint, said }
+        Failure::Error { errno, sentence, said, loud } => {
+            Failure::Error { errno, sentence: sentence + &hint, said, loud }
         }
         other => other,
     }

@@ -102,27 +102,29 @@ fn run(context: &Context, args: &Args) -> Outcome {
     Ok(())
 }
 
-/// A refusal that may be about the block device: the reply has room for an errno only.
+/// A refusal that may be about the block device: not every tapdisk says what it is about.
 pub fn explained(params: &Params, failure: Failure) -> Failure {
     match failure {
-        Failure::Error { errno, sentence, said } if params.has(bit::DEVICE) => {
+        Failure::Error { errno, sentence, said, loud } if params.has(bit::DEVICE) => {
             let there = |path: &str| std::path::Path::new(path).exists();
             let drivers = there("/dev/ublk-control") || there("/sys/module/nbd");
-            let why = no_device(errno, tap_ctl::sys::euid() == 0, drivers);
-            Failure::Error { errno, sentence: format!("{sentence}; {why}"), said }
+            let why = no_device(errno, tap_ctl::sys::euid() == 0, drivers, loud);
+            let sentence = why.map_or(sentence.clone(), |why| format!("{sentence}; {why}"));
+            Failure::Error { errno, sentence, said, loud }
         }
         other => other,
     }
 }
 
-fn no_device(errno: i32, root: bool, drivers: bool) -> &'static str {
+fn no_device(errno: i32, root: bool, drivers: bool, explained: bool) -> Option<&'static str> {
     match errno {
-        libc::EEXIST | libc::EBUSY => "the block device may be in use",
-        _ if !root => "block devices are made by root",
-        _ if !drivers => {
-            "no driver for block devices is loaded: modprobe ublk_drv (Linux 6.0), or modprobe nbd"
-        }
-        _ => "whether image or block device, the tapdisk's log says",
+        _ if explained && root && drivers => None,
+        libc::EEXIST | libc::EBUSY => Some("the block device may be in use"),
+        _ if !root => Some("block devices are made by root"),
+        _ if !drivers => Some(
+            "no driver for block devices is loaded: modprobe ublk_drv (Linux 6.0), or modprobe nbd",
+        ),
+        _ => Some("whether image or block device, the tapdisk's log says"),
     }
 }
 
@@ -220,9 +222,11 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_may_be_wrong_with_the_device() {
-        assert!(no_device(libc::EEXIST, true, true).contains("in use"));
-        assert!(no_device(libc::ENOENT, true, false).contains("modprobe ublk_drv"));
-        assert!(no_device(libc::EACCES, false, true).contains("root"));
+        let why = |errno, root, drivers| no_device(errno, root, drivers, false).unwrap();
+        assert!(why(libc::EEXIST, true, true).contains("in use"));
+        assert!(why(libc::ENOENT, true, false).contains("modprobe ublk_drv"));
+        assert!(why(libc::EACCES, false, true).contains("root"));
+        assert_eq!(no_device(libc::EEXIST, true, true, true), None, "the tapdisk has said it");
         let failure = || Failure::new(libc::EPERM, "refused");
         let said = |failure: Failure| match failure {
             Failure::Error { errno, sentence, .. } => (errno, sentence),

@@ -259,7 +259,7 @@ impl RefuseReason {
                 Message::decode(frame).cookie()
             }
         };
-        Message::error(cookie, self.errno())
+        Message::refusal(cookie, self.errno(), &self.to_string())
     }
 }
 

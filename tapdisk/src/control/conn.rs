@@ -86,9 +86,9 @@ impl Conn {
                     self.phase = Phase::Waiting;
                     return Input::Request(request);
                 }
-                Parsed::Refused(cookie, errno) => {
+                Parsed::Refused(refusal) => {
                     self.forget_input();
-                    self.answer(Message::error(cookie, errno).as_bytes(), now);
+                    self.answer(refusal.as_bytes(), now);
                     return Input::Nothing;
                 }
             };

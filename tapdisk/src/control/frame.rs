@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use tap_ctl::messages::{
-    Frame, KEY_BYTES_MAX, LOG_PATH_BYTES, MESSAGE_BYTES, Params, Request, TEXT_BYTES, Text, flag,
-    validate_request,
+    Frame, KEY_BYTES_MAX, LOG_PATH_BYTES, MESSAGE_BYTES, Message, Params, Request, TEXT_BYTES,
+    Text, flag, validate_request,
 };
 
 use vhd_rs::secret::Bytes;
@@ -20,8 +20,8 @@ pub enum Parsed {
     More(usize),
     /// A request.
     Request(Box<(Request, Extra)>),
-    /// Something that is refused: cookie of the reply and errno.
-    Refused(u16, i32),
+    /// Something that is refused, with this reply.
+    Refused(Box<Message>),
 }
 
 /// Looks at what has come so far (spec/control-socket.md §3, §5.3).
@@ -30,8 +30,9 @@ pub fn parse(bytes: &[u8]) -> Parsed {
         return Parsed::More(MESSAGE_BYTES);
     };
     // Refused before it reaches a handler: the cookie is 0 (§3.4).
-    let Ok(request) = validate_request(frame as &Frame) else {
-        return Parsed::Refused(0, libc::EINVAL);
+    let request = match validate_request(frame as &Frame) {
+        Ok(request) => request,
+        Err(reason) => return refused(0, &reason.to_string()),
     };
     let (params, may_have_key) = match &request {
         Request::Open { params, .. } => (params, true),
@@ -41,14 +42,19 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     match extra(params, may_have_key, &bytes[MESSAGE_BYTES..]) {
         Ok(extra) => Parsed::Request(Box::new((request, extra))),
         Err(Short(bytes)) => Parsed::More(MESSAGE_BYTES + bytes),
-        Err(Bad) => Parsed::Refused(request.cookie(), libc::EINVAL),
+        Err(Bad(what)) => refused(request.cookie(), what),
     }
+}
+
+fn refused(cookie: u16, reason: &str) -> Parsed {
+    Parsed::Refused(Box::new(Message::refusal(cookie, libc::EINVAL, reason)))
 }
 
 enum Fault {
     /// At least this many bytes are needed.
     Short(usize),
-    Bad,
+    /// This is wrong.
+    Bad(&'static str),
 }
 use Fault::{Bad, Short};
 
@@ -57,7 +63,10 @@ fn extra(params: &Params, may_have_key: bool, bytes: &[u8]) -> Result<Extra, Fau
     let mut rest = bytes;
     if params.has(flag::ADD_LOG) {
         let field = rest.first_chunk::<TEXT_BYTES>().ok_or(Short(LOG_PATH_BYTES))?;
-        extra.log_path = Some(Text::from_field(field).ok_or(Bad)?);
+        extra.log_path = Some(
+            Text::from_field(field)
+                .ok_or(Bad("the path of the changed-block log (-C) has no NUL in its 256 bytes"))?,
+        );
         rest = &rest[LOG_PATH_BYTES..];
     }
     if may_have_key && params.has(flag::OPEN_ENCRYPTED) {
@@ -65,7 +74,7 @@ fn extra(params: &Params, may_have_key: bool, bytes: &[u8]) -> Result<Extra, Fau
         let (&count, key) = rest.split_first().ok_or(Short(before + 1))?;
         let count = usize::from(count);
         if count == 0 || count > KEY_BYTES_MAX {
-            return Err(Bad);
+            return Err(Bad("a key is 32 or 64 bytes long"));
         }
         let key = key.get(..count).ok_or(Short(before + 1 + count))?;
         extra.key = Some(Arc::new(Bytes::copy_of(key)));
@@ -76,7 +85,7 @@ fn extra(params: &Params, may_have_key: bool, bytes: &[u8]) -> Result<Extra, Fau
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tap_ctl::messages::{Message, kind};
+    use tap_ctl::messages::{Response, kind};
 
     fn open(flags: u32, after: &[u8]) -> Vec<u8> {
         let params = Params { flags, path: Text::new(b"vhd:/x").unwrap(), ..Params::default() };
@@ -120,7 +129,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_refused() {
         let refused = |bytes: &[u8]| match parse(bytes) {
-            Parsed::Refused(cookie, errno) => (cookie, errno),
+            Parsed::Refused(reply) => (reply.cookie(), reply.body::<Response>().unwrap().error),
             _ => panic!("refused"),
         };
         for number in [0, 17, 30, 31, 65535] {

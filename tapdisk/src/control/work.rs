@@ -193,7 +193,7 @@ impl Daemon {
     pub fn reply(&self, request: &Request, outcome: Result<(), i32>) -> Vec<u8> {
         let (number, cookie) = (request.reply_kind(), request.cookie());
         let message = match (outcome, request) {
-            (Err(errno), _) => Message::error(cookie, errno),
+            (Err(errno), _) => Message::refusal(cookie, errno, &self.reason(request, errno)),
             (Ok(()), Request::Open { minor, .. } | Request::DiskInfo { minor }) => {
                 let info = self.find(*minor).map(Vbd::info).unwrap_or_default();
                 Message::with(number, cookie, &info)
@@ -201,6 +201,31 @@ impl Daemon {
             (Ok(()), _) => Message::with(number, cookie, &Response { error: 0 }),
         };
         message.encode().to_vec()
+    }
+
+    /// Why a request is refused: what the disk says, or what the errno means here.
+    fn reason(&self, request: &Request, errno: i32) -> String {
+        let (minor, pid) = (request.cookie(), self.env.pid);
+        let vbd = self.find(minor);
+        if let Some(reason) = vbd.and_then(|vbd| vbd.reason(errno)) {
+            return reason;
+        }
+        match (errno, vbd) {
+            (_, None) if minor != COOKIE_ALL && !matches!(request, Request::Attach { .. }) => {
+                format!("it has no minor {minor}; tap-ctl list -p {pid} shows those that it has")
+            }
+            (libc::EBUSY, Some(vbd)) if vbd.is_open() => {
+                format!("minor {minor} is open; close it first: tap-ctl close -p {pid} -m {minor}")
+            }
+            (libc::EALREADY, Some(vbd)) if matches!(request, Request::Open { .. }) => {
+                format!("minor {minor} is open with {}", vbd.name())
+            }
+            (libc::EEXIST, Some(_)) => format!("it has minor {minor} already"),
+            (libc::EINVAL, Some(_)) if matches!(request, Request::Resume { .. }) => {
+                format!("minor {minor} is not paused")
+            }
+            _ => String::new(),
+        }
     }
 
     /// One message for each disk and one for the end (§5.7).

@@ -185,11 +185,13 @@ both_engines! {
 
 /// `tap-ctl create` and, when that works, `destroy`, as a user without rights and with 64 KiB to lock.
 fn as_nobody(rig: &Rig, image: &str) -> tests::rig::Outcome {
-    // The programs must be where that user can reach them.
+    // The programs must be where that user can reach them. Copied by a process of its own: a file that
+    // this one has open for writing may be open in a child of another test as well, and then it
+    // cannot be run (ETXTBSY).
     let bin = rig.path("bin");
     std::fs::create_dir(&bin).unwrap();
     for program in [&programs().tap_ctl, &programs().tapdisk] {
-        std::fs::copy(program, bin.join(program.file_name().unwrap())).unwrap();
+        run(Command::new("cp").arg(program).arg(&bin), b"").ok();
     }
     let home = rig.work().parent().unwrap().to_owned();
     for folder in [&home, &rig.work(), &bin] {

@@ -1,5 +1,5 @@
-//! What every refusal must be: the right exit code, one line on standard error, a sentence in the log that
-//! names what is wrong, and not a byte changed, no daemon, socket or marker left.
+//! What every refusal must be: the right exit code, a sentence on standard error and in the log that names
+//! what is wrong, then the original's line, and not a byte changed, no daemon, socket or marker left.
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
@@ -28,11 +28,15 @@ pub fn refused_with(rig: &Rig, image: &str, options: &[&str], errno: i32, words:
     };
     assert_eq!(outcome.code, errno, "{outcome:?}\n{}", rig.log());
     assert!(outcome.out.is_empty(), "{outcome:?}");
-    assert_eq!(outcome.err.trim_end(), strerror(errno), "one line: {outcome:?}");
+    let lines: Vec<&str> = outcome.err.lines().collect();
+    let [reason, last] = lines[..] else { panic!("a reason and the original's line: {outcome:?}") };
+    assert_eq!(last, strerror(errno), "{outcome:?}");
+    let has = |line: &str| words.iter().all(|word| line.contains(word));
+    assert!(reason.contains(" refused open ") && has(reason), "{words:?}: {outcome:?}");
     rig.assert_nothing_left();
     let log = rig.log();
     let new: Vec<&str> = log.lines().filter(|line| !logged.contains(line)).collect();
-    let told = new.iter().any(|line| words.iter().all(|word| line.contains(word)));
+    let told = new.iter().any(|line| has(line));
     assert!(told, "no line with all of {words:?} in\n{}", new.join("\n"));
     assert!(Files::of(&rig.work()) == before, "{image}: a refusal has changed files");
 }

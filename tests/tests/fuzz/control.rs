@@ -53,9 +53,10 @@ fn run(bytes: &[u8]) -> u64 {
             assert!(want > bytes.len() && want <= REQUEST_BYTES_MAX, "{want} of {}", bytes.len());
             format!("more {}", want.div_ceil(256))
         }
-        Parsed::Refused(cookie, errno) => {
-            assert_eq!(errno, libc::EINVAL);
-            format!("refused {}", cookie != 0)
+        Parsed::Refused(reply) => {
+            assert_eq!(reply.body(), Ok(Response { error: libc::EINVAL }));
+            assert!(reply.reason().is_some_and(|reason| !reason.is_empty()));
+            format!("refused {}", reply.cookie() != 0)
         }
         Parsed::Request(request) => {
             let (request, extra) = *request;

@@ -41,7 +41,7 @@ pub(crate) async fn order(
     let reply = ask(reactor, run, pid, request, limit).await?;
     match reply.body::<Response>() {
         Ok(Response { error: 0 }) => Ok(()),
-        Ok(Response { error }) => Err(refused(pid, request, error)),
+        Ok(Response { error }) => Err(refused(pid, request, error, None)),
         Err(_) => Err(Error::BadReply { pid, reason: "no errno in it".into() }),
     }
 }
@@ -63,16 +63,16 @@ async fn ask(
         kind if kind == request.reply_kind() => Ok(message),
         kind::ERROR => {
             let error = message.body::<Response>().map_or(0, |response| response.error);
-            Err(refused(pid, request, error))
+            Err(refused(pid, request, error, message.reason()))
         }
         reply => Err(Error::Unexpected { kind: request.kind(), pid, reply }),
     }
 }
 
 /// An errno of 0 in an error message is none; taken as EINVAL it stays a failure.
-fn refused(pid: i32, request: &Request, errno: i32) -> Error {
+fn refused(pid: i32, request: &Request, errno: i32, reason: Option<String>) -> Error {
     let errno = if errno == 0 { libc::EINVAL } else { errno.saturating_abs() };
-    Error::Refused { kind: request.kind(), pid, minor: request.cookie(), errno }
+    Error::Refused { kind: request.kind(), pid, minor: request.cookie(), errno, reason }
 }
 
 async fn exchange(
