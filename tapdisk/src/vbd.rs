@@ -11,6 +11,7 @@
 //! The images are opened and closed by a worker ([`crate::job`]); engine, arena and sockets are made when
 //! they are open and kept until CLOSE, also over a pause. Nothing here waits.
 mod advance;
+mod host_idle;
 pub(crate) mod metrics;
 mod plug;
 mod report;
@@ -105,6 +106,8 @@ pub struct Vbd {
     patience: Option<Patience>,
     /// A signal asked for the end.
     stopping: bool,
+    /// How idle the host is, while rings may be polled.
+    host_idle: host_idle::HostIdle,
     /// What was refused last, for the reply.
     refused: RefCell<Option<OpenError>>,
 }
@@ -190,6 +193,7 @@ impl Vbd {
             secs_before: [0; 2],
             patience: None,
             stopping: false,
+            host_idle: host_idle::HostIdle::default(),
             refused: RefCell::default(),
         }
     }

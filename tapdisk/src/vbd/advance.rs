@@ -292,6 +292,7 @@ impl Vbd {
     /// Once a second: client time limits, what the data path has to tell, and the watchdog.
     pub fn tick(&mut self, env: &Env, now: u64, instant: std::time::Instant) {
         let minor = self.minor;
+        self.look_at_host();
         self.update_ring_files();
         self.update_files();
         let Some(served) = &mut self.served else { return };

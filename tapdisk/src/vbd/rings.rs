@@ -4,7 +4,7 @@
 //!   connect ─► early (the disk is not open) ── OPEN ──► Served, beside its NBD clients ── CLOSE ──► gone
 //! ```
 //! The devices of Xen are opened with a disk's first ring and closed when the disk is. What can be wrong
-//! is said in the log, since the reply has room for an errno only.
+//! is said in the log and in the reply.
 use std::os::fd::{AsFd, AsRawFd};
 
 use mio::Registry;
@@ -16,6 +16,7 @@ use super::metrics::SHM;
 use super::ring_files::DeviceFiles;
 use super::{Env, State, Vbd};
 use crate::control::VBD_TOKENS;
+use crate::formats::OpenError;
 use crate::sys;
 use crate::transport::blkif::{ConnectError, PollPolicy, RingName, RingWish, Rings};
 
@@ -45,14 +46,16 @@ impl Vbd {
     pub fn connect_ring(&mut self, env: &Env, asked: &Blkif) -> super::Result<()> {
         let connected = self.try_connect(env, asked);
         let (minor, domid, devid) = (self.minor, asked.domid, asked.devid);
-        match &connected {
-            Ok(name) => info!(env.log, "minor {minor}: the ring of {name} is connected"),
-            Err(error) => warn!(
-                env.log,
-                "minor {minor}: the ring of domain {domid}, device {devid} is not connected: {error}"
-            ),
+        match connected {
+            Ok(name) => {
+                info!(env.log, "minor {minor}: the ring of {name} is connected");
+                Ok(())
+            }
+            Err(error) => {
+                let what = format!("the ring of domain {domid}, device {devid} is not connected");
+                Err(self.refuse(env, &OpenError::new(error.errno, format!("{what}: {error}"))))
+            }
         }
-        connected.map(drop).map_err(|error| error.errno)
     }
 
     fn try_connect(&mut self, env: &Env, asked: &Blkif) -> Result<RingName, ConnectError> {
@@ -72,6 +75,9 @@ impl Vbd {
             }
         };
         let connected = rings.connect(&wish);
+        if rings.wants_ticks() {
+            rings.set_idle(self.host_idle.percent());
+        }
         if !open {
             rings.suspend();
         }
@@ -95,6 +101,14 @@ impl Vbd {
             Err(error) => {
                 warn!(env.log, "no files in {SHM} tell of the rings of {name}: {error}");
             }
+        }
+    }
+
+    /// Once a second: whether the host has CPU to spare for polling.
+    pub(super) fn look_at_host(&mut self) {
+        let served = self.served.as_mut().and_then(|served| served.rings.as_deref_mut());
+        if let Some(rings) = served.filter(|rings| rings.wants_ticks()) {
+            rings.set_idle(self.host_idle.percent());
         }
     }
 

@@ -457,7 +457,6 @@ impl Served {
         self.nbd.tick(now);
         self.requests_told = self.requests();
         if let Some(rings) = &mut self.rings {
-            rings.tick();
             self.answers_told = rings.counters().answers;
         }
         self.engine.disk().inner().tick(now);

@@ -53,6 +53,46 @@ case_frontend_begins_again() {
     rm /srv/*
 }
 
+# Polling as xapi asks for it, by keys of the back end, on a host without cpumond; the same disk twice, and what it
+# gains at depth 1 is printed, not demanded: the machine is emulated, and its one processor has to do all.
+case_polling_as_xapi_asks_for_it() {
+    ! pidof cpumond || fail "cpumond runs"
+    truncate -s 16M /srv/polled.raw /srv/plain.raw
+    (
+        await 120 "the domain" sh -c 'xl domid polled 2>/dev/null'
+        back=/local/domain/0/backend/vbd3/$(xl domid polled)/$(device_number xvda)
+        await 60 "the back end's keys" xenstore-exists "$back/frontend"
+        xenstore-write "$back/polling-duration" 8000 "$back/polling-idle-threshold" 10
+    ) &
+    start_guest polled "$(xl_disk xvda raw /srv/polled.raw)" "$(xl_disk xvdb raw /srv/plain.raw)"
+    wait $!
+    until_disk polled xvda
+    until_disk polled xvdb
+    local disk rate='' rates=''
+    for _ in 1 2 3; do
+        for disk in xvda xvdb; do
+            rate=$(guest run polled "disk-load read /dev/$disk depth=1 seconds=3" | sed -n 's/.*rate=\([0-9]*\).*/\1/p')
+            rates+=" $disk=$rate"
+        done
+    done
+    echo "requests a second at depth 1, polled (xvda) and not (xvdb):$rates"
+    local idle
+    idle=$(od -An -tf4 -j4 -N4 /dev/shm/cpu_util_monitor)
+    echo "idle:$idle %"
+    behind polled xvdb
+    same "times that polling began without the keys" 0 "$(polls_of "$pid" "$minor")"
+    behind polled xvda
+    [ "$(polls_of "$pid" "$minor")" -gt 0 ] || fail "a ring with the keys of xapi was never polled"
+    guest_is_well polled
+    guest stop polled
+    await 60 "the end of all tapdisks" sh -c '! pidof tapdisk'
+    rm -f /srv/* /dev/shm/cpu_util_monitor
+}
+
+polls_of() { # pid, minor
+    tap-ctl stats -p "$1" -m "$2" --json | tr -d ' ' | sed -n 's/.*"polls":\([0-9]*\).*/\1/p'
+}
+
 rings_of() { # pid, minor
     tap-ctl stats -p "$1" -m "$2" --json | tr -d ' ' | grep '"queue":' >/dev/null
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use xen::{BackRing, EventChannels, GrantTable, Layout, Port, RING_PAGES_MAX};
 
 use super::notice::Tally;
-use super::poll::{PollPolicy, Polling, host_idle};
+use super::poll::{PollPolicy, Polling};
 use super::queue::{Queue, RingName};
 use super::{RINGS_MAX, Rings};
 use crate::places::free_place;
@@ -150,9 +150,6 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         let ring = BackRing::new(pages, wish.layout);
         let queue = Queue::new(place as u8, name, (ring, port), Polling::new(wish.poll));
         self.queues[place] = Some(queue);
-        if wish.poll.duration_us > 0 {
-            self.parts.idle = host_idle();
-        }
         Ok(())
     }
 

@@ -142,14 +142,8 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         self.parts.now = now;
     }
 
-    /// About once a second, while [`Rings::wants_ticks`]: sees how idle the host is.
-    pub fn tick(&mut self) {
-        if self.wants_ticks() {
-            self.set_idle(poll::host_idle());
-        }
-    }
-
-    /// The host is idle for so many percent of the time.
+    /// The host is idle for so many percent of the time; asked for about once a second, while
+    /// [`Rings::wants_ticks`].
     pub fn set_idle(&mut self, percent: f32) {
         self.parts.idle = percent;
     }
