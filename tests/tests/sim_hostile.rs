@@ -58,6 +58,15 @@ fn every_planted_bug_of_ends_and_copies_is_found() {
         unhealed: true,
         ..Setup::new(seed)
     });
+    must_find("marks stay while blocks go", "batmap shows unallocated", |seed| Setup {
+        unhealed: true,
+        ..Setup::new(seed)
+    });
+    let sum = "batmap is invalid: invalid checksum";
+    must_find("a checksum does not wait for its map", sum, |seed| Setup {
+        hasty: true,
+        ..Setup::new(seed)
+    });
     must_find("the new end is not flushed before the old one goes", end, |seed| Setup {
         lazy_flush: true,
         ..Setup::new(seed)

@@ -309,6 +309,8 @@ pub struct Closing {
     pub repairs: Vec<(u64, Vec<u8>)>,
     /// Writes in order.
     pub writes: Vec<(u64, Vec<u8>)>,
+    /// Further writes, before each of which all that was written is on the disk.
+    pub last: Vec<(u64, Vec<u8>)>,
     /// New length of a regular file, which ends with the first of `writes`.
     pub truncate: Option<u64>,
 }
@@ -319,7 +321,7 @@ impl Closing {
     /// # Errors
     /// The first one of the file; nothing is done after it.
     pub fn apply(&self, storage: &dyn Storage) -> std::io::Result<()> {
-        if self.repairs.is_empty() && self.writes.is_empty() {
+        if self.repairs.is_empty() && self.writes.is_empty() && self.last.is_empty() {
             return Ok(());
         }
         for (at, bytes) in &self.repairs {
@@ -330,6 +332,10 @@ impl Closing {
                 Some(_) => end_with(storage, *at, bytes)?,
                 None => storage.write_at(*at, bytes)?,
             }
+        }
+        for (at, bytes) in &self.last {
+            storage.sync()?;
+            storage.write_at(*at, bytes)?;
         }
         storage.sync()
     }

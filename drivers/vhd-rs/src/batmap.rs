@@ -1,6 +1,16 @@
 //! XenServer's batmap: one bit per block, set when every sector of the block is present, so that
 //! its bitmap need not be read. A hint: a clear bit is always safe, a wrong set bit is corruption.
 //!
+//! Map and checksum lie in different sectors, so no single write changes both. A checksum of a map
+//! without marks therefore says that there are none, whatever the map holds: the marks go with it in
+//! one sector, and come back with it when the new map is on the disk.
+//! ```text
+//!   opened for writing  checksum "no marks" ─► (a flush) ─► zeros into the map
+//!   closed              new map             ─► (a flush) ─► its checksum
+//! ```
+//! The zeros are for other programs, which compare: to them, too, the image is right while it is in
+//! use.
+//!
 //! ```
 //! use vhd_rs::{BatmapState, OpenOptions, batmap, files, fill, lock, open};
 //!
@@ -27,6 +37,8 @@ const COOKIE: [u8; 8] = *b"tdbatmap";
 const VERSION_SIGNED: u32 = 0x0001_0001;
 /// The version that is written.
 const VERSION: u32 = 0x0001_0002;
+/// The checksum of a map without marks, in any version.
+const NO_MARKS: u32 = u32::MAX;
 
 /// The hash that tells whether a key fits an encrypted image (§7.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,16 +189,27 @@ impl BatmapHeader {
         self.hash = key.hash;
     }
 
+    /// Whether no block is marked, whatever the map holds.
+    pub fn says_nothing(&self) -> bool {
+        self.checksum == NO_MARKS
+    }
+
+    /// The same header without marks.
+    pub(crate) fn without_marks(&self) -> BatmapHeader {
+        BatmapHeader { checksum: NO_MARKS, ..self.clone() }
+    }
+
     /// Byte after the map.
     pub fn map_end(&self) -> u64 {
         self.map_offset.saturating_add(u64::from(self.map_sectors) * 512)
     }
 
-    /// Whether `map` has the stored checksum, over the range the original sums (§7.1) or over all
+    /// Whether `map` counts as nothing, or has the stored checksum, over the range the original sums (§7.1) or over all
     /// of it: writers differ just above multiples of 8 GiB (corpus E11).
     pub fn matches(&self, map: &[u8], disk_bytes: u64, block_bytes: u32) -> bool {
         let some = summed_bytes(disk_bytes, block_bytes).min(map.len());
-        self.sum(map.get(..some).unwrap_or(map)) == self.checksum || self.sum(map) == self.checksum
+        let sums = [map.get(..some).unwrap_or(map), map];
+        self.says_nothing() || sums.iter().any(|map| self.sum(map) == self.checksum)
     }
 
     /// The checksum the original would store for `map`.
@@ -271,6 +294,16 @@ mod tests {
         map[0] = 0xff;
         header.checksum = 0;
         assert!(header.matches(&map, 16 * MIB, 2 << 20), "NOT of -1");
+    }
+
+    #[test]
+    fn a_header_without_marks_fits_any_map() {
+        for version in [VERSION_SIGNED, VERSION] {
+            let header = BatmapHeader { version, ..BatmapHeader::new(2048, 8) }.without_marks();
+            assert!(header.says_nothing() && header.matches(&[0x20; 512], 16 * MIB, 2 << 20));
+            let sum = header.checksum_of(&[0; 512], 16 * MIB, 2 << 20);
+            assert_eq!(sum, header.checksum, "which is that of an empty map");
+        }
     }
 
     #[test]

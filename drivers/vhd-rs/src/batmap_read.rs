@@ -4,7 +4,7 @@ use crate::batmap::{self, BatmapFault, BatmapHeader};
 use crate::error::VhdError;
 use crate::footer::Footer;
 use crate::header::Header;
-use crate::open::BatmapState;
+use crate::open::{self, BatmapState};
 use image::Storage;
 use std::path::Path;
 
@@ -19,8 +19,9 @@ pub(crate) enum BatmapBytes {
 }
 
 impl BatmapBytes {
-    /// Whether it can be trusted.
-    pub(crate) fn state(&self, header: &Header, disk_bytes: u64) -> BatmapState {
+    /// Whether it can be trusted. A map that counts as nothing has to have its place, or a block
+    /// would take zeros for a sector of its own.
+    pub(crate) fn state(&self, header: &Header, disk_bytes: u64, used: &[u32]) -> BatmapState {
         match self {
             BatmapBytes::Absent => BatmapState::Absent,
             BatmapBytes::NoHeader { header_at, why } => {
@@ -28,7 +29,13 @@ impl BatmapBytes {
             }
             BatmapBytes::Map { header_at, header: h, map } => {
                 let header_at = *header_at;
+                let place = (header_at, h.map_end());
+                let upon = || open::overlapped(header, used.iter().copied(), place);
                 match map_fault(h, map, header_at, header, disk_bytes) {
+                    None if h.says_nothing() && map.iter().any(|byte| *byte != 0) && upon() => {
+                        let (header, why) = (Some(h.clone()), BatmapFault::Checksum);
+                        BatmapState::Damaged { header_at, header, why }
+                    }
                     Some(why) => BatmapState::Damaged { header_at, header: Some(h.clone()), why },
                     None => BatmapState::Valid { header_at, header: h.clone() },
                 }
@@ -79,7 +86,8 @@ pub(crate) fn batmap_bytes(
 /// The bits of blocks that are there; zeros without a valid batmap.
 pub(crate) fn full_bits(state: &BatmapState, map: &[u8], used: &[u32]) -> Vec<u8> {
     let mut full = vec![0; used.len().div_ceil(8)];
-    if !matches!(state, BatmapState::Valid { .. }) {
+    let BatmapState::Valid { header, .. } = state else { return full };
+    if header.says_nothing() {
         return full;
     }
     for (block, entry) in (0..).zip(used) {

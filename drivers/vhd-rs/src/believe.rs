@@ -155,7 +155,7 @@ impl Image<'_> {
             return Ok(Some(Standing::Right));
         }
         let map = batmap_read::batmap_bytes(storage, name, footer, header, bytes)?;
-        let map = map.state(header, footer.current_bytes);
+        let map = map.state(header, footer.current_bytes, &table.used);
         let headers = open::end_of_headers(footer, header, &map, &table.used, bytes);
         let end = headers.max(bat::data_end(header, &table.used, bytes));
         Ok(Some(if *at == end { Standing::Right } else { Standing::Loose }))

@@ -310,7 +310,7 @@ fn relation(header: &Header, footer: &Footer, o: &CheckOptions) -> Result<(), Fa
 fn batmap_of(s: &mut Subject<'_>) -> Result<(), Fault> {
     let read = batmap_read::batmap_bytes(s.storage, s.name, &s.footer, &s.header, s.file_bytes);
     let read = read.map_err(|e| (format!("error reading batmap: -{}", e.errno()), e.errno()))?;
-    let state = read.state(&s.header, s.footer.current_bytes);
+    let state = read.state(&s.header, s.footer.current_bytes, &s.used);
     s.end_of_headers = open::end_of_headers(&s.footer, &s.header, &state, &s.used, s.file_bytes);
     match state {
         open::BatmapState::Absent => Ok(()),
@@ -323,6 +323,10 @@ fn batmap_of(s: &mut Subject<'_>) -> Result<(), Fault> {
             }
             if header.map_offset % 512 != 0 || header.map_offset < header_at + 512 {
                 return Err(invalid("batmap is invalid: invalid batmap offset"));
+            }
+            if header.says_nothing() {
+                // What a power cut left in the map marks no block.
+                return Ok(());
             }
             let map = read.map();
             let wrong = (0..)

@@ -1,6 +1,6 @@
 //! What a clean close writes: footers first, then the batmap (§10.3).
 use crate::bat;
-use crate::batmap::{self, BatmapHeader};
+use crate::batmap::BatmapHeader;
 use crate::footer::{DiskType, Footer};
 use crate::header::Header;
 use crate::locate::FooterAt;
@@ -32,30 +32,21 @@ fn fixed(o: &Opened) -> Closing {
 
 fn dynamic(o: &Opened, header: &Header, bat: &[u32], full: &[u8]) -> Closing {
     let footer = Footer { cookie: crate::footer::COOKIE, ..o.footer.clone() }.encode().to_vec();
-    let good = || good_entries(o, bat);
-    let end = o.end_of_headers.max(bat::blocks_end(header, good()));
+    let end = o.end_of_headers.max(bat::blocks_end(header, good_entries(o, bat)));
     let (at, truncate) = if o.device {
         (o.file_bytes.saturating_sub(512), None)
     } else {
         (end, Some(end.saturating_add(512)))
     };
-    let mut writes = Vec::new();
+    let mut closing = Closing { truncate, ..Closing::default() };
     if at >= end {
-        writes.push((at, footer.clone()));
+        closing.writes.push((at, footer.clone()));
     }
-    writes.push((0, footer));
-    if let Some((map_at, map, header_at, map_header)) = batmap_writes(o, header, full) {
-        let place = batmap_place(header, &o.batmap);
-        let clear = !overlapped(header, good(), place);
-        if clear && map_at == header_at.saturating_add(512) {
-            // One write, so that a process that is killed never leaves a map without its checksum.
-            writes.push((header_at, [map_header, map].concat()));
-        } else if clear {
-            writes.push((map_at, map));
-            writes.push((header_at, map_header));
-        }
+    closing.writes.push((0, footer));
+    if !overlapped(header, good_entries(o, bat), batmap_place(header, &o.batmap)) {
+        mark(o, header, full, &mut closing);
     }
-    Closing { writes, truncate, ..Closing::default() }
+    closing
 }
 
 /// Entries of the blocks that exist: a dangling entry must not make the file reach to it, or it
@@ -65,20 +56,32 @@ fn good_entries<'a>(o: &'a Opened, bat: &'a [u32]) -> impl Iterator<Item = u32> 
     (0..).zip(bat).filter(move |(block, _)| good(block)).map(|(_, entry)| *entry)
 }
 
-/// Map and header of the batmap with their places.
-fn batmap_writes(o: &Opened, header: &Header, full: &[u8]) -> Option<(u64, Vec<u8>, u64, Vec<u8>)> {
-    let (header_at, mut map_header) = match &o.batmap {
-        BatmapState::Absent => return None,
+/// Puts the batmap on the disk. Its checksum comes when the map is there, and until then the header
+/// says that there are no marks ([`crate::batmap`]).
+fn mark(o: &Opened, header: &Header, full: &[u8], closing: &mut Closing) {
+    let (header_at, old) = match &o.batmap {
+        BatmapState::Absent => return,
         BatmapState::Valid { header_at, header } => (*header_at, header.clone()),
         BatmapState::Damaged { header_at, .. } => {
             (*header_at, renewed(o, *header_at, header.max_entries))
         }
     };
-    let mut map = vec![0; 512 * usize::try_from(map_header.map_sectors).ok()?];
+    let mut map = vec![0; 512 * old.map_sectors as usize];
     crate::bytes::put(&mut map, 0, full);
-    map_header.checksum = map_header.checksum_of(&map, o.footer.current_bytes, header.block_bytes);
-    debug_assert!(batmap::is_full(&map, 0) == batmap::is_full(full, 0));
-    Some((map_header.map_offset, map, header_at, map_header.encode().to_vec()))
+    let checksum = old.checksum_of(&map, o.footer.current_bytes, header.block_bytes);
+    let new = BatmapHeader { checksum, ..old.clone() };
+    let valid = matches!(o.batmap, BatmapState::Valid { .. });
+    if valid && old.says_nothing() && new.says_nothing() {
+        return;
+    }
+    let map = (old.map_offset, map);
+    if valid && !old.says_nothing() {
+        closing.writes.push((header_at, old.without_marks().encode().to_vec()));
+        closing.last.push(map);
+    } else {
+        closing.writes.push(map);
+    }
+    closing.last.push((header_at, new.encode().to_vec()));
 }
 
 /// A new batmap header that keeps the marker and the key hash of the damaged one.

@@ -13,8 +13,8 @@
 //! zeroing: a sector counts only where its bit is set. A request that finds a bit set which is not on
 //! the disk yet joins the write of that bitmap, so its answer cannot come before it.
 //!
-//! A block marked full in the batmap on the disk loses that mark before it goes: found again at the same
-//! place with fewer sectors, the mark would bring back what was zeroed.
+//! No block is marked full in the batmap of an image that is being written ([`crate::heal()`]): found
+//! again at the same place with fewer sectors, a mark would bring back what was zeroed.
 //!
 //! A new block goes to a clear place: one that no table on the medium points at, and whose bitmap
 //! is zeros there. So even if a volatile cache lets the table reach the medium first and then loses
@@ -28,8 +28,7 @@ use std::cell::Cell;
 
 use image::{Action, Closing, Image, Meta, MetaList, MetaRef, Place, Plan, Run, Span, Stop, Want};
 
-use crate::batmap::BatmapHeader;
-use crate::open::{BatmapState, Opened};
+use crate::open::Opened;
 
 /// BAT entry of a block that is not in the file.
 pub const UNUSED: u32 = u32::MAX;
@@ -59,8 +58,6 @@ pub struct Vhd {
     bat: Vec<u32>,
     /// Blocks all of whose sectors are there, on the disk: the bitmap need not be read.
     full: Vec<Cell<u8>>,
-    /// The batmap as it is on the disk, if it counts.
-    marks: Option<Marks>,
     /// Blocks with plans at work.
     users: Vec<User>,
     /// For each BAT sector the number of the last write of it that failed, 0 if none did: the disk may
@@ -88,68 +85,6 @@ struct Room {
     stamp: u64,
     /// Its bitmap was written with zeros.
     clear: bool,
-}
-
-/// The batmap on the disk.
-struct Marks {
-    header_at: u64,
-    header: BatmapHeader,
-    map: Vec<u8>,
-    disk_bytes: u64,
-    block_bytes: u32,
-}
-
-impl Marks {
-    fn of(opened: &Opened) -> Option<Marks> {
-        let BatmapState::Valid { header_at, header } = &opened.batmap else { return None };
-        let mut map = vec![0; header.map_sectors as usize * SECTOR as usize];
-        let n = map.len().min(opened.full.len());
-        map[..n].copy_from_slice(&opened.full[..n]);
-        let block_bytes = opened.header.as_ref()?.block_bytes;
-        let disk_bytes = opened.sectors * SECTOR;
-        Some(Marks { header_at: *header_at, header: header.clone(), map, disk_bytes, block_bytes })
-    }
-
-    fn get(&self, block: u32) -> bool {
-        self.map.get(block as usize / 8).is_some_and(|byte| byte & (0x80 >> (block % 8)) != 0)
-    }
-
-    /// Changes a mark in memory, and the checksum with it.
-    fn set(&mut self, block: u32, on: bool) {
-        let bit = 0x80 >> (block % 8);
-        let byte = &mut self.map[block as usize / 8];
-        *byte = if on { *byte | bit } else { *byte & !bit };
-        self.header.checksum =
-            self.header.checksum_of(&self.map, self.disk_bytes, self.block_bytes);
-    }
-
-    fn sector(&self, block: u32) -> MetaRef {
-        let at = self.header.map_offset + u64::from(block) / (8 * SECTOR) * SECTOR;
-        MetaRef { at, bytes: SECTOR as u16 }
-    }
-
-    fn head(&self) -> MetaRef {
-        MetaRef { at: self.header_at, bytes: SECTOR as u16 }
-    }
-
-    /// Puts both pieces into the cache.
-    fn hold(&self, meta: &mut dyn Meta, block: u32) -> Result<(), Stop> {
-        for r in [self.sector(block), self.head()] {
-            match meta.get(r) {
-                Ok(_) => {}
-                Err(Stop::Load(_)) => drop(meta.create(r)?),
-                Err(stop) => return Err(stop),
-            }
-        }
-        Ok(())
-    }
-
-    /// Makes the cached pieces what memory says.
-    fn edit(&self, meta: &mut dyn Meta, block: u32) {
-        let from = block as usize / (8 * SECTOR as usize) * SECTOR as usize;
-        meta.edit(self.sector(block)).copy_from_slice(&self.map[from..from + SECTOR as usize]);
-        meta.edit(self.head()).copy_from_slice(&self.header.encode());
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,7 +127,7 @@ impl Vhd {
     /// A driver over an image that was opened. On a block device, where space is scarce and stale bytes
     /// under clear bits do no harm, the space between blocks is used again.
     pub fn new(mut opened: Opened) -> Vhd {
-        let marks = Marks::of(&opened);
+        let dirty = opened.marks_are_off();
         let bat = std::mem::take(&mut opened.bat);
         let full = std::mem::take(&mut opened.full).into_iter().map(Cell::new).collect();
         let (block_bytes, table_at) =
@@ -203,7 +138,6 @@ impl Vhd {
             table_at,
             doubts: vec![0; bat.len().div_ceil(PER_SECTOR as usize)],
             failures: 0,
-            marks,
             bat,
             full,
             users: Vec::with_capacity(USERS_MAX),
@@ -212,7 +146,7 @@ impl Vhd {
             next_lba: opened.end_of_data.div_ceil(SECTOR),
             limit: opened.device.then(|| opened.file_bytes - SECTOR),
             fixed: opened.header.is_none(),
-            dirty: false,
+            dirty,
             careless: false,
             opened,
         };
@@ -582,31 +516,16 @@ impl Vhd {
             return Err(Stop::Wait);
         }
         let bat = self.hold_bat(meta, part.block)?;
-        let marked = self.marks.as_ref().is_some_and(|marks| marks.get(part.block));
-        let mut along = MetaList::EMPTY;
-        let mut pins = MetaList::one(bat);
-        if let Some(marks) = self.marks.as_mut().filter(|_| marked) {
-            marks.hold(meta, part.block)?;
-            marks.set(part.block, false);
-            marks.edit(meta, part.block);
-            along = MetaList::two(marks.sector(part.block), marks.head());
-            pins = MetaList::from([
-                Some(bat),
-                Some(marks.sector(part.block)),
-                Some(marks.head()),
-                None,
-            ]);
-        }
         self.enter(part.block, EXCLUSIVE);
         self.dirty = true;
         Ok(Plan {
             action: Action::Nothing,
             byte: 0,
             count: part.count,
-            along,
-            pins,
+            along: MetaList::EMPTY,
+            pins: MetaList::one(bat),
             free: Some((u64::from(lba) * SECTOR, (self.stride() * SECTOR) as u32)),
-            barrier: marked,
+            barrier: false,
             token: token(part.block, Step::Vanish, 0),
         })
     }
@@ -785,11 +704,6 @@ impl Image for Vhd {
             Step::Appear { .. } | Step::Vanish if !ok => {
                 self.point(meta, block, old);
                 self.set_doubt(block);
-                let unmarked = step == Step::Vanish && !plan.along.is_empty();
-                if let Some(marks) = self.marks.as_mut().filter(|_| unmarked) {
-                    // The next attempt takes the mark away again.
-                    marks.set(block, true);
-                }
             }
             Step::Appear { lba } => {
                 self.bat[block as usize] = lba;

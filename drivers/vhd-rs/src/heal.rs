@@ -1,20 +1,23 @@
-//! Before an image is written: both footers say the same, and the trailing one stands where it
-//! belongs.
+//! Before an image is written: both footers say the same, the trailing one stands where it belongs,
+//! and no block is marked full.
 //!
 //! A driver writes over the place of the trailing footer, and from then on the copy at byte 0 is
 //! the only one that a crash leaves for certain. So the copy is mended first, and is on the disk
 //! before anything else is written; and a file is cut behind its data, where its footer then
 //! stands. Leavings of a killed process go with that: what no table entry points at would show up
 //! under clear bits of new blocks.
+//!
+//! A mark of the batmap is a promise about a block, and blocks go while an image is written. Marks
+//! are in memory then; a clean close puts them back.
 use crate::edit::put;
 use crate::error::VhdError;
 use crate::footer::{DiskType, FOOTER_BYTES};
 use crate::locate::FooterAt;
-use crate::open::{self, Opened};
+use crate::open::{self, BatmapState, Opened};
 use image::Storage;
 use std::path::Path;
 
-/// Makes the footers of an image whole. Writes nothing where they are, and not to a poisoned image.
+/// Makes the footers of an image whole, and takes the marks of full blocks off. Writes nothing where they are, and not to a poisoned image.
 /// `unit` is what writes of the file are made of, 512 if they may be of any length: a footer that
 /// shares a larger unit with a block goes to the unit's end.
 ///
@@ -44,6 +47,7 @@ pub fn heal(storage: &dyn Storage, name: &Path, o: &mut Opened, unit: u64) -> Re
     let footer = o.footer.encode();
     if o.kind.is_dynamic() {
         stand(storage, name, 0, &footer)?;
+        take_marks_off(storage, name, o)?;
     }
     let Some(at) = place(o, unit) else { return Ok(()) };
     let end = at.saturating_add(FOOTER_BYTES as u64);
@@ -60,6 +64,30 @@ pub fn heal(storage: &dyn Storage, name: &Path, o: &mut Opened, unit: u64) -> Re
         o.file_bytes = end;
     }
     o.footer_found = FooterAt::Trailing;
+    Ok(())
+}
+
+/// Takes all marks off the disk; `o.full` keeps them. They are gone when this returns, the zeros in
+/// the map come with a later flush. A part of [`heal`], for the simulator.
+///
+/// # Errors
+/// Those of the file.
+#[doc(hidden)]
+pub fn take_marks_off(storage: &dyn Storage, name: &Path, o: &mut Opened) -> Result<(), VhdError> {
+    let BatmapState::Valid { header_at, header } = &mut o.batmap else { return Ok(()) };
+    let mut map = vec![0; 512 * header.map_sectors as usize];
+    let failed = |e| VhdError::io(name, "read the batmap", header.map_offset, &e);
+    storage.read_at(header.map_offset, &mut map).map_err(failed)?;
+    let marked = map.iter().any(|byte| *byte != 0);
+    if !header.says_nothing() {
+        *header = header.without_marks();
+        put(storage, name, *header_at, &header.encode())?;
+        storage.sync().map_err(|e| VhdError::io(name, "flush the image", *header_at, &e))?;
+    }
+    if marked {
+        map.fill(0);
+        put(storage, name, header.map_offset, &map)?;
+    }
     Ok(())
 }
 

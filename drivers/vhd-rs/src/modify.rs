@@ -12,7 +12,7 @@ use crate::error::{
 use crate::footer::FOOTER_BYTES;
 use crate::header::{HEADER_BYTES, Header};
 use crate::locator::{self, Locator};
-use crate::open::{BatmapState, OpenOptions, Opened};
+use crate::open::{OpenOptions, Opened};
 use crate::parents::Bond;
 use crate::{DiskType, descent, files, open, path};
 use image::Storage;
@@ -283,15 +283,6 @@ pub fn zero_data(storage: &dyn Storage, name: &Path) -> Result<(), VhdError> {
         return Err(VhdError::request(name, ENOSYS, why));
     };
     crate::heal(storage, name, &mut opened, 512)?;
-    // Marks go before the blocks do: a stale one would show old data in a block that comes back.
-    if let BatmapState::Valid { header_at, header: map } = &opened.batmap {
-        let mut map = map.clone();
-        let zeros = vec![0; 512 * map.map_sectors as usize];
-        map.checksum = map.checksum_of(&zeros, opened.footer.current_bytes, header.block_bytes);
-        put(storage, name, map.map_offset, &zeros)?;
-        put(storage, name, *header_at, &map.encode())?;
-        sync(storage, name)?;
-    }
     let table = vec![UNUSED; opened.bat.len() + opened.bat_tail.len()];
     put(storage, name, header.table_offset, &bat::encode(table.iter().copied()))?;
     sync(storage, name)?;

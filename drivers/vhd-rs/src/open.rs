@@ -112,6 +112,13 @@ impl Opened {
         Some((start, (lost.first + lost.count).min(end) - start))
     }
 
+    /// Whether [`crate::heal()`] took marks off the disk that `full` still has: a close puts them
+    /// back.
+    pub(crate) fn marks_are_off(&self) -> bool {
+        let off = batmap_header(&self.batmap).is_some_and(BatmapHeader::says_nothing);
+        off && self.full.iter().any(|byte| *byte != 0)
+    }
+
     /// Bytes of a block's data; 0 for fixed disks.
     pub fn block_bytes(&self) -> u64 {
         self.header.as_ref().map_or(0, |h| u64::from(h.block_bytes))
@@ -276,7 +283,7 @@ fn dynamic(
     let Bat { used, tail } =
         bat::read(storage, name, header, footer.data_offset, footer.current_bytes)?;
     let map = batmap_bytes(storage, name, footer, header, found.file_bytes)?;
-    let batmap = map.state(header, footer.current_bytes);
+    let batmap = map.state(header, footer.current_bytes, &used);
     let mut full = full_bits(&batmap, map.map(), &used);
     let end_of_headers = end_of_headers(footer, header, &batmap, &used, found.file_bytes);
     let damage = bat::damage(header, &used, end_of_headers, found.file_bytes);

@@ -203,7 +203,8 @@ fn healed(bytes: &[u8], device: bool, unit: u64) -> (Vec<u8>, Opened) {
 
 #[test]
 fn an_open_for_writing_makes_both_footers_whole() {
-    let good = two_blocks();
+    // Without marks: those are another test's.
+    let good = healed(&two_blocks(), false, 512).0;
     assert!(healed(&good, false, 512).0 == good, "nothing is written where nothing is wrong");
     for (at, new) in [(0, &b"X"[..]), (-512, b"X"), (-512, &[0xc7; 512])] {
         let mut bytes = good.clone();
@@ -239,7 +240,7 @@ fn a_footer_that_would_share_a_large_sector_with_data_goes_to_its_end() {
 
 #[test]
 fn a_device_gets_its_footer_back_unless_a_block_lies_there() {
-    let mut bytes = two_blocks();
+    let mut bytes = healed(&two_blocks(), false, 512).0;
     let footer = bytes.split_off(bytes.len() - 512);
     bytes.resize(5 << 20, 0);
     let (mended, _) = healed(&bytes, true, 512);
@@ -248,6 +249,38 @@ fn a_device_gets_its_footer_back_unless_a_block_lies_there() {
     bytes.truncate(4_202_496);
     let (same, _) = healed(&bytes, true, 512);
     assert!(same == bytes);
+}
+
+/// Checksum and map lie in two sectors, and each step between them is an image that `check` takes.
+#[test]
+fn marks_go_when_an_image_is_written_and_come_back_with_its_close() {
+    let marked = two_blocks();
+    let (bytes, opened) = healed(&marked, false, 512);
+    assert_eq!((&bytes[2560..2561], opened.full[0]), (&[0][..], 0x20), "only memory has them");
+    assert_eq!(bytes[2048 + 24..2048 + 28], [0xff; 4]);
+    assert_eq!(open_ro(&common::file(&bytes)).unwrap().full, [0]);
+
+    // Killed at each moment of both.
+    let mut half = marked.clone();
+    half[2048..2560].copy_from_slice(&bytes[2048..2560]);
+    let closing = vhd_rs::closing(&opened, &opened.bat, &opened.full);
+    assert!(closing.last.len() == 1, "the checksum waits for the map");
+    for (what, bytes) in [("header without marks", &half), ("map without marks", &bytes)] {
+        let report =
+            vhd_rs::check(&common::file(bytes), Path::new("x.vhd"), &CheckOptions::default());
+        assert_eq!(report.unwrap().fault, None, "{what}");
+        assert_eq!(open_ro(&common::file(bytes)).unwrap().full, [0], "{what}");
+    }
+    let storage = common::file(&bytes);
+    common::apply(&storage, &closing);
+    assert!(storage.into_inner() == marked, "a close brings them back");
+
+    // Nobody made it whole before it was written: the marks go first all the same.
+    let opened = open_rw(&common::file(&marked)).unwrap();
+    let closing = vhd_rs::closing(&opened, &opened.bat, &[0]);
+    let places = |writes: &[(u64, Vec<u8>)]| writes.iter().map(|(at, _)| *at).collect::<Vec<_>>();
+    assert_eq!(places(&closing.writes)[1..], [0, 2048]);
+    assert_eq!(places(&closing.last), [2560, 2048]);
 }
 
 #[test]

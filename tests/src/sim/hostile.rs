@@ -4,20 +4,22 @@
 //!
 //! ```text
 //!   life: hostile writes, zeros ─► kill │ power cut │ close, the copy damaged
-//!           ─► look ─► heal ─► life …
+//!           ─► look ─► heal ─► life …       (killed or cut within heal and close, too)
 //! ```
 use std::collections::HashSet;
 use std::path::Path;
 
-use image::{Image, MemStorage, Span, blocking};
+use image::{Closing, Image, MemStorage, Span, blocking};
 use tapdisk::engine::chain::{Chain, Layer};
 use tapdisk::engine::limits::Limits;
 use tapdisk::engine::{Engine, FileInfo, Policy};
 use tapdisk::transport::{Request, Slots, Verb};
+use vhd_rs::batmap::BatmapHeader;
 use vhd_rs::driver::Vhd;
 use vhd_rs::{CheckOptions, DiskType, Footer, Header, OpenOptions, bat, check, heal};
 
 use super::disk::{SimDisk, SimFile};
+use super::logged::{Crash, Logged};
 use super::rng::Rng;
 use super::world::Wrap;
 
@@ -39,12 +41,21 @@ pub struct Setup {
     pub unhealed: bool,
     /// Flushes do nothing (a planted bug).
     pub lazy_flush: bool,
+    /// The last writes of a close do not wait for those before them (a planted bug).
+    pub hasty: bool,
 }
 
 impl Setup {
     /// The normal run of a seed.
     pub fn new(seed: u64) -> Setup {
-        Setup { seed, lives: 8, wrap: |image| image, unhealed: false, lazy_flush: false }
+        Setup {
+            seed,
+            lives: 8,
+            wrap: |image| image,
+            unhealed: false,
+            lazy_flush: false,
+            hasty: false,
+        }
     }
 }
 
@@ -55,6 +66,10 @@ enum End {
     Cut,
     /// In an orderly way; then the copy of the footer is damaged.
     Close,
+    /// Before it began, while the image was made whole.
+    Opening(Crash),
+    /// In the middle of the last writes.
+    Closing(Crash),
 }
 
 /// The disk and its guest.
@@ -66,6 +81,8 @@ struct World {
     volatile: bool,
     ahead: u32,
     footer: Footer,
+    /// The copy of the footer was damaged since the image was last made whole.
+    damaged: bool,
     /// What the guest ever wrote anywhere, by its sum. (Which sector holds what is the other
     /// simulator's.)
     written: HashSet<u64>,
@@ -82,8 +99,10 @@ pub fn run(setup: Setup) -> Result<u64, String> {
     let kind = [DiskType::Fixed, DiskType::Dynamic, DiskType::Dynamic][rng.below(3) as usize];
     let device = rng.one_in(4);
     let mut footer = Footer::new(kind, SECTORS * 512, ID, 0);
-    // Of a creator without batmap, so that a crash leaves nothing for the list to find.
-    footer.creator = *b"sim ";
+    if rng.one_in(3) {
+        // Of a creator that knows no batmap.
+        footer.creator = *b"sim ";
+    }
     let mut world = World {
         setup,
         kind,
@@ -91,6 +110,7 @@ pub fn run(setup: Setup) -> Result<u64, String> {
         volatile: rng.one_in(2),
         ahead: [0, 1 << 16, 1 << 18][rng.below(3) as usize],
         footer,
+        damaged: false,
         written: HashSet::from([sum(&[0; 512])]),
         crashes: 0,
         rng,
@@ -116,6 +136,12 @@ impl World {
         let mut bytes = footer.to_vec();
         bytes.extend(Header::new(1536, BLOCKS, BLOCK_BYTES).encode());
         bytes.extend([0xff; 512]);
+        if self.footer.by_tap() {
+            let mut map = BatmapHeader::new(2048, BLOCKS);
+            map.checksum = map.checksum_of(&[0; 512], SECTORS * 512, BLOCK_BYTES);
+            bytes.extend(map.encode());
+            bytes.extend([0; 512]);
+        }
         if self.device {
             bytes.resize(4096 + BLOCKS as usize * (BLOCK_BYTES as usize + 4096), 0xee);
         }
@@ -125,29 +151,49 @@ impl World {
 
     /// One life, and the bytes it leaves.
     fn life(&mut self, bytes: Vec<u8>) -> Result<Vec<u8>, String> {
-        let storage = MemStorage::new(bytes, self.device);
+        let storage = Logged::new(bytes, self.device);
         let options = OpenOptions { for_io: true, ..OpenOptions::default() };
         let mut opened = vhd_rs::open(&storage, Path::new("sim"), &options)
             .map_err(|e| format!("does not open for writing: {e}"))?;
         if !self.setup.unhealed {
             heal(&storage, Path::new("sim"), &mut opened, 512).map_err(|e| e.to_string())?;
         }
+        if !self.damaged && self.rng.one_in(6) {
+            return self.crashed(&storage, End::Opening);
+        }
+        self.damaged = false;
         let bytes = storage.into_inner();
         let image = (self.setup.wrap)(Box::new(Vhd::new(opened)));
         let mut engine = self.engine(bytes, image);
         self.live(&mut engine);
         let end = [End::Kill, End::Cut, End::Close][self.rng.below(3) as usize];
-        let bytes = match end {
+        let files = match end {
             End::Kill => engine.into_disk().killed(),
             End::Cut => engine.into_disk().power_cut().0,
-            End::Close => vec![self.close(engine)?],
+            _ => {
+                let (storage, closing) = self.close(engine);
+                closing.apply(&storage).map_err(|e| e.to_string())?;
+                if self.rng.one_in(2) {
+                    return self.crashed(&storage, End::Closing);
+                }
+                vec![SimFile::new(storage.into_inner(), self.device)]
+            }
         };
-        let mut bytes = bytes.into_iter().next().expect("one file").bytes;
+        let mut bytes = files.into_iter().next().expect("one file").bytes;
         self.crashes += u64::from(end != End::Close);
         self.look(&bytes, end)?;
         if end == End::Close && self.kind != DiskType::Fixed {
             self.damage(&mut bytes);
         }
+        Ok(bytes)
+    }
+
+    /// What a crash somewhere in what was just done leaves.
+    fn crashed(&mut self, storage: &Logged, end: impl Fn(Crash) -> End) -> Result<Vec<u8>, String> {
+        let how = if self.rng.one_in(2) { Crash::Kill } else { Crash::Cut };
+        let bytes = storage.crash(how, &mut self.rng);
+        self.crashes += 1;
+        self.look(&bytes, end(how))?;
         Ok(bytes)
     }
 
@@ -259,8 +305,8 @@ impl World {
         bytes
     }
 
-    /// The closing writes, after all requests are over.
-    fn close(&mut self, mut engine: Engine<SimDisk>) -> Result<SimFile, String> {
+    /// The file and its closing writes, after all requests are over.
+    fn close(&mut self, mut engine: Engine<SimDisk>) -> (Logged, Closing) {
         let mut now = 1 << 40;
         while !engine.idle() {
             engine.disk().complete_one();
@@ -272,9 +318,12 @@ impl World {
         }
         let mut chain = engine.detach().expect("a chain was attached");
         let file = engine.into_disk().files.remove(0);
-        let storage = MemStorage::new(file.bytes, self.device);
-        chain.layers[0].image.closing().apply(&storage).map_err(|e| e.to_string())?;
-        Ok(SimFile::new(storage.into_inner(), self.device))
+        let storage = Logged::new(file.bytes, self.device);
+        let mut closing = chain.layers[0].image.closing();
+        if self.setup.hasty {
+            closing.writes.append(&mut closing.last);
+        }
+        (storage, closing)
     }
 
     /// What is there after the end of a life.
@@ -309,6 +358,7 @@ impl World {
 
     /// Something happens to the copy at byte 0 while nobody has the image open.
     fn damage(&mut self, bytes: &mut [u8]) {
+        self.damaged = true;
         match self.rng.below(6) {
             0 => bytes[..512].fill(0),
             1 => bytes[64..68].fill(1),

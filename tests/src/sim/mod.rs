@@ -11,6 +11,7 @@ pub mod bench;
 pub mod blktap;
 pub mod disk;
 pub mod hostile;
+pub mod logged;
 pub mod model;
 pub mod ring;
 mod ring_guest;

@@ -23,7 +23,7 @@ use crate::chain;
 use crate::error::{VhdError, errno::EINVAL};
 use crate::header::Header;
 use crate::lock::{Others, lock_alone};
-use crate::open::{self, BatmapState, OpenOptions, Opened};
+use crate::open::{self, OpenOptions, Opened};
 
 /// Blocks moved before the table follows.
 const BATCH: usize = 32;
@@ -87,7 +87,7 @@ pub(super) fn on(
         return Err(VhdError::request(name, EINVAL, "is a fixed image, which has all its blocks"));
     };
     crate::heal(medium, name, &mut opened, 512)?;
-    let before = opened.end_of_data + 512;
+    let (before, unmarked) = (opened.end_of_data + 512, opened.marks_are_off());
     let bat = std::mem::take(&mut opened.bat);
     let full = std::mem::take(&mut opened.full);
     let pages = memory(name, PAGE + header.block_bytes as usize)?;
@@ -95,7 +95,7 @@ pub(super) fn on(
     let freed = work.look(report)?;
     work.free(&freed)?;
     let moved = work.gather()?;
-    let after = work.end(!freed.is_empty() || moved > 0)?;
+    let after = work.end(unmarked || !freed.is_empty() || moved > 0)?;
     Ok(Compacted { freed: freed.len() as u32, moved, physical: (before, after) })
 }
 
@@ -174,23 +174,13 @@ impl Work<'_> {
         Ok(data)
     }
 
-    /// Takes blocks out of the batmap and then out of the table.
+    /// Takes blocks out of the table. Their marks went when the image was healed.
     fn free(&mut self, freed: &[u32]) -> Result<(), VhdError> {
         if freed.is_empty() {
             return Ok(());
         }
         for block in freed {
             batmap::clear_full(&mut self.full, *block);
-        }
-        if let BatmapState::Valid { header_at, header } = &self.opened.batmap {
-            let mut map = vec![0; 512 * header.map_sectors as usize];
-            crate::bytes::put(&mut map, 0, &self.full);
-            let mut head = header.clone();
-            let (disk, block) = (self.opened.footer.current_bytes, self.header.block_bytes);
-            head.checksum = head.checksum_of(&map, disk, block);
-            self.write(head.map_offset, &map)?;
-            self.write(*header_at, &head.encode())?;
-            self.flush()?;
         }
         for block in freed {
             self.bat[*block as usize] = UNUSED;

@@ -77,6 +77,9 @@ pub fn apply(storage: &dyn Storage, closing: &image::Closing) {
             storage.set_len(len).unwrap();
         }
     }
+    for (at, bytes) in &closing.last {
+        storage.write_at(*at, bytes).unwrap();
+    }
 }
 
 pub fn file(bytes: &[u8]) -> MemStorage {
