@@ -178,17 +178,20 @@ impl Vhd {
         u64::from(self.block_sectors) + 1
     }
 
-    /// Whole blocks' room between used blocks, from an earlier session's blocks that were given back.
+    /// Whole blocks' room before and between used blocks, from an earlier session's blocks that
+    /// were given back.
     fn find_gaps(&mut self) {
         let mut used: Vec<u64> =
             self.bat.iter().filter(|e| **e != UNUSED).map(|e| u64::from(*e)).collect();
         used.sort_unstable();
-        for pair in used.windows(2) {
-            let mut lba = aligned(pair[0] + self.stride());
-            while lba + self.stride() <= pair[1] && self.places.len() < FREED_MAX {
+        let mut from = self.opened.end_of_headers.div_ceil(SECTOR);
+        for block in used {
+            let mut lba = aligned(from);
+            while lba + self.stride() <= block && self.places.len() < FREED_MAX {
                 self.places.push(Room { lba: lba as u32, stamp: 0, clear: false });
                 lba = aligned(lba + self.stride());
             }
+            from = block + self.stride();
         }
     }
 
