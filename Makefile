@@ -6,7 +6,7 @@
 #   make test       everything, the virtual machines as well
 #   make test-vm    only what runs in virtual machines (no hardware virtualisation needed; tests/vm/README.md)
 #   make test-iotests  QEMU's own tests of block devices against tapdisk and vhd-util (docs/foreign-suites.md)
-#   tests/power-cuts.py  power cuts under a tapdisk on ext4, as root (--help)
+#   make test-crashes   CUTS=1000 power cuts and KILLS=1000 kills under tapdisk on ext4 and XFS, in an emulator
 #   make test-pressure  devices under memory pressure, with controls that must hang (tests/vm/pressure.py --help)
 #   make fuzz       every parser under the fuzzer, FUZZ_SECONDS=60 each, guided by branches; FUZZ_ARGS=NAME for one
 #   make xen-demo   Xen, dom0 and a guest with our disk, in an emulator (one to two minutes)
@@ -86,7 +86,8 @@ test: build
 	tests/ordinary-user.sh "$(BIN)"
 	tests/install.sh
 	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device' './run.sh tapdev' \
-	    './run.sh xen-bad $(XEN_BAD_CASES)' 'TAPDISK_VM_LIMIT=1200 ./run.sh faults' './run.sh blktap'
+	    './run.sh xen-bad $(XEN_BAD_CASES)' 'TAPDISK_VM_LIMIT=1200 ./run.sh faults' './run.sh blktap' \
+	    './run.sh crashes'
 	tests/vm/pressure.py
 
 # Memory pressure, alone; REPS: each machine so many times; PRESSURE_ARGS: --full, --each, --only, --json (see there).
@@ -96,6 +97,14 @@ PRESSURE_ARGS ?=
 test-pressure: build
 	@tests/deps.sh test
 	tests/vm/pressure.py --reps $(REPS) $(PRESSURE_ARGS)
+
+# Kills and power cuts; `make test` has 40 of each. TAPDISK_VM_ACCEL=kvm where there is /dev/kvm.
+CUTS  ?= 1000
+KILLS ?= 1000
+
+test-crashes: build
+	@tests/deps.sh test
+	CUTS=$(CUTS) KILLS=$(KILLS) TAPDISK_VM_LIMIT=$${TAPDISK_VM_LIMIT:-14400} tests/vm/run.sh crashes
 
 # In one boot with two guests. The rest of this list and all of xen-more and xen-bad run in test-vm.
 XEN_CASES := two_guests_with_two_disks_each file_system_across_plugs chain_of_five discard_and_flush \
@@ -116,7 +125,7 @@ test-vm: build
 	@tests/deps.sh test
 	tests/vm/module-style.sh
 	tests/vm/lanes.sh './run.sh xen' './run.sh xen-more' './run.sh xen-bad' './run.sh plain' './run.sh device' \
-	    './run.sh tapdev' './run.sh faults' './run.sh blktap'
+	    './run.sh tapdev' './run.sh faults' './run.sh blktap' './run.sh crashes'
 	BIN="$(BIN)" tests/iotests/run.sh
 
 # LLVM's coverage counters, part of every Rust tool chain: no other tools. The inputs that together take every

@@ -11,6 +11,7 @@
 #   -q       do not show the console while it runs               -i   the terminal's keyboard is the console's
 #   -x, -k   more arguments for Xen, for the kernel
 #
+# TAPDISK_VM_ACCEL=kvm runs a machine without Xen on the host's own processor, where there is /dev/kvm.
 # TAPDISK_VM_KERNEL=debug takes the kernel of debug-kernel.sh in place of Debian's (with -p only);
 # TAPDISK_VM_XENSTORED=oxenstored the OCaml xenstored, as XenServer and XCP-ng do.
 #
@@ -124,10 +125,12 @@ else
     stamped <"$work/console" &
 fi
 reader=$!
+accel=tcg,thread=multi
+[ -z "$plain" ] || accel=${TAPDISK_VM_ACCEL:-$accel}
 # One processor: two only help where the host has nothing else to do.
 timeout --foreground -k 10 "$limit" "$image/run-on-host" qemu-system-x86_64 \
     -L "$files/seabios" -L "$files/qemu" -L "$image/host/usr/lib/ipxe/qemu" \
-    -accel tcg,thread=multi -cpu max -smp "${TAPDISK_VM_CPUS:-1}" -m "$memory" -nodefaults -display none -no-reboot "${output[@]}" \
+    -accel "$accel" -cpu max -smp "${TAPDISK_VM_CPUS:-1}" -m "$memory" -nodefaults -display none -no-reboot "${output[@]}" \
     "${start[@]}" \
     -drive "file=$image/root.ext4,if=none,id=root,format=raw,snapshot=on,cache=unsafe" \
     -device virtio-blk-pci,drive=root "${disks[@]}" -device virtio-rng-pci \

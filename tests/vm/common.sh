@@ -50,7 +50,7 @@ fill_share() { # folder
         cat "$1/install.log" >&2
         die "make install failed"
     }
-    cp "$vm_target"/release/{disk-load,hostile-front,xen-front,blktap-ring,pressure} "$1/programs/usr/bin/"
+    cp "$vm_target"/release/{disk-load,hostile-front,xen-front,blktap-ring,pressure,crashes} "$1/programs/usr/bin/"
     # Where modprobe finds it after depmod.
     local module
     module=$("$vm_here/module.sh")

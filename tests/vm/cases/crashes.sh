@@ -1,0 +1,44 @@
+# The machine without Xen: kills and power cuts under tapdisk on real file systems, with this kernel. CUTS and KILLS
+# are how many of each, over all cases; SEED another course of them.
+# shellcheck shell=bash
+case_limit=$((600 + 8 * (${CUTS:-40} + ${KILLS:-40})))
+# shellcheck source=tests/vm/cases/lib.sh
+. /share/vm/cases/lib.sh
+
+clean_up() {
+    local tapdisk
+    for tapdisk in $(pidof tapdisk); do
+        kill -9 "$tapdisk"
+    done
+    umount -l /tmp/*/w /tmp/*/cut /tmp/*/store
+    rm -rf /tmp/* /srv/*
+}
+
+crash() { # cuts or kills, how many, ext4 or xfs, engine
+    mkdir -p /srv/bin
+    ln -s /usr/sbin/tap-ctl /usr/libexec/tapdisk /usr/bin/vhd-util /srv/bin
+    # Fifty to a course of the disk's life, with its log in memory.
+    local left seed=${SEED:-1}
+    for ((left = $2; left > 0; left -= 50)); do
+        TAPDISK_TESTS_BIN=/srv/bin crashes "$1" "$3" count=$((left < 50 ? left : 50)) seed=$seed engine="$4" \
+            lives=8 | tee -a /share/crashes.txt
+        seed=$((seed + 1))
+    done
+    rm -r /srv/bin
+}
+
+case_power_cuts_on_ext4() {
+    crash cuts $((${CUTS:-40} / 2)) ext4 uring
+}
+case_power_cuts_on_xfs() {
+    crash cuts $((${CUTS:-40} / 2)) xfs aio
+}
+case_kills_on_ext4() {
+    crash kills $((${KILLS:-40} / 2)) ext4 uring
+}
+case_kills_on_xfs() {
+    crash kills $((${KILLS:-40} / 2)) xfs aio
+}
+
+modprobe -a loop fuse
+run_cases "$@"
