@@ -9,9 +9,16 @@ const SECTORS: u64 = 32 << 10;
 /// Acknowledged writes between two events.
 const WRITES: u64 = 300;
 
-/// Adds what a later writer wrote.
+/// Adds what a later writer wrote. Where nothing of that was acknowledged, what was there before
+/// may be there still.
 fn merge(all: &mut Sectors, later: Sectors) {
-    all.extend(later);
+    for (sector, (last, sent)) in later {
+        let known = all.entry(sector).or_default();
+        match last {
+            0 => known.1.extend(sent),
+            _ => *known = (last, sent),
+        }
+    }
 }
 
 /// Kills the daemon three times while it writes into `name`; each time it is opened again.
