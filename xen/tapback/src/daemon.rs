@@ -7,14 +7,14 @@ use crate::sys::{Signal, Signals};
 use crate::tasks::Tasks;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use slog::{Logger, info};
+use slog::{Logger, info, warn};
 use std::cell::RefCell;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
-use xenstore::{Error, Link};
+use std::time::{Duration, Instant};
+use xenstore::{Endpoint, Error, Link};
 
 const STORE: Token = Token(0);
 const SIGNALS: Token = Token(1);
@@ -42,6 +42,43 @@ pub struct Daemon {
     log: Logger,
     poll: Poll,
     stop: Stop,
+}
+
+/// Between two looks for a xenstore that is not there yet.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Until there is a xenstore; false if told to end before. It may start long after us, and whoever starts us
+/// may give up after some ends in a row, as systemd does.
+///
+/// # Errors
+/// A sentence, if events cannot be waited for.
+pub fn wait_for_store(
+    places: &[Endpoint],
+    signals: &Signals,
+    log: &Logger,
+) -> Result<bool, String> {
+    let failed = |error: io::Error| format!("cannot wait for events: {error}");
+    let mut poll = Poll::new().map_err(failed)?;
+    let fd = signals.raw();
+    poll.registry().register(&mut SourceFd(&fd), SIGNALS, Interest::READABLE).map_err(failed)?;
+    let mut events = Events::with_capacity(1);
+    let mut said = false;
+    while let Err(error) = Link::open(places) {
+        if !said {
+            warn!(log, "{error}; waiting for it");
+            said = true;
+        }
+        match poll.poll(&mut events, Some(LOOK)) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(failed(error)),
+            _ => {}
+        }
+        while let Some(signal) = signals.take() {
+            if signal == Signal::Stop {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 impl Daemon {

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use tap_ctl::paths::RunDir;
 use tapback::config::{Config, Limits};
-use tapback::daemon::Daemon;
+use tapback::daemon::{Daemon, wait_for_store};
 use tapback::instance::Instance;
 use tapback::log::{Target, logger};
 use tapback::sys::{Signals, own_session};
@@ -118,6 +118,9 @@ fn run(serve: Serve, target: Target, ready: impl FnOnce() + 'static) -> Result<(
         limits: Limits::default(),
     };
     let (name, only) = (config.name.clone(), config.only);
+    if serve.wait && !wait_for_store(&config.places, &signals, &log)? {
+        return Ok(());
+    }
     let daemon = Daemon::new(config, log.clone())?;
     if !Path::new(GNTDEV).exists() {
         warn!(

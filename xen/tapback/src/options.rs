@@ -17,8 +17,9 @@ struct Known {
     help: &'static str,
 }
 
-const KNOWN: [Known; 10] = [
+const KNOWN: [Known; 11] = [
     known('d', "debug", "", "stay in the foreground and log to standard error"),
+    known('w', "wait", "", "wait for a xenstore that is not there yet"),
     known('v', "verbose", "", "log every step"),
     known('n', "name", "NAME", "type of the backends to serve (vbd3)"),
     known('p', "pidfile", "FILE", "write the pid there when ready, and remove it at the end"),
@@ -49,6 +50,7 @@ pub enum Asked {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Serve {
     pub foreground: bool,
+    pub wait: bool,
     pub verbose: bool,
     pub name: String,
     pub pidfile: Option<PathBuf>,
@@ -92,7 +94,7 @@ pub fn usage() -> String {
 /// # Errors
 /// A sentence about what is wrong.
 pub fn parse(words: &[OsString]) -> Result<Asked, String> {
-    let letters = "dvn:p:x:bq:s:hV";
+    let letters = "dwvn:p:x:bq:s:hV";
     let words: Vec<OsString> = words.iter().flat_map(shorten).collect();
     let found = Words::parse("tapback", Spec { letters, long: &[] }, &words)?;
     if found.has('h') {
@@ -118,6 +120,7 @@ pub fn parse(words: &[OsString]) -> Result<Asked, String> {
     }
     Ok(Asked::Serve(Serve {
         foreground: found.has('d'),
+        wait: found.has('w'),
         verbose: found.has('v'),
         name: name.into_owned(),
         pidfile: found.path('p'),

@@ -1,11 +1,20 @@
 //! The program itself: options, the background, signals.
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use xenstore_fake::Fake;
 
+/// The program under test: of the folder that `TAPDISK_TESTS_BIN` names, where that is set.
+fn program() -> std::path::PathBuf {
+    match std::env::var_os("TAPDISK_TESTS_BIN") {
+        Some(folder) => std::path::Path::new(&folder).join("tapback"),
+        None => env!("CARGO_BIN_EXE_tapback").into(),
+    }
+}
+
 fn tapback(run: &Path, store: &Path, words: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tapback"));
+    let mut command = Command::new(program());
     command.env("XENSTORED_PATH", store).env("TAPDISK_RUN_DIR", run).args(words);
     command.output().expect("it can be started")
 }
@@ -27,6 +36,42 @@ fn without_xen_it_says_so_and_ends() {
         );
         assert_eq!(said.lines().count(), 1, "{said}");
     }
+}
+
+/// A tapback that waits, after its first words.
+fn waiting(run: &Path, store: &Path) -> (std::process::Child, impl BufRead + use<>) {
+    let mut command = Command::new(program());
+    command.env("XENSTORED_PATH", store).env("TAPDISK_RUN_DIR", run).args(["-d", "--wait"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().expect("it can be started");
+    let mut words = BufReader::new(child.stderr.take().expect("piped"));
+    let mut first = String::new();
+    words.read_line(&mut first).expect("readable");
+    assert!(first.contains("there is no xenstore here"), "{first}");
+    assert!(first.trim_end().ends_with("; waiting for it"), "{first}");
+    (child, words)
+}
+
+#[test]
+fn with_wait_it_serves_when_a_late_xenstore_has_come() {
+    let fake = Fake::start();
+    let dir = tempfile::tempdir().expect("a directory");
+    let store = dir.path().join("store");
+    let (mut child, _words) = waiting(dir.path(), &store);
+    std::os::unix::fs::symlink(fake.socket(0), &store).expect("a name for it");
+    fake.wait_clients("no watch", |usage| usage.watches.len() == 2);
+    tap_ctl::sys::terminate(i32::try_from(child.id()).expect("a pid")).expect("our own");
+    assert!(child.wait().expect("ended").success());
+}
+
+#[test]
+fn with_wait_it_ends_when_told_to() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut child, mut words) = waiting(dir.path(), &dir.path().join("nothing"));
+    tap_ctl::sys::terminate(i32::try_from(child.id()).expect("a pid")).expect("our own");
+    assert!(child.wait().expect("ended").success());
+    let mut rest = String::new();
+    words.read_to_string(&mut rest).expect("readable");
+    assert_eq!(rest, "");
 }
 
 #[test]
