@@ -15,7 +15,8 @@
 #   make bench-device  block devices: ublk, the blktap ring, loop, qemu-nbd and nbd.ko, in an emulator: ratios
 #   make bench-vhd  vhd-util beside qemu-img and the disk's own limit
 #   make install    PREFIX=/usr/local DESTDIR=
-#   make rpm        the RPM packages, in target/rpm
+#   make rpm        the RPM packages for dom0 (glibc 2.17 and later), in target/rpm; rpm-source: from source
+#   make deb        the Debian packages, in target/deb
 #   make install-dkms   the kernel module's source, for DKMS (xen/blktap-dkms)
 #   make deps       the Debian packages that demo, test and bench call, through apt, where missing
 #
@@ -30,20 +31,30 @@ LIBEXECDIR ?= $(PREFIX)/libexec
 DATADIR    ?= $(PREFIX)/share
 MANDIR     ?= $(DATADIR)/man
 DOCDIR     ?= $(DATADIR)/doc/tapdisk-rs
-# Where systemd and logrotate look does not move with PREFIX, except below /usr.
+# Where systemd and others look does not move with PREFIX, except below /usr.
 ifeq ($(PREFIX),/usr)
 TMPFILESDIR  ?= /usr/lib/tmpfiles.d
 UNITDIR      ?= /usr/lib/systemd/system
 LOGROTATEDIR ?= /etc/logrotate.d
 CONFDIR      ?= /etc/tapdisk-rs
 UDEVDIR      ?= /usr/lib/udev/rules.d
+SYSCTLDIR    ?= /usr/lib/sysctl.d
+CRONDIR      ?= /etc/cron.daily
+XENSCRIPTDIR ?= /etc/xen/scripts
 else
 TMPFILESDIR  ?= $(PREFIX)/lib/tmpfiles.d
 UNITDIR      ?= $(PREFIX)/lib/systemd/system
 LOGROTATEDIR ?= $(PREFIX)/etc/logrotate.d
 CONFDIR      ?= $(PREFIX)/etc/tapdisk-rs
 UDEVDIR      ?= $(PREFIX)/lib/udev/rules.d
+SYSCTLDIR    ?= $(PREFIX)/lib/sysctl.d
+CRONDIR      ?= $(PREFIX)/etc/cron.daily
+XENSCRIPTDIR ?= $(PREFIX)/etc/xen/scripts
 endif
+# Of packaging/manifest.
+PARTS        ?= core
+export SBINDIR BINDIR LIBEXECDIR DATADIR MANDIR DOCDIR TMPFILESDIR UNITDIR LOGROTATEDIR CONFDIR UDEVDIR SYSCTLDIR \
+    CRONDIR XENSCRIPTDIR DESTDIR BIN
 
 # rustup puts cargo where a non-login shell does not look.
 CARGO  ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
@@ -70,6 +81,9 @@ demo: build
 	@tests/deps.sh demo
 	@tests/demo.sh "$(BIN)"
 
+# Programs for an old dom0, which is x86_64.
+OLD := $(if $(filter x86_64,$(shell uname -m)),portable)
+
 # Tests read TAPDISK_TESTS: `fast` leaves out what takes minutes, `all` leaves out nothing.
 check: linker
 	@tests/deps.sh demo test
@@ -78,13 +92,13 @@ check: linker
 	$(CARGO) build --workspace --bins
 	TAPDISK_TESTS=fast $(CARGO) test --workspace
 
-test: build
+test: build $(OLD)
 	@tests/deps.sh demo test
 	$(CARGO) build --workspace --bins
 	TAPDISK_TESTS=all $(CARGO) test --workspace
 	tests/demo.sh "$(BIN)"
 	tests/ordinary-user.sh "$(BIN)"
-	tests/install.sh
+	tests/install.sh $(OLD:%="$(TARGET)/%")
 	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device' './run.sh tapdev' \
 	    './run.sh xen-bad $(XEN_BAD_CASES)' 'TAPDISK_VM_LIMIT=1200 ./run.sh faults' './run.sh blktap' \
 	    './run.sh crashes'
@@ -166,44 +180,27 @@ bench-vhd: build
 $(PROGRAMS):
 	$(MAKE) build
 
+# The files and where they go: packaging/manifest. A tapdisk that was built for measuring without its protections
+# is not installed.
 install: $(PROGRAMS)
-	install -d "$(DESTDIR)$(SBINDIR)" "$(DESTDIR)$(BINDIR)" "$(DESTDIR)$(LIBEXECDIR)" \
-	    "$(DESTDIR)$(MANDIR)/man8" "$(DESTDIR)$(DOCDIR)" \
-	    "$(DESTDIR)$(DATADIR)/bash-completion/completions" \
-	    "$(DESTDIR)$(DATADIR)/zsh/site-functions" \
-	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d" \
-	    "$(DESTDIR)$(TMPFILESDIR)" "$(DESTDIR)$(LOGROTATEDIR)" "$(DESTDIR)$(UNITDIR)" "$(DESTDIR)$(UDEVDIR)"
-	install -m 0755 "$(BIN)/tapback" "$(DESTDIR)$(SBINDIR)/tapback"
-	install -m 0644 packaging/tapback.8 "$(DESTDIR)$(MANDIR)/man8/tapback.8"
-	sed 's|@SBINDIR@|$(SBINDIR)|' packaging/tapback.service >"$(DESTDIR)$(UNITDIR)/tapback.service"
-	chmod 0644 "$(DESTDIR)$(UNITDIR)/tapback.service"
-	install -m 0755 "$(BIN)/tap-ctl" "$(DESTDIR)$(SBINDIR)/tap-ctl"
-	install -m 0755 "$(BIN)/vhd-util" "$(DESTDIR)$(BINDIR)/vhd-util"
-	install -m 0755 "$(BIN)/cbt-util" "$(BIN)/td-util" "$(DESTDIR)$(SBINDIR)/"
 	! "$(BIN)/tapdisk" --version | grep -q UNPROTECTED
-	install -m 0755 "$(BIN)/tapdisk" "$(DESTDIR)$(LIBEXECDIR)/tapdisk"
-	set -e; for tool in tap-ctl vhd-util; do \
-	    packaging/generate.sh "$(BIN)/$$tool" man "$(DESTDIR)$(MANDIR)/man8/$$tool.8"; \
-	    packaging/generate.sh "$(BIN)/$$tool" bash "$(DESTDIR)$(DATADIR)/bash-completion/completions/$$tool"; \
-	    packaging/generate.sh "$(BIN)/$$tool" zsh "$(DESTDIR)$(DATADIR)/zsh/site-functions/_$$tool"; \
-	    packaging/generate.sh "$(BIN)/$$tool" fish "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/$$tool.fish"; \
-	done
-	install -m 0644 packaging/tapdisk.8 packaging/cbt-util.8 packaging/td-util.8 "$(DESTDIR)$(MANDIR)/man8/"
-	set -e; for tool in cbt-util td-util; do \
-	    install -m 0644 packaging/completions/$$tool.bash "$(DESTDIR)$(DATADIR)/bash-completion/completions/$$tool"; \
-	    install -m 0644 packaging/completions/$$tool.zsh "$(DESTDIR)$(DATADIR)/zsh/site-functions/_$$tool"; \
-	    install -m 0644 packaging/completions/$$tool.fish "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/$$tool.fish"; \
-	done
-	install -m 0644 packaging/tmpfiles.conf "$(DESTDIR)$(TMPFILESDIR)/tapdisk-rs.conf"
-	install -m 0644 packaging/logrotate "$(DESTDIR)$(LOGROTATEDIR)/tapdisk-rs"
-	install -d "$(DESTDIR)$(CONFDIR)"
-	test -e "$(DESTDIR)$(CONFDIR)/parents" || \
-	    install -m 0644 packaging/parents "$(DESTDIR)$(CONFDIR)/parents"
-	install -m 0644 packaging/udev.rules "$(DESTDIR)$(UDEVDIR)/60-tapdisk-rs.rules"
-	install -m 0644 LICENSE-MIT LICENSE-APACHE "$(DESTDIR)$(DOCDIR)"
+	packaging/files.sh install "$(PARTS)"
 
-# From a source archive with all crates, as a build service does: needs rpmbuild.
-rpm:
+# What files.sh says of the manifest: LIST=rpm, LIST=conffiles, LIST=check.
+files:
+	@packaging/files.sh $(LIST) "$(PARTS)"
+
+# The programs for systems as old as XCP-ng 8.3's dom0 (glibc 2.17), by Zig's linker from PyPI.
+portable: linker
+	@tests/deps.sh portable
+	packaging/portable.sh "$(TARGET)/portable"
+
+# For dom0 of XCP-ng 8.3, XenServer 8 and all that is newer.
+rpm: portable
+	packaging/rpm.sh --built "$(TARGET)/portable" "$(TARGET)/rpm"
+
+# From a source archive with all crates, as a build service does, for its own C library: needs rpmbuild.
+rpm-source:
 	packaging/rpm.sh "$(TARGET)/rpm"
 
 # Where DKMS looks does not move with PREFIX. Then: dkms install blktap/VERSION
@@ -218,33 +215,9 @@ install-dkms:
 	install -m 0644 packaging/blktap.4 "$(DESTDIR)$(MANDIR)/man4/blktap.4"
 
 uninstall:
-	rm -f "$(DESTDIR)$(SBINDIR)/tap-ctl" "$(DESTDIR)$(BINDIR)/vhd-util" \
-	    "$(DESTDIR)$(LIBEXECDIR)/tapdisk" \
-	    "$(DESTDIR)$(MANDIR)/man8/tap-ctl.8" "$(DESTDIR)$(MANDIR)/man8/tapdisk.8" \
-	    "$(DESTDIR)$(DATADIR)/bash-completion/completions/tap-ctl" \
-	    "$(DESTDIR)$(DATADIR)/zsh/site-functions/_tap-ctl" \
-	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/tap-ctl.fish" \
-	    "$(DESTDIR)$(SBINDIR)/cbt-util" "$(DESTDIR)$(MANDIR)/man8/cbt-util.8" \
-	    "$(DESTDIR)$(SBINDIR)/td-util" "$(DESTDIR)$(MANDIR)/man8/td-util.8" \
-	    "$(DESTDIR)$(MANDIR)/man8/vhd-util.8" \
-	    "$(DESTDIR)$(DATADIR)/bash-completion/completions/vhd-util" \
-	    "$(DESTDIR)$(DATADIR)/zsh/site-functions/_vhd-util" \
-	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/vhd-util.fish" \
-	    "$(DESTDIR)$(DATADIR)/bash-completion/completions/td-util" \
-	    "$(DESTDIR)$(DATADIR)/zsh/site-functions/_td-util" \
-	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/td-util.fish" \
-	    "$(DESTDIR)$(DATADIR)/bash-completion/completions/cbt-util" \
-	    "$(DESTDIR)$(DATADIR)/zsh/site-functions/_cbt-util" \
-	    "$(DESTDIR)$(DATADIR)/fish/vendor_completions.d/cbt-util.fish" \
-	    "$(DESTDIR)$(SBINDIR)/tapback" "$(DESTDIR)$(MANDIR)/man8/tapback.8" \
-	    "$(DESTDIR)$(UNITDIR)/tapback.service" \
-	    "$(DESTDIR)$(TMPFILESDIR)/tapdisk-rs.conf" "$(DESTDIR)$(LOGROTATEDIR)/tapdisk-rs" \
-	    "$(DESTDIR)$(UDEVDIR)/60-tapdisk-rs.rules"
-	rm -rf "$(DESTDIR)$(DOCDIR)"
-	! cmp -s packaging/parents "$(DESTDIR)$(CONFDIR)/parents" || \
-	    rm -r "$(DESTDIR)$(CONFDIR)"
+	packaging/files.sh uninstall "$(PARTS)"
 
 clean:
 	$(CARGO) clean
 
-.PHONY: all build linker deps demo check test test-vm test-iotests test-pressure fuzz bench bench-device bench-xen bench-vhd xen-demo rpm install install-dkms uninstall clean
+.PHONY: all build linker deps demo check test test-vm test-iotests test-pressure fuzz bench bench-device bench-xen bench-vhd xen-demo portable rpm rpm-source deb files install install-dkms uninstall clean

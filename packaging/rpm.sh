@@ -2,7 +2,7 @@
 # Makes the RPM packages.
 #
 #   packaging/rpm.sh OUTPUT          from a source archive of HEAD with all crates in it, as a build service does
-#   packaging/rpm.sh --built OUTPUT  of the programs that `make` has built in this tree
+#   packaging/rpm.sh --built [PROGRAMS] OUTPUT  of built programs, in a folder (or where `make` has put them)
 #
 # Works on systems without RPM's own package data (Debian's `rpm`): what rpmbuild needs it then finds in $PATH.
 set -euo pipefail
@@ -11,6 +11,11 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 built=''
 if [ "${1:-}" = --built ]; then
     built=1
+    shift
+fi
+programs=''
+if [ -n "$built" ] && [ $# = 2 ]; then
+    programs=$(cd "$1" && pwd)
     shift
 fi
 [ $# = 1 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -29,6 +34,7 @@ macro() {
 }
 macro _unitdir /usr/lib/systemd/system
 macro _docdir /usr/share/doc
+[ -z "$programs" ] || options+=(--define "programs $programs")
 # Of a later release, say: the part of it that names the distribution.
 [ -z "${RPM_DIST:-}" ] || options+=(--define "dist $RPM_DIST")
 # A system whose compilers are no RPMs has no answer to BuildRequires.

@@ -3,7 +3,7 @@
 # from Debian through apt: as root, or through sudo. Says what it installs and why. Without either, it says
 # what a person has to install, and fails.
 #
-#   deps.sh build|demo|test|bench ...
+#   deps.sh build|portable|demo|test|bench ...
 set -euo pipefail
 
 # group  program or file  Debian package  why
@@ -11,6 +11,7 @@ needs() {
     cat <<'TABLE'
 build cc gcc the linker that cargo calls
 build /usr/include/stdio.h libc6-dev the C library that programs are linked with
+portable pip3 python3-pip fetches the linker of the programs for old systems
 demo qemu-img qemu-utils checks our images from outside; qemu-io is the demo's NBD client
 demo qemu-io qemu-utils reads and writes a served disk over NBD
 demo nbdinfo libnbd-bin shows what the NBD server offers

@@ -403,7 +403,8 @@ case_removed_when_the_image_is_lost() {
     same "minors" "" "$(tap-ctl list)"
 }
 
-# As every distribution runs it: it looks at a device as soon as that is there, and at its end, and our rule is for it.
+# As every distribution runs it: it looks at a device as soon as that is there, and at its end, and our rules are for
+# it: no scheduler, and what a guest has written is nothing that names things of the host.
 case_udev_looks_on() {
     /usr/lib/systemd/systemd-udevd --daemon
     local round
@@ -415,7 +416,8 @@ case_udev_looks_on() {
         if [ $((round % 2)) -eq 0 ]; then
             udevadm settle --timeout=60
             without_scheduler
-            same "what udev read" "udev$round" "$(udevadm info -q property --property=ID_FS_LABEL --value "$disk")"
+            same "what udev took from a guest's disk" "" \
+                "$(udevadm info -q property "$disk" | grep -e '^ID_FS_' -e '^DEVLINKS=.*by-')"
             kill -9 "$pid"
             await 20 "the end of tapdisk" sh -c "! [ -e /proc/$pid ]"
             same "the device comes back" "$disk" "$(tap-ctl recover -m "$minor")"
