@@ -5,8 +5,8 @@ mod daemon_support;
 use std::time::{Duration, Instant};
 
 use daemon_support::fuse::Hanging;
-use daemon_support::{Daemon, nbd, skip, until};
-use tap_ctl::messages::{Message, kind};
+use daemon_support::{Daemon, images, nbd, set, skip, until};
+use tap_ctl::messages::{Message, flag, kind};
 
 const A_MOMENT: Duration = Duration::from_millis(100);
 
@@ -147,4 +147,45 @@ fn a_hanging_open_holds_up_neither_lists_nor_other_disks() {
     assert!(!open.has_reply(A_MOMENT));
     slow.release();
     assert_eq!(open.reply().errno(), 22, "it is no VHD");
+}
+
+/// `-D`: a read through the page cache that has to wait for the storage holds nobody else up, with
+/// either engine (AIO by itself would wait within io_submit).
+#[test]
+fn a_cold_read_through_the_page_cache_holds_nobody_up() {
+    const BLOCK: u64 = 2 << 20;
+    /// Farther than anybody reads ahead.
+    const FAR: u64 = 1 << 20;
+    for engine in ["uring", "aio"] {
+        let Some(storage) = Hanging::mount(32 << 20) else { return skip("no FUSE here") };
+        storage.use_page_cache();
+        let dir = tempfile::tempdir().unwrap();
+        images::vhd(&dir.path().join("v"), 7);
+        storage.put(&std::fs::read(dir.path().join("v")).unwrap());
+        let daemon = Daemon::spawn_with(set("TAPDISK_ENGINE", engine));
+        daemon.attach(0);
+        let image = format!("vhd:{}", storage.path().display());
+        assert_eq!(daemon.open(0, &image), 0);
+        let mut client = daemon.nbd(0);
+        assert_eq!(client.write(0, &[7; 4096]), Ok(()));
+        assert_eq!(client.write(FAR, &[7; 4096]), Ok(()));
+        drop(client);
+        assert_eq!(daemon.ask(kind::CLOSE, 0), 0);
+        let cached = |params: &mut tap_ctl::messages::Params| {
+            params.flags |= flag::RDONLY | flag::NO_O_DIRECT;
+        };
+        assert_eq!(daemon.open_with(0, &image, cached), 0);
+        let mut client = daemon.nbd(0);
+        assert_eq!(client.read(0, 512), Ok(vec![7; 512]), "{engine}: the bitmap is known now");
+        storage.hold();
+        client.ask(nbd::READ, 1, FAR, 4096, &[]);
+        storage.wait_for_held(1);
+        let mut other = daemon.nbd(0);
+        assert_eq!(other.read(2 * BLOCK, 4096), Ok(vec![0; 4096]), "{engine}");
+        assert_eq!(daemon.list().len(), 1, "{engine}");
+        storage.release();
+        assert_eq!(client.reply(), (1, 0), "{engine}");
+        assert_eq!(client.take::<4096>(), [7; 4096], "{engine}");
+        assert_eq!(daemon.ask(kind::CLOSE, 0), 0);
+    }
 }

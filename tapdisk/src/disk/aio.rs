@@ -2,13 +2,15 @@
 //!
 //! ```text
 //!   push ─► iocbs ── submit (one io_submit) ─► kernel ─┐ completion ring, mapped
-//!     └───► lane (grow, zero, discard) ────────────────┤ + one count in the eventfd each
+//!     ├───► lane (grow, zero, discard) ────────────────┤ + one count in the eventfd each
+//!     └───► page cache: at once, or cache lane ────────┤
 //!   reap ◄─ done ◄───────────── collect ◄──────────────┘
 //! ```
 //! Results are read from the completion ring in our own memory, without a system call, as fio does; a
-//! kernel with an unknown ring is asked with io_getevents. AIO is asynchronous only for O_DIRECT:
-//! a buffered file works, and waits in `submit`. Nothing here allocates after `open` and
-//! `set_files`.
+//! kernel with an unknown ring is asked with io_getevents. AIO is asynchronous only for O_DIRECT. What
+//! goes through the page cache (`-D`: read-only parents) is read at once if it is there
+//! (RWF_NOWAIT, Linux 4.14), and by one of a few threads if not: in `submit` a cold read would hold up the whole
+//! disk. Nothing here allocates after `open` and `set_files`.
 #![allow(unsafe_code)]
 use std::collections::VecDeque;
 use std::io;
@@ -30,6 +32,10 @@ const FDSYNC: u16 = 3;
 const RESFD: u32 = 1;
 /// fs/aio.c, `AIO_RING_MAGIC`, and the incompatible features we know: none.
 const RING_MAGIC: u32 = 0xa10a_10a1;
+/// RWF_NOWAIT of linux/fs.h: only what needs no waiting.
+const RWF_NOWAIT: libc::c_int = 8;
+/// Threads for what is not in the page cache: the original read one after the other.
+const CACHE_THREADS: usize = 4;
 /// Results taken by one io_getevents.
 const EVENTS_MAX: usize = 16;
 
@@ -88,6 +94,10 @@ pub struct Aio {
     // Dropped first: it waits for what is in flight, and then nobody touches the arena.
     context: Context,
     lane: Lane,
+    /// For data of the page cache, while there are such files.
+    cache_lane: Option<Lane>,
+    /// The kernel, or a file system, does not know RWF_NOWAIT.
+    always_waits: bool,
     arena: Arena,
     wake: Arc<EventFd>,
     files: Files,
@@ -126,6 +136,8 @@ impl Aio {
         Ok(Aio {
             context,
             lane,
+            cache_lane: None,
+            always_waits: false,
             arena,
             wake,
             files: Files::new(files_max),
@@ -148,6 +160,31 @@ impl Aio {
             Kind::Read | Kind::Write | Kind::Sync => None,
             Kind::Grow { .. } | Kind::Zero { .. } | Kind::Discard { .. } => Job::new(tag, file, op),
         }
+    }
+
+    /// Data of the page cache. False if it is not for us.
+    fn cached(&mut self, tag: Tag, file: File, op: &Op) -> bool {
+        let Some(lane) = self.cache_lane.as_mut().filter(|_| file.cached) else { return false };
+        let address = self.arena.address(op.buf) as usize;
+        let call = match op.kind {
+            Kind::Read => Call::Read(address),
+            Kind::Write => Call::Write(address),
+            _ => return false,
+        };
+        if op.kind == Kind::Read && !self.always_waits {
+            match read_now(file.fd, address, op) {
+                Ok(bytes) if bytes == op.buf.bytes => {
+                    self.done.push_back((tag, Ok(bytes)));
+                    return true;
+                }
+                Err(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => self.always_waits = true,
+                // Not there, or not all of it.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        let bytes = u64::from(op.buf.bytes);
+        lane.push(Job { tag, fd: file.fd, call, at: op.at, bytes });
+        true
     }
 
     fn iocb(&self, tag: Tag, fd: RawFd, op: &Op) -> Iocb {
@@ -226,9 +263,11 @@ impl Aio {
             self.owed += 1;
             self.done.push_back((tag_of(event.data), outcome(event.result)));
         }
-        while let Some(done) = self.lane.pop() {
-            self.owed += 1;
-            self.done.push_back(done);
+        for lane in [Some(&mut self.lane), self.cache_lane.as_mut()].into_iter().flatten() {
+            while let Some(done) = lane.pop() {
+                self.owed += 1;
+                self.done.push_back(done);
+            }
         }
     }
 
@@ -243,10 +282,8 @@ impl Aio {
 
     /// Whether the eventfd has a count, or will have in a moment.
     fn signalled(&self) -> bool {
-        let ready = match self.context.ready() {
-            Some(count) => count + self.lane.ready(),
-            None => self.in_kernel + self.lane.ready(),
-        };
+        let lanes = self.lane.ready() + self.cache_lane.as_ref().map_or(0, Lane::ready);
+        let ready = lanes + self.context.ready().unwrap_or(self.in_kernel);
         self.owed + i64::try_from(ready).expect("a queue is small") > 0
     }
 }
@@ -258,7 +295,7 @@ impl Disk for Aio {
         self.in_flight += 1;
         if let Some(job) = self.job(tag, file, &op) {
             self.lane.push(job);
-        } else {
+        } else if !self.cached(tag, file, &op) {
             self.iocbs[self.queued] = self.iocb(tag, file.fd, &op);
             self.queued += 1;
         }
@@ -291,7 +328,18 @@ impl Disk for Aio {
 
     fn set_files(&mut self, fds: &[RawFd]) -> io::Result<()> {
         assert!(self.in_flight == 0, "files change only while nothing is in flight");
-        self.files.set(fds)
+        self.files.set(fds)?;
+        self.always_waits = false;
+        if self.files.any_cached() != self.cache_lane.is_some() {
+            self.cache_lane = match self.files.any_cached() {
+                true => {
+                    let (depth, wake) = (self.depth as usize, Arc::clone(&self.wake));
+                    Some(Lane::of(CACHE_THREADS, "disk-cache", depth, wake)?)
+                }
+                false => None,
+            };
+        }
+        Ok(())
     }
 
     fn wake_fd(&self) -> RawFd {
@@ -421,6 +469,19 @@ fn setup_error(depth: u32) -> io::Error {
          fs.aio-nr shows"
     );
     io::Error::new(error.kind(), text)
+}
+
+/// Reads what needs no waiting. The system call itself: dom0's C library is older.
+fn read_now(fd: RawFd, address: usize, op: &Op) -> Result<u32, i32> {
+    let bytes = op.buf.bytes as usize;
+    let to =
+        libc::iovec { iov_base: std::ptr::with_exposed_provenance_mut(address), iov_len: bytes };
+    // The offset in halves, of which 64-bit kernels read the first, whole.
+    let (low, high) = (op.at as libc::c_long, (op.at >> 32) as libc::c_long);
+    // SAFETY: a buffer of the arena, which is this operation's alone.
+    let read =
+        unsafe { libc::syscall(libc::SYS_preadv2, fd, &raw const to, 1, low, high, RWF_NOWAIT) };
+    u32::try_from(read).map_err(|_| io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
 }
 
 fn sync_job(tag: Tag, fd: RawFd) -> Job {

@@ -12,6 +12,8 @@ pub(super) struct File {
     pub fd: RawFd,
     /// It is a block device: some operations are done another way.
     pub block: bool,
+    /// It was opened without O_DIRECT: its data go through the page cache.
+    pub cached: bool,
 }
 
 /// The table. It never grows beyond the size given at open.
@@ -51,6 +53,11 @@ impl Files {
         self.files.iter().any(|file| file.block)
     }
 
+    /// Whether one of them goes through the page cache.
+    pub fn any_cached(&self) -> bool {
+        self.files.iter().any(|file| file.cached)
+    }
+
     /// Descriptors for the kernel's table of `files_max` entries, -1 where there is none.
     pub fn table(&self) -> Vec<RawFd> {
         let mut table: Vec<RawFd> = self.files.iter().map(|file| file.fd).collect();
@@ -67,5 +74,8 @@ fn look(fd: RawFd) -> io::Result<File> {
     }
     // SAFETY: fstat succeeded, so it is filled.
     let mode = unsafe { stat.assume_init() }.st_mode;
-    Ok(File { fd, block: mode & libc::S_IFMT == libc::S_IFBLK })
+    // SAFETY: F_GETFL takes and gives numbers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    let cached = flags >= 0 && flags & libc::O_DIRECT == 0;
+    Ok(File { fd, block: mode & libc::S_IFMT == libc::S_IFBLK, cached })
 }

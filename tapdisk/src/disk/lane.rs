@@ -1,12 +1,13 @@
-//! One thread for what the kernel cannot do asynchronously.
+//! Threads for what the kernel cannot do asynchronously; mostly one.
 //!
 //! ```text
 //!   engine ── push ─► todo ─► thread: fallocate, discard, fdatasync ─► done ── pop ─► engine
+//!                             threads: data of the page cache            │
 //!                                          └── eventfd: one count for each result
 //! ```
 //! Both queues have room for the engine's depth from the start, so nothing is allocated later and a
-//! push cannot fail. The thread waits only for the disk; it holds the lock only to move one job. It
-//! touches no memory of the arena. It takes no signals, and its stack is small and touched at start.
+//! push cannot fail. A thread waits only for the disk; it holds the lock only to move one job. It
+//! takes no signals, and its stack is small and touched at start.
 #![allow(unsafe_code)]
 use std::collections::VecDeque;
 use std::io;
@@ -76,6 +77,10 @@ pub enum Call {
     Discard,
     /// fdatasync.
     Sync,
+    /// pread to this address.
+    Read(usize),
+    /// pwrite from this address.
+    Write(usize),
 }
 
 impl Call {
@@ -142,11 +147,11 @@ impl Shared {
     }
 }
 
-/// The thread and its queues.
+/// The threads and their queues.
 #[derive(Debug)]
 pub struct Lane {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
     depth: usize,
     in_flight: usize,
 }
@@ -157,18 +162,30 @@ impl Lane {
     /// # Errors
     /// When no thread can be made.
     pub fn start(depth: usize, wake: Arc<EventFd>) -> io::Result<Lane> {
+        Lane::of(1, "disk-lane", depth, wake)
+    }
+
+    /// Starts so many threads with one queue, whose jobs may be done in any order.
+    ///
+    /// # Errors
+    /// When no thread can be made.
+    pub fn of(threads: usize, name: &str, depth: usize, wake: Arc<EventFd>) -> io::Result<Lane> {
         let queues = Queues {
             todo: VecDeque::with_capacity(depth),
             done: VecDeque::with_capacity(depth),
             stop: false,
         };
         let shared = Arc::new(Shared { queues: Mutex::new(queues), work: Condvar::new(), wake });
-        let theirs = Arc::clone(&shared);
-        let thread = without_signals(|| {
-            let builder = std::thread::Builder::new().name("disk-lane".into());
-            builder.stack_size(STACK_BYTES).spawn(move || run(&theirs))
-        })?;
-        Ok(Lane { shared, thread: Some(thread), depth, in_flight: 0 })
+        let mut lane = Lane { shared, threads: Vec::with_capacity(threads), depth, in_flight: 0 };
+        for _ in 0..threads {
+            let theirs = Arc::clone(&lane.shared);
+            let thread = without_signals(|| {
+                let builder = std::thread::Builder::new().name(name.into());
+                builder.stack_size(STACK_BYTES).spawn(move || run(&theirs))
+            })?;
+            lane.threads.push(thread);
+        }
+        Ok(lane)
     }
 
     /// Queues a job. The engine keeps no more than `depth` in flight.
@@ -201,18 +218,18 @@ impl Lane {
 }
 
 impl Drop for Lane {
-    /// Waits for the job that runs; those behind it are forgotten.
+    /// Waits for the jobs that run; those behind them are forgotten.
     fn drop(&mut self) {
         self.shared.lock().stop = true;
-        self.shared.work.notify_one();
-        if let Some(thread) = self.thread.take() {
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
             // A thread that panicked has already said so.
             let _ = thread.join();
         }
     }
 }
 
-/// The thread: one job after the other.
+/// A thread: one job after the other.
 fn run(shared: &Shared) {
     if protection::has(Protection::Lock) {
         touch_stack();
@@ -247,21 +264,40 @@ fn perform(job: &Job) -> Result<u32, i32> {
         return Err(libc::EFBIG);
     };
     loop {
-        let outcome = match job.call {
+        let outcome: i64 = match job.call {
             // SAFETY: no memory is passed.
-            Call::Fallocate(mode) => unsafe { libc::fallocate(job.fd, mode, at, bytes) },
-            Call::Discard => discard(job),
+            Call::Fallocate(mode) => unsafe { libc::fallocate(job.fd, mode, at, bytes) }.into(),
+            Call::Discard => discard(job).into(),
             // SAFETY: no memory is passed.
-            Call::Sync => unsafe { libc::fdatasync(job.fd) },
+            Call::Sync => unsafe { libc::fdatasync(job.fd) }.into(),
+            Call::Read(_) | Call::Write(_) => transfer(job),
         };
-        if outcome == 0 {
-            return Ok(0);
+        if let Ok(bytes) = u32::try_from(outcome) {
+            return Ok(bytes);
         }
         match io::Error::last_os_error().raw_os_error() {
             Some(libc::EINTR) => {}
             errno => return Err(errno.unwrap_or(libc::EIO)),
         }
     }
+}
+
+/// Data, by one call; the number of bytes may be smaller.
+fn transfer(job: &Job) -> i64 {
+    let (fd, bytes, at) = (job.fd, job.bytes as usize, job.at as i64);
+    let moved = match job.call {
+        // SAFETY: a buffer of the arena, which is this operation's alone until its result was
+        // popped; who owns the lane drops it before the arena.
+        Call::Read(to) => unsafe {
+            libc::pread64(fd, std::ptr::with_exposed_provenance_mut(to), bytes, at)
+        },
+        // SAFETY: as above.
+        Call::Write(from) => unsafe {
+            libc::pwrite64(fd, std::ptr::with_exposed_provenance(from), bytes, at)
+        },
+        Call::Fallocate(_) | Call::Discard | Call::Sync => unreachable!("no data"),
+    };
+    moved as i64
 }
 
 fn discard(job: &Job) -> libc::c_int {

@@ -468,7 +468,7 @@ fn space(fd: types::Fd, file: File, op: &Op) -> Option<squeue::Entry> {
         (Call::Fallocate(mode), bytes) => {
             Some(opcode::Fallocate::new(fd, bytes).offset(op.at).mode(mode).build())
         }
-        (Call::Discard | Call::Sync, _) => None,
+        (Call::Discard | Call::Sync | Call::Read(_) | Call::Write(_), _) => None,
     }
 }
 

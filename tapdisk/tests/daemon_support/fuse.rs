@@ -14,6 +14,8 @@ const FILE: u64 = 2;
 /// Longest data of one request.
 const WRITE_MAX: u32 = 128 << 10;
 const ASYNC_DIO: u32 = 1 << 15;
+/// FUSE_ASYNC_READ: reading ahead waits for nobody, as on other file systems.
+const ASYNC_READ: u32 = 1;
 
 /// The mounted file system.
 pub struct Hanging {
@@ -42,6 +44,8 @@ struct State {
     late: Option<u64>,
     /// It has come.
     waiting: Option<Vec<u8>>,
+    /// What is opened without O_DIRECT goes through the page cache.
+    page_cache: bool,
 }
 
 impl Hanging {
@@ -58,6 +62,11 @@ impl Hanging {
         let theirs = Arc::clone(&shared);
         std::thread::spawn(move || theirs.serve());
         Some(Hanging { dir, shared })
+    }
+
+    /// From now on, what is opened without O_DIRECT goes through the page cache.
+    pub fn use_page_cache(&self) {
+        self.shared.state.lock().unwrap().page_cache = true;
     }
 
     /// The file.
@@ -185,7 +194,11 @@ impl Shared {
                 }
                 Ok([vec![0; 16], attributes(node, state.bytes.len() as u64)].concat())
             }
-            14 => Ok([&1u64.to_ne_bytes()[..], &1u32.to_ne_bytes(), &[0; 4]].concat()),
+            14 => {
+                // FOPEN_DIRECT_IO.
+                let flags = u32::from(!state.page_cache);
+                Ok([&1u64.to_ne_bytes()[..], &flags.to_ne_bytes(), &[0; 4]].concat())
+            }
             16 if state.late == Some(long(48)) => {
                 state.late = None;
                 state.waiting = Some(request.to_vec());
@@ -246,7 +259,7 @@ fn init() -> Vec<u8> {
     let mut word = |at: usize, value: u32| out[at..at + 4].copy_from_slice(&value.to_ne_bytes());
     word(0, 7);
     word(4, 31);
-    word(12, ASYNC_DIO);
+    word(12, ASYNC_READ | ASYNC_DIO);
     word(16, 64 | 48 << 16);
     word(20, WRITE_MAX);
     word(24, 1);
