@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 /// The byte of devices. QEMU's locks are on bytes 100 to 300; this is behind every device's end.
 pub(crate) const BYTE: i64 = i64::from_be_bytes(*b"\0\0tdlock");
 
-/// Takes the lock, or turns the one that is held into this kind, unless another has it. Never waits. On a device that is open
-/// for reading only, an exclusive lock is a shared one: `fcntl(2)` has no other, and it keeps writers off as well.
+/// Takes the lock, or turns the one that is held into this kind, unless another has it. Never
+/// waits. On a device or NFS 4, of a file that is open for reading only, an exclusive lock is a
+/// shared one: `fcntl(2)` has no other, and it keeps writers off as well.
 ///
 /// ```
 /// let dir = tempfile::tempdir()?;
@@ -125,11 +126,14 @@ fn look(file: &File, exclusive: bool) -> io::Result<Look> {
 }
 
 fn regular(file: &File, exclusive: bool) -> io::Result<()> {
-    let how = match exclusive {
-        true => FlockOperation::NonBlockingLockExclusive,
-        false => FlockOperation::NonBlockingLockShared,
-    };
-    Ok(flock(file, how)?)
+    if exclusive {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            // NFS 4, where it is a lock of fcntl(2).
+            Err(rustix::io::Errno::BADF) => {}
+            other => return Ok(other?),
+        }
+    }
+    Ok(flock(file, FlockOperation::NonBlockingLockShared)?)
 }
 
 fn device(file: &File, exclusive: bool) -> io::Result<()> {
