@@ -40,7 +40,8 @@ version=${version%%_*}
 
 # Drivers of dom0 and of the machine without Xen, with what they depend on.
 root_modules="xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs xen-blkback xen-blkfront xen-netback
-    loop nbd ublk_drv brd null_blk zram dm-mod dm-flakey dm-delay dm-snapshot dm-crypt xts aesni-intel scsi_debug sd_mod ext4 xfs fuse
+    loop nbd ublk_drv brd null_blk zram dm-mod dm-flakey dm-delay dm-snapshot dm-thin-pool dm-crypt xts aesni-intel
+    scsi_debug sd_mod ext4 xfs nfs nfsv3 nfsv4 nfsd overlay fuse
     9p 9pnet_virtio virtio_blk virtio-rng crc32c_generic crc32c-intel"
 # What it takes to mount the root file system.
 initrd_modules="virtio_blk ext4 9p 9pnet_virtio crc32c_generic crc32c-intel"

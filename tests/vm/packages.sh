@@ -17,8 +17,9 @@ set -euo pipefail
 
 # Into the root file system of dom0 (and of the machine without Xen).
 dom0_wants=("xen-utils-$vm_xen" xenstore-utils qemu-system-xen qemu-utils nbd-client busybox-static bash coreutils
-    util-linux mount kmod e2fsprogs xfsprogs procps grep sed mawk findutils strace tar gzip iproute2 libaio1t64 liburing2
-    libstdc++6 libgcc-s1 bsdutils udev)
+    util-linux mount kmod e2fsprogs procps grep sed mawk findutils strace tar gzip iproute2 libaio1t64 liburing2
+    libstdc++6 libgcc-s1 bsdutils udev lvm2 dmsetup thin-provisioning-tools xfsprogs nfs-kernel-server nfs-common
+    rpcbind)
 # Onto the host, into a folder: the emulator, and what is needed to take kernels apart.
 host_wants=(qemu-system-x86 zstd kmod busybox-static)
 # What a module is built with, in a tree of its own: the compiler of the kernel's release, and the headers' own
