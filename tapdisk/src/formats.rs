@@ -554,7 +554,7 @@ impl Images {
         let info = |layer: &Layer| {
             let bytes = layer.file.len();
             let bytes = bytes.map_err(|e| OpenError::io(&layer.path, "learn the size of", &e))?;
-            Ok(FileInfo { bytes, device: layer.file.is_device() })
+            Ok(FileInfo { bytes, device: layer.file.is_device(), thin: layer.file.is_thin() })
         };
         self.layers.iter().map(info).collect()
     }

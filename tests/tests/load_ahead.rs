@@ -31,7 +31,7 @@ fn chain() -> Engine<SimDisk> {
         let options = OpenOptions { read_only: n > 0, for_io: true, ..OpenOptions::default() };
         let opened = vhd_rs::open(&storage, Path::new("x.vhd"), &options).expect("a whole image");
         layers.push(Layer::new(Box::new(Vhd::new(opened))));
-        infos.push(FileInfo { bytes: bytes.len() as u64, device: false });
+        infos.push(FileInfo { bytes: bytes.len() as u64, device: false, thin: false });
         files.push(SimFile::new(bytes, false));
     }
     let limits = Limits::NORMAL;

@@ -301,7 +301,7 @@ fn one_block<D: Disk>(mut disk: Aligned<D>, device: &Loop) {
     disk.set_files(&[file.as_raw_fd()]).expect("the file");
     let mut engine = Engine::new(disk, Limits::MINIMUM);
     let layer = Layer::new(Box::new(vhd_rs::driver::Vhd::new(opened)));
-    let info = FileInfo { bytes: 2 * DISK_BYTES, device: true };
+    let info = FileInfo { bytes: 2 * DISK_BYTES, device: true, thin: false };
     engine.attach(Chain::new(vec![layer]), &[info], Policy::default());
     request(&mut engine, Verb::Write { fua: true });
     let with = blocks_below(device);

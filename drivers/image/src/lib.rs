@@ -18,12 +18,14 @@ mod lock;
 mod node;
 pub mod place;
 mod storage;
+mod thin;
 pub mod unfinished;
 
 pub use holder::{Holder, holder};
 pub use lock::{acquire, try_lock};
 pub use node::{Node, NodeError, Odd, is_write_protected, open_or_make};
 pub use storage::{MemStorage, Storage};
+pub use thin::is_thin;
 
 /// Bytes of a guest sector. Everything a guest addresses is counted in these, also on devices with
 /// larger sectors.

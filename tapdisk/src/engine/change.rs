@@ -237,6 +237,16 @@ impl<D: Disk> Engine<D> {
         }
     }
 
+    /// A thin volume knows no zeros without writing them. Its space goes back by a discard, after
+    /// which it reads as zeros too; of other devices nobody knows what they show then.
+    pub(super) fn discard_instead(&mut self, id: SlotId, op: Op, outcome: Result<(), i32>) {
+        let unknown = matches!(outcome, Err(libc::EOPNOTSUPP | libc::ENOSYS));
+        let thin = self.files[usize::from(op.file.0)].thin;
+        if let (Kind::Zero { bytes, .. }, true) = (op.kind, unknown && thin) {
+            self.data_op(id, Owner::Free(id), Op { kind: Kind::Discard { bytes }, ..op });
+        }
+    }
+
     pub(super) fn plans_over(&mut self, id: SlotId, ok: bool) {
         let target = self.slot(id).target;
         for i in 0..PLANS_MAX {

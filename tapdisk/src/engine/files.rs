@@ -15,6 +15,8 @@ pub struct FileInfo {
     pub bytes: u64,
     /// A block device: its size is fixed.
     pub device: bool,
+    /// A device that knows no zeros without writing them, but what it discards reads as zeros.
+    pub thin: bool,
 }
 
 /// How often the space taken ahead doubles, as a factor: from 32 MiB to 256.
@@ -35,6 +37,8 @@ pub struct FileState {
     pub grown: u64,
     /// A block device.
     pub device: bool,
+    /// See [`FileInfo::thin`].
+    pub thin: bool,
     /// What was over at a smaller number of a request is on the medium; see [`Meta::durable`].
     pub durable: u64,
     /// From here on to `grown` nothing was ever written; see [`Meta::blank_from`].
@@ -92,6 +96,7 @@ impl FileState {
         FileState {
             grown: info.bytes,
             device: info.device,
+            thin: info.thin,
             durable: 0,
             blank_from: if info.device { u64::MAX } else { info.bytes },
             stage: None,

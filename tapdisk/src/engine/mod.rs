@@ -326,6 +326,7 @@ impl<D: Disk> Engine<D> {
             }
             Owner::Free(id) => {
                 self.slots[usize::from(id.0)].ops -= 1;
+                self.discard_instead(id, op, outcome);
                 self.wake_one(id, Ok(()));
             }
             Owner::Load(block) => {

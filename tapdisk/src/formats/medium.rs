@@ -35,6 +35,14 @@ impl Medium {
         }
     }
 
+    /// Whether what is discarded goes back to a pool and reads as zeros.
+    pub fn is_thin(&self) -> bool {
+        match self {
+            Medium::Local(file) => image::is_thin(file.file()),
+            Medium::Remote(_) => false,
+        }
+    }
+
     /// What offset and length of operations must be multiples of, in bytes.
     pub fn alignment(&self) -> u32 {
         match self {

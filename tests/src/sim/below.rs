@@ -68,7 +68,11 @@ impl Below {
     /// Opens files, each an image, leaf first.
     fn open(&mut self, rng: &mut Rng, files: Vec<SimFile>) -> Result<(), String> {
         let layers = images(&files, &self.formats)?.into_iter().map(Layer::new).collect();
-        let info = |f: &SimFile| FileInfo { bytes: f.bytes.len() as u64, device: f.device };
+        let info = |f: &SimFile| FileInfo {
+            bytes: f.bytes.len() as u64,
+            device: f.device,
+            thin: f.device,
+        };
         let infos: Vec<FileInfo> = files.iter().map(info).collect();
         let (arena, depth) = (self.limits.arena_bytes(), self.limits.ops() as usize);
         let mut disk = SimDisk::new(arena, files, depth, Rng::new(rng.next()));

@@ -294,7 +294,12 @@ impl SimDisk {
                 file.write(at, &vec![0; bytes as usize], self.volatile);
                 Ok(0)
             }
-            Kind::Discard { .. } if faults.no_zero => Err(libc::EOPNOTSUPP),
+            // A thin volume has no zeros without writing them, and takes discards.
+            Kind::Discard { .. } if faults.no_zero && !file.device => Err(libc::EOPNOTSUPP),
+            Kind::Discard { bytes } if faults.no_zero => {
+                file.write(at, &vec![0; bytes as usize], self.volatile);
+                Ok(0)
+            }
             Kind::Discard { bytes } => {
                 // A device may give anything back.
                 let junk = if self.rng.one_in(2) { 0xdd } else { 0 };

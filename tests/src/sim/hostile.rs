@@ -206,7 +206,7 @@ impl World {
             ahead: self.ahead,
             ..Limits::MINIMUM
         };
-        let info = FileInfo { bytes: bytes.len() as u64, device: self.device };
+        let info = FileInfo { bytes: bytes.len() as u64, device: self.device, thin: false };
         let file = SimFile::new(bytes, self.device);
         let chance = Rng::new(self.rng.next());
         let mut disk =

@@ -311,7 +311,7 @@ impl World {
         let chain = self.chain_of(&files)?;
         let infos: Vec<FileInfo> = files
             .iter()
-            .map(|f| FileInfo { bytes: f.bytes.len() as u64, device: f.device })
+            .map(|f| FileInfo { bytes: f.bytes.len() as u64, device: f.device, thin: f.device })
             .collect();
         let depth = self.limits.ops() as usize;
         let seed = self.rng.next();

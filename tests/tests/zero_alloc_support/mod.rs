@@ -30,7 +30,7 @@ pub fn engine(
     disk.set_alignments(&[512]).unwrap();
     disk.set_files(&[file.as_raw_fd()]).unwrap();
     let mut engine = Engine::new(disk, limits);
-    let info = FileInfo { bytes: file.metadata().unwrap().len(), device: false };
+    let info = FileInfo { bytes: file.metadata().unwrap().len(), device: false, thin: false };
     engine.attach(Chain::new(vec![Layer::new(image)]), &[info], Policy::default());
     (file, engine)
 }
