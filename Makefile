@@ -139,7 +139,7 @@ test-vm: build
 	@tests/deps.sh test
 	tests/vm/module-style.sh
 	tests/vm/lanes.sh './run.sh xen' './run.sh xen-more' './run.sh xen-bad' './run.sh plain' './run.sh device' \
-	    './run.sh tapdev' './run.sh faults' './run.sh storage' './run.sh blktap' './run.sh crashes'
+	    './run.sh tapdev' './run.sh faults' './run.sh lvm' './run.sh storage' './run.sh blktap' './run.sh crashes'
 	BIN="$(BIN)" tests/iotests/run.sh
 
 # LLVM's coverage counters, part of every Rust tool chain: no other tools. The inputs that together take every

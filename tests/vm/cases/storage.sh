@@ -1,5 +1,6 @@
-# The machine without Xen: images on NFS, of versions 3 and 4, and on XFS. The server is the same kernel; a lock that
-# a process takes on the exported file itself is another machine's to whoever comes over the mount (docs/locks.md).
+# The machine without Xen: images on NFS, of versions 3 and 4, and on XFS. The server is the same
+# kernel; a lock that a process takes on the exported file itself is another machine's to whoever
+# comes over the mount (docs/locks.md).
 # shellcheck shell=bash disable=SC2119,SC2120
 # shellcheck source=tests/vm/cases/lib.sh
 export case_limit=${case_limit:-420}
@@ -49,7 +50,8 @@ refused() { # status, words, command ...
 
 io() { qemu-io -f raw "$@" "nbd+unix:///?socket=$socket"; }
 
-# A disk's life: chains, a pause, a kill with requests on their way, and the lock that ends with them.
+# A disk's life: chains, a pause, a kill with requests on their way, and the lock that ends with
+# them.
 life_on_nfs() { # version
     mounted "$1"
     vhd-util create -n $there/base.vhd -s 64
@@ -62,8 +64,8 @@ life_on_nfs() { # version
     io -c 'read -P 1 0 8M' -c 'write -P 2 4M 8M' -c 'discard 6M 2M' -c 'read -P 0 6M 2M'
     # The storage manager's calls beside the running leaf, from this machine.
     vhd-util modify --debug -p $there/base.vhd -n $there/leaf.vhd
-    same "scan" "vhd=base.vhd hidden=1 parent=none vhd=leaf.vhd hidden=0 parent=base.vhd" "$(vhd-util scan -f -m "$there/*.vhd" |
-        sed 's/ capacity=.* hidden/ hidden/' | sort | xargs)"
+    same "scan" "vhd=base.vhd hidden=1 parent=none vhd=leaf.vhd hidden=0 parent=base.vhd" \
+        "$(vhd-util scan -f -m "$there/*.vhd" | sed "s/ capacity=.* hidden/ hidden/" | sort | xargs)"
     # Somebody of this machine is none of another.
     refused 16 tapdisk vhd-util modify -s 0 -n $there/leaf.vhd
     refused 16 tapdisk vhd-util coalesce -n $there/leaf.vhd
@@ -128,7 +130,8 @@ elsewhere_on_nfs() { # version
     took=$((SECONDS - since))
     [ $took -ge 29 ] || fail "the first write was done after $took s"
     give_back
-    grep -h "opened all the same" /var/log/blktap/*.log || fail "no word of it: $(cat /var/log/blktap/*.log)"
+    grep -h "opened all the same" /var/log/blktap/*.log ||
+        fail "no word of it: $(cat /var/log/blktap/*.log)"
 
     # Another one, whose lock goes in between: at once.
     locked_elsewhere other.vhd
@@ -139,14 +142,16 @@ elsewhere_on_nfs() { # version
     released
     since=$SECONDS
     wait $writer
-    [ $((SECONDS - since)) -lt 20 ] || fail "the lock was gone, and $((SECONDS - since)) s were waited"
+    [ $((SECONDS - since)) -lt 20 ] ||
+        fail "the lock was gone, and $((SECONDS - since)) s were waited"
     give_back
     # Nor is a disk that waits in anybody's way.
     locked_elsewhere other.vhd
     serve vhd:$there/other.vhd
     since=$SECONDS
     tap-ctl destroy -p "$pid" -m "$minor"
-    [ $((SECONDS - since)) -lt 10 ] || fail "destroy of a disk that waits took $((SECONDS - since)) s"
+    [ $((SECONDS - since)) -lt 10 ] ||
+        fail "destroy of a disk that waits took $((SECONDS - since)) s"
     released
     pkill -f "flock --fcntl" || true
     umount $there
@@ -201,7 +206,8 @@ case_life_on_xfs() {
     before=$(du -m $image | cut -f1)
     io -c 'discard 8M 32M' >/dev/null
     after=$(du -m $image | cut -f1)
-    [ "$after" -le $((before - 28)) ] || fail "discard freed nothing: $before MiB before, $after MiB after"
+    [ "$after" -le $((before - 28)) ] ||
+        fail "discard freed nothing: $before MiB before, $after MiB after"
     io -c 'read -P 9 0 8M' -c 'read -P 0 8M 32M' -c 'read -P 9 40M 8M'
     tap-ctl pause -p "$pid" -m "$minor"
     vhd-util resize -n $image -s 128 -j /media/xfs/journal
@@ -225,9 +231,11 @@ case_life_on_xfs() {
 
 if [ "${1:-}" != one ]; then
     modprobe -a loop sd_mod ublk_drv nfs nfsv3 nfsv4 nfsd xfs
-    printf '%s\n' 'nfs 2049/tcp' 'sunrpc 111/tcp portmapper' 'sunrpc 111/udp portmapper' >/etc/services
+    printf '%s\n' 'nfs 2049/tcp' 'sunrpc 111/tcp portmapper' 'sunrpc 111/udp portmapper' \
+        >/etc/services
     printf '%s\n' 'tcp 6 TCP' 'udp 17 UDP' >/etc/protocols
-    printf '%s\n' '_rpc:x:101:65534::/run/rpcbind:/bin/false' 'statd:x:102:65534::/var/lib/nfs:/bin/false' >>/etc/passwd
+    printf '%s\n' '_rpc:x:101:65534::/run/rpcbind:/bin/false' \
+        'statd:x:102:65534::/var/lib/nfs:/bin/false' >>/etc/passwd
     mkdir -p $exported /var/lib/nfs/sm /var/lib/nfs/sm.bak /var/lib/nfs/v4recovery /run/rpcbind
     touch /var/lib/nfs/etab /var/lib/nfs/rmtab
     # After a start a server waits for its clients of before; here there are none.
