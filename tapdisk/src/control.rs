@@ -172,7 +172,10 @@ impl Control {
             Input::Gone => self.drop_client(daemon, place),
             Input::Request(request) => match daemon.at_once(&request.0) {
                 Some(reply) => self.answer(id, &reply, now),
-                None => self.queue.push_back(Queued { client: id, request }),
+                None => {
+                    daemon.hurry(&request.0);
+                    self.queue.push_back(Queued { client: id, request });
+                }
             },
         }
     }

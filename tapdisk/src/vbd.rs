@@ -336,8 +336,8 @@ impl Vbd {
         self.give_up();
     }
 
-    /// Nobody is waited for any more.
-    fn give_up(&mut self) {
+    /// Nobody is waited for any more by who opens the images.
+    pub fn give_up(&self) {
         if let Some(patience) = &self.patience {
             patience.give_up();
         }

@@ -157,6 +157,22 @@ fn nobody_is_kept_waiting_by_the_dead_who_no_longer_wants_the_image() {
     next.wait_for_end();
 }
 
+/// A close does not wait for its turn behind an open that waits.
+#[test]
+fn a_disk_that_waits_is_closed_at_once() {
+    let Some(storage) = storage(MIB) else { return };
+    let image = name("aio", &storage.path());
+    let _dead = ghost("uring", &image, &storage, 0);
+    let next = daemon("uring");
+    let mut opening = begin(&next, &open(0, &image, |_| {}));
+    let since = std::time::Instant::now();
+    assert_eq!(next.ask(kind::CLOSE, 0), 0);
+    assert_eq!(opening.reply().errno(), libc::ECANCELED);
+    assert!(since.elapsed() < std::time::Duration::from_secs(30), "{:?}", since.elapsed());
+    assert_eq!(next.ask(kind::DETACH, 0), 0);
+    next.wait_for_end();
+}
+
 /// Tools see the same: who it is, and when it is over.
 #[test]
 fn the_lock_of_the_dead_is_told_from_that_of_the_living() {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tap_ctl::client::{Client, LIST_LIMIT};
 use tap_ctl::error::Error;
 use tap_ctl::leftovers;
-use tap_ctl::messages::state;
+use tap_ctl::messages::{ListEntry, state};
 use tap_ctl::minors;
 
 pub static COMMAND: Command = Command {
@@ -49,9 +49,20 @@ fn destroy(client: &Client, pid: i32, minor: u16, limit: Option<Duration>) -> Ou
     remove(client, pid, minor)
 }
 
+/// Who was still making the disk takes it away as well when it is closed, and may be faster: what is
+/// gone is no failure.
 fn remove(client: &Client, pid: i32, minor: u16) -> Outcome {
-    detach(client, pid, minor)?;
-    Ok(minors::free(client.run_dir(), minor)?)
+    let this = |entry: &ListEntry| entry.minor == i32::from(minor);
+    if let Err(failure) = detach(client, pid, minor) {
+        if client.list(pid, LIST_LIMIT).is_ok_and(|disks| disks.iter().any(this)) {
+            return Err(failure);
+        }
+    }
+    let run = client.run_dir();
+    match minors::free(run, minor) {
+        Err(_) if minors::all(run).is_ok_and(|all| !all.contains(&i32::from(minor))) => Ok(()),
+        freed => Ok(freed?),
+    }
 }
 
 /// Whether the tapdisk closed the disk though it reports an error.

@@ -61,6 +61,13 @@ impl Daemon {
         }
     }
 
+    /// A request that has to wait for its turn. A close ends what its disk waits for: an open that
+    /// waits for somebody else would keep it for minutes.
+    pub fn hurry(&mut self, request: &Request) {
+        let (Request::Close { minor } | Request::ForceShutdown { minor }) = request else { return };
+        self.vbds.iter().filter(|vbd| vbd.minor == *minor).for_each(Vbd::give_up);
+    }
+
     /// Begins an exclusive request.
     pub fn begin(&mut self, request: &Request, extra: &Extra, now: u64) -> Begun {
         let result = match request {

@@ -178,7 +178,7 @@ impl Vbd {
                 let opened = self.wish.clone().expect("it was open");
                 self.resumed(env, images, Opened { wish: *wish, ..opened })
             }
-            Some(Err(error)) if tries < TRIES_MAX => {
+            Some(Err(error)) if tries < TRIES_MAX && error.errno != libc::ECANCELED => {
                 info!(
                     env.log,
                     "minor {}: try {tries} of {TRIES_MAX} to resume: {error}", self.minor

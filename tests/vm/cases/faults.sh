@@ -390,6 +390,93 @@ killed_at_any_point() { # kind; of the environment: SEED, ROUNDS
     rm /srv/*
 }
 
+# ---- a disk that another tapdisk serves ------------------------------------------------------------
+# As docs/locks.md has it: the kernel reads from a device while it is made, so the images must be
+# ours before; the second `create` waits, says for whom, and holds nobody else up.
+second_opener() { # kind
+    driver "$1"
+    vhd-util create -n /srv/disk.vhd -s 64
+    device vhd:/srv/disk.vhd
+    local served=$disk first_pid=$pid first_minor=$minor since
+    disk-load write "$served" bytes=$((4 << 20)) seed=1
+
+    # It goes on when the first lets go, with what was written until then.
+    begin_second
+    disk-load write "$served" bytes=$((4 << 20)) from=$((8 << 20)) seed=2
+    since=$SECONDS
+    same "disks" "$(printf '%s\n' "$first_minor" "$minor" | sort -n)" \
+        "$(tap-ctl list | sed -n 's/.* minor=\([0-9]*\) .*/\1/p' | sort -n)"
+    tap-ctl stats -p "$first_pid" -m "$first_minor" >/dev/null
+    [ $((SECONDS - since)) -lt 15 ] ||
+        fail "list and stats took $((SECONDS - since)) s beside a disk that waits"
+    tap-ctl destroy -p "$first_pid" -m "$first_minor"
+    since=$SECONDS
+    wait "$creating" || fail "the second create: $(cat /srv/said)"
+    [ $((SECONDS - since)) -lt 20 ] ||
+        fail "the second was ready $((SECONDS - since)) s after the first had ended"
+    disk=$(cat /srv/second)
+    [ -b "$disk" ] || fail "$disk is no block device"
+    disk-load check "$disk" bytes=$((4 << 20)) seed=1
+    disk-load check "$disk" bytes=$((4 << 20)) from=$((8 << 20)) seed=2
+    first_pid=$pid first_minor=$minor served=$disk
+
+    # One that waits is taken back at once: destroyed, or killed.
+    begin_second
+    since=$SECONDS
+    tap-ctl destroy -p "$pid" -m "$minor"
+    ended_second "$since"
+    begin_second
+    since=$SECONDS
+    kill -9 "$pid"
+    ended_second "$since"
+    await 20 "the end of tapdisk" sh -c "! [ -e /proc/$pid ]"
+    tap-ctl free -m "$minor" 2>/dev/null || true
+    same "disks" "$first_minor" "$(tap-ctl list | sed -n 's/.*minor=\([0-9]*\).*/\1/p')"
+    disk-load check "$served" bytes=$((4 << 20)) seed=1
+
+    # The first is killed: the second has the image, and nothing is left of the first but its device.
+    begin_second
+    kill -9 "$first_pid"
+    wait "$creating" || fail "the second create: $(cat /srv/said)"
+    disk=$(cat /srv/second)
+    case $1 in
+        blktap) tap-ctl free -m "$first_minor" ;;
+        *) tap-ctl recover -m "$first_minor" --remove ;;
+    esac
+    disk-load check "$disk" bytes=$((4 << 20)) from=$((8 << 20)) seed=2
+    give_back
+    vhd-util check -n /srv/disk.vhd
+    rm /srv/*
+}
+
+# Begins to create a second disk; sets creating, pid and minor when it says what it waits for.
+begin_second() {
+    tap-ctl create -a vhd:/srv/disk.vhd --device >/srv/second 2>/srv/said &
+    creating=$!
+    await 30 "what it waits for" grep "being written by tapdisk" /srv/said
+    local row
+    row=$(tap-ctl list | grep -v " minor=$first_minor ")
+    pid=$(echo "$row" | sed -n 's/^pid=\([0-9]*\) .*/\1/p')
+    minor=$(echo "$row" | sed -n 's/.* minor=\([0-9]*\) .*/\1/p')
+}
+
+# The create that waited has ended, and failed.
+ended_second() { # since when
+    if wait "$creating"; then fail "a disk that was taken back was made: $(cat /srv/second)"; fi
+    [ $((SECONDS - $1)) -lt 15 ] ||
+        fail "it took $((SECONDS - $1)) s to take back a disk that waits"
+}
+
+case_second_opener_with_ublk() {
+    second_opener ublk
+}
+case_second_opener_with_blktap() {
+    second_opener blktap
+}
+case_second_opener_with_nbd() {
+    second_opener nbd
+}
+
 case_killed_at_any_point_with_ublk() {
     killed_at_any_point ublk
 }
