@@ -122,8 +122,6 @@ snapshot() { # leaf, name of the base
     unpause "$vg/$1"
 }
 
-size_of() { vhd-util query -s -n "$vg/$1"; }
-
 # Two snapshots of a running disk, then the garbage collector: the inner image goes into the base
 # while a tapdisk serves the leaf, which is linked anew; then the leaf itself, while it is paused.
 case_snapshots_and_coalesce_below_a_running_leaf() {
@@ -305,6 +303,36 @@ case_a_volume_without_room_that_is_extended() {
     vhd-util check -n $vg/VHD-a
     no_volume VHD-a
     rm /srv/said /srv/stats
+}
+
+# Another machine has extended the volume: here the device is as long as it was until it is
+# refreshed, which the storage manager does while the disk is paused.
+case_a_volume_that_another_machine_extended() {
+    volume VHD-a 24
+    vhd-util create -n $vg/VHD-a -s 64 -S $room
+    device vhd:$vg/VHD-a
+    put 1 0 8
+    local mapped="${group//-/--}-VHD--a" table
+    table=$(dmsetup table "$mapped")
+    pause
+    inflate VHD-a 76
+    dmsetup load "$mapped" --table "$table"
+    dmsetup resume "$mapped"
+    same "the size before the refresh" $((24 << 20)) "$(blockdev --getsize64 $vg/VHD-a)"
+    unpause $vg/VHD-a
+    see 1 0 8
+    if put 2 8 32 2>/srv/said; then fail "40 MiB went onto a volume of 24"; fi
+    pause
+    lvchange -qq --refresh $group/VHD-a
+    same "the size after it" $((76 << 20)) "$(blockdev --getsize64 $vg/VHD-a)"
+    unpause $vg/VHD-a
+    put 2 8 32
+    see 1 0 8
+    see 2 8 32
+    give_back
+    vhd-util check -n $vg/VHD-a
+    no_volume VHD-a
+    rm /srv/said
 }
 
 # The disk itself grows: fast where the metadata has room, else blocks are moved with a journal on a
