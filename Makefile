@@ -99,6 +99,7 @@ test: build $(OLD)
 	tests/demo.sh "$(BIN)"
 	tests/ordinary-user.sh "$(BIN)"
 	tests/install.sh $(OLD:%="$(TARGET)/%")
+	$(OLD:%=tests/old-system.sh "$(TARGET)/%")
 	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device' './run.sh tapdev' \
 	    './run.sh xen-bad $(XEN_BAD_CASES)' 'TAPDISK_VM_LIMIT=1200 ./run.sh faults' './run.sh blktap' \
 	    './run.sh crashes'

@@ -19,13 +19,21 @@ impl Ran {
     }
 }
 
+/// The program under test: of the folder that `TAPDISK_TESTS_BIN` names, where that is set.
+fn program() -> std::path::PathBuf {
+    match std::env::var_os("TAPDISK_TESTS_BIN") {
+        Some(folder) => std::path::Path::new(&folder).join("cbt-util"),
+        None => env!("CARGO_BIN_EXE_cbt-util").into(),
+    }
+}
+
 impl Dir {
     fn new() -> Dir {
         Dir(tempfile::tempdir().unwrap())
     }
 
     fn run(&self, line: &str) -> Ran {
-        let out = Command::new(env!("CARGO_BIN_EXE_cbt-util"))
+        let out = Command::new(program())
             .args(line.split_whitespace())
             .current_dir(self.0.path())
             .output()
@@ -314,7 +322,7 @@ fn output_that_cannot_be_written_is_an_error() {
     let d = Dir::new();
     d.ok("create -n a.log -s 65536");
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let status = Command::new(env!("CARGO_BIN_EXE_cbt-util"))
+    let status = Command::new(program())
         .args(["get", "-n", "a.log", "-b"])
         .current_dir(d.0.path())
         .stdout(Stdio::from(full))

@@ -3,6 +3,14 @@ use std::process::Command;
 
 struct Dir(tempfile::TempDir);
 
+/// The program under test: of the folder that `TAPDISK_TESTS_BIN` names, where that is set.
+fn program() -> std::path::PathBuf {
+    match std::env::var_os("TAPDISK_TESTS_BIN") {
+        Some(folder) => std::path::Path::new(&folder).join("td-util"),
+        None => env!("CARGO_BIN_EXE_td-util").into(),
+    }
+}
+
 impl Dir {
     fn new() -> Dir {
         Dir(tempfile::tempdir().unwrap())
@@ -14,7 +22,7 @@ impl Dir {
 
     /// Exit code, standard output, standard error.
     fn run(&self, line: &str) -> (i32, String, String) {
-        let out = Command::new(env!("CARGO_BIN_EXE_td-util"))
+        let out = Command::new(program())
             .args(line.split_whitespace())
             .current_dir(self.0.path())
             .output()

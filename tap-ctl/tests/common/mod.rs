@@ -33,6 +33,14 @@ pub struct Setup {
     dir: tempfile::TempDir,
 }
 
+/// The program under test: of the folder that `TAPDISK_TESTS_BIN` names, where that is set.
+fn program() -> std::path::PathBuf {
+    match std::env::var_os("TAPDISK_TESTS_BIN") {
+        Some(folder) => std::path::Path::new(&folder).join("tap-ctl"),
+        None => env!("CARGO_BIN_EXE_tap-ctl").into(),
+    }
+}
+
 impl Setup {
     pub fn new() -> Setup {
         Setup { dir: tempfile::tempdir().expect("temporary directory") }
@@ -60,7 +68,7 @@ impl Setup {
     }
 
     fn execute(&self, args: &[&str], env: &[(&str, &str)], input: &[u8]) -> Run {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tap-ctl"));
+        let mut command = Command::new(program());
         command.args(args).env("TAPDISK_RUN_DIR", self.run_dir().path()).env("LC_ALL", "C");
         command.env_remove("TAP_CTL_VERBOSE").env_remove("TAPDISK_PROGRAM");
         command.envs(env.iter().copied());

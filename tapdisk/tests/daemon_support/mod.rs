@@ -29,9 +29,17 @@ pub struct Daemon {
     _dir: Option<tempfile::TempDir>,
 }
 
+/// The program under test: of the folder that `TAPDISK_TESTS_BIN` names, where that is set.
+pub fn program() -> std::path::PathBuf {
+    match std::env::var_os("TAPDISK_TESTS_BIN") {
+        Some(folder) => std::path::Path::new(&folder).join("tapdisk"),
+        None => env!("CARGO_BIN_EXE_tapdisk").into(),
+    }
+}
+
 /// How to start one.
 pub fn command(run: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tapdisk"));
+    let mut command = Command::new(program());
     command.env("TAPDISK_RUN_DIR", run).env("TAPDISK_LOG_DIR", run.join("log"));
     command.env("TAPDISK_SEAL_TRACE", run.join("log-seal")).stdin(Stdio::null());
     command

@@ -4,6 +4,14 @@ use std::process::Command;
 
 pub struct Dir(pub tempfile::TempDir);
 
+/// The program under test: of the folder that `TAPDISK_TESTS_BIN` names, where that is set.
+fn program() -> std::path::PathBuf {
+    match std::env::var_os("TAPDISK_TESTS_BIN") {
+        Some(folder) => std::path::Path::new(&folder).join("vhd-util"),
+        None => env!("CARGO_BIN_EXE_vhd-util").into(),
+    }
+}
+
 impl Dir {
     pub fn new() -> Dir {
         Dir(tempfile::tempdir().unwrap())
@@ -15,7 +23,7 @@ impl Dir {
 
     /// The command, in the directory.
     pub fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vhd-util"));
+        let mut command = Command::new(program());
         command.args(line.split(' ').filter(|w| !w.is_empty())).current_dir(self.0.path());
         command
     }
