@@ -7,6 +7,7 @@
 //! `vm.min_free_kbytes` is raised to [`FREE_KIB`], and the threads become real-time tasks, which may go down to half
 //! of it (mm/page_alloc.c, `gfp_to_alloc_flags`). Measured in ARCHITECTURE.md, "What keeps memory pressure away".
 use slog::{Logger, info, warn};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::protection::{self, Protection};
 use crate::sys;
@@ -16,13 +17,20 @@ pub const FREE_KIB: u64 = 8 << 10;
 /// Its place.
 const FREE_PATH: &str = "/proc/sys/vm/min_free_kbytes";
 
+/// Whether it has been said that there is no real-time priority.
+static REFUSED: AtomicBool = AtomicBool::new(false);
+
 /// Gets both reserves, or says what is missing. Does nothing where they are there already.
 pub fn hold_reserves(log: &Logger) {
-    if !(protection::has(Protection::Priority) && sys::be_real_time()) {
+    // Said once: where the kernel schedules groups of real-time tasks (XCP-ng's does) it is so for
+    // every disk and for ever.
+    let has = protection::has(Protection::Priority) && sys::be_real_time();
+    if !has && !REFUSED.swap(true, Ordering::Relaxed) {
         warn!(
             log,
-            "this process gets no real-time priority (CAP_SYS_NICE): under memory pressure the kernel may \
-             find no memory for its requests"
+            "this process gets no real-time priority (CAP_SYS_NICE, and a control group whose \
+             cpu.rt_runtime_us is not 0): under memory pressure the kernel may find no memory for \
+             its requests"
         );
     }
     if !protection::has(Protection::Free) {

@@ -187,7 +187,9 @@ fn reserves(facts: &Facts) -> [Finding; 2] {
             held: (facts.policy == 1 || facts.policy == 2).into(),
             seen: format!("policy {}", facts.policy),
             consequence: "the kernel's allocations in this process's calls get nothing of the memory that is kept \
-                          for real-time tasks (half of vm.min_free_kbytes)",
+                          for real-time tasks (half of vm.min_free_kbytes); it takes CAP_SYS_NICE, and \
+                          where the kernel schedules groups of them (XCP-ng) a control group with \
+                          cpu.rt_runtime_us",
         },
         Finding {
             name: "free-reserve",
