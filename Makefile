@@ -31,6 +31,7 @@ LIBEXECDIR ?= $(PREFIX)/libexec
 DATADIR    ?= $(PREFIX)/share
 MANDIR     ?= $(DATADIR)/man
 DOCDIR     ?= $(DATADIR)/doc/tapdisk-rs
+ZSHDIR     ?= $(DATADIR)/zsh/site-functions
 # Where systemd and others look does not move with PREFIX, except below /usr.
 ifeq ($(PREFIX),/usr)
 TMPFILESDIR  ?= /usr/lib/tmpfiles.d
@@ -54,7 +55,7 @@ endif
 # Of packaging/manifest.
 PARTS        ?= core
 export SBINDIR BINDIR LIBEXECDIR DATADIR MANDIR DOCDIR TMPFILESDIR UNITDIR LOGROTATEDIR CONFDIR UDEVDIR SYSCTLDIR \
-    CRONDIR XENSCRIPTDIR DESTDIR BIN
+    CRONDIR XENSCRIPTDIR ZSHDIR DESTDIR BIN
 
 # rustup puts cargo where a non-login shell does not look.
 CARGO  ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
@@ -93,13 +94,14 @@ check: linker
 	TAPDISK_TESTS=fast $(CARGO) test --workspace
 
 test: build $(OLD)
-	@tests/deps.sh demo test
+	@tests/deps.sh deb demo test
 	$(CARGO) build --workspace --bins
 	TAPDISK_TESTS=all $(CARGO) test --workspace
 	tests/demo.sh "$(BIN)"
 	tests/ordinary-user.sh "$(BIN)"
 	tests/install.sh $(OLD:%="$(TARGET)/%")
 	$(OLD:%=tests/old-system.sh "$(TARGET)/%")
+	tests/deb.sh
 	tests/vm/lanes.sh './run.sh xen $(XEN_CASES)' './run.sh plain' './run.sh device' './run.sh tapdev' \
 	    './run.sh xen-bad $(XEN_BAD_CASES)' 'TAPDISK_VM_LIMIT=1200 ./run.sh faults' './run.sh blktap' \
 	    './run.sh crashes'
@@ -199,6 +201,11 @@ portable: linker
 # For dom0 of XCP-ng 8.3, XenServer 8 and all that is newer.
 rpm: portable
 	packaging/rpm.sh --built "$(TARGET)/portable" "$(TARGET)/rpm"
+
+# For Debian, of the release that this is built on and later ones: needs dpkg-dev.
+deb: build
+	@tests/deps.sh deb
+	packaging/deb.sh "$(TARGET)/deb"
 
 # From a source archive with all crates, as a build service does, for its own C library: needs rpmbuild.
 rpm-source:

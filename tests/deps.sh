@@ -3,7 +3,7 @@
 # from Debian through apt: as root, or through sudo. Says what it installs and why. Without either, it says
 # what a person has to install, and fails.
 #
-#   deps.sh build|portable|demo|test|bench ...
+#   deps.sh build|portable|deb|demo|test|bench ...
 set -euo pipefail
 
 # group  program or file  Debian package  why
@@ -12,6 +12,7 @@ needs() {
 build cc gcc the linker that cargo calls
 build /usr/include/stdio.h libc6-dev the C library that programs are linked with
 portable pip3 python3-pip fetches the linker of the programs for old systems
+deb dpkg-shlibdeps dpkg-dev makes the Debian packages
 demo qemu-img qemu-utils checks our images from outside; qemu-io is the demo's NBD client
 demo qemu-io qemu-utils reads and writes a served disk over NBD
 demo nbdinfo libnbd-bin shows what the NBD server offers
@@ -23,6 +24,8 @@ test fio fio verifies what it wrote through NBD
 test python3 python3 runs the tests that are scripts
 test rpmbuild rpm packages the programs, to see that the RPM has them all
 test cpio cpio unpacks that
+test mmdebstrap mmdebstrap makes the systems that the Debian packages are installed into
+test lintian lintian looks at the Debian packages
 test busybox busybox-static the shell of the system that it is installed into
 test xz xz-utils unpacks the modules of the virtual machines' kernel
 test /sbin/mke2fs e2fsprogs makes the virtual machines' root file system

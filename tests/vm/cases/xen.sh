@@ -161,6 +161,59 @@ case_blkback_on_the_blktap_module() {
     rm /srv/*
 }
 
+# The same with a device that outlives its tapdisk, plugged by our own script, as on a Xen that knows no backendtype=tap.
+case_blkback_on_block_tapdisk() {
+    need_guest one
+    modprobe -a ublk_drv xen-blkback
+    vhd-util create -n /srv/disk.vhd -s 64
+    xl block-attach one vdev=xvdb,access=rw,script=block-tapdisk,target=vhd:/srv/disk.vhd
+    until_disk one xvdb
+    local node device row said target
+    node=/local/domain/0/backend/vbd/$(xl domid one)/$(device_number xvdb)
+    device=$(xenstore-read "$node/physical-device-path")
+    case $device in /dev/ublkb*) ;; *) fail "the device is $device" ;; esac
+    row=$(tap-ctl list --devices | grep "^device=$device ") || fail "tap-ctl list does not show $device"
+    pid=${row#* pid=} pid=${pid%% *} minor=${row#* minor=} minor=${minor%% *}
+    guest run one "disk-load write /dev/xvdb bytes=16777216 block=65536 depth=8"
+    # The guest's requests wait meanwhile.
+    kill -9 "$pid"
+    await 20 "the end of tapdisk $pid" sh -c "! kill -0 $pid"
+    same "the device comes back" "$device" "$(tap-ctl recover -m "$minor")"
+    guest run one "disk-load check /dev/xvdb bytes=16777216 &&
+        disk-load write /dev/xvdb seed=2 from=16777216 bytes=4194304 depth=32"
+    row=$(tap-ctl list --devices | grep "^device=$device ")
+    pid=${row#* pid=} pid=${pid%% *}
+    guest_is_well one
+    xl block-detach one xvdb
+    await 30 "the end of tapdisk $pid" sh -c "! kill -0 $pid"
+    same "devices at the end" "" "$(tap-ctl list --devices)"
+    # Read-only stays so; a device whose tapdisk is dead goes as well.
+    xl block-attach one vdev=xvdb,access=ro,script=block-tapdisk,target=vhd:/srv/disk.vhd
+    until_disk one xvdb
+    guest run one "[ \$(cat /sys/block/xvdb/ro) = 1 ] && disk-load check /dev/xvdb bytes=16777216"
+    row=$(tap-ctl list --devices)
+    pid=${row#* pid=} pid=${pid%% *}
+    kill -9 "$pid"
+    await 20 "the end of tapdisk $pid" sh -c "! kill -0 $pid"
+    xl block-detach one xvdb
+    same "devices at the end" "" "$(tap-ctl list --devices)"
+    # What cannot work is said, and nothing is left.
+    for target in /srv/disk.vhd vhd:disk.vhd vhd:/srv/nothing.vhd; do
+        if said=$(xl block-attach one vdev=xvdc,access=rw,script=block-tapdisk,target=$target 2>&1); then
+            fail "$target is taken"
+        fi
+        grep -E 'TYPE:PATH|/srv/nothing.vhd' <<<"$said" || fail "$target: xl says $said"
+        same "devices of what was refused" "" "$(tap-ctl list --devices)"
+        # xl leaves its node.
+        xl block-detach one xvdc
+    done
+    vhd-util check -n /srv/disk.vhd
+    as_raw /srv/disk.vhd
+    disk-load check /srv/read-back.raw bytes=16777216
+    disk-load check /srv/read-back.raw seed=2 from=16777216 bytes=4194304
+    rm /srv/*
+}
+
 # ---- under I/O ---------------------------------------------------------------------------------------------------
 
 case_snapshots_under_guest_io() {
