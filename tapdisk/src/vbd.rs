@@ -131,8 +131,8 @@ pub enum Attach {
     Done(Box<Vbd>),
     /// Another process holds the marker just now.
     Wait,
-    /// Failed.
-    Failed(i32),
+    /// Refused.
+    Failed(OpenError),
 }
 
 impl Vbd {
@@ -146,27 +146,25 @@ impl Vbd {
                 vbd.take_ring(env, ring);
                 return Attach::Done(Box::new(vbd));
             }
-            Some(Err(errno)) => return Attach::Failed(errno),
+            Some(Err(error)) => return Attach::Failed(error),
             None => {}
         }
         let path = env.run.marker(u32::from(minor));
         let marker = match File::open(&path) {
             Ok(marker) => marker,
             Err(error) => {
-                warn!(
-                    env.log,
-                    "cannot open {}: {error}; tap-ctl allocate makes it",
-                    show::path(&path)
-                );
-                return Attach::Failed(libc::EPERM);
+                let path = show::path(&path);
+                let why = format!("cannot open {path}: {error}; tap-ctl allocate makes it");
+                return Attach::Failed(OpenError::new(libc::EPERM, why));
             }
         };
         match image::try_lock(&marker, true) {
             Ok(true) => {}
             Ok(false) => return Attach::Wait,
             Err(error) => {
-                warn!(env.log, "cannot lock {}: {error}", show::path(&path));
-                return Attach::Failed(error.raw_os_error().unwrap_or(libc::EPERM));
+                let errno = error.raw_os_error().unwrap_or(libc::EPERM);
+                let why = format!("cannot lock {}: {error}", show::path(&path));
+                return Attach::Failed(OpenError::new(errno, why));
             }
         }
         info!(env.log, "minor {minor}: attached");

@@ -114,7 +114,8 @@ impl Conn {
         self.forget_input();
         match cookie {
             Some(cookie) if whole => {
-                self.answer(Message::error(cookie, libc::EIO).as_bytes(), now);
+                let why = "the log path or key that belongs to the request did not come whole";
+                self.answer(Message::refusal(cookie, libc::EIO, why).as_bytes(), now);
                 Input::Nothing
             }
             _ => Input::Gone,
@@ -132,7 +133,10 @@ impl Conn {
                     let before = self.surplus / MESSAGE_BYTES;
                     self.surplus += n;
                     for _ in before..self.surplus / MESSAGE_BYTES {
-                        self.output.extend_from_slice(Message::error(0, libc::EBUSY).as_bytes());
+                        let why =
+                            "the request before is not answered yet; one connection, one request";
+                        let busy = Message::refusal(0, libc::EBUSY, why);
+                        self.output.extend_from_slice(busy.as_bytes());
                     }
                     if self.surplus / MESSAGE_BYTES > BUSY_ANSWERS_MAX {
                         return Input::Gone;

@@ -1,9 +1,10 @@
 //! What the requests do, and what is answered.
-use slog::info;
+use slog::{info, warn};
 use tap_ctl::messages::{
     Blkif, COOKIE_ALL, ListEntry, Message, Request, Response, StatInfo, TapdiskPid, kind,
 };
 
+use crate::formats::OpenError;
 use crate::receiver::Receiver;
 use crate::stats_json::Json;
 use crate::vbd::{Attach, Env, Extra, State, Vbd, ring_name};
@@ -27,6 +28,8 @@ pub struct Daemon {
     pub over: bool,
     /// Disks attached so far.
     attached: usize,
+    /// Why the last minor was not attached, for the reply.
+    not_attached: Option<OpenError>,
 }
 
 /// What beginning an exclusive request came to.
@@ -45,7 +48,8 @@ pub enum Begun {
 impl Daemon {
     /// No disks yet.
     pub fn new(env: Env, receiver: Receiver) -> Daemon {
-        Daemon { env, vbds: Vec::new(), receiver: Some(receiver), over: false, attached: 0 }
+        let receiver = Some(receiver);
+        Daemon { env, vbds: Vec::new(), receiver, over: false, attached: 0, not_attached: None }
     }
 
     /// The reply of a request that may be served at any time.
@@ -163,7 +167,12 @@ impl Daemon {
                 Some(Ok(()))
             }
             Attach::Wait => None,
-            Attach::Failed(errno) => Some(Err(errno)),
+            Attach::Failed(error) => {
+                warn!(self.env.log, "minor {minor}: {error}");
+                let errno = error.errno;
+                self.not_attached = Some(error);
+                Some(Err(errno))
+            }
         }
     }
 
@@ -197,10 +206,15 @@ impl Daemon {
     }
 
     /// The reply of an exclusive request.
-    pub fn reply(&self, request: &Request, outcome: Result<(), i32>) -> Vec<u8> {
+    pub fn reply(&mut self, request: &Request, outcome: Result<(), i32>) -> Vec<u8> {
+        let not_attached = self.not_attached.take();
         let (number, cookie) = (request.reply_kind(), request.cookie());
         let message = match (outcome, request) {
-            (Err(errno), _) => Message::refusal(cookie, errno, &self.reason(request, errno)),
+            (Err(errno), _) => {
+                let why = not_attached.map(|error| error.text);
+                let why = why.unwrap_or_else(|| self.reason(request, errno));
+                Message::refusal(cookie, errno, &why)
+            }
             (Ok(()), Request::Open { minor, .. } | Request::DiskInfo { minor }) => {
                 let info = self.find(*minor).map(Vbd::info).unwrap_or_default();
                 Message::with(number, cookie, &info)
@@ -212,27 +226,35 @@ impl Daemon {
 
     /// Why a request is refused: what the disk says, or what the errno means here.
     fn reason(&self, request: &Request, errno: i32) -> String {
+        if let Request::Disconnect { domid, devid } = request {
+            return format!("no disk of it has a ring of domain {domid}, device {devid}");
+        }
         let (minor, pid) = (request.cookie(), self.env.pid);
         let vbd = self.find(minor);
         if let Some(reason) = vbd.and_then(|vbd| vbd.reason(errno)) {
             return reason;
         }
         match (errno, vbd) {
-            (_, None) if minor != COOKIE_ALL && !matches!(request, Request::Attach { .. }) => {
-                format!("it has no minor {minor}; tap-ctl list -p {pid} shows those that it has")
-            }
+            (_, None) if !matches!(request, Request::Attach { .. }) => self.unknown(minor),
+            (_, None) => format!("{minor} is no minor, it means all"),
             (libc::EBUSY, Some(vbd)) if vbd.is_open() => {
                 format!("minor {minor} is open; close it first: tap-ctl close -p {pid} -m {minor}")
             }
             (libc::EALREADY, Some(vbd)) if matches!(request, Request::Open { .. }) => {
                 format!("minor {minor} is open with {}", vbd.name())
             }
+            (libc::EALREADY, Some(_)) => "this ring is connected already".into(),
             (libc::EEXIST, Some(_)) => format!("it has minor {minor} already"),
             (libc::EINVAL, Some(_)) if matches!(request, Request::Resume { .. }) => {
                 format!("minor {minor} is not paused")
             }
             _ => String::new(),
         }
+    }
+
+    fn unknown(&self, minor: u16) -> String {
+        let pid = self.env.pid;
+        format!("it has no minor {minor}; tap-ctl list -p {pid} shows those that it has")
     }
 
     /// One message for each disk and one for the end (§5.7).
@@ -258,7 +280,10 @@ impl Daemon {
         } else {
             match self.find(minor) {
                 Some(vbd) => vbd.stats(&self.env, &mut j),
-                None => return Message::error(minor, libc::ENODEV).encode().to_vec(),
+                None => {
+                    let why = self.unknown(minor);
+                    return Message::refusal(minor, libc::ENODEV, &why).encode().to_vec();
+                }
             }
         }
         let text = j.into_text();

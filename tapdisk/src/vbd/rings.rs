@@ -3,7 +3,7 @@
 //! ```text
 //!   connect ─► early (the disk is not open) ── OPEN ──► Served, beside its NBD clients ── CLOSE ──► gone
 //! ```
-//! The devices of Xen are opened with a disk's first ring and closed when the disk is. What can be wrong
+//! The devices of Xen are opened with a disk's first ring and closed when the disk is. What is wrong
 //! is said in the log and in the reply.
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -46,16 +46,15 @@ impl Vbd {
     pub fn connect_ring(&mut self, env: &Env, asked: &Blkif) -> super::Result<()> {
         let connected = self.try_connect(env, asked);
         let (minor, domid, devid) = (self.minor, asked.domid, asked.devid);
-        match connected {
+        let error = match connected {
             Ok(name) => {
                 info!(env.log, "minor {minor}: the ring of {name} is connected");
-                Ok(())
+                return Ok(());
             }
-            Err(error) => {
-                let what = format!("the ring of domain {domid}, device {devid} is not connected");
-                Err(self.refuse(env, &OpenError::new(error.errno, format!("{what}: {error}"))))
-            }
-        }
+            Err(error) => error,
+        };
+        let why = format!("the ring of domain {domid}, device {devid} is not connected: {error}");
+        Err(self.refuse(env, &OpenError::new(error.errno, why)))
     }
 
     fn try_connect(&mut self, env: &Env, asked: &Blkif) -> Result<RingName, ConnectError> {

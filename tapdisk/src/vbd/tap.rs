@@ -18,6 +18,7 @@ use tap_ctl::module::Module;
 use super::plug::{Plug, Unplug, Way, Work};
 use super::{Env, Result, State, Vbd};
 use crate::control::VBD_TOKENS;
+use crate::formats::OpenError;
 use crate::job::Job;
 use crate::transport::blktap::abi::Message;
 use crate::transport::blktap::device::{self, Offers, Removed, Shape};
@@ -51,12 +52,9 @@ pub enum TapEnd {
 }
 
 /// Maps the ring of a minor that the module has given; `None` for any other.
-pub fn attach(env: &Env, minor: u16) -> Option<std::result::Result<Ring, i32>> {
+pub fn attach(env: &Env, minor: u16) -> Option<std::result::Result<Ring, OpenError>> {
     let module = Module::find(&env.run).filter(|module| module.has(minor))?;
-    Some(open(&module, minor).map_err(|error| {
-        warn!(env.log, "{error}");
-        error.errno
-    }))
+    Some(open(&module, minor).map_err(|error| OpenError::new(error.errno, error.text)))
 }
 
 fn open(module: &Module, minor: u16) -> std::result::Result<Ring, DeviceError> {

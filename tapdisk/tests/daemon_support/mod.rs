@@ -138,6 +138,7 @@ impl Daemon {
     }
 
     /// A request about a minor: 0 or the errno.
+    #[track_caller]
     pub fn ask(&self, number: u16, minor: u16) -> i32 {
         self.call(&Message::new(number, minor), &[]).errno()
     }
@@ -303,10 +304,16 @@ impl Reply {
         self.message().kind()
     }
 
-    /// 0, or the errno of an ERROR.
+    /// 0, or the errno of an ERROR, which always says why.
+    #[track_caller]
     pub fn errno(&self) -> i32 {
-        let at8 = i32::from_ne_bytes(self.bytes[8..12].try_into().expect("four bytes"));
-        if self.kind() == kind::ERROR { at8 } else { 0 }
+        if self.kind() != kind::ERROR {
+            return 0;
+        }
+        let errno = i32::from_ne_bytes(self.bytes[8..12].try_into().expect("four bytes"));
+        let why = self.message().reason();
+        assert!(why.is_some_and(|why| why.contains(' ')), "no reason beside errno {errno}");
+        errno
     }
 
     pub fn info(&self) -> ImageInfo {
