@@ -53,10 +53,10 @@ fn destroy(client: &Client, pid: i32, minor: u16, limit: Option<Duration>) -> Ou
 /// gone is no failure.
 fn remove(client: &Client, pid: i32, minor: u16) -> Outcome {
     let this = |entry: &ListEntry| entry.minor == i32::from(minor);
-    if let Err(failure) = detach(client, pid, minor) {
-        if client.list(pid, LIST_LIMIT).is_ok_and(|disks| disks.iter().any(this)) {
-            return Err(failure);
-        }
+    if let Err(failure) = detach(client, pid, minor)
+        && client.list(pid, LIST_LIMIT).is_ok_and(|disks| disks.iter().any(this))
+    {
+        return Err(failure);
     }
     let run = client.run_dir();
     match minors::free(run, minor) {

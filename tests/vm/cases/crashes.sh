@@ -20,7 +20,7 @@ crash() { # cuts or kills, how many, ext4 or xfs, engine
     # Fifty to a course of the disk's life, with its log in memory.
     local left seed=${SEED:-1}
     for ((left = $2; left > 0; left -= 50)); do
-        TAPDISK_TESTS_BIN=/srv/bin crashes "$1" "$3" count=$((left < 50 ? left : 50)) seed=$seed engine="$4" \
+        TAPDISK_TESTS_BIN=/srv/bin crashes "$1" "$3" count=$((left < 50 ? left : 50)) seed="$seed" engine="$4" \
             lives=8 | tee -a /share/crashes.txt
         seed=$((seed + 1))
     done
