@@ -159,12 +159,18 @@ pub fn permit(home: &Home, parent: &Node, known: Known) -> Result<(), Refusal> {
 }
 
 /// Whether a child that stood here would have to be vouched for, to be opened with this parent.
-pub fn needs_voucher(home: &Home, parent: &Node, known: Known) -> bool {
+///
+/// # Errors
+/// [`Refusal::NoStorage`]: nobody's word makes it a parent.
+pub fn needs_voucher(home: &Home, parent: &Node, known: Known) -> Result<bool, Refusal> {
     let unsigned = match home {
         Home::Directory(dir, _) => Home::Directory(dir.clone(), None),
         device @ Home::Device(_) => device.clone(),
     };
-    permit(&unsigned, parent, known).is_err()
+    match permit(&unsigned, parent, known) {
+        Err(Refusal::NoStorage) => Err(Refusal::NoStorage),
+        other => Ok(other.is_err()),
+    }
 }
 
 /// The real path of a file of a file system for data, or of a block device.

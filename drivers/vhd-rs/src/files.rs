@@ -186,7 +186,7 @@ fn target_of(parent: &Path, o: &SnapshotOptions) -> Result<Target, VhdError> {
 }
 
 /// What a raw image shows: bytes behind its last whole sector are nobody's.
-fn whole_sectors(file: &File, path: &Path) -> Result<u64, VhdError> {
+pub(crate) fn whole_sectors(file: &File, path: &Path) -> Result<u64, VhdError> {
     let failed = |e| VhdError::io(path, "learn the size", 0, &e);
     match Storage::len(file).map_err(failed)? / 512 * 512 {
         0 => Err(VhdError::request(path, EINVAL, "the image has not even one sector of 512 bytes")),

@@ -100,7 +100,13 @@ fn reparent(
         return Err(VhdError::request(name, EINVAL, why));
     };
     let mut header = header.clone();
-    let uuid = if raw { None } else { Some(uuid_of(parent)?) };
+    let uuid = match raw {
+        true => {
+            files::whole_sectors(&chain::open_file(parent, false)?, parent)?;
+            None
+        }
+        false => Some(uuid_of(parent)?),
+    };
     let bond = Bond::new(name, parent, uuid)?;
     header.parent_uuid = uuid.unwrap_or_default();
     let texts = describe(file, name, &mut header, parent, raw)?;

@@ -120,12 +120,13 @@ impl Bond {
     ///
     /// # Errors
     /// EACCES if the parent lies in no place for parents and nobody can vouch for it here: the
-    /// child is a device, or whoever asks is not root.
+    /// child is a device, or whoever asks is not root; or if it is no storage at all.
     pub fn new(child: &Path, parent: &Path, uuid: Option<[u8; 16]>) -> Result<Bond, VhdError> {
         let failed = |e| VhdError::node(parent, "find the file", &e);
         let node = Node::find(parent).map_err(failed)?;
         let home = Home::at(child).map_err(|e| VhdError::io(child, "find the directory", 0, &e))?;
-        let voucher = place::needs_voucher(&home, &node, known(uuid));
+        let voucher = place::needs_voucher(&home, &node, known(uuid))
+            .map_err(|why| refusal(child, parent, uuid, why))?;
         if voucher && matches!(home, Home::Device(_)) {
             return Err(refusal(child, parent, uuid, Refusal::Elsewhere(None)));
         }

@@ -145,6 +145,27 @@ fn who_makes_a_child_vouches_for_its_parent_and_a_copy_has_nobodys_word() {
 }
 
 #[test]
+fn what_no_tapdisk_opens_as_a_parent_is_not_written_into_a_child() {
+    let b = Bench::new();
+    Gen::new(4 * MIB).id(1).full(0, 0x31).write(&b.path("p.vhd"));
+    b.ok("snapshot -n c.vhd -p p.vhd");
+    files::sparse(&b.path("empty.raw"), 0);
+    let before = b.bytes("c.vhd");
+    // A file of sysfs says that it has 4096 bytes.
+    for parent in ["/sys/kernel/uevent_seqnum", "/dev/shm/../../sys/kernel/uevent_seqnum"] {
+        let modified = b.run(&format!("modify -n c.vhd -p {parent} -m"));
+        modified.exits(13).told("no file of a file system for data");
+        let made = b.run(&format!("snapshot -n new.vhd -p {parent} -m"));
+        made.exits(13).told("no file of a file system for data");
+    }
+    b.run("modify -n c.vhd -p empty.raw -m").exits(22).told("not even one sector");
+    b.run("modify -n c.vhd -p /proc/version -m").exits(22).told("not even one sector");
+    assert!(b.bytes("c.vhd") == before);
+    assert!(!b.path("new.vhd").exists());
+    assert_eq!(b.sector("c.vhd", 0), 0x31);
+}
+
+#[test]
 fn a_child_on_a_device_has_its_parents_on_devices_of_its_kind_by_id_only() {
     let b = Bench::new();
     if !tests::rig::places::root("loop devices with parents") {

@@ -109,13 +109,17 @@ fn who_makes_an_image_vouches_for_its_parent_and_for_no_other() {
     let t = Tree::new();
     let (child, base) = (File::open(t.top.join("own/child")).unwrap(), t.place("other/base"));
     let home = || Home::of(&child).unwrap();
-    assert!(needs_voucher(&home(), &base, Known::ByPath));
+    assert_eq!(needs_voucher(&home(), &base, Known::ByPath), Ok(true));
     match vouch(&child, &base) {
         Ok(()) => {}
         Err(e) => return println!("skipped: no trusted attributes here: {e}"),
     }
     assert_eq!(permit(&home(), &base, Known::ByPath), Ok(()));
-    assert!(needs_voucher(&home(), &base, Known::ByPath), "still, if it were made anew");
+    assert_eq!(
+        needs_voucher(&home(), &base, Known::ByPath),
+        Ok(true),
+        "still, if it were made anew"
+    );
     fs::write(t.top.join("other/more"), "").unwrap();
     assert!(permit(&home(), &t.place("other/more"), Known::ByPath).is_err());
     // A plain copy has nobody's word.
