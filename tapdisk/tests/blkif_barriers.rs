@@ -42,20 +42,27 @@ fn finish_one(bench: &mut Bench) {
     bench.turn();
 }
 
+/// Two queues: on the second a write at work (0) and one behind it (2), on the first a barrier (1) that
+/// came between them.
+fn barrier_between_writes(bench: &mut Bench) -> [FrontRing; 2] {
+    let mut rings = [bench.connect(0, 3, 0), bench.connect(0, 3, 1)];
+    let pages = bench.pages(3);
+    bench.memory.hold = true;
+    let first = write(bench, 0, 0, &pages[..1]);
+    put(bench, &mut rings[1], &first);
+    bench.turn();
+    put(bench, &mut rings[0], &barrier(1, 8, &pages[1..2]));
+    bench.turn();
+    let later = write(bench, 2, 16, &pages[2..]);
+    put(bench, &mut rings[1], &later);
+    bench.turn();
+    rings
+}
+
 #[test]
 fn a_barrier_waits_for_other_queues_and_holds_up_what_comes_behind_it_there() {
     let mut bench = Bench::new();
-    let mut rings = [bench.connect(0, 3, 0), bench.connect(0, 3, 1)];
-    let pages = bench.pages(4);
-    bench.memory.hold = true;
-    let first = write(&bench, 0, 0, &pages[..1]);
-    put(&bench, &mut rings[1], &first);
-    bench.turn();
-    put(&bench, &mut rings[0], &barrier(1, 8, &pages[1..2]));
-    bench.turn();
-    let later = write(&bench, 2, 16, &pages[2..3]);
-    put(&bench, &mut rings[1], &later);
-    bench.turn();
+    let mut rings = barrier_between_writes(&mut bench);
     assert_eq!(seen(&bench), [(WRITE, 0)], "neither the barrier nor what is behind it has begun");
     assert!(!bench.rings.pending(&bench.memory), "the server may sleep meanwhile");
     for begun in 2..=4 {
@@ -154,17 +161,7 @@ fn other_devices_are_not_held_up() {
 #[test]
 fn a_queue_that_breaks_with_a_barrier_at_its_front_lets_the_others_go_on() {
     let mut bench = Bench::new();
-    let mut rings = [bench.connect(0, 3, 0), bench.connect(0, 3, 1)];
-    let pages = bench.pages(3);
-    bench.memory.hold = true;
-    let first = write(&bench, 0, 0, &pages[..1]);
-    put(&bench, &mut rings[1], &first);
-    bench.turn();
-    put(&bench, &mut rings[0], &barrier(1, 8, &pages[1..2]));
-    bench.turn();
-    let later = write(&bench, 2, 16, &pages[2..3]);
-    put(&bench, &mut rings[1], &later);
-    bench.turn();
+    let mut rings = barrier_between_writes(&mut bench);
     rings[0].lie(5000);
     bench.guest.notify(rings[0].port());
     bench.turn();

@@ -39,13 +39,20 @@ fn waits(daemon: &Daemon) -> Option<String> {
     daemon.stats(0)["waits"].as_str().map(str::to_owned)
 }
 
+/// A daemon with one write of ones on its way, to `at` of the file, and who asked for it.
+fn writing(engine: &str, image: &str, storage: &Hanging, at: u64) -> (Daemon, nbd::Nbd) {
+    let daemon = daemon(engine);
+    assert_eq!(daemon.open(0, image), 0);
+    storage.delay_write(at);
+    let mut client = daemon.nbd(0);
+    client.ask(nbd::WRITE, 1, 0, 65536, &[1; 65536]);
+    storage.wait_for_delayed();
+    (daemon, client)
+}
+
 /// A daemon that is dead, with one write to `at` of the file on its way.
 fn ghost(engine: &str, image: &str, storage: &Hanging, at: u64) -> Daemon {
-    let dead = daemon(engine);
-    assert_eq!(dead.open(0, image), 0);
-    storage.delay_write(at);
-    dead.nbd(0).ask(nbd::WRITE, 1, 0, 65536, &[1; 65536]);
-    storage.wait_for_delayed();
+    let (dead, _) = writing(engine, image, storage, at);
     dead.signal(libc::SIGKILL);
     dead
 }
@@ -376,19 +383,14 @@ fn strict_mode_refuses_leaf_and_secondary() {
 #[test]
 fn sigterm_is_an_orderly_end() {
     let Some(storage) = storage(MIB) else { return };
-    let daemon = daemon("uring");
-    assert_eq!(daemon.open(0, &name("aio", &storage.path())), 0);
-    storage.delay_write(0);
-    let mut client = daemon.nbd(0);
-    client.ask(nbd::WRITE, 1, 0, 4096, &[1; 4096]);
-    storage.wait_for_delayed();
+    let (daemon, _client) = writing("uring", &name("aio", &storage.path()), &storage, 0);
     daemon.signal(libc::SIGTERM);
     until("asked to stop", || daemon.state(0) & 0x40 != 0);
     assert!(daemon.is_running());
     storage.land();
     daemon.wait_for_end();
     assert_eq!(daemon.names(), ["tapdisk"], "its sockets are gone");
-    assert_eq!(storage.bytes(0, 4096), [1; 4096]);
+    assert_eq!(storage.bytes(0, 65536), [1; 65536]);
 }
 
 /// Storage that hangs does not make it a process that cannot be ended: a second SIGTERM ends it at
@@ -397,12 +399,7 @@ fn sigterm_is_an_orderly_end() {
 fn sigterm_ends_a_tapdisk_whose_storage_hangs() {
     for signals in [2, 1] {
         let Some(storage) = storage(MIB) else { return };
-        let daemon = daemon("uring");
-        assert_eq!(daemon.open(0, &name("aio", &storage.path())), 0);
-        storage.delay_write(0);
-        let mut client = daemon.nbd(0);
-        client.ask(nbd::WRITE, 1, 0, 4096, &[1; 4096]);
-        storage.wait_for_delayed();
+        let (daemon, _client) = writing("uring", &name("aio", &storage.path()), &storage, 0);
         daemon.signal(libc::SIGTERM);
         if signals == 2 {
             until("asked to stop", || daemon.state(0) & 0x40 != 0);

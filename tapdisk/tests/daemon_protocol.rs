@@ -73,23 +73,25 @@ fn attach_and_detach_errors() {
     assert_eq!(daemon.ask(kind::XENBLKIF_DISCONNECT, 0), libc::ENODEV);
 }
 
+/// A marker that somebody else holds, and a client who wants it attached.
+fn attach_in_vain(daemon: &Daemon, minor: u16) -> (std::fs::File, Client) {
+    let marker = std::fs::File::create(daemon.marker(minor)).unwrap();
+    tap_ctl::sys::flock(&marker, tap_ctl::sys::Lock::Try).unwrap();
+    let mut client = daemon.connect();
+    client.send(&Message::new(kind::ATTACH, minor), &[]);
+    assert!(!client.has_reply(A_MOMENT));
+    (marker, client)
+}
+
 #[test]
 fn a_marker_that_another_holds_is_waited_for_without_holding_anybody_up() {
     let daemon = Daemon::attached();
-    let marker = std::fs::File::create(daemon.marker(1)).unwrap();
-    tap_ctl::sys::flock(&marker, tap_ctl::sys::Lock::Try).unwrap();
-    let mut client = daemon.connect();
-    client.send(&Message::new(kind::ATTACH, 1), &[]);
-    assert!(!client.has_reply(A_MOMENT));
+    let (marker, mut client) = attach_in_vain(&daemon, 1);
     assert_eq!(daemon.list().len(), 1);
     drop(marker);
     assert_eq!(client.reply().errno(), 0);
     // And one whose client goes away is forgotten.
-    let marker = std::fs::File::create(daemon.marker(2)).unwrap();
-    tap_ctl::sys::flock(&marker, tap_ctl::sys::Lock::Try).unwrap();
-    let mut client = daemon.connect();
-    client.send(&Message::new(kind::ATTACH, 2), &[]);
-    assert!(!client.has_reply(A_MOMENT));
+    let (_marker, client) = attach_in_vain(&daemon, 2);
     drop(client);
     assert_eq!(daemon.ask(kind::DETACH, 1), 0, "the next one has its turn");
 }
@@ -157,11 +159,7 @@ fn silent_clients_hold_nobody_up() {
 #[test]
 fn a_second_request_on_a_busy_connection_is_refused() {
     let daemon = Daemon::attached();
-    let marker = std::fs::File::create(daemon.marker(1)).unwrap();
-    tap_ctl::sys::flock(&marker, tap_ctl::sys::Lock::Try).unwrap();
-    let mut client = daemon.connect();
-    client.send(&Message::new(kind::ATTACH, 1), &[]);
-    assert!(!client.has_reply(A_MOMENT));
+    let (marker, mut client) = attach_in_vain(&daemon, 1);
     client.send(&Message::new(kind::PID, 0), &[]);
     assert!(client.has_reply(PATIENCE));
     drop(marker);
