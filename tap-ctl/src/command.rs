@@ -13,6 +13,7 @@ mod list;
 mod module;
 mod open;
 mod pause;
+mod program;
 mod recover;
 mod spawn;
 mod stats;

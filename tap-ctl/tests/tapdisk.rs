@@ -128,14 +128,22 @@ fn list_as_json() {
     setup.run(&["allocate"]);
     let device = Some(Device::Ublk(3));
     let disks = [ListEntry { device, ..entry(1, 4, 0x2a, "vhd:/x") }];
-    let tapdisk = setup.tapdisk(99, 2, move |r, s| serve_list(99, &disks, r, s));
+    // This very process plays the tapdisk, so its program is this test.
+    let pid = std::process::id().cast_signed();
+    let tapdisk = setup.tapdisk(pid, 4, move |r, s| serve_list(pid, &disks, r, s));
+    let program = std::env::current_exe().expect("a path");
     let run = setup.run(&["list", "--json"]);
     let value: serde_json::Value = serde_json::from_str(&run.stdout).expect("JSON");
     let expected = serde_json::json!([
-        {"pid": 99, "minor": 4, "state": 42, "state_text": "closed,quiesced,paused", "type": "vhd", "path": "/x", "device": "/dev/ublkb3"},
-        {"pid": null, "minor": 0, "state": null, "state_text": null, "type": null, "path": null, "device": null},
+        {"pid": pid, "minor": 4, "state": 42, "state_text": "closed,quiesced,paused", "type": "vhd",
+         "path": "/x", "device": "/dev/ublkb3", "program": program, "program_replaced": false},
+        {"pid": null, "minor": 0, "state": null, "state_text": null, "type": null, "path": null,
+         "device": null, "program": null, "program_replaced": null},
     ]);
     assert_eq!(value, expected);
+    let program = program.display();
+    let line = format!("program={program} replaced=no pid={pid} minor=4 state=0x2a args=vhd:/x\n");
+    assert_eq!(setup.run(&["list", "--programs"]), Run::ok(&line));
     tapdisk.join().expect("thread");
 }
 

@@ -7,6 +7,7 @@ mod elf;
 mod facts;
 
 use super::PLAIN;
+use super::program::Program;
 use crate::cli::args::Args;
 use crate::cli::{Command, Context, Listed, Opt, PID, Takes, long, print};
 use crate::failure::{Failure, Outcome};
@@ -89,6 +90,7 @@ fn run(context: &Context, args: &Args) -> Outcome {
         print(&format!("{}\n", reports.iter().map(as_json).collect::<Value>()));
     } else {
         reports.iter().for_each(|report| print(&as_text(report)));
+        print(&replaced(reports.iter().map(|(pid, _)| *pid)));
     }
     let missing = reports.iter().flat_map(|(_, findings)| findings);
     match missing.filter(|finding| finding.held == Standing::Missing).count() {
@@ -251,6 +253,23 @@ fn served(stats: &Value) -> Vec<Finding> {
     findings
 }
 
+/// Who goes on with a program that an update has replaced: nothing is wrong with that.
+fn replaced(pids: impl Iterator<Item = i32>) -> String {
+    let old: Vec<String> = pids
+        .filter(|pid| Program::of(*pid).is_some_and(|program| program.replaced))
+        .map(|pid| pid.to_string())
+        .collect();
+    match old.len() {
+        0 => String::new(),
+        n => format!(
+            "{n} tapdisk{} with a program that has been replaced since: {}\n  a disk gets the new one when \
+             it is closed and opened by a new tapdisk, e.g. when its guest starts again\n",
+            if n == 1 { " runs" } else { "s run" },
+            old.join(" ")
+        ),
+    }
+}
+
 fn as_text((pid, findings): &(i32, Vec<Finding>)) -> String {
     let mut text = format!("tapdisk {pid}\n");
     for finding in findings {
@@ -272,7 +291,8 @@ fn as_json((pid, findings): &(i32, Vec<Finding>)) -> Value {
             "consequence": (f.held != Standing::Held).then_some(f.consequence),
         })
     };
-    json!({ "pid": pid, "protections": findings.iter().map(one).collect::<Vec<_>>() })
+    let replaced = Program::of(*pid).map(|program| program.replaced);
+    json!({ "pid": pid, "program_replaced": replaced, "protections": findings.iter().map(one).collect::<Vec<_>>() })
 }
 
 #[cfg(test)]

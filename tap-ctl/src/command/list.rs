@@ -21,18 +21,20 @@ pub static COMMAND: Command = Command {
         ("list", "everything"),
         ("list -t vhd -f /images/disk.vhd", "the disks that serve this file"),
         ("list --devices", "block devices; one without pid waits for tap-ctl recover"),
+        ("list --programs", "after an update: which disks still run the replaced tapdisk"),
         ("list --json", "an array of objects"),
     ],
     run,
     ..PLAIN
 };
 
-static OPTIONS: [Opt; 6] = [
+static OPTIONS: [Opt; 7] = [
     PID,
     MINOR,
     value('t', "TYPE", "only images of this type"),
     value('f', "FILE", "only this file"),
     long("devices", Takes::Nothing, "only block devices, each line with device=PATH in front"),
+    long("programs", Takes::Nothing, "each line with program=PATH replaced=yes|no in front"),
     long("json", Takes::Nothing, "print a JSON array"),
 ];
 
@@ -50,6 +52,8 @@ fn run(context: &Context, args: &Args) -> Outcome {
         format!("{}\n", rows.iter().map(Row::json).collect::<serde_json::Value>()).into_bytes()
     } else if args.has("devices") {
         rows.iter().flat_map(Row::for_devices).collect()
+    } else if args.has("programs") {
+        rows.iter().flat_map(Row::for_programs).collect()
     } else if std::io::stdout().is_terminal() {
         rows.iter().flat_map(Row::for_people).collect()
     } else {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
+use super::super::program::Program;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use tap_ctl::client::{Client, LIST_LIMIT};
@@ -101,6 +102,17 @@ impl Row {
         [format!("device={device} ").into_bytes(), self.for_machines()].concat()
     }
 
+    /// `program=… replaced=… pid=…` of a row that has a tapdisk. Blanks in the path are written out.
+    pub fn for_programs(&self) -> Vec<u8> {
+        let Some(pid) = self.pid else { return Vec::new() };
+        let text = Program::of(pid).map_or("program=- replaced=- ".into(), |program| {
+            let replaced = if program.replaced { "yes" } else { "no" };
+            let path = show::word(program.path.as_os_str());
+            format!("program={} replaced={replaced} ", String::from_utf8_lossy(&path))
+        });
+        [text.into_bytes(), self.for_machines()].concat()
+    }
+
     /// C's `%8s %4s %4s %10s %s`, unknown ones as `-`.
     pub fn for_people(&self) -> Vec<u8> {
         let dash = || "-".to_owned();
@@ -117,6 +129,7 @@ impl Row {
     /// An object; unknown ones are null.
     pub fn json(&self) -> Value {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let program = self.pid.and_then(Program::of);
         json!({
             "pid": self.pid,
             "minor": self.minor,
@@ -125,6 +138,8 @@ impl Row {
             "type": self.kind().map(text),
             "path": self.file().map(text),
             "device": self.device.map(|device| device.to_string()),
+            "program": program.as_ref().map(|program| program.path.to_string_lossy()),
+            "program_replaced": program.as_ref().map(|program| program.replaced),
         })
     }
 }
