@@ -115,7 +115,7 @@ test-pressure: build
 	@tests/deps.sh test
 	tests/vm/pressure.py --reps $(REPS) $(PRESSURE_ARGS)
 
-# Kills and power cuts; `make test` has 40 of each. TAPDISK_VM_ACCEL=kvm where there is /dev/kvm.
+# Kills and power cuts; `make test` has 40 of each.
 CUTS  ?= 1000
 KILLS ?= 1000
 
