@@ -24,43 +24,9 @@ const DIFFERENCES: &[Difference] = &[
         ours: Ours::Warns("requests wait until it lets go"),
         why: "two tapdisks on one image: the original writes with both, without a word",
     },
-    Difference {
-        step: 146,
-        ours: Ours::Says(
-            "\
-                srw------- s ./ctl@P19@\n\
-                srw------- s ./nbdclient@P19@\n\
-                drwx------ d ./tapdisk\n\
-                -rw------- f ./tapdisk/tapdisk-0\n\
-            ",
-        ),
-        why: SOCKETS,
-    },
-    Difference {
-        step: 149,
-        ours: Ours::Says(
-            "\
-                srw------- s ./ctl@P28@\n\
-                srw------- s ./nbd-old@P28@.0\n\
-                srw------- s ./nbd@P28@.0\n\
-                srw------- s ./nbdclient@P28@\n\
-                srw------- s ./nbdserver-new@P28@.0\n\
-                srw------- s ./nbdserver@P28@.0\n\
-                drwx------ d ./tapdisk\n\
-                -rw------- f ./tapdisk/tapdisk-0\n\
-            ",
-        ),
-        why: SOCKETS,
-    },
-    Difference {
-        step: 154,
-        ours: Ours::Says(
-            "\
-                drwx------ d ./tapdisk\n\
-            ",
-        ),
-        why: SWEPT,
-    },
+    Difference { step: 146, ours: Ours::Says(run_dir!(attached "@P19@")), why: SOCKETS },
+    Difference { step: 149, ours: Ours::Says(run_dir!(open "@P28@")), why: SOCKETS },
+    Difference { step: 154, ours: Ours::Says(run_dir!(no minors)), why: SWEPT },
     Difference {
         step: 175,
         ours: Ours::Refuses(libc::EINVAL, 0),

@@ -8,55 +8,14 @@ const SOCKETS: &str = "sockets have mode 0600, not what the umask leaves";
 const SWEPT: &str = "what a dead tapdisk left goes with the next create, destroy or free";
 
 const DIFFERENCES: &[Difference] = &[
-    Difference {
-        step: 17,
-        ours: Ours::Says(
-            "\
-                srw------- s ./ctl@P1@\n\
-                srw------- s ./nbdclient@P1@\n\
-                drwx------ d ./tapdisk\n\
-                -rw------- f ./tapdisk/tapdisk-0\n\
-            ",
-        ),
-        why: SOCKETS,
-    },
-    Difference {
-        step: 66,
-        ours: Ours::Says(
-            "\
-                srw------- s ./ctl@P3@\n\
-                srw------- s ./nbd-old@P3@.0\n\
-                srw------- s ./nbd@P3@.0\n\
-                srw------- s ./nbdclient@P3@\n\
-                srw------- s ./nbdserver-new@P3@.0\n\
-                srw------- s ./nbdserver@P3@.0\n\
-                drwx------ d ./tapdisk\n\
-                -rw------- f ./tapdisk/tapdisk-0\n\
-            ",
-        ),
-        why: SWEPT,
-    },
+    Difference { step: 17, ours: Ours::Says(run_dir!(attached "@P1@")), why: SOCKETS },
+    Difference { step: 66, ours: Ours::Says(run_dir!(open "@P3@")), why: SWEPT },
     Difference {
         step: 80,
         ours: Ours::Refuses(libc::ENODEV, 0),
         why: "statistics of an unknown minor: the original prints two newlines and succeeds",
     },
-    Difference {
-        step: 91,
-        ours: Ours::Says(
-            "\
-                srw------- s ./ctl@P3@\n\
-                srw------- s ./nbd-old@P3@.0\n\
-                srw------- s ./nbd@P3@.0\n\
-                srw------- s ./nbdclient@P3@\n\
-                srw------- s ./nbdserver-new@P3@.0\n\
-                srw------- s ./nbdserver@P3@.0\n\
-                drwx------ d ./tapdisk\n\
-                -rw------- f ./tapdisk/tapdisk-0\n\
-            ",
-        ),
-        why: SWEPT,
-    },
+    Difference { step: 91, ours: Ours::Says(run_dir!(open "@P3@")), why: SWEPT },
     Difference {
         step: 122,
         ours: Ours::Refuses(0, 0),
@@ -67,37 +26,9 @@ const DIFFERENCES: &[Difference] = &[
         ours: Ours::Says("pid=@P3@ minor=0 state=0x2a\n"),
         why: "step 122 has paused the disk, and a paused disk that is closed stays paused",
     },
-    Difference {
-        step: 125,
-        ours: Ours::Says(
-            "\
-                srw------- s ./ctl@P3@\n\
-                srw------- s ./nbdclient@P3@\n\
-                drwx------ d ./tapdisk\n\
-                -rw------- f ./tapdisk/tapdisk-0\n\
-            ",
-        ),
-        why: SWEPT,
-    },
-    Difference {
-        step: 131,
-        ours: Ours::Says(
-            "\
-                drwx------ d ./tapdisk\n\
-                -rw------- f ./tapdisk/tapdisk-0\n\
-            ",
-        ),
-        why: SWEPT,
-    },
-    Difference {
-        step: 135,
-        ours: Ours::Says(
-            "\
-                drwx------ d ./tapdisk\n\
-            ",
-        ),
-        why: SWEPT,
-    },
+    Difference { step: 125, ours: Ours::Says(run_dir!(attached "@P3@")), why: SWEPT },
+    Difference { step: 131, ours: Ours::Says(run_dir!(a minor)), why: SWEPT },
+    Difference { step: 135, ours: Ours::Says(run_dir!(no minors)), why: SWEPT },
 ];
 
 #[test]

@@ -2,7 +2,36 @@
 //! and standard error of every command, and the run directory in between. Every deliberate difference is in
 //! a table, with its reason.
 //!
-//! Of the recording of `create`, what needs `vhd-util key` and a right key is left out: encryption comes later.
+//! Of the recording of `create`, what needs `vhd-util key` and a right key is left out: there `read -r` differs,
+//! which gives the original's cipher text (docs/compatibility.md); tests/tests/conformance has the rest.
+/// What `ls` shows of the run directory: of a daemon with its name, and of minor 0.
+macro_rules! run_dir {
+    (no minors) => {
+        "drwx------ d ./tapdisk\n"
+    };
+    (a minor) => {
+        concat!(run_dir!(no minors), "-rw------- f ./tapdisk/tapdisk-0\n")
+    };
+    (attached $pid:literal) => {
+        concat!(
+            concat!("srw------- s ./ctl", $pid, "\n"),
+            concat!("srw------- s ./nbdclient", $pid, "\n"),
+            run_dir!(a minor)
+        )
+    };
+    (open $pid:literal) => {
+        concat!(
+            concat!("srw------- s ./ctl", $pid, "\n"),
+            concat!("srw------- s ./nbd-old", $pid, ".0\n"),
+            concat!("srw------- s ./nbd", $pid, ".0\n"),
+            concat!("srw------- s ./nbdclient", $pid, "\n"),
+            concat!("srw------- s ./nbdserver-new", $pid, ".0\n"),
+            concat!("srw------- s ./nbdserver", $pid, ".0\n"),
+            run_dir!(a minor)
+        )
+    };
+}
+
 mod create;
 mod lifecycle;
 
