@@ -415,6 +415,10 @@ impl Opening<'_> {
                 }
             ));
         }
+        if let Some(first) = opened.cut.first() {
+            self.notes
+                .push(format!("{}: {first}; they read as zeros from now on", show::path(path)));
+        }
         Ok((Found::Vhd(Box::new(opened)), cipher))
     }
 

@@ -90,6 +90,11 @@ pub fn set_hidden(storage: &dyn Storage, name: &Path, value: u8) -> Result<(), V
     let mut opened = open_to_change(storage, name)?;
     refuse_poisoned(name, &opened.footer)?;
     opened.footer.hidden = value;
+    if !opened.cut.is_empty() {
+        // A footer at the end would make zeros of what is cut off, and nobody could tell any more.
+        put(storage, name, 0, &opened.footer.encode())?;
+        return storage.sync().map_err(|e| VhdError::io(name, "flush the image", 0, &e));
+    }
     match write_footers(storage, name, &opened, false) {
         Err(e) if e.errno() == ENOSPC && value != 0 && opened.kind.is_dynamic() => {
             put(storage, name, 0, &opened.footer.encode())

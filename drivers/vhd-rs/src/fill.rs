@@ -7,7 +7,7 @@ use crate::driver::Vhd;
 use crate::edit::{open_to_change, put, refuse_poisoned};
 use crate::error::{
     VhdError,
-    errno::{EINVAL, EIO, ENOSPC, EOVERFLOW, ERANGE},
+    errno::{EINVAL, ENOSPC, EOVERFLOW, ERANGE},
 };
 use crate::open::{self, OpenOptions, Opened};
 use image::Storage;
@@ -42,11 +42,6 @@ pub fn fill(file: &File, name: &Path, key: Option<&[u8]>) -> Result<(), VhdError
     let options = OpenOptions { for_io: true, ..OpenOptions::default() };
     let mut opened = open::open(file, name, &options)?;
     fillable(name, &opened)?;
-    if let Some(lost) = crate::edit::lost(file, name, false)?.first() {
-        // It would end there, with a part of the work done.
-        let why = format!("{lost}; vhd-util convert writes what can be read to another image");
-        return Err(VhdError::request(name, EIO, why));
-    }
     let chain = Chain::open(name)?.unlock(key)?;
     crate::heal(file, name, &mut opened, 512)?;
     let sectors = opened.sectors;
@@ -90,7 +85,8 @@ fn fillable(name: &Path, opened: &Opened) -> Result<(), VhdError> {
         let why = "entries of the table are damaged; run vhd-util check";
         return Err(VhdError::request(name, EINVAL, why));
     }
-    Ok(())
+    // Filling would go on and end there, with a part of the work done.
+    opened.refuse_cut(name)
 }
 
 /// Allocates the blocks of these sectors that are not there, with all bits set and no data written: they show

@@ -258,10 +258,12 @@ fn too_long(name: &Path) -> VhdError {
 /// ```
 ///
 /// # Errors
-/// EINVAL if the data or a footer does not fit before that byte, or the image is fixed.
+/// EINVAL if the data or a footer does not fit before that byte, or the image is fixed; EIO if a
+/// part of it is cut off.
 pub fn set_physical_size(storage: &dyn Storage, name: &Path, bytes: u64) -> Result<(), VhdError> {
     let opened = open_to_change(storage, name)?;
     refuse_poisoned(name, &opened.footer)?;
+    opened.refuse_cut(name)?;
     let least = opened.end_of_data.saturating_add(512);
     if bytes < least || !bytes.is_multiple_of(512) {
         let why = format!(

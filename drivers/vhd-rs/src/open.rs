@@ -5,11 +5,14 @@ use crate::bat::{self, Bat};
 use crate::batmap::{self, BatmapFault, BatmapHeader, KeyHash};
 use crate::batmap_read::{batmap_bytes, full_bits};
 pub use crate::closing::closing;
-use crate::error::{VhdError, errno::EINVAL};
+use crate::error::{
+    VhdError,
+    errno::{EINVAL, EIO},
+};
 use crate::footer::{DISK_BYTES_MAX, DiskType, FOOTER_BYTES, Footer};
 use crate::header::{HEADER_BYTES, Header};
 use crate::locate::{FooterAt, Headers, headers, headers_of_copy};
-use crate::rescue::{self, Lost, Parts};
+use crate::rescue::{self, Lost, Parts, Why};
 use image::Storage;
 use std::path::{Path, PathBuf};
 
@@ -97,9 +100,25 @@ pub struct Opened {
     /// Of an image that is only read: sectors to answer with EIO, sorted; those of bad blocks as
     /// well.
     pub lost: Vec<Lost>,
+    /// Of an image file that may be written: sectors that were in it and lie beyond its end now.
+    /// Whoever makes the file longer makes zeros of them, and says so or refuses.
+    pub cut: Vec<Lost>,
 }
 
 impl Opened {
+    /// Refuses to change an image of which a part is cut off.
+    ///
+    /// # Errors
+    /// EIO, with what is gone.
+    pub fn refuse_cut(&self, name: &Path) -> Result<(), VhdError> {
+        let Some(first) = self.cut.first() else { return Ok(()) };
+        let why = format!(
+            "{first}; vhd-util convert writes what can be read to another image, and vhd-util \
+             repair makes zeros of the rest"
+        );
+        Err(VhdError::request(name, EIO, why))
+    }
+
     /// The first sectors of a range within a block that cannot be read: where they begin, and how
     /// many.
     pub fn lost_in(&self, block: u32, first: u32, count: u32) -> Option<(u32, u32)> {
@@ -269,6 +288,7 @@ fn bare(found: &Headers) -> Opened {
         key_hash: None,
         bad_blocks: Vec::new(),
         lost: Vec::new(),
+        cut: Vec::new(),
     }
 }
 
@@ -291,15 +311,20 @@ fn dynamic(
         return Err(VhdError::Block { name: name.into(), block, sector, why });
     }
     let (mut bad_blocks, mut rescued) = (damage.bad, Vec::new());
-    let mut lost = Vec::new();
+    let (mut lost, mut gone) = (Vec::new(), Vec::new());
     let cut = bat::blocks_end(header, used.iter().copied()) > found.file_bytes;
-    if o.read_only && (damage.harm.is_some() || cut) {
+    if (o.read_only && damage.harm.is_some()) || cut {
         let (used, full, file_bytes) = (&used[..], &full[..], found.file_bytes);
         let parts =
             Parts { storage, name, footer, header, batmap: &batmap, used, full, file_bytes };
         let rescue = rescue::look(&parts)?;
-        (bad_blocks, lost) = (rescue.bad, rescue.lost);
-        rescued = rescue.full;
+        if o.read_only {
+            (bad_blocks, lost) = (rescue.bad, rescue.lost);
+            rescued = rescue.full;
+        } else if !found.device {
+            gone = rescue.lost;
+            gone.retain(|lost| lost.why == Why::Cut);
+        }
     }
     rescued.iter().for_each(|block| batmap::set_full(&mut full, *block));
     let end_of_data = end_of_headers.max(bat::data_end(header, &used, found.file_bytes));
@@ -322,6 +347,7 @@ fn dynamic(
         key_hash,
         bad_blocks,
         lost,
+        cut: gone,
         ..bare(found)
     })
 }

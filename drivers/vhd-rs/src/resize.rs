@@ -133,6 +133,7 @@ impl Growth {
         if !old.bad_blocks.is_empty() {
             return refuse(EINVAL, "entries of the table are damaged; run vhd-util check");
         }
+        old.refuse_cut(name)?;
         if bytes == old.footer.current_bytes {
             return Ok(None);
         }

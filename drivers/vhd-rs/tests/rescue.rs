@@ -3,12 +3,14 @@
 mod common;
 
 use common::{Block, MIB, build, open_ro, open_rw, poke, seal_header};
+use std::fs;
 use std::path::Path;
 use vhd_rs::OpenOptions;
 use vhd_rs::chain::Chain;
+use vhd_rs::coalesce::compact::compact;
 use vhd_rs::coalesce::convert::{Converted, Format, Options, convert};
 use vhd_rs::rescue::Why;
-use vhd_rs::{Opened, lock};
+use vhd_rs::{Opened, edit, fill, lock, modify, open};
 
 const PER_BLOCK: u64 = 4096;
 
@@ -149,6 +151,40 @@ fn a_file_that_is_cut_is_read_up_to_there_and_repair_can_say_what_is_gone() {
     vhd_rs::edit::repair(&file, &name, false, [1; 16]).unwrap();
     assert_eq!(vhd_rs::edit::lost(&file, &name, false).unwrap(), []);
     assert_eq!(vhd_rs::edit::lost(&common::file(&good), &name, false).unwrap(), []);
+}
+
+#[test]
+fn what_is_cut_off_does_not_become_zeros_without_a_word() {
+    let good = build(8, &[(0, Block::Full), (1, Block::Some(vec![(0, 0x77), (4000, 0x77)]))], None);
+    let cut = &good[..good.len() - 512 - 1_000_000];
+    let gone = "sectors 8096 to 8096 of the disk are gone with the end of the file";
+    let (_dir, name) = on_disk(cut);
+    let file = lock::open_to_change(&name, lock::Others::Refuse).unwrap();
+    let opened = open(&file, &name, &OpenOptions { for_io: true, ..Default::default() }).unwrap();
+    let named: Vec<String> = opened.cut.iter().map(ToString::to_string).collect();
+    assert_eq!(named, [gone], "who opens it for writing is told");
+    let bytes = good.len() as u64;
+    let refused = [
+        modify::set_physical_size(&file, &name, bytes).unwrap_err(),
+        fill::fill(&file, &name, None).unwrap_err(),
+        fill::mark(&file, &name, None).unwrap_err(),
+    ];
+    for error in refused {
+        assert!(error.errno() == 5 && error.to_string().contains(gone), "{error}");
+    }
+    edit::set_hidden(&file, &name, 1).unwrap();
+    let mut now = fs::read(&name).unwrap();
+    assert_eq!(now.len(), cut.len(), "hidden, and no longer");
+    assert_eq!(open_ro(&common::file(&now)).unwrap().footer.hidden, 1);
+    now[..512].copy_from_slice(&cut[..512]);
+    assert!(now == cut, "nothing else was changed");
+    drop(file);
+    let error = compact(&name, lock::Others::Refuse, &mut |_| ()).unwrap_err();
+    assert!(error.errno() == 5 && error.to_string().contains(gone), "{error}");
+    // Under clear bits nothing is missed.
+    let (_dir, name) = on_disk(&good[..good.len() - 512 - 1000]);
+    let file = lock::open_to_change(&name, lock::Others::Refuse).unwrap();
+    assert_eq!(open(&file, &name, &OpenOptions::default()).unwrap().cut, []);
 }
 
 #[test]

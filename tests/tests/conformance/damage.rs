@@ -164,5 +164,8 @@ both_engines! {
             disk.expect(0, 2 * MIB, 0x11);
             served.destroy();
         }
+        // Opened for writing it grows to its whole length, and the log names what becomes zeros.
+        rig.serve(&rig.name("vhd", "x.vhd"), &[]).destroy();
+        assert!(rig.log().contains("sectors 6144 to 8191 of the disk are gone with the end"));
     }
 }

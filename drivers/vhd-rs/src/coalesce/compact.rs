@@ -83,6 +83,7 @@ pub(super) fn on(
         let why = "points outside the file; such an image is not compacted";
         return Err(VhdError::Block { name: name.into(), block, sector, why });
     }
+    opened.refuse_cut(name)?;
     let Some(header) = opened.header.clone() else {
         return Err(VhdError::request(name, EINVAL, "is a fixed image, which has all its blocks"));
     };

@@ -146,6 +146,7 @@ fn writable(medium: &FileMedium, path: &Path, descent: &mut Descent) -> Result<O
         let why = "points outside the file; nothing is added to such an image";
         return Err(VhdError::Block { name: path.into(), block, sector, why });
     }
+    opened.refuse_cut(path)?;
     Ok(opened)
 }
 
