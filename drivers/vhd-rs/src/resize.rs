@@ -43,7 +43,8 @@ use std::path::{Path, PathBuf};
 /// ```
 ///
 /// # Errors
-/// EINVAL for a size below the present one or beyond the room; those of opening.
+/// EINVAL for a size below the present one or beyond the room; EIO if a part of the image is cut off;
+/// those of opening.
 pub fn fast(storage: &dyn Storage, name: &Path, bytes: u64) -> Result<(), VhdError> {
     let opened = for_resize(storage, name)?;
     let now = opened.footer.current_bytes;
@@ -64,6 +65,7 @@ pub fn fast(storage: &dyn Storage, name: &Path, bytes: u64) -> Result<(), VhdErr
     if bytes == now {
         return Ok(());
     }
+    opened.refuse_cut(name)?;
     let opened = Opened { footer: resized(&opened.footer, bytes), ..opened };
     crate::edit::write_footers(storage, name, &opened, false)
 }

@@ -10,7 +10,7 @@ use vhd_rs::chain::Chain;
 use vhd_rs::coalesce::compact::compact;
 use vhd_rs::coalesce::convert::{Converted, Format, Options, convert};
 use vhd_rs::rescue::Why;
-use vhd_rs::{Opened, edit, fill, lock, modify, open};
+use vhd_rs::{Opened, edit, files, fill, lock, modify, open, resize};
 
 const PER_BLOCK: u64 = 4096;
 
@@ -185,6 +185,24 @@ fn what_is_cut_off_does_not_become_zeros_without_a_word() {
     let (_dir, name) = on_disk(&good[..good.len() - 512 - 1000]);
     let file = lock::open_to_change(&name, lock::Others::Refuse).unwrap();
     assert_eq!(open(&file, &name, &OpenOptions::default()).unwrap().cut, []);
+}
+
+#[test]
+fn an_image_that_is_cut_is_not_resized() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("x.vhd");
+    files::create(&name, 4 << 20, Some(16 << 20), false).unwrap();
+    let mut bytes = fs::read(&name).unwrap();
+    bytes.truncate(bytes.len() - 512);
+    let entry = bytes.len() as u32 / 512;
+    poke(&mut bytes, 1536, &entry.to_be_bytes());
+    bytes.extend([0xff; 512]);
+    bytes.extend(vec![0x77; MIB as usize]);
+    fs::write(&name, &bytes).unwrap();
+    let file = lock::open_to_change(&name, lock::Others::Refuse).unwrap();
+    let error = resize::fast(&file, &name, 8 << 20).unwrap_err();
+    assert!(error.errno() == 5 && error.to_string().contains("sectors 2048 to 4095"), "{error}");
+    assert!(fs::read(&name).unwrap() == bytes);
 }
 
 #[test]
