@@ -156,12 +156,21 @@ fn every_planted_bug_is_found() {
 
 #[test]
 fn every_bug_planted_in_the_wide_world_is_found() {
-    must_find("where a footer stood is taken for blank", |seed| {
-        planted_wide::<OLD_ENDS_TAKEN_FOR_BLANK>(250 + seed)
+    must_find("where a footer stood is taken for blank", |seed| Setup {
+        unordered: Some(false),
+        ..planted_wide::<OLD_ENDS_TAKEN_FOR_BLANK>(seed)
     });
-    // Rare, since new blocks of a file go to blank places first: from a seed on that is near one.
-    must_find("space is used again before a flush", |seed| {
-        planted_wide::<SPACE_REUSED_BEFORE_A_FLUSH>(600 + seed)
+    // On a device, since new blocks of a file go to blank places first.
+    must_find("space is used again before a flush", |seed| Setup {
+        unordered: Some(true),
+        churn: true,
+        ..planted_wide::<SPACE_REUSED_BEFORE_A_FLUSH>(seed)
+    });
+    must_find("marks stay while blocks go", |seed| Setup {
+        marks_stay: true,
+        unordered: Some(true),
+        churn: true,
+        ..Setup::wide(seed)
     });
     must_find("a zero leaves a doubt", |seed| Setup {
         eio: Some(8),

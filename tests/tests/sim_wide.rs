@@ -12,7 +12,7 @@ fn no_seed_loses_a_write_in_the_wide_world() {
     println!("{seeds} seeds: {ran:?}");
     assert!(ran.ended[0] > seeds * 100, "requests succeed");
     if seeds >= 100 {
-        let secondaries = ran.taken_over > 0 && ran.promoted > 0;
+        let secondaries = ran.taken_over > 0 && ran.promoted > 0 && ran.forgotten > 0;
         assert!(ran.kills > 0 && ran.kept > 0 && secondaries, "everything is seen");
     }
 }

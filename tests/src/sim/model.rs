@@ -124,6 +124,16 @@ impl Model {
             .any(|v| v.start > 0 && v.end >= flushed && !v.durable && !v.sunk)
     }
 
+    /// Whether a change of a sector was not over at `time`.
+    pub fn changed_since(&self, sector: u64, time: u64) -> bool {
+        self.sectors[sector as usize].iter().any(|v| v.end > time)
+    }
+
+    /// Whether a sector may ever have held `value`.
+    pub fn held(&self, sector: u64, value: u64) -> bool {
+        self.sectors[sector as usize].iter().any(|v| v.value == value || v.value == ANY)
+    }
+
     /// Whether `value` may be there after a power cut now.
     pub fn may_survive(&self, sector: u64, value: u64, volatile: bool) -> bool {
         self.sectors[sector as usize].iter().any(|v| {

@@ -10,8 +10,9 @@ use tapdisk::engine::chain::{self, Chain, Layer, Purpose};
 use tapdisk::engine::limits::Limits;
 use tapdisk::engine::{Bug, Engine, FileInfo, Policy};
 use tapdisk::transport::{Outcome, Request, SlotId, Slots, Verb};
+use vhd_rs::batmap::BatmapHeader;
 use vhd_rs::driver::Vhd;
-use vhd_rs::{DiskType, Footer, Header, OpenOptions};
+use vhd_rs::{DiskType, Footer, Header, OpenOptions, Opened, heal};
 
 use super::disk::{Faults, SimDisk, SimFile};
 use super::model::{ANY, Ended, Model, ZERO, fill, parse};
@@ -48,10 +49,15 @@ pub struct Setup {
     pub eio: Option<u64>,
     /// Blocks come and go, whatever the seed says.
     pub churn: bool,
+    /// An empty VHD in a file, or (true) on a device, over a volatile cache whose order is
+    /// nobody's, with many short lives: where the order of writes counts most.
+    pub unordered: Option<bool>,
     /// A planted bug of the engine.
     pub bug: Bug,
     /// A new block does not wait for others on its block (a planted bug).
     pub appears_beside_others: bool,
+    /// Marks of full blocks stay on the disk while an image is written (a planted bug).
+    pub marks_stay: bool,
 }
 
 impl Setup {
@@ -70,8 +76,10 @@ impl Setup {
             wide: false,
             eio: None,
             churn: false,
+            unordered: None,
             bug: Bug::None,
             appears_beside_others: false,
+            marks_stay: false,
         }
     }
 
@@ -148,6 +156,10 @@ pub struct World {
     stack: Stack,
     wide: Option<Wide>,
     mirror_lost: bool,
+    /// When the secondary took over, by the model's clock; 0: before its memory begins.
+    parted: Option<u64>,
+    /// The owner has named leaf and secondary again after that.
+    forgotten: bool,
     ran: Ran,
 }
 
@@ -166,6 +178,8 @@ pub struct Ran {
     pub kills: u64,
     /// Secondaries that had taken over and became images of the chain.
     pub promoted: u64,
+    /// Owners that did not see a takeover.
+    pub forgotten: u64,
 }
 
 impl Ran {
@@ -179,6 +193,7 @@ impl Ran {
         self.taken_over += other.taken_over;
         self.kills += other.kills;
         self.promoted += other.promoted;
+        self.forgotten += other.forgotten;
     }
 }
 
@@ -196,9 +211,17 @@ pub fn run(setup: Setup) -> Result<Ran, String> {
         if world.hot { (setup.cuts * 6, 30) } else { (setup.cuts, setup.requests) };
     for _ in 0..cuts {
         world.live(requests)?;
-        world = world.power_cut()?;
+        if !world.forgotten {
+            world = world.power_cut()?;
+        }
+        if world.forgotten {
+            return Ok(world.ran);
+        }
     }
     world.live(setup.requests)?;
+    if world.forgotten {
+        return Ok(world.ran);
+    }
     world.drain()?;
     world.note_events();
     world.verify_all("at the end", false)?;
@@ -213,6 +236,8 @@ impl World {
             [Format::Raw, Format::Fixed, Format::Dynamic, Format::Dynamic, Format::Dynamic]
                 [rng.below(5) as usize];
         let device = rng.one_in(3);
+        let format = setup.unordered.map_or(format, |_| Format::Dynamic);
+        let device = setup.unordered.unwrap_or(device);
         let mut wide = setup.wide.then(|| Wide::new(setup.seed));
         let blocks = if wide.as_ref().is_some_and(|wide| wide.long) { 132 } else { 8 };
         let sectors = blocks * 128 + [0, 0, 1, 40][rng.below(4) as usize];
@@ -250,7 +275,10 @@ impl World {
             unreadable: None,
         };
         let faults = Faults { eio: setup.eio.unwrap_or(faults.eio), ..faults };
-        let volatile = rng.one_in(2);
+        let volatile = rng.one_in(2) || setup.unordered.is_some();
+        if let Some(wide) = wide.as_mut().filter(|_| setup.unordered.is_some()) {
+            wide.no_barriers = true;
+        }
         let mut files = vec![SimFile::new(bytes, device)];
         let mut formats = vec![format];
         let stack = Stack::new(setup.seed, sectors);
@@ -290,11 +318,13 @@ impl World {
             now: 1,
             value: 1 << 32,
             sectors,
-            hot: rng.one_in(3),
+            hot: rng.one_in(3) || setup.unordered.is_some(),
             churn: rng.one_in(4) || setup.churn,
             spot: 0,
             at_work: HashMap::new(),
             mirror_lost: false,
+            parted: None,
+            forgotten: false,
             ran: Ran::default(),
             wide,
             rng,
@@ -307,8 +337,8 @@ impl World {
 
     // ---- opening and closing ---------------------------------------------------------------------------
 
-    fn open(&mut self, files: Vec<SimFile>) -> Result<(), String> {
-        let chain = self.chain_of(&files)?;
+    fn open(&mut self, mut files: Vec<SimFile>) -> Result<(), String> {
+        let chain = self.chain_to_write(&mut files)?;
         let infos: Vec<FileInfo> = files
             .iter()
             .map(|f| FileInfo { bytes: f.bytes.len() as u64, device: f.device, thin: f.device })
@@ -381,29 +411,59 @@ impl World {
     }
 
     fn chain_of(&self, files: &[SimFile]) -> Result<Vec<Box<dyn Image>>, String> {
-        let open =
-            |(i, (file, format)): (usize, (&SimFile, &Format))| -> Result<Box<dyn Image>, String> {
-                if *format == Format::Raw {
-                    return Ok(Box::new(raw::Raw::new(self.sectors, file.device)));
+        let open = |i| Ok(self.image(self.opened(files, i)?, files[i].device));
+        (0..files.len()).map(open).collect()
+    }
+
+    /// The same to be written: the marks of full blocks are taken off first.
+    fn chain_to_write(&self, files: &mut [SimFile]) -> Result<Vec<Box<dyn Image>>, String> {
+        let count = files.len();
+        let open = |i: usize| {
+            let mut opened = self.opened(files, i)?;
+            if let Some(opened) = opened.as_mut().filter(|_| self.writes(count, i)) {
+                let file = &mut files[i];
+                let storage = MemStorage::new(file.bytes.clone(), file.device);
+                let name = Path::new("sim.vhd");
+                heal::take_marks_off(&storage, name, opened).map_err(|e| e.to_string())?;
+                let bytes = storage.into_inner();
+                // Marks come with a close, which ends with a flush, as this does.
+                if bytes != file.bytes && !self.setup.marks_stay {
+                    *file = file.rewritten(bytes);
                 }
-                let read_only = i > 0 && !(self.stack.second.is_some() && i == files.len() - 1);
-                let options = OpenOptions { read_only, for_io: true, ..OpenOptions::default() };
-                let opened = vhd_rs::open(&file, Path::new("sim.vhd"), &options)
-                    .map_err(|e| format!("layer {i} does not open: {e}"))?;
-                if !opened.bad_blocks.is_empty() {
-                    let (len, bat) = (file.bytes.len(), &opened.bat);
-                    return Err(format!(
-                        "layer {i} of {len} bytes has bad blocks {:?}: {bat:?}",
-                        opened.bad_blocks
-                    ));
-                }
-                let mut vhd = Vhd::new(opened);
-                if self.setup.appears_beside_others {
-                    vhd.appear_beside_others();
-                }
-                Ok(Box::new(vhd))
-            };
-        files.iter().zip(&self.formats).enumerate().map(open).collect()
+            }
+            Ok(self.image(opened, files[i].device))
+        };
+        (0..count).map(open).collect()
+    }
+
+    /// Whether this one of so many images is written.
+    fn writes(&self, files: usize, i: usize) -> bool {
+        i == 0 || (self.stack.second.is_some() && i == files - 1)
+    }
+
+    /// An image, if it is none of a raw disk.
+    fn opened(&self, files: &[SimFile], i: usize) -> Result<Option<Opened>, String> {
+        if self.formats[i] == Format::Raw {
+            return Ok(None);
+        }
+        let read_only = !self.writes(files.len(), i);
+        let options = OpenOptions { read_only, for_io: true, ..OpenOptions::default() };
+        let opened = vhd_rs::open(&&files[i], Path::new("sim.vhd"), &options)
+            .map_err(|e| format!("layer {i} does not open: {e}"))?;
+        if !opened.bad_blocks.is_empty() {
+            let (len, bat, bad) = (files[i].bytes.len(), &opened.bat, &opened.bad_blocks);
+            return Err(format!("layer {i} of {len} bytes has bad blocks {bad:?}: {bat:?}"));
+        }
+        Ok(Some(opened))
+    }
+
+    fn image(&self, opened: Option<Opened>, device: bool) -> Box<dyn Image> {
+        let Some(opened) = opened else { return Box::new(raw::Raw::new(self.sectors, device)) };
+        let mut vhd = Vhd::new(opened);
+        if self.setup.appears_beside_others {
+            vhd.appear_beside_others();
+        }
+        Box::new(vhd)
     }
 
     /// Pause, a new leaf on top or the same one again, unpause.
@@ -443,6 +503,11 @@ impl World {
         let (mut files, _) = engine.into_disk().into_inner().power_cut();
         self.at_work.clear();
         self.drop_lost(&mut files);
+        if self.owner_forgets() {
+            self.open(files)?;
+            self.verify_all("after a cut that the owner did not see", true)?;
+            return Ok(self);
+        }
         if self.stack.stale_mirror() {
             let last = files.pop().expect("the mirror is a file");
             files.push(last.rewritten(dynamic(self.sectors, None, false, 1 << 40)));
@@ -470,12 +535,35 @@ impl World {
             }
         }
         self.drop_lost(&mut files);
+        if self.owner_forgets() {
+            self.open(files)?;
+            return self.verify_all("after a kill that the owner did not see", false).map(drop);
+        }
         if self.stack.stale_mirror() {
             let last = files.pop().expect("the mirror is a file");
             files.push(last.rewritten(dynamic(self.sectors, None, false, 1 << 40)));
         }
         self.open(files)?;
         self.verify_all("after a kill", false).map(drop)
+    }
+
+    /// Whether the owner names leaf and secondary again as if nothing had happened, at the first
+    /// crash after a takeover; in the wide world only, and not always. What is promised then is
+    /// looked at once, and the disk is not used any more.
+    fn owner_forgets(&mut self) -> bool {
+        let Some(second) = self.stack.second.as_mut().filter(|second| second.taken_over) else {
+            return false;
+        };
+        let chance = self.wide.as_mut().is_some_and(|wide| wide.rng.one_in(2));
+        if chance && self.parted.is_some_and(|time| time > 0) {
+            second.taken_over = false;
+            self.forgotten = true;
+            self.ran.forgotten += 1;
+        } else {
+            // From the next crash on the model does not know any more what changed since.
+            self.parted = Some(0);
+        }
+        self.forgotten
     }
 
     /// A secondary that has taken over becomes an image of the chain like others, so that it can
@@ -497,7 +585,7 @@ impl World {
     fn live(&mut self, requests: u32) -> Result<(), String> {
         let mut left = requests;
         self.spot = self.rng.below(self.sectors - 32);
-        while left > 0 {
+        while left > 0 && !self.forgotten {
             match self.rng.below(6) {
                 0..=2 => {
                     left -= u32::from(self.start());
@@ -554,6 +642,9 @@ impl World {
                 break;
             }
             more = self.engine.step(self.now);
+        }
+        if self.parted.is_none() && self.engine.events().taken_over {
+            self.parted = Some(self.model.tick());
         }
         if more {
             return Err("the engine never comes to rest".into());
@@ -778,6 +869,14 @@ impl World {
             if cut && self.unordered() && self.model.unsettled(s) {
                 continue;
             }
+            if self.forgotten && self.model.changed_since(s, self.parted.unwrap_or(0)) {
+                // Of before, or of since.
+                if !self.model.held(s, *value) {
+                    let why = self.model.explain(s);
+                    return Err(format!("{when} sector {s} holds {value:#x}, never there: {why}"));
+                }
+                continue;
+            }
             if !self.model.may_survive(s, *value, cut && self.volatile) {
                 let why = self.model.explain(s);
                 return Err(format!("{when} sector {s} holds {value:#x}, allowed {why}"));
@@ -887,7 +986,11 @@ pub(super) fn dynamic(
     bytes.extend(header.encode());
     let table = header.table_bytes() as usize;
     bytes.resize(bytes.len() + table, 0xff);
-    bytes.extend([0; 1024]); // room for a batmap, not valid yet: a hint that is distrusted
+    // Room for a batmap. Not valid yet in some: a hint that is distrusted.
+    let mut map = BatmapHeader::new(1536 + table as u64, blocks);
+    map.checksum = map.checksum_of(&[0; 512], sectors * 512, BLOCK_BYTES);
+    bytes.extend(if salt % 4 == 3 { [0; 512] } else { map.encode() });
+    bytes.extend([0; 512]);
     if device {
         // Stale bytes everywhere, and not quite enough room for every block.
         let room = u64::from(blocks).saturating_sub(salt % 2) * (129 + 8) * 512;
