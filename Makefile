@@ -15,7 +15,8 @@
 #   make bench-device  block devices: ublk, the blktap ring, loop, qemu-nbd and nbd.ko, in an emulator: ratios
 #   make bench-vhd  vhd-util beside qemu-img and the disk's own limit
 #   make install    PREFIX=/usr/local DESTDIR=
-#   make rpm        the RPM packages for dom0 (glibc 2.17 and later), in target/rpm; rpm-source: from source
+#   make rpm        the RPM packages for dom0 (glibc 2.17 and later), in target/rpm
+#   make rpm-source the same from a source archive, for this system's C library
 #   make deb        the Debian packages, in target/deb
 #   make install-dkms   the kernel module's source, for DKMS (xen/blktap-dkms)
 #   make deps       the Debian packages that demo, test and bench call, through apt, where missing
@@ -54,8 +55,8 @@ XENSCRIPTDIR ?= $(PREFIX)/etc/xen/scripts
 endif
 # Of packaging/manifest.
 PARTS        ?= core
-export SBINDIR BINDIR LIBEXECDIR DATADIR MANDIR DOCDIR TMPFILESDIR UNITDIR LOGROTATEDIR CONFDIR UDEVDIR SYSCTLDIR \
-    CRONDIR XENSCRIPTDIR ZSHDIR DESTDIR BIN
+export SBINDIR BINDIR LIBEXECDIR DATADIR MANDIR DOCDIR TMPFILESDIR UNITDIR LOGROTATEDIR CONFDIR \
+    UDEVDIR SYSCTLDIR CRONDIR XENSCRIPTDIR ZSHDIR DESTDIR BIN
 
 # rustup puts cargo where a non-login shell does not look.
 CARGO  ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
@@ -183,8 +184,8 @@ bench-vhd: build
 $(PROGRAMS):
 	$(MAKE) build
 
-# The files and where they go: packaging/manifest. A tapdisk that was built for measuring without its protections
-# is not installed.
+# The files and where they go: packaging/manifest. A tapdisk that was built for measuring without its
+# protections is not installed.
 install: $(PROGRAMS)
 	! "$(BIN)/tapdisk" --version | grep -q UNPROTECTED
 	packaging/files.sh install "$(PARTS)"
@@ -207,7 +208,8 @@ deb: build
 	@tests/deps.sh deb
 	packaging/deb.sh "$(TARGET)/deb"
 
-# From a source archive with all crates, as a build service does, for its own C library: needs rpmbuild.
+# From a source archive with all crates, as a build service does, for its own C library: needs
+# rpmbuild.
 rpm-source:
 	packaging/rpm.sh "$(TARGET)/rpm"
 

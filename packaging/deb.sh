@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Makes the Debian packages of built programs, with dpkg's own tools: tapdisk-rs and, for any architecture,
-# tapdisk-rs-dkms.
+# Makes the Debian packages of built programs, with dpkg's own tools: tapdisk-rs and, for any
+# architecture, tapdisk-rs-dkms.
 #
 #   deb.sh [PROGRAMS] OUTPUT     PROGRAMS: their folder (default: where make has put them)
 #
-# Programs that were built on the older release run on the later ones: what of the C library they need becomes a
-# dependency. DEB_VERSION is another version than the tree's, DEB_MAINTAINER who answers for the package.
+# Programs that were built on the older release run on the later ones: what of the C library they
+# need becomes a dependency. DEB_VERSION is another version than the tree's, DEB_MAINTAINER who
+# answers for the package.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -18,7 +19,8 @@ fi
 mkdir -p "$1"
 output=$(cd "$1" && pwd)
 for tool in dpkg-deb dpkg-shlibdeps strip; do
-    command -v $tool >/dev/null || { echo "deb.sh: $tool is not installed (Debian: apt-get install dpkg-dev)" >&2; exit 1; }
+    command -v $tool >/dev/null ||
+        { echo "deb.sh: $tool is not installed (Debian: apt-get install dpkg-dev)" >&2; exit 1; }
 done
 cd "$here"
 upstream=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
@@ -31,7 +33,8 @@ export SOURCE_DATE_EPOCH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-folders=(PREFIX=/usr CONFDIR=/etc/tapdisk-rs PARTS="core debian" ZSHDIR=/usr/share/zsh/vendor-completions)
+folders=(PREFIX=/usr CONFDIR=/etc/tapdisk-rs PARTS="core debian"
+    ZSHDIR=/usr/share/zsh/vendor-completions)
 [ -z "$programs" ] || folders+=(BIN="$programs")
 
 # A name in DEBIAN/ from packaging/debian, with what stands between @.
@@ -67,7 +70,8 @@ pack() { # root, control, more edits for control
     find "$root" -type d -exec chmod 755 {} +
     size=$(du -sk --apparent-size --exclude=DEBIAN "$root" | cut -f1)
     meta "$2" "$root/DEBIAN/control" -e "s|@SIZE@|$size|" "${@:3}"
-    (cd "$root" && find . -type f ! -path './DEBIAN/*' -printf '%P\0' | LC_ALL=C sort -z | xargs -0 md5sum) >"$root/DEBIAN/md5sums"
+    (cd "$root" && find . -type f ! -path './DEBIAN/*' -printf '%P\0' | LC_ALL=C sort -z |
+        xargs -0 md5sum) >"$root/DEBIAN/md5sums"
     dpkg-deb --root-owner-group --build "$root" "$output" >/dev/null
 }
 
@@ -80,7 +84,8 @@ strip --strip-unneeded --remove-section=.comment "${elves[@]}"
 # It wants to see a source package's control file.
 mkdir -p "$work/debian"
 printf 'Source: tapdisk-rs\n\nPackage: tapdisk-rs\nArchitecture: any\n' >"$work/debian/control"
-depends=$(cd "$work" && dpkg-shlibdeps -O "${elves[@]}" 2>"$work/log" | sed -n 's/^shlibs:Depends=//p')
+depends=$(cd "$work" && dpkg-shlibdeps -O "${elves[@]}" 2>"$work/log" |
+    sed -n 's/^shlibs:Depends=//p')
 [ -n "$depends" ] || { cat "$work/log" >&2; echo "deb.sh: no dependencies were found" >&2; exit 1; }
 make --no-print-directory --silent files LIST=conffiles "${folders[@]}" >"$root/DEBIAN/conffiles"
 scripts "$root" '' postinst prerm postrm

@@ -73,7 +73,8 @@ while read -r part kind destination source; do
         check:*)
             [ -s "$file" ] || { echo "$destination is missing or empty"; missing=1; continue; }
             case $kind in
-                0755 | conf-run) [ -x "$file" ] || { echo "$destination is not executable"; missing=1; } ;;
+                0755 | conf-run) [ -x "$file" ] ||
+                    { echo "$destination is not executable"; missing=1; } ;;
             esac
             ;;
         rpm:dir) echo "%dir $destination" ;;
@@ -81,7 +82,8 @@ while read -r part kind destination source; do
         # Compressed after the installation, or not.
         rpm:*) case $destination in "$MANDIR"/*) echo "$destination*" ;; *) echo "$destination" ;; esac ;;
         conffiles:conf*) echo "$destination" ;;
-        conffiles:*) case $destination in /etc/*) [ "$kind" = dir ] || echo "$destination" ;; esac ;;
+        conffiles:*) case $destination in /etc/*) [ "$kind" = dir ] ||
+            echo "$destination" ;; esac ;;
         *) echo "files.sh: does not know how to $todo $kind ($destination)" >&2; exit 2 ;;
     esac
 done < <(sed "${edits[@]}" -e '/^#/d' -e '/^$/d' packaging/manifest)

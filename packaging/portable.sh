@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Builds the programs so that they run with any glibc from 2.17 on, which XCP-ng 8.3 and XenServer 8 have in dom0.
+# Builds the programs so that they run with any glibc from 2.17 on, which XCP-ng 8.3 and XenServer 8
+# have in dom0.
 #
 #   portable.sh OUTPUT     puts the programs there
 #
-# A linker takes the newest version of each symbol that its C library offers, so a program needs a C library as
-# new as the one of the machine that built it. Zig's linker can be told which version to link for. It and
-# cargo-zigbuild, which hands it to cargo, are fetched from PyPI at first (packaging/zig.txt has versions and
-# hashes) and kept in ~/.cache/tapdisk-rs; nothing is installed into the system.
+# A linker takes the newest version of each symbol that its C library offers, so a program needs a C
+# library as new as the one of the machine that built it. Zig's linker can be told which version to
+# link for. It and cargo-zigbuild, which hands it to cargo, are fetched from PyPI at first
+# (packaging/zig.txt has versions and hashes) and kept in ~/.cache/tapdisk-rs; nothing is installed
+# into the system.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")/.." && pwd)
 glibc=2.17
-[ $# = 1 ] || { sed -n '2,4s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# = 1 ] || { sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 mkdir -p "$1"
 output=$(cd "$1" && pwd)
 export CARGO=${CARGO:-cargo}

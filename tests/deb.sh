@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The Debian packages in clean systems of Debian 12 and 13: made, looked at by lintian, installed, verified, used (the
-# demo by the installed programs, inside), upgraded over a changed configuration file and a disk that is served,
-# removed, and purged without a trace.
+# The Debian packages in clean systems of Debian 12 and 13: made, looked at by lintian, installed,
+# verified, used (the demo by the installed programs, inside), upgraded over a changed configuration
+# file and a disk that is served, removed, and purged without a trace.
 #
 #   deb.sh [PROGRAMS]     of which the packages are made (default: those that make has built)
 #
-# The systems are made by mmdebstrap at first and kept in ~/.cache/tapdisk-rs/deb. Needs root, for chroot and mounts (in a
-# namespace of its own).
+# The systems are made by mmdebstrap at first and kept in ~/.cache/tapdisk-rs/deb. Needs root, for
+# chroot and mounts (in a namespace of its own).
 set -euo pipefail
 
 
@@ -79,10 +79,12 @@ dpkg_does() {
 }
 
 mkdir "$work/shared" "$work/packages"
-"$here/packaging/deb.sh" "$@" "$work/packages" >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "packaging/deb.sh"; }
+"$here/packaging/deb.sh" "$@" "$work/packages" >"$work/log" 2>&1 ||
+    { cat "$work/log" >&2; fail "packaging/deb.sh"; }
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$here/Cargo.toml" | head -n 1)
 # Told apart by more than its number.
-DEB_VERSION=$version+later "$here/packaging/deb.sh" "$@" "$work/packages" >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "packaging/deb.sh"; }
+DEB_VERSION=$version+later "$here/packaging/deb.sh" "$@" "$work/packages" >"$work/log" 2>&1 ||
+    { cat "$work/log" >&2; fail "packaging/deb.sh"; }
 package=tapdisk-rs_${version}_$(dpkg --print-architecture).deb
 later=tapdisk-rs_${version}+later_$(dpkg --print-architecture).deb
 module=tapdisk-rs-dkms_${version}_all.deb
@@ -103,18 +105,22 @@ for release in bookworm trixie; do
 
     dpkg_does -i "/tmp/$package"
     said=$(inside dpkg --verify tapdisk-rs) || fail "$release: not as it was packaged: $said"
-    [ -L "$root/etc/systemd/system/multi-user.target.wants/tapback.service" ] || fail "$release: tapback is not enabled"
-    said=$(inside systemd-analyze verify --man=no /usr/lib/systemd/system/tapback.service 2>&1 | grep -i tapback || true)
+    [ -L "$root/etc/systemd/system/multi-user.target.wants/tapback.service" ] ||
+        fail "$release: tapback is not enabled"
+    said=$(inside systemd-analyze verify --man=no /usr/lib/systemd/system/tapback.service 2>&1 |
+        grep -i tapback || true)
     [ -z "$said" ] || fail "$release: systemd says of the unit: $said"
     if inside udevadm verify --help >/dev/null 2>&1; then
         said=$(inside udevadm verify /usr/lib/udev/rules.d/{58-tapdisk-foreign,60-tapdisk-rs,62-tapdisk-foreign}.rules 2>&1) ||
             fail "$release: udev says: $said"
         [[ $said == *"Success: 3"* ]] || fail "$release: udev says: $said"
     fi
-    said=$(inside systemd-tmpfiles --create /usr/lib/tmpfiles.d/tapdisk-rs.conf 2>&1) || fail "$release: tmpfiles: $said"
+    said=$(inside systemd-tmpfiles --create /usr/lib/tmpfiles.d/tapdisk-rs.conf 2>&1) ||
+        fail "$release: tmpfiles: $said"
     [ "$(stat -c %a "$root/run/blktap-control" "$root/run/blktap-control/tapdisk" | paste -sd' ')" = "755 700" ] ||
         fail "$release: tmpfiles"
-    said=$(inside logrotate --debug /etc/logrotate.d/tapdisk-rs 2>&1) || fail "$release: logrotate: $said"
+    said=$(inside logrotate --debug /etc/logrotate.d/tapdisk-rs 2>&1) ||
+        fail "$release: logrotate: $said"
 
     # Old logs go, also rotated ones, new ones and others' files stay.
     logs=$root/var/log/blktap
@@ -122,7 +128,8 @@ for release in bookworm trixie; do
     touch -d '29 days ago' "$logs/tapdisk.2.log"
     # tmpfiles' own age is not for logs that may be open.
     inside systemd-tmpfiles --clean /usr/lib/tmpfiles.d/tapdisk-rs.conf
-    [ -e "$logs/tapdisk.1.log" ] || fail "$release: tmpfiles takes a log away without a word to its tapdisk"
+    [ -e "$logs/tapdisk.1.log" ] ||
+        fail "$release: tmpfiles takes a log away without a word to its tapdisk"
     inside /etc/cron.daily/tapdisk-rs
     left=$(ls "$logs")
     # shellcheck disable=SC2012
@@ -137,7 +144,8 @@ for release in bookworm trixie; do
             "$root" "$work/shared/run" $program >"$work/bin/${program##*/}"
     done
     chmod 755 "$work"/bin/*
-    TMPDIR=$work/shared "$here/tests/demo.sh" "$work/bin" >"$work/log" 2>&1 || { cat "$work/log" >&2; fail "$release: the demo"; }
+    TMPDIR=$work/shared "$here/tests/demo.sh" "$work/bin" >"$work/log" 2>&1 ||
+        { cat "$work/log" >&2; fail "$release: the demo"; }
 
     # A disk that is served through all that follows.
     "$work/bin/vhd-util" create -n "$work/shared/disk.vhd" -s 16
@@ -152,7 +160,8 @@ for release in bookworm trixie; do
     dpkg_does -i "/tmp/$later"
     # shellcheck disable=SC2016 # dpkg expands it
     [ "$(inside dpkg-query -W -f '${Version}' tapdisk-rs)" = "$version+later" ] || fail "$release: not upgraded"
-    tail -n 1 "$root/etc/tapdisk-rs/parents" | grep -q '^# ours$' || fail "$release: the upgrade took a changed file away"
+    tail -n 1 "$root/etc/tapdisk-rs/parents" | grep -q '^# ours$' ||
+        fail "$release: the upgrade took a changed file away"
     [ ! -e "$root/etc/systemd/system/multi-user.target.wants/tapback.service" ] ||
         fail "$release: the upgrade enabled what was disabled"
     goes_on "$release: upgraded"
@@ -168,21 +177,23 @@ for release in bookworm trixie; do
     printf '#!/bin/sh\necho "dkms $*" >>/tmp/asked\n[ "$1" != status ] || echo "blktap/x: added"\n' >"$root/usr/sbin/dkms"
     chmod 755 "$root/usr/sbin/dkms"
     dpkg_does --force-depends -i "/tmp/$module"
-    [ -s "$root/usr/src/blktap-$version/dkms.conf" ] || fail "$release: dkms.conf is not where dkms looks"
+    [ -s "$root/usr/src/blktap-$version/dkms.conf" ] ||
+        fail "$release: dkms.conf is not where dkms looks"
     dpkg_does --force-depends -r tapdisk-rs-dkms
     dpkg_does --force-depends -P tapdisk-rs-dkms
-    diff - "$root/tmp/asked" >&2 <<ASKED || fail "$release: the scripts of the module asked for something else"
-dkms add -m blktap -v $version
+    asked="dkms add -m blktap -v $version
 dkms autoinstall
 dkms status -m blktap -v $version
-dkms remove -m blktap -v $version --all
-ASKED
+dkms remove -m blktap -v $version --all"
+    diff <(echo "$asked") "$root/tmp/asked" >&2 ||
+        fail "$release: the scripts of the module asked for something else"
     rm "$root/usr/sbin/dkms"
 
     cp "$root/usr/sbin/tap-ctl" "$root/tmp/"
     dpkg_does -r tapdisk-rs
     [ ! -e "$root/usr/sbin/tap-ctl" ] || fail "$release: not removed"
-    grep -q '^# ours$' "$root/etc/tapdisk-rs/parents" || fail "$release: its configuration is gone before the purge"
+    grep -q '^# ours$' "$root/etc/tapdisk-rs/parents" ||
+        fail "$release: its configuration is gone before the purge"
     goes_on "$release: removed"
     inside env TAPDISK_RUN_DIR="$work/shared/run" /tmp/tap-ctl destroy -p "$pid" -m "$minor"
     pid=''
@@ -203,7 +214,8 @@ ASKED
     [ -z "$(inside dpkg-query -W -f '${db:Status-Status}' blktap-utils 2>/dev/null | sed 's/not-installed//')" ] ||
         fail "$release: blktap-utils is still there"
     dpkg_does -P tapdisk-rs
-    diff <(echo "$before") <(files) >&2 || fail "$release: files are left after replacing blktap-utils"
+    diff <(echo "$before") <(files) >&2 ||
+        fail "$release: files are left after replacing blktap-utils"
 
     umount --recursive --lazy "$root"
     root=''

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# make install into an empty directory: everything is in its place, the installed tap-ctl starts the tapdisk
-# of its own installation, and make uninstall takes all of it away again, but what its administrator has changed.
-# Then the RPM of the same files, in a system of its own (rpm.sh).
+# make install into an empty directory: everything is in its place, the installed tap-ctl starts the
+# tapdisk of its own installation, and make uninstall takes all of it away again, but what its
+# administrator has changed. Then the RPM of the same files, in a system of its own (rpm.sh).
 #
 #   install.sh [PROGRAMS]     the programs for the RPM, of packaging/portable.sh (default: those that make has built)
 set -euo pipefail
@@ -32,7 +32,8 @@ programs=()
 all=(DESTDIR="$dest" PREFIX=/usr PARTS="core dom0")
 make --no-print-directory -C "$here" install "${all[@]}" >/dev/null
 make --no-print-directory -C "$here" files LIST=check "${all[@]}" >&2 || fail "the files above"
-# Not of the manifest, so that it cannot be forgotten there: what the storage manager, xapi and xl call by path.
+# Not of the manifest, so that it cannot be forgotten there: what the storage manager, xapi and xl
+# call by path.
 for file in usr/sbin/tap-ctl usr/libexec/tapdisk usr/bin/vhd-util usr/sbin/cbt-util usr/sbin/td-util \
     etc/xen/scripts/block-tapdisk; do
     [ -x "$dest/$file" ] || fail "$file is missing or not executable"
@@ -41,15 +42,18 @@ rm "$dest/etc/cron.daily/tapdisk-rs"
 if make --no-print-directory -C "$here" files LIST=check "${all[@]}" >"$dest/missing" 2>&1; then
     fail "a missing file is not noticed"
 fi
-grep -q '^/etc/cron.daily/tapdisk-rs is missing' "$dest/missing" || fail "a missing file is not named"
+grep -q '^/etc/cron.daily/tapdisk-rs is missing' "$dest/missing" ||
+    fail "a missing file is not named"
 rm "$dest/missing"
 make --no-print-directory -C "$here" install "${all[@]}" >/dev/null
 if grep -rl '@[A-Z]*@' "$dest/usr" "$dest/etc" --include='*.service' --include='*.conf' --include='*.rules' >&2; then
     fail "the files above hold a word that stands for a folder"
 fi
-grep -q '^ExecStart=/usr/sbin/tapback ' "$dest/usr/lib/systemd/system/tapback.service" || fail "what the service starts"
+grep -q '^ExecStart=/usr/sbin/tapback ' "$dest/usr/lib/systemd/system/tapback.service" ||
+    fail "what the service starts"
 for tool in tap-ctl vhd-util cbt-util td-util; do
-    bash -n "$dest/usr/share/bash-completion/completions/$tool" || fail "the bash completions of $tool do not parse"
+    bash -n "$dest/usr/share/bash-completion/completions/$tool" ||
+        fail "the bash completions of $tool do not parse"
 done
 
 truncate -s 16M "$dest/disk.raw"
@@ -62,20 +66,28 @@ exe=$(readlink "/proc/$pid/exe")
 "$dest/usr/sbin/tap-ctl" destroy -p "$pid" -m "$minor"
 pid=''
 
-# The RPM of the same programs: exactly what make install put there (and the licences once more), and it unpacks.
-if command -v rpmbuild >/dev/null && command -v rpm2cpio >/dev/null && command -v cpio >/dev/null; then
-    "$here/packaging/rpm.sh" --built "${programs[@]}" "$dest/rpm" >"$dest/rpm.log" 2>&1 || fail "packaging/rpm.sh: $(tail -n 3 "$dest/rpm.log")"
+# The RPM of the same programs: exactly what make install put there (and the licences once more),
+# and it unpacks.
+if command -v rpmbuild >/dev/null && command -v rpm2cpio >/dev/null &&
+    command -v cpio >/dev/null; then
+    "$here/packaging/rpm.sh" --built "${programs[@]}" "$dest/rpm" >"$dest/rpm.log" 2>&1 ||
+        fail "packaging/rpm.sh: $(tail -n 3 "$dest/rpm.log")"
     package=$(find "$dest/rpm/RPMS" -name 'tapdisk-rs-*.rpm')
     module=$(find "$dest/rpm/RPMS" -name 'blktap-dkms-*.rpm')
-    # Not grep -q, which may end before rpm has written all: then rpm fails, about once in 300 times.
-    rpm -qlp "$module" | grep '/blktap-.*/dkms.conf$' >/dev/null || fail "the package of the kernel module lacks its dkms.conf"
+    # Not grep -q, which may end before rpm has written all: then rpm fails, about once in 300
+    # times.
+    rpm -qlp "$module" | grep '/blktap-.*/dkms.conf$' >/dev/null ||
+        fail "the package of the kernel module lacks its dkms.conf"
     listed() { sed 's/\.gz$//' | grep -v '^/usr/share/licenses/' | sort; }
     ours=$(cd "$dest" && find usr etc ! -type d -printf '/%p\n' | listed)
-    theirs=$(rpm -qp --qf '[%{FILEMODES:perms} %{FILENAMES}\n]' "$package" | sed -n 's/^-[^ ]* //p' | listed)
-    diff <(echo "$ours") <(echo "$theirs") >&2 || fail "the RPM and make install do not put the same files there"
+    theirs=$(rpm -qp --qf '[%{FILEMODES:perms} %{FILENAMES}\n]' "$package" |
+        sed -n 's/^-[^ ]* //p' | listed)
+    diff <(echo "$ours") <(echo "$theirs") >&2 ||
+        fail "the RPM and make install do not put the same files there"
     mkdir "$dest/root"
     (cd "$dest/root" && rpm2cpio "$package" | cpio -idm --quiet)
-    "$dest/root/usr/bin/vhd-util" create -n "$dest/rpm.vhd" -s 2 || fail "the vhd-util of the RPM does not run"
+    "$dest/root/usr/bin/vhd-util" create -n "$dest/rpm.vhd" -s 2 ||
+        fail "the vhd-util of the RPM does not run"
     "$dest/root/usr/sbin/tap-ctl" --version >/dev/null || fail "the tap-ctl of the RPM does not run"
     RPM_DIST=.later "$here/packaging/rpm.sh" --built "${programs[@]}" "$dest/later" >"$dest/rpm.log" 2>&1 || fail "packaging/rpm.sh: $(tail -n 3 "$dest/rpm.log")"
     "$here/tests/rpm.sh" "$dest/rpm/RPMS" "$dest/later/RPMS"

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# The RPMs in a system of their own (a folder with busybox and rpm's database, as root), in which a disk is served
-# all the time: in place of the original blktap (3.55.5 and 4.0.8) in one transaction, back to it, fresh, upgraded
-# over a changed configuration file, removed without a trace.
+# The RPMs in a system of their own (a folder with busybox and rpm's database, as root), in which a
+# disk is served all the time: in place of the original blktap (3.55.5 and 4.0.8) in one
+# transaction, back to it, fresh, upgraded over a changed configuration file, removed without a
+# trace.
 #
 #   rpm.sh PACKAGES NEWER     folders with the packages of the same programs, and with those of a later release
 #
-# The system has no systemd, dkms or original. A `systemctl` with units, states and 90 s of waiting for who ignores
-# SIGTERM, and a `dkms`, stand in and write down what they are asked. The stand-in for the original has its names,
-# dependencies, files and scriptlets (in effect; rpm runs them), and our programs: which tapdisk
-# runs is no matter here.
+# The system has no systemd, dkms or original. A `systemctl` with units, states and 90 s of waiting
+# for who ignores SIGTERM, and a `dkms`, stand in and write down what they are asked. The stand-in
+# for the original has its names, dependencies, files and scriptlets (in effect; rpm runs them), and
+# our programs: which tapdisk runs is no matter here.
 set -euo pipefail
 packages=$1 newer=$2
 root=$(mktemp -d "${TMPDIR:-/tmp}/tapdisk-rpm.XXXXXX")
@@ -34,7 +35,7 @@ if [ "$(id -u)" != 0 ]; then
     exit 0
 fi
 
-# ---- the system ------------------------------------------------------------------------------------------------
+# ---- the system ----------------------------------------------------------------------------------
 
 mkdir -p "$root"/{bin,dev,etc/udev/rules.d,run/systemd/system,tmp,usr/bin,usr/sbin,var/tmp,var/log,units}
 cp "$(command -v busybox)" "$root/bin/busybox"
@@ -45,7 +46,8 @@ mknod "$root/dev/null" c 1 3
 printf '#!/bin/sh\necho "dkms $*" >>/var/log/asked\n' >"$root/usr/bin/dkms"
 cat >"$root/usr/bin/systemctl" <<'STANDIN'
 #!/bin/sh
-# /units/NAME.enabled; .loaded and .active: the program of the unit's file when it was loaded, and started.
+# /units/NAME.enabled; .loaded and .active: the program of the unit's file when it was loaded, and
+# started.
 echo "systemctl $*" >>/var/log/asked
 signal=
 while :; do
@@ -117,7 +119,8 @@ chmod 755 "$root"/usr/bin/{dkms,systemctl}
 in_it() { rpm --root "$root" --dbpath /var/lib/rpm "$@"; }
 of() { find "$1" -name "$2-[0-9]*.rpm"; }
 asked() { # what the scripts have asked for since the last look, whichever package came first
-    diff <(echo "$1" | sort) <(sort "$root/var/log/asked") >&2 || fail "$2: the scripts asked for something else"
+    diff <(echo "$1" | sort) <(sort "$root/var/log/asked") >&2 ||
+        fail "$2: the scripts asked for something else"
 }
 forget() { rm -f "$root/var/log/asked"; }
 files() {
@@ -132,7 +135,8 @@ stands() {
     echo "$enabled $active"
 }
 tapback_is() { # how, when
-    [ "$(stands tapback.service)" = "$1" ] || fail "$2: tapback is '$(stands tapback.service)', not '$1'"
+    [ "$(stands tapback.service)" = "$1" ] ||
+        fail "$2: tapback is '$(stands tapback.service)', not '$1'"
     ! grep -s WAITED "$root/var/log/asked" >&2 || fail "$2: nobody answered xenbus meanwhile"
     [ ! -e "$root/run/tapdisk-rs.before" ] || fail "$2: the note of %pre is left"
 }
@@ -144,7 +148,7 @@ quietly() {
     said=$(sed -e '/^rpm: RPM should not be used directly/d' -e '/^rpm: However assuming/d' <<<"$said")
     [ -z "$said" ] || fail "$*: $said"
 }
-# ---- the original, and who needs it ------------------------------------------------------------------------------
+# ---- the original, and who needs it --------------------------------------------------------------
 
 mkdir -p "$root/packages/programs"
 original_spec() { # version, release
@@ -155,7 +159,8 @@ Release: $2
 Summary: stands in for the original
 License: none
 Obsoletes: xen-blktap < 4
-# Not the original's: so \`rpm -U\` does at once what \`yum swap\` asks for, which rpm's command line cannot.
+# Not the original's: so \`rpm -U\` does at once what \`yum swap\` asks for, which rpm's command
+# line cannot.
 Obsoletes: tapdisk-rs
 Provides: blktap(nbd) = 2.0
 AutoReqProv: no
@@ -232,7 +237,7 @@ if grep -v -e '(CompressedFileNames)' -e '(FileDigests)' -e '(PayloadFilesHavePr
     fail "rpm 4.11 does not know this"
 fi
 
-# ---- a disk that is served all the time ----------------------------------------------------------------------------
+# ---- a disk that is served all the time ----------------------------------------------------------
 
 export TAPDISK_RUN_DIR=$root/run/blktap-control
 mkdir "$root/srv"
@@ -245,7 +250,8 @@ serve() { # with the programs that are installed
     pid=$("$root/usr/sbin/tap-ctl" list -m "$minor" | sed -n 's/^pid=\([0-9]*\) .*/\1/p')
     written=0
 }
-# All that was ever written to it is there, and it takes more, through the socket that its client has known.
+# All that was ever written to it is there, and it takes more, through the socket that its client
+# has known.
 goes_on() { # after what
     local uri="nbd+unix:///?socket=$TAPDISK_RUN_DIR/nbd$pid.$minor" n reads=()
     for ((n = 0; n < written; n++)); do
@@ -254,12 +260,14 @@ goes_on() { # after what
     written=$((written + 1))
     qemu-io -f raw "${reads[@]}" -c "write -P $written $((written - 1))M 64k" -c flush "$uri" >"$root/srv/io" ||
         fail "$1: the disk does not go on: $(cat "$root/srv/io")"
-    ! grep -i "pattern verification failed" "$root/srv/io" >&2 || fail "$1: the disk has lost something"
+    ! grep -i "pattern verification failed" "$root/srv/io" >&2 ||
+        fail "$1: the disk has lost something"
 }
 # The programs that are installed now rule it, whichever started it: as a snapshot does.
 is_ruled() { # after what
     goes_on "$1"
-    "$root/usr/sbin/tap-ctl" list | grep "^pid=$pid minor=$minor state=0 args=vhd:" >/dev/null || fail "$1: not listed"
+    "$root/usr/sbin/tap-ctl" list | grep "^pid=$pid minor=$minor state=0 args=vhd:" >/dev/null ||
+        fail "$1: not listed"
     "$root/usr/sbin/tap-ctl" pause -p "$pid" -m "$minor" || fail "$1: pause"
     "$root/usr/sbin/tap-ctl" unpause -p "$pid" -m "$minor" || fail "$1: unpause"
     goes_on "$1, pause and unpause"
@@ -274,18 +282,24 @@ is_original() { # version, when
     [ "$(in_it -q --qf '%{NAME} %{VERSION}' blktap)" = "blktap $1" ] || fail "$2: $(in_it -q blktap)"
     ! in_it -q tapdisk-rs >/dev/null || fail "$2: we are still there"
     said=$(in_it -V --nodeps blktap) || fail "$2: not as it was packaged: $said"
-    [ "$(stands cpumond.service)" = "enabled /usr/bin/cpumond" ] || fail "$2: cpumond is $(stands cpumond.service)"
+    [ "$(stands cpumond.service)" = "enabled /usr/bin/cpumond" ] ||
+        fail "$2: cpumond is $(stands cpumond.service)"
     [ -e "$root/etc/udev/rules.d/65-md-incremental.rules" ] || fail "$2: its udev rule is gone"
-    [ -z "$(find "$root/usr/lib/udev" -type f 2>/dev/null)" ] || fail "$2: udev rules of ours are left"
+    [ -z "$(find "$root/usr/lib/udev" -type f 2>/dev/null)" ] ||
+        fail "$2: udev rules of ours are left"
 }
 is_ours() { # when
     said=$(in_it -V --nodeps tapdisk-rs) || fail "$1: not as it was packaged: $said"
     ! in_it -q blktap >/dev/null || fail "$1: blktap is still there"
-    [ "$(in_it -q --whatprovides blktap)" = "$(in_it -q tapdisk-rs)" ] || fail "$1: it does not provide blktap"
+    [ "$(in_it -q --whatprovides blktap)" = "$(in_it -q tapdisk-rs)" ] ||
+        fail "$1: it does not provide blktap"
     in_it -q xcp-ng-deps sm >/dev/null || fail "$1: who needs blktap is gone"
-    [ -s "$root/usr/lib/udev/rules.d/58-tapdisk-foreign.rules" ] || fail "$1: no rule keeps md off guests' disks"
-    [ -s "$root/etc/xensource/bugtool/tapdisk-logs/description.xml" ] || fail "$1: nothing for xen-bugtool"
-    grep -q 'tap-ctl doctor' "$root/etc/xensource/bugtool/tapdisk-logs/description.xml" || fail "$1: the original's file"
+    [ -s "$root/usr/lib/udev/rules.d/58-tapdisk-foreign.rules" ] ||
+        fail "$1: no rule keeps md off guests' disks"
+    [ -s "$root/etc/xensource/bugtool/tapdisk-logs/description.xml" ] ||
+        fail "$1: nothing for xen-bugtool"
+    grep -q 'tap-ctl doctor' "$root/etc/xensource/bugtool/tapdisk-logs/description.xml" ||
+        fail "$1: the original's file"
 }
 started() { # services as the original's host has them
     for unit in tapback.service cpumond.service; do
@@ -296,7 +310,7 @@ started() { # services as the original's host has them
 in_it --initdb
 before=$(files)
 
-# ---- in place of the original, and back ------------------------------------------------------------------------------
+# ---- in place of the original, and back ----------------------------------------------------------
 
 for version in 3.55.5 4.0.8; do
     quietly in_it --nodeps -i "$(standin blktap "$version")"
@@ -310,9 +324,11 @@ for version in 3.55.5 4.0.8; do
     quietly in_it --nodeps -U "$ours"
     is_ours "in place of $version"
     tapback_is "enabled /usr/sbin/tapback" "in place of $version"
-    readlink "/proc/$pid/exe" | grep -q ' (deleted)$' || fail "the disk is not served by the program that was replaced"
+    readlink "/proc/$pid/exe" | grep -q ' (deleted)$' ||
+        fail "the disk is not served by the program that was replaced"
     is_ruled "in place of $version"
-    [ "$(stands cpumond.service)" = "- -" ] || fail "in place of $version: cpumond is $(stands cpumond.service)"
+    [ "$(stands cpumond.service)" = "- -" ] ||
+        fail "in place of $version: cpumond is $(stands cpumond.service)"
     forget
 
     # Back in one transaction, as `yum swap`.
@@ -346,7 +362,8 @@ for version in 3.55.5 4.0.8; do
     diff <(echo "$before") <(files) >&2 || fail "files are left after $version and us"
 done
 
-# The other package half removed: its files without a record of them, its services enabled and running.
+# The other package half removed: its files without a record of them, its services enabled and
+# running.
 quietly in_it --nodeps -i "$(standin blktap 3.55.5)"
 started
 serve
@@ -374,7 +391,7 @@ quietly in_it --nodeps -U "$ours"
 quietly in_it --nodeps -e tapdisk-rs
 rm -f "$root"/units/* "$root/var/log/asked"
 
-# ---- fresh, upgraded, removed -----------------------------------------------------------------------------------------
+# ---- fresh, upgraded, removed --------------------------------------------------------------------
 
 # The other packages that it requires are not there.
 quietly in_it --nodeps -i "$ours"
@@ -405,7 +422,8 @@ tapback_is "enabled /usr/sbin/tapback" "upgraded"
 is_ruled "upgraded"
 [ "$(in_it -q --qf '%{RELEASE}\n' tapdisk-rs)" = "$(rpm -qp --qf '%{RELEASE}\n' "$later")" ] ||
     fail "there is still $(in_it -q tapdisk-rs)"
-tail -n 1 "$root/etc/logrotate.d/tapdisk-rs" | grep -q '^# ours$' || fail "the upgrade took a changed configuration file away"
+tail -n 1 "$root/etc/logrotate.d/tapdisk-rs" | grep -q '^# ours$' ||
+    fail "the upgrade took a changed configuration file away"
 
 # A service that was stopped by hand stays so.
 chroot "$root" /usr/bin/systemctl stop tapback.service

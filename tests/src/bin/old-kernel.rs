@@ -1,13 +1,13 @@
-//! Runs a program with the system calls that Linux 4.19 has, the kernel of XCP-ng 8.3's and XenServer 8's dom0,
-//! on a kernel that has more: a filter (seccomp) answers as the old one would.
+//! Runs a program with the system calls that Linux 4.19 has, the kernel of XCP-ng 8.3's and
+//! XenServer 8's dom0, on a kernel that has more: a filter (seccomp) answers as the old one would.
 //!
 //! ```text
 //! old-kernel PROGRAM [ARGUMENTS]    runs it; what it starts runs under the filter as well
 //! old-kernel --check                tries what the old kernel has not, and says what came of it
 //! ```
 //!
-//! It cannot take away what no register shows: flags in an iocb, blocking file systems, copies between them. And
-//! dom0's control groups refuse real-time scheduling; so does this.
+//! It cannot take away what no register shows: flags in an iocb, blocking file systems, copies
+//! between them. And dom0's control groups refuse real-time scheduling; so does this.
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -120,7 +120,8 @@ fn error(errno: i32) -> sock_filter {
     end(SECCOMP_RET_ERRNO | errno.unsigned_abs())
 }
 
-/// The filter, over `struct seccomp_data`: number at 0, table at 4, arguments of eight bytes from 16.
+/// The filter, over `struct seccomp_data`: number at 0, table at 4, arguments of eight bytes from
+/// 16.
 fn filter() -> Vec<sock_filter> {
     let jump = |test| BPF_JMP | test | BPF_K;
     let mut all = vec![

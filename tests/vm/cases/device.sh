@@ -403,8 +403,8 @@ case_removed_when_the_image_is_lost() {
     same "minors" "" "$(tap-ctl list)"
 }
 
-# As every distribution runs it: it looks at a device as soon as that is there, and at its end, and our rules are for
-# it: no scheduler, and what a guest has written is nothing that names things of the host.
+# As every distribution runs it: it looks at a device as soon as that is there, and at its end, and
+# our rules are for it: no scheduler, and what a guest has written names nothing of the host.
 case_udev_looks_on() {
     /usr/lib/systemd/systemd-udevd --daemon
     local round

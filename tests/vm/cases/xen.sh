@@ -161,7 +161,8 @@ case_blkback_on_the_blktap_module() {
     rm /srv/*
 }
 
-# The same with a device that outlives its tapdisk, plugged by our own script, as on a Xen that knows no backendtype=tap.
+# The same with a device that outlives its tapdisk, plugged by our own script, as on a Xen that knows
+# no backendtype=tap.
 case_blkback_on_block_tapdisk() {
     need_guest one
     modprobe -a ublk_drv xen-blkback
@@ -172,7 +173,8 @@ case_blkback_on_block_tapdisk() {
     node=/local/domain/0/backend/vbd/$(xl domid one)/$(device_number xvdb)
     device=$(xenstore-read "$node/physical-device-path")
     case $device in /dev/ublkb*) ;; *) fail "the device is $device" ;; esac
-    row=$(tap-ctl list --devices | grep "^device=$device ") || fail "tap-ctl list does not show $device"
+    row=$(tap-ctl list --devices | grep "^device=$device ") ||
+        fail "tap-ctl list does not show $device"
     pid=${row#* pid=} pid=${pid%% *} minor=${row#* minor=} minor=${minor%% *}
     guest run one "disk-load write /dev/xvdb bytes=16777216 block=65536 depth=8"
     # The guest's requests wait meanwhile.
@@ -199,7 +201,8 @@ case_blkback_on_block_tapdisk() {
     same "devices at the end" "" "$(tap-ctl list --devices)"
     # What cannot work is said, and nothing is left.
     for target in /srv/disk.vhd vhd:disk.vhd vhd:/srv/nothing.vhd; do
-        if said=$(xl block-attach one vdev=xvdc,access=rw,script=block-tapdisk,target=$target 2>&1); then
+        if said=$(xl block-attach one vdev=xvdc,access=rw,script=block-tapdisk,target=$target \
+            2>&1); then
             fail "$target is taken"
         fi
         grep -E 'TYPE:PATH|/srv/nothing.vhd' <<<"$said" || fail "$target: xl says $said"

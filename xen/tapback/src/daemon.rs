@@ -47,8 +47,8 @@ pub struct Daemon {
 /// Between two looks for a xenstore that is not there yet.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Until there is a xenstore; false if told to end before. It may start long after us, and whoever starts us
-/// may give up after some ends in a row, as systemd does.
+/// Until there is a xenstore; false if told to end before. It may start long after us, and whoever
+/// starts us may give up after some ends in a row, as systemd does.
 ///
 /// # Errors
 /// A sentence, if events cannot be waited for.
