@@ -207,6 +207,17 @@ case_scan_reads_volumes_that_are_not_active() {
     vhd-util set -n $vg/VHD-b -f hidden -v 1
     lvchange -qq -an $group/VHD-b
     same "hidden since" "${b/hidden=0/hidden=1}" "$(vhd-util scan -f -m VHD-b -l $group)"
+    # A thin volume is no row of extents: it is read while it is active.
+    lvcreate -qq -y --type thin-pool -n pool -L 32M --poolmetadatasize 4M -c 64k $group
+    lvcreate -qq -y -V 80M -n VHD-thin --thinpool pool $group
+    lvchange -qq -ay $group/VHD-a
+    vhd-util snapshot -n $vg/VHD-thin -p $vg/VHD-a -S $room
+    local thin="vhd=VHD-thin capacity=67108864 size=83886080 hidden=0 parent=VHD-a"
+    same "an active thin one" "$thin" "$(vhd-util scan -f -m VHD-thin -l $group)"
+    lvchange -qq -an $group/VHD-thin
+    same "an inactive one" "" "$(vhd-util scan -f -m VHD-thin -l $group)"
+    lvremove -qq -f $group/VHD-thin
+    lvremove -qq -f $group/pool
     refused 22 "knows no such volume group" vhd-util scan -f -m 'VHD-*' -l VG_none
     no_volume VHD-b VHD-a LV-raw VHD-junk
     rm /srv/scan /srv/said
@@ -495,6 +506,7 @@ case_a_killed_tapdisk_on_a_volume() {
 # Once a boot; each case is a shell of its own.
 if [ "${1:-}" != one ]; then
     modprobe -a loop dm-mod dm-thin-pool sd_mod ublk_drv
+    install -d -m 0700 /run/blktap-control
     # Without udev LVM makes its nodes itself. It never looks into a guest's disk, which may be
     # paused: it would wait for it, with its own lock in its hand.
     mkdir -p /etc/lvm /dev/mapper

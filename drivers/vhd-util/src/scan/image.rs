@@ -70,14 +70,23 @@ impl Target {
     pub(crate) fn look(&self, wish: Wish, group: Option<&Group>) -> Result<Image, ScanFault> {
         match (&self.volume, group) {
             (Some(volume), Some(group)) => {
-                let storage: &dyn Storage = volume;
-                let mut image = self.facts(storage, Wish { look: Look::Fast, ..wish })?;
+                let wish = Wish { look: Look::Fast, ..wish };
+                let mut image = match volume.is_linear() {
+                    true => self.facts(volume, wish)?,
+                    false => self.facts(&self.node()?, wish)?,
+                };
                 let parent = image.facts.parent.take();
                 image.parent = parent.map(|parent| volume_link(&parent, group));
                 Ok(image)
             }
             _ => self.look_at_file(wish),
         }
+    }
+
+    /// A volume that only device mapper can read, such as a thin one; it is active.
+    fn node(&self) -> Result<File, ScanFault> {
+        let failed = |error| ScanFault { doing: "failure scanning target", error };
+        chain::open_file(&self.path, false).map_err(failed)
     }
 
     fn look_at_file(&self, wish: Wish) -> Result<Image, ScanFault> {

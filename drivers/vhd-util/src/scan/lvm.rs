@@ -20,7 +20,7 @@ pub(crate) struct Group {
     pub(crate) volumes: Vec<Volume>,
 }
 
-/// A logical volume that begins with a linear segment.
+/// A logical volume. One that does not begin with a linear segment is read by its node.
 #[derive(Clone)]
 pub(crate) struct Volume {
     pub(crate) name: String,
@@ -67,7 +67,7 @@ impl Group {
                 volume.segments.push(Segment { start, bytes, device, at });
             }
         }
-        volumes.retain(|v| v.segments.iter().any(|s| s.start == 0));
+        volumes.retain(|v| v.is_linear() || v.path(name).exists());
         Ok(Group { name: name.into(), volumes })
     }
 
@@ -129,6 +129,11 @@ fn place(
 }
 
 impl Volume {
+    /// Whether its bytes lie on the physical volumes as they are.
+    pub(crate) fn is_linear(&self) -> bool {
+        self.segments.iter().any(|s| s.start == 0)
+    }
+
     /// Its node, if it were active.
     pub(crate) fn path(&self, group: &str) -> PathBuf {
         Path::new("/dev").join(group).join(&self.name)
