@@ -55,8 +55,10 @@ XENSCRIPTDIR ?= $(PREFIX)/etc/xen/scripts
 endif
 # Of packaging/manifest.
 PARTS        ?= core
-export SBINDIR BINDIR LIBEXECDIR DATADIR MANDIR DOCDIR TMPFILESDIR UNITDIR LOGROTATEDIR CONFDIR \
-    UDEVDIR SYSCTLDIR CRONDIR XENSCRIPTDIR ZSHDIR DESTDIR BIN
+# For files.sh. Not exported to all that runs below: a make that is called there, by a test or for a
+# package, would take them for its own.
+FOLDERS = $(foreach word,SBINDIR BINDIR LIBEXECDIR DATADIR MANDIR DOCDIR TMPFILESDIR UNITDIR \
+    LOGROTATEDIR CONFDIR UDEVDIR SYSCTLDIR CRONDIR XENSCRIPTDIR ZSHDIR DESTDIR BIN,$(word)="$($(word))")
 
 # rustup puts cargo where a non-login shell does not look.
 CARGO  ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
@@ -188,11 +190,11 @@ $(PROGRAMS):
 # protections is not installed.
 install: $(PROGRAMS)
 	! "$(BIN)/tapdisk" --version | grep -q UNPROTECTED
-	packaging/files.sh install "$(PARTS)"
+	$(FOLDERS) packaging/files.sh install "$(PARTS)"
 
 # What files.sh says of the manifest: LIST=rpm, LIST=conffiles, LIST=check.
 files:
-	@packaging/files.sh $(LIST) "$(PARTS)"
+	@$(FOLDERS) packaging/files.sh $(LIST) "$(PARTS)"
 
 # The programs for systems as old as XCP-ng 8.3's dom0 (glibc 2.17), by Zig's linker from PyPI.
 portable: linker
@@ -225,7 +227,7 @@ install-dkms:
 	install -m 0644 packaging/blktap.4 "$(DESTDIR)$(MANDIR)/man4/blktap.4"
 
 uninstall:
-	packaging/files.sh uninstall "$(PARTS)"
+	$(FOLDERS) packaging/files.sh uninstall "$(PARTS)"
 
 clean:
 	$(CARGO) clean
