@@ -7,7 +7,9 @@
 //!
 //! What the original prints and returns is kept to the byte, with one exception: a failure explains
 //! itself with one more line on stderr, before the original's: on a terminal always, elsewhere where
-//! the reason is one that only the tapdisk knows. No caller reads that: SM and xapi log it.
+//! the reason is one that only the tapdisk knows. SM and xapi log what they find there. Who sends both
+//! to one place (`2>&1`) may look for `/tapdisk-` in it, which a sentence can have, and gets no more
+//! than the original's line.
 #![deny(unsafe_code)]
 
 mod cli;
@@ -19,6 +21,9 @@ use cli::getopt::{self, Parsed};
 use cli::{Command, Context, help, print};
 use failure::Failure;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 use tap_ctl::error::strerror;
 
@@ -85,6 +90,16 @@ fn usage(command: &Command) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Whether standard output and standard error go to one file or pipe.
+fn is_mixed() -> bool {
+    let meta = |fd: BorrowedFd<'_>| File::from(fd.try_clone_to_owned()?).metadata();
+    let (out, err) = (meta(std::io::stdout().as_fd()), meta(std::io::stderr().as_fd()));
+    match (out, err) {
+        (Ok(out), Ok(err)) => (out.dev(), out.ino()) == (err.dev(), err.ino()),
+        _ => false,
+    }
+}
+
 /// Report a failure: what the original prints last is the text of the errno, and this is the exit
 /// status. The log has the whole sentence, and people get it too.
 fn fail(command: &Command, failure: Failure, verbose: bool) -> ExitCode {
@@ -105,6 +120,7 @@ fn fail(command: &Command, failure: Failure, verbose: bool) -> ExitCode {
             let sentence = show::line(sentence.as_bytes());
             syslog::error(&format!("tap-err:{}: {sentence}", command.name));
             eprint!("{}", show::lines(&said));
+            let loud = loud && !is_mixed();
             if loud || verbose || std::io::IsTerminal::is_terminal(&std::io::stderr()) {
                 eprintln!("tap-ctl {}: {sentence}", command.name);
             }

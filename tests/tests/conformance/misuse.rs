@@ -47,6 +47,20 @@ both_engines! {
     }
 
     /// control-socket.md: the field has 256 bytes; 255 are taken, and more are refused before anything is.
+    /// A script that sends both outputs to one place gets the original's line and nothing else.
+    fn a_refusal_in_a_script(rig) {
+        let create = |more: &str| {
+            let mut shell = rig.command(&tool("sh"));
+            shell.arg("-c").arg(format!("{} create -a aio:/none {more}", programs().tap_ctl.display()));
+            let outcome = run(&mut shell, b"");
+            assert_eq!(outcome.code, 2, "{outcome:?}");
+            outcome
+        };
+        assert_eq!(create("2>&1").out, "No such file or directory\n");
+        assert!(create("").err.contains("cannot open /none"));
+        assert!(create(">/dev/null").err.contains("cannot open /none"));
+    }
+
     fn a_long_path(rig) {
         let name = |length: usize| {
             let base = format!("{}/", rig.work().display());
