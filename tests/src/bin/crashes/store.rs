@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 const PAGE: usize = 4096;
-const SECTOR: usize = 512;
 /// Longest data of one request.
 const WRITE_MAX: u32 = 256 << 10;
 const BIG_WRITES: u32 = 1 << 5;
@@ -97,8 +96,9 @@ impl Store {
     }
 
     /// Shows what is left when the power goes at a record, later than the last one: all before the
-    /// last flush, and of the rest those sectors that `lands` says. The record of that flush.
-    pub fn cut(&self, record: usize, mut lands: impl FnMut(usize) -> bool) -> usize {
+    /// last flush, and of the rest those pieces of so many bytes that `lands` says. The record of that
+    /// flush.
+    pub fn cut(&self, record: usize, piece: usize, mut lands: impl FnMut(usize) -> bool) -> usize {
         let mut state = self.state();
         let state = &mut *state;
         let flush = |i: &usize| matches!(state.log[*i], Record::Flush);
@@ -112,11 +112,14 @@ impl Store {
         state.above.clear();
         for (i, step) in state.log[..record].iter().enumerate().skip(flushed) {
             let Record::Write(at, data) = step else { continue };
-            for (n, sector) in data.chunks(SECTOR).enumerate() {
+            let mut done = 0;
+            while done < data.len() {
+                let at = *at + done as u64;
+                let bytes = (piece - at as usize % piece).min(data.len() - done);
                 if lands(i) {
-                    let at = *at + (n * SECTOR) as u64;
-                    put(&mut state.above, Some(&state.pages), at, sector);
+                    put(&mut state.above, Some(&state.pages), at, &data[done..done + bytes]);
                 }
+                done += bytes;
             }
         }
         flushed
