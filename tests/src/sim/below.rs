@@ -66,7 +66,8 @@ impl Below {
     }
 
     /// Opens files, each an image, leaf first.
-    fn open(&mut self, rng: &mut Rng, files: Vec<SimFile>) -> Result<(), String> {
+    fn open(&mut self, rng: &mut Rng, mut files: Vec<SimFile>) -> Result<(), String> {
+        take_marks_off(&mut files[0], self.formats[0])?;
         let layers = images(&files, &self.formats)?.into_iter().map(Layer::new).collect();
         let info = |f: &SimFile| FileInfo {
             bytes: f.bytes.len() as u64,
@@ -146,6 +147,22 @@ impl Below {
         }
         Ok(values)
     }
+}
+
+/// What the daemon does before it writes an image (docs/footers.md, "The batmap").
+fn take_marks_off(leaf: &mut SimFile, format: Format) -> Result<(), String> {
+    if format == Format::Raw {
+        return Ok(());
+    }
+    let (name, options) = (Path::new("sim.vhd"), OpenOptions::default());
+    let mut opened = vhd_rs::open(&&*leaf, name, &options).map_err(|e| e.to_string())?;
+    let storage = MemStorage::new(leaf.bytes.clone(), leaf.device);
+    vhd_rs::heal::take_marks_off(&storage, name, &mut opened).map_err(|e| e.to_string())?;
+    let bytes = storage.into_inner();
+    if bytes != leaf.bytes {
+        *leaf = leaf.rewritten(bytes);
+    }
+    Ok(())
 }
 
 fn images(files: &[SimFile], formats: &[Format]) -> Result<Vec<Box<dyn Image>>, String> {
