@@ -12,7 +12,8 @@ pub(super) struct File {
     pub fd: RawFd,
     /// It is a block device: some operations are done another way.
     pub block: bool,
-    /// It was opened without O_DIRECT: its data go through the page cache.
+    /// A file or device that was opened without O_DIRECT: its data go through the page cache. What
+    /// stands in for a remote layer is neither.
     pub cached: bool,
 }
 
@@ -73,9 +74,14 @@ fn look(fd: RawFd) -> io::Result<File> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: fstat succeeded, so it is filled.
-    let mode = unsafe { stat.assume_init() }.st_mode;
+    let kind = unsafe { stat.assume_init() }.st_mode & libc::S_IFMT;
+    let block = kind == libc::S_IFBLK;
+    Ok(File { fd, block, cached: (block || kind == libc::S_IFREG) && !is_direct(fd) })
+}
+
+/// Whether it was opened with O_DIRECT.
+pub(super) fn is_direct(fd: RawFd) -> bool {
     // SAFETY: F_GETFL takes and gives numbers.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    let cached = flags >= 0 && flags & libc::O_DIRECT == 0;
-    Ok(File { fd, block: mode & libc::S_IFMT == libc::S_IFBLK, cached })
+    flags >= 0 && flags & libc::O_DIRECT != 0
 }

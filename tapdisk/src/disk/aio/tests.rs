@@ -156,7 +156,9 @@ fn what_goes_through_the_page_cache_is_read_and_written_beside_the_ring() {
     let mut sector = [0; 512];
     file.read_exact_at(&mut sector, 3 * 512).unwrap();
     assert_eq!(sector, [0x33; 512]);
-    // Without such files there are no threads for them.
+    // Without such files there are no threads for them, nor for what stands in for a remote layer.
+    disk.set_files(&[EventFd::new().unwrap().raw()]).unwrap();
+    assert!(disk.cache_lane.is_none());
     disk.set_files(&[]).unwrap();
     assert!(disk.cache_lane.is_none());
 }

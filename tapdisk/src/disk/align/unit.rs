@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::{SECTOR, UNIT_MAX};
+use crate::disk::files::is_direct;
 use crate::sys;
 
 /// The alignment in bytes that offset and length of operations on `file` must have: the logical sector
@@ -16,19 +17,13 @@ pub fn alignment_of(file: &File) -> u32 {
     let Ok(meta) = file.metadata() else { return SECTOR };
     let told = if meta.file_type().is_block_device() {
         sys::device_sector(file).ok()
-    } else if is_direct(file) {
+    } else if is_direct(file.as_raw_fd()) {
         offset_align(file).or_else(|| sector_below(meta.dev()))
     } else {
         None
     };
     // A file system without O_DIRECT says 0.
     told.filter(|bytes| bytes.is_power_of_two()).map_or(SECTOR, |bytes| bytes.max(SECTOR))
-}
-
-fn is_direct(file: &File) -> bool {
-    // SAFETY: F_GETFL takes and gives numbers; the descriptor is borrowed for the call.
-    let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
-    flags >= 0 && flags & libc::O_DIRECT != 0
 }
 
 /// `stx_dio_offset_align` of statx(2). The system call itself: dom0's C library is older than statx.
