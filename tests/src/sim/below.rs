@@ -69,12 +69,7 @@ impl Below {
     fn open(&mut self, rng: &mut Rng, mut files: Vec<SimFile>) -> Result<(), String> {
         take_marks_off(&mut files[0], self.formats[0])?;
         let layers = images(&files, &self.formats)?.into_iter().map(Layer::new).collect();
-        let info = |f: &SimFile| FileInfo {
-            bytes: f.bytes.len() as u64,
-            device: f.device,
-            thin: f.device,
-        };
-        let infos: Vec<FileInfo> = files.iter().map(info).collect();
+        let infos: Vec<FileInfo> = files.iter().map(SimFile::info).collect();
         let (arena, depth) = (self.limits.arena_bytes(), self.limits.ops() as usize);
         let mut disk = SimDisk::new(arena, files, depth, Rng::new(rng.next()));
         (disk.faults, disk.volatile) = (self.faults, self.volatile);

@@ -56,12 +56,7 @@ impl Bench {
         if let Some(purpose) = second {
             chain.set_second(chain::Second { file, purpose, remote: false, read: true });
         }
-        let info = |f: &SimFile| FileInfo {
-            bytes: f.bytes.len() as u64,
-            device: f.device,
-            thin: f.device,
-        };
-        let infos: Vec<FileInfo> = files.iter().map(info).collect();
+        let infos: Vec<FileInfo> = files.iter().map(SimFile::info).collect();
         let depth = limits.ops() as usize;
         let mut disk = SimDisk::new(limits.arena_bytes(), files, depth, Rng::new(1));
         disk.volatile = true;

@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 
 use image::Storage;
 use tapdisk::disk::{Disk, Kind, Op, Tag};
+use tapdisk::engine::FileInfo;
 use tapdisk::pool::Arena;
 
 use super::rng::Rng;
@@ -65,6 +66,11 @@ impl SimFile {
             self.medium = self.bytes.clone();
         }
         self
+    }
+
+    /// What the engine is told of it. All devices are thin volumes here.
+    pub fn info(&self) -> FileInfo {
+        FileInfo { bytes: self.bytes.len() as u64, device: self.device, thin: self.device }
     }
 
     /// The same file or device with other bytes, all on the medium.

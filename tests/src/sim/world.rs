@@ -339,10 +339,7 @@ impl World {
 
     fn open(&mut self, mut files: Vec<SimFile>) -> Result<(), String> {
         let chain = self.chain_to_write(&mut files)?;
-        let infos: Vec<FileInfo> = files
-            .iter()
-            .map(|f| FileInfo { bytes: f.bytes.len() as u64, device: f.device, thin: f.device })
-            .collect();
+        let infos: Vec<FileInfo> = files.iter().map(SimFile::info).collect();
         let depth = self.limits.ops() as usize;
         let seed = self.rng.next();
         let reserve = self.limits.behind(self.bounces * BOUNCE_BYTES);

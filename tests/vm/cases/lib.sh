@@ -27,6 +27,15 @@ same() { # what, expected, found
     [ "$2" = "$3" ] || fail "$1: expected $2, found $3"
 }
 
+# Ends with a status and a sentence on standard error.
+refused() { # status, words, command ...
+    local status=0 wanted=$1 words=$2 said
+    shift 2
+    said=$(TAP_CTL_VERBOSE=1 "$@" 2>&1) || status=$?
+    same "status of $* ($said)" "$wanted" "$status"
+    case $said in *"$words"*) ;; *) fail "$* says: $said" ;; esac
+}
+
 sum_of() { sha256sum <"$1" | cut -c1-64; }
 
 # Bytes that compress badly and are the same at every run.

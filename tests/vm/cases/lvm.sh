@@ -68,15 +68,6 @@ see() { disk-load check "$disk" block=65536 seed="$1" from=$(($2 << 20)) bytes=$
 pause() { tap-ctl pause -p "$pid" -m "$minor"; }
 unpause() { tap-ctl unpause -p "$pid" -m "$minor" -a "vhd:$1"; }
 
-# Ends with a status and a sentence on standard error.
-refused() { # status, words, command ...
-    local status=0 wanted=$1 words=$2 said
-    shift 2
-    said=$(TAP_CTL_VERBOSE=1 "$@" 2>&1) || status=$?
-    same "status of $* ($said)" "$wanted" "$status"
-    case $said in *"$words"*) ;; *) fail "$* says: $said" ;; esac
-}
-
 # tap-ctl has the number, the log of that tapdisk the sentence.
 not_opened() { # status, words, image, more options of tap-ctl create
     rm -f /var/log/blktap/*.log

@@ -39,15 +39,6 @@ released() {
     wait "$elsewhere" || true
 }
 
-# Ends with a status and a sentence on standard error.
-refused() { # status, words, command ...
-    local status=0 wanted=$1 words=$2 said
-    shift 2
-    said=$(TAP_CTL_VERBOSE=1 "$@" 2>&1) || status=$?
-    same "status of $* ($said)" "$wanted" "$status"
-    case $said in *"$words"*) ;; *) fail "$* says: $said" ;; esac
-}
-
 io() { qemu-io -f raw "$@" "nbd+unix:///?socket=$socket"; }
 
 # A disk's life: chains, a pause, a kill with requests on their way, and the lock that ends with

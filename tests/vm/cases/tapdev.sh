@@ -51,15 +51,6 @@ find_pid() {
     same "who has the ring" "$pid" "$(cat "/sys/class/blktap2/blktap!blktap$minor/task")"
 }
 
-# Ends with a status and, in the log or by TAP_CTL_VERBOSE, a sentence.
-refused() { # status, words, command ...
-    local status=0 wanted=$1 words=$2 said
-    shift 2
-    said=$(TAP_CTL_VERBOSE=1 "$@" 2>&1) || status=$?
-    same "status of $* ($said)" "$wanted" "$status"
-    case $said in *"$words"*) ;; *) fail "$* says: $said" ;; esac
-}
-
 fill() { fill_disk 3 "$(command -v vhd-util)" "$(command -v tap-ctl)" -- "$@"; }
 
 # As SM 3.x does: the pool has the repository's id, its size is written when the minor is in it.
