@@ -3,19 +3,20 @@
 //! ```text
 //! crashes cuts STORE [key=value ...]    STORE (ext4, xfs) on a loop device over a logging file server
 //! crashes kills STORE [key=value ...]   STORE on a loop device over a file
-//! keys: count=100 seed=1 lives=12 engine=uring|aio
+//! keys: count=100 seed=1 lives=12 engine=uring|aio piece=512 (of XFS 4096)
 //! ```
 //! A guest that forges footers writes whole blocks and parts of them, zeros, trims and flushes,
 //! between pauses, kills and closes. After each crash `vhd-util check`, `query` and `scan` and
 //! `qemu-img info` and `map` must find a whole image, and what was flushed (after a kill: what was
 //! answered) is there. Kills come while writes, a pause, a resume or a close are on their way. A
 //! power cut happens on paper: of the log everything up to a flush is on the medium, and of what
-//! follows, up to some point, a random part: sectors of 512 bytes on ext4, of 4096 on XFS. The programs are those of `TAPDISK_TESTS_BIN`.
+//! follows, up to some point, a random part: sectors of 512 bytes on ext4, of 4096 on XFS. The
+//! programs are those of `TAPDISK_TESTS_BIN`.
 mod disk;
 mod store;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,8 @@ struct Job {
     seed: u64,
     lives: u64,
     engine: Engine,
+    /// So many bytes are written whole or not at all.
+    piece: usize,
 }
 
 fn job(store: &str, words: &[String]) -> Result<Job, String> {
@@ -38,7 +41,10 @@ fn job(store: &str, words: &[String]) -> Result<Job, String> {
         return Err(format!("{store} is not ext4 or xfs"));
     }
     let engine = Engine::Uring;
-    let mut job = Job { store: store.into(), count: 100, seed: 1, lives: 12, engine };
+    // XFS does not survive that a block of its own metadata lands in part ("Metadata CRC error" within
+    // the recovery of its log): there the medium writes 4096 bytes or nothing.
+    let piece = if store == "xfs" { 4096 } else { 512 };
+    let mut job = Job { store: store.into(), count: 100, seed: 1, lives: 12, engine, piece };
     for word in words {
         let (key, value) = word.split_once('=').ok_or(format!("{word} is no key=value"))?;
         let number = || value.parse().map_err(|_| format!("{word} holds no number"));
@@ -46,6 +52,7 @@ fn job(store: &str, words: &[String]) -> Result<Job, String> {
             ("count", _) => job.count = number()?,
             ("seed", _) => job.seed = number()?,
             ("lives", _) => job.lives = number()?,
+            ("piece", _) => job.piece = number()? as usize,
             ("engine", "uring") => job.engine = Engine::Uring,
             ("engine", "aio") => job.engine = Engine::Aio,
             _ => return Err(format!("{word} is no key with a value")),
@@ -55,13 +62,45 @@ fn job(store: &str, words: &[String]) -> Result<Job, String> {
 }
 
 /// A file system that is mounted until this is dropped.
-struct Mounted<'a>(&'a Path);
+struct Mounted<'a> {
+    device: PathBuf,
+    folder: &'a Path,
+}
+
+/// The loop devices over a file.
+fn holders(file: &Path) -> String {
+    run(Command::new(tool("losetup")).arg("-j").arg(file), b"").ok().out.trim().to_string()
+}
+
+/// Nobody but this process and its children sees what is mounted from now on. Who copies the mounts
+/// for a name space of his own (a container, a chroot of another test) would keep a file system
+/// alive after it is unmounted here, and the next cut would look at that one.
+fn hide_mounts() -> Result<(), String> {
+    // SAFETY: no pointers; nothing else runs yet.
+    let mut done = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    if done == 0 {
+        let (none, flags) = (std::ptr::null(), libc::MS_REC | libc::MS_SLAVE);
+        // SAFETY: the root's name, and nothing else that is read.
+        done = unsafe { libc::mount(none, c"/".as_ptr(), none, flags, none.cast()) };
+    }
+    let error = std::io::Error::last_os_error();
+    if done == 0 { Ok(()) } else { Err(format!("cannot mount for itself alone: {error}")) }
+}
 
 impl<'a> Mounted<'a> {
     fn over(device: &Path, folder: &'a Path) -> Result<Mounted<'a>, String> {
+        // mount would take a loop device that has this file already, and with it a file system that
+        // is still mounted somewhere: what it remembers would be looked at, not what the file holds.
+        let held = holders(device);
+        if !held.is_empty() {
+            return Err(format!("{} is still held: {held}", device.display()));
+        }
         let mut mount = Command::new(tool("mount"));
         let done = run(mount.args(["-o", "loop"]).args([device, folder]), b"");
-        if done.code == 0 { Ok(Mounted(folder)) } else { Err(done.err.trim().to_string()) }
+        if done.code != 0 {
+            return Err(done.err.trim().to_string());
+        }
+        Ok(Mounted { device: device.into(), folder })
     }
 }
 
@@ -70,11 +109,16 @@ impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         let until = Instant::now() + Duration::from_secs(60);
         loop {
-            let done = run(Command::new(tool("umount")).arg(self.0), b"");
+            let done = run(Command::new(tool("umount")).arg(self.folder), b"");
             if done.code == 0 || std::thread::panicking() {
-                return;
+                break;
             }
             assert!(Instant::now() < until, "{done:?}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        // The device goes with the last that looks at it, udev perhaps.
+        while !holders(&self.device).is_empty() && !std::thread::panicking() {
+            assert!(Instant::now() < until, "{}", holders(&self.device));
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -179,13 +223,10 @@ fn cuts(job: &Job) -> Result<bool, String> {
     points.sort_unstable();
     let folder = home.path().join("cut");
     std::fs::create_dir(&folder).map_err(|e| e.to_string())?;
-    // XFS does not survive that a block of its own metadata lands in part ("Metadata CRC error" within
-    // the recovery of its log): there the medium writes 4096 bytes or nothing.
-    let piece = if job.store == "xfs" { 4096 } else { 512 };
     let mut tally = Tally::default();
     for point in points {
         let part = [1, 2][rng.below(2) as usize];
-        let flushed = store.cut(point, piece, |_| rng.one_in(part));
+        let flushed = store.cut(point, job.piece, |_| rng.one_in(part));
         let outcome = Mounted::over(&store.file(), &folder)
             .and_then(|_mounted| judge(&rig, &folder.join("a.vhd"), &model.flushed_at(point)));
         let outcome = outcome.map_err(|why| format!("record {point}, flushed {flushed}: {why}"));
@@ -292,6 +333,7 @@ fn killed_within(rig: &Rig, served: Served<'_>, how: usize, wait: Duration) -> D
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
+    let job = |store, rest| hide_mounts().and_then(|()| job(store, rest));
     let done = match &words[..] {
         [what, store, rest @ ..] if what == "cuts" => job(store, rest).and_then(|job| cuts(&job)),
         [what, store, rest @ ..] if what == "kills" => job(store, rest).and_then(|job| kills(&job)),
