@@ -12,7 +12,7 @@ mod exchange;
 use crate::error::Error;
 use crate::messages::{
     Blkif, COOKIE_ALL, ImageInfo, KEY_BYTES_MAX, ListEntry, Params, Request, StatInfo, TapdiskPid,
-    Text, flag,
+    Text, Upgraded, flag,
 };
 use crate::paths::RunDir;
 use crate::wiped::Wiped;
@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// Limit for a whole LIST exchange, for PID, and for sending STATS.
 pub const LIST_LIMIT: Duration = Duration::from_secs(10);
+/// Limit for an UPGRADE, which itself gives up earlier.
+const UPGRADE_LIMIT: Duration = Duration::from_secs(60);
 /// Longest statistics text that is accepted, in bytes. Real ones have a few kilobytes a VBD.
 pub const STATS_BYTES_MAX: u64 = 64 << 20;
 /// Most replies that are accepted to one LIST: there are no more minors than cookies.
@@ -221,6 +223,18 @@ impl Client {
     /// See [`Client::pid`]. ENODEV: none is connected.
     pub fn disconnect_ring(&self, pid: i32, domid: u32, devid: u32) -> Result<(), Error> {
         self.simple(pid, &Request::Disconnect { domid, devid }, None)
+    }
+
+    /// Lets a tapdisk go on with another program, in the same process. It has done so when this
+    /// comes back; whether the program can take over is for [`crate::upgrade::ask`] to find out
+    /// before.
+    ///
+    /// # Errors
+    /// See [`Client::pid`]. EINVAL from a tapdisk that does not know the request; EBUSY: something
+    /// is under way; what the disk or exec says. It goes on with its old program then.
+    pub fn upgrade(&self, pid: i32, program: &Text) -> Result<Upgraded, Error> {
+        let request = Request::Upgrade { program: *program };
+        self.begin(pid, &request, Some(UPGRADE_LIMIT))?.reply()
     }
 
     fn begin(

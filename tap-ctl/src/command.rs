@@ -18,12 +18,13 @@ mod recover;
 mod spawn;
 mod stats;
 mod unpause;
+mod upgrade;
 
 use crate::cli::{Command, Listed};
 use std::ffi::OsStr;
 
 /// All commands, in the order in which the original lists its own.
-pub static COMMANDS: [&Command; 19] = [
+pub static COMMANDS: [&Command; 20] = [
     &list::COMMAND,
     &allocate::COMMAND,
     &free::COMMAND,
@@ -40,6 +41,7 @@ pub static COMMANDS: [&Command; 19] = [
     &module::MAJOR,
     &module::CHECK,
     &recover::COMMAND,
+    &upgrade::COMMAND,
     &doctor::COMMAND,
     &extra::COMPLETIONS,
     &extra::MAN,

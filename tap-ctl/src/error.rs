@@ -1,6 +1,6 @@
 //! The crate's one error type: an errno for the exit code, and a sentence for people.
 
-use crate::messages::{TextError, type_name};
+use crate::messages::{TextError, kind, type_name};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -177,6 +177,10 @@ impl fmt::Display for Error {
                 "tapdisk {pid} did not answer {} in time and goes on with it; look again with tap-ctl list -p {pid}",
                 type_name(*kind)
             ),
+            // It is for all disks.
+            Error::Refused { kind: kind::UPGRADE, pid, reason: Some(reason), .. } => {
+                write!(f, "tapdisk {pid} is not upgraded: {}", show::line(reason.as_bytes()))
+            }
             Error::Refused { kind, pid, minor, reason: Some(reason), .. } => write!(
                 f,
                 "tapdisk {pid} refused {} of minor {minor}: {}",
@@ -249,7 +253,6 @@ pub fn strerror(errno: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::messages::kind;
 
     #[test]
     fn strerror_is_c_s() {

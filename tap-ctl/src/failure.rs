@@ -26,6 +26,16 @@ impl Failure {
         Failure::Error { errno, sentence: sentence.into(), said: String::new(), loud: false }
     }
 
+    /// Its sentence is always said: of a command that the original does not have.
+    pub fn aloud(self) -> Failure {
+        match self {
+            Failure::Error { errno, sentence, said, .. } => {
+                Failure::Error { errno, sentence, said, loud: true }
+            }
+            other => other,
+        }
+    }
+
     /// `attach` and `detach` of the original do not decode a refusal: callers see 22 whatever the
     /// reason (`tap-ctl.md` §4.6). The sentence has the real one.
     pub fn masked(error: Error) -> Failure {

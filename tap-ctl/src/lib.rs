@@ -27,4 +27,5 @@ pub mod record;
 pub mod registry;
 pub mod spawn;
 pub mod sys;
+pub mod upgrade;
 pub mod wiped;

@@ -19,7 +19,8 @@ mod request;
 mod text;
 
 pub use bodies::{
-    BadBody, Blkif, Body, ImageInfo, ListEntry, NO_PARENT, Params, Response, StatInfo, TapdiskPid,
+    BadBody, Blkif, Body, ImageInfo, ListEntry, NO_PARENT, Params, Program, Response, StatInfo,
+    TapdiskPid, Upgraded,
 };
 pub use device::{Device, DeviceWish};
 pub use numbers::{flag, kind, state, type_name};

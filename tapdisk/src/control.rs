@@ -8,6 +8,8 @@
 //! there are many, and replies of any length wait in memory for whoever reads slowly.
 mod conn;
 pub mod frame;
+mod handover;
+mod upgrade;
 mod work;
 
 use std::collections::VecDeque;
@@ -24,6 +26,8 @@ use crate::entrance::{Guard, listen};
 use crate::places::free_place;
 use crate::vbd::Extra;
 use conn::{Conn, Input, Phase};
+pub use handover::ControlState;
+pub use upgrade::Arriving;
 pub use work::{Daemon, VBD_TOKENS, VBD_TOKENS_BASE};
 
 /// Clients at once. The original has 10.
@@ -221,6 +225,7 @@ impl Control {
                 }
                 work::Begun::Later => self.run(daemon, client, request, None),
                 work::Begun::Again { at } => self.run(daemon, client, request, Some(at)),
+                work::Begun::Leave => self.run(daemon, client, request, Some(u64::MAX)),
             }
         }
         if self.knocked {
@@ -261,6 +266,7 @@ impl Control {
             work::Begun::Done(reply) => self.end_running(daemon, &reply, now),
             work::Begun::Later => running.retry_at = None,
             work::Begun::Again { at } => running.retry_at = Some(at),
+            work::Begun::Leave => running.retry_at = Some(u64::MAX),
         }
     }
 

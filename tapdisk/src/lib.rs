@@ -11,6 +11,7 @@ pub mod disk;
 pub mod engine;
 pub mod entrance;
 pub mod formats;
+pub mod handover;
 pub mod job;
 pub mod kernel_nbd;
 pub mod log;

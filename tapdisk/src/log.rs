@@ -36,7 +36,16 @@ struct Sink {
 impl Log {
     /// A log of the process `pid`, with its file in the first directory that can be written.
     pub fn open(pid: i32, dirs: Vec<PathBuf>, foreground: bool) -> Log {
-        let sink = Sink { syslog: Syslog::open(pid), file: LogFile::new(pid, dirs), foreground };
+        Log::over(LogFile::new(pid, dirs), pid, foreground)
+    }
+
+    /// The log of a process that goes on with another program: what is in the file stays.
+    pub fn go_on(pid: i32, dirs: Vec<PathBuf>, foreground: bool) -> Log {
+        Log::over(LogFile::go_on(pid, dirs), pid, foreground)
+    }
+
+    fn over(file: LogFile, pid: i32, foreground: bool) -> Log {
+        let sink = Sink { syslog: Syslog::open(pid), file, foreground };
         Log { sink: Arc::new(Mutex::new(sink)) }
     }
 
@@ -67,6 +76,11 @@ impl Log {
         slog::info!(self.logger(), "{text}");
         let mut sink = self.lock();
         sink.file.note(&local_time(), &show::line(text.as_bytes()));
+    }
+
+    /// Writes what waits in memory.
+    pub fn flush(&self) {
+        self.lock().file.flush();
     }
 
     /// While a disk is served, lines wait in memory.

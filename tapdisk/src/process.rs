@@ -9,6 +9,7 @@
 //! failure is one sentence on the caller's pipe and its errno as exit code, and no socket stays behind.
 mod detach;
 
+use std::ffi::CString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,9 +17,12 @@ use std::sync::Arc;
 
 use mio::{Poll, Waker};
 use slog::{Logger, info};
+use tap_ctl::messages::Text;
 use tap_ctl::paths::RunDir;
+use tap_ctl::upgrade::{CAN_RESUME, FORMAT, RESUME};
 
-use crate::control::{Control, Daemon};
+use crate::control::{Arriving, Control, Daemon};
+use crate::handover::{self, Fetcher, Keys};
 use crate::log::Log;
 use crate::memory::Memory;
 use crate::protection::{self, Protection};
@@ -41,6 +45,10 @@ const LOG_DIR: &str = "/var/log/blktap";
 const LOG_DIR_VARIABLE: &str = "TAPDISK_LOG_DIR";
 /// `abort` or `count`: what a call of the allocator in the sealed part does.
 const SEAL_VARIABLE: &str = "TAPDISK_SEAL";
+/// With `--resume`: why another program did not take over.
+const WHY: &str = "--why";
+/// Debug builds only: the program that is to take over does not.
+const FAULT_VARIABLE: &str = "TAPDISK_RESUME_FAULT";
 /// Descriptors at most.
 const FILES_MAX: u64 = 65536;
 
@@ -49,12 +57,14 @@ Serves virtual disks; it is started by tap-ctl spawn and told what to do through
   -D         stay in the foreground and log to standard error
   -h, --help this text
   --version  name and version
+  --can-resume=FORMAT  whether it could take over from a running tapdisk (tap-ctl upgrade)
+  --resume=DESCRIPTOR  take over, in the same process; for a running tapdisk only
 environment: TAPDISK_RUN_DIR (sockets), TAPDISK_LOG_DIR (log files), TAPDISK_ENGINE (uring or aio),
   TAPDISK_LOCK=strict (refuse an image that another process has locked, rather than wait for it)
 ";
 
 /// What the command line asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Wanted {
     /// On standard error, as the original; in long form where one looks for it.
     Help {
@@ -64,6 +74,15 @@ enum Wanted {
     Serve {
         foreground: bool,
     },
+    /// Takes over from another program in this process; the descriptor with its state.
+    Resume {
+        state: i32,
+        foreground: bool,
+        /// Why another program, which was to take over, did not.
+        why: Option<String>,
+    },
+    /// Whether it could: the format that would be handed over.
+    CanResume(u32),
     /// With the letter that is no option.
     Usage(Option<char>),
 }
@@ -107,6 +126,15 @@ pub fn main() -> ExitCode {
             eprint!("{USAGE}");
             ExitCode::from(22)
         }
+        Wanted::CanResume(format) if format == FORMAT => {
+            println!("tapdisk {VERSION} can resume format {format}");
+            ExitCode::SUCCESS
+        }
+        Wanted::CanResume(format) => {
+            eprintln!("tapdisk {VERSION} resumes format {FORMAT}, not {format}");
+            ExitCode::from(errno_code(libc::EPROTO))
+        }
+        Wanted::Resume { state, foreground, why } => resume(state, foreground, why),
         Wanted::Serve { foreground: true } => serve(None),
         Wanted::Serve { foreground: false } => daemonise(),
     }
@@ -116,6 +144,22 @@ pub fn main() -> ExitCode {
 fn wanted(args: &[std::ffi::OsString]) -> Wanted {
     let mut wanted = Wanted::Serve { foreground: false };
     for arg in args {
+        let text = arg.to_str().unwrap_or_default();
+        if let Some((option, value)) = text.split_once('=') {
+            match (option, &mut wanted) {
+                (WHY, Wanted::Resume { why, .. }) => *why = Some(value.to_owned()),
+                (CAN_RESUME, _) => match value.parse() {
+                    Ok(format) => return Wanted::CanResume(format),
+                    Err(_) => return Wanted::Usage(None),
+                },
+                (RESUME, _) => match value.parse() {
+                    Ok(state) => wanted = Wanted::Resume { state, foreground: false, why: None },
+                    Err(_) => return Wanted::Usage(None),
+                },
+                _ => return Wanted::Usage(None),
+            }
+            continue;
+        }
         match arg.to_str() {
             Some("--help") => return Wanted::Help { long: true },
             Some("--version") => return Wanted::Version,
@@ -123,7 +167,10 @@ fn wanted(args: &[std::ffi::OsString]) -> Wanted {
                 for letter in text[1..].chars() {
                     match letter {
                         'h' => return Wanted::Help { long: false },
-                        'D' => wanted = Wanted::Serve { foreground: true },
+                        'D' => match &mut wanted {
+                            Wanted::Resume { foreground, .. } => *foreground = true,
+                            _ => wanted = Wanted::Serve { foreground: true },
+                        },
                         other => return Wanted::Usage(Some(other)),
                     }
                 }
@@ -136,7 +183,7 @@ fn wanted(args: &[std::ffi::OsString]) -> Wanted {
 
 /// Sets everything up, reports, and serves.
 fn serve(mut caller: Option<Caller>) -> ExitCode {
-    let mut server = match prepare(caller.is_none()) {
+    let mut server = match prepare(caller.is_none(), None) {
         Ok(server) => server,
         Err(Failure(errno, text)) => {
             let sentence = format!("tapdisk: {text}\n");
@@ -172,6 +219,62 @@ fn serve(mut caller: Option<Caller>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
+/// Goes on where another program stopped. What is wrong with its state is found before anything is
+/// touched, and then that program goes on: `why` says so to it.
+fn resume(state: i32, foreground: bool, why: Option<String>) -> ExitCode {
+    let mut fetcher = Fetcher::default();
+    let refused = |error: &dyn std::fmt::Display| {
+        eprintln!("tapdisk: cannot take over: {error}");
+        ExitCode::from(errno_code(libc::EINVAL))
+    };
+    let memory = match fetcher.fetch(state) {
+        Ok(memory) => memory,
+        Err(error) => return refused(&error),
+    };
+    let (left, keys) = match handover::read(&memory) {
+        Ok(read) => read,
+        Err(error) => return refused(&error),
+    };
+    let before = fetcher.fetch(left.program);
+    let again = why.is_some();
+    let left = Left { state: left, keys, fetcher: &mut fetcher, why };
+    let mut ready = match fault(again).and_then(|()| prepare(foreground, Some(left))) {
+        Ok(ready) => ready,
+        Err(Failure(_, why)) => {
+            let _ = refused(&why);
+            let Some(before) = before.ok().filter(|_| !again) else {
+                return ExitCode::from(errno_code(libc::EINVAL));
+            };
+            return refused(&sys::execute(&before, &resume_args(state, foreground, Some(&why))));
+        }
+    };
+    fetcher.close();
+    handover::forget(memory);
+    ready.server.run();
+    let Ready { server, log, .. } = ready;
+    drop(server);
+    log.close();
+    ExitCode::SUCCESS
+}
+
+/// The command line of a program that is to take over.
+pub(crate) fn resume_args(state: i32, foreground: bool, why: Option<&str>) -> Vec<CString> {
+    let text = |text: String| CString::new(text.replace('\0', " ")).expect("there is no NUL in it");
+    let mut args = vec![text("tapdisk".into()), text(format!("{RESUME}={state}"))];
+    args.extend(why.map(|why| text(format!("{WHY}={why}"))));
+    args.extend(foreground.then(|| text("-D".into())));
+    args
+}
+
+/// For a test of the way back: the first program that is to take over does not.
+fn fault(again: bool) -> Result<(), Failure> {
+    let planted = cfg!(debug_assertions) && std::env::var_os(FAULT_VARIABLE).is_some();
+    match planted && !again {
+        true => Err(Failure(libc::EIO, "a planted fault".into())),
+        false => Ok(()),
+    }
+}
+
 /// A daemon that only has to be run.
 struct Ready {
     server: Server,
@@ -179,7 +282,16 @@ struct Ready {
     log: Log,
 }
 
-fn prepare(foreground: bool) -> Result<Ready, Failure> {
+/// What another program has left.
+struct Left<'a> {
+    state: handover::State,
+    keys: Keys,
+    fetcher: &'a mut Fetcher,
+    /// It is this program, since another one could not take over.
+    why: Option<String>,
+}
+
+fn prepare(foreground: bool, left: Option<Left<'_>>) -> Result<Ready, Failure> {
     signals::hold_back();
     sys::one_malloc_arena();
     match std::env::var_os(SEAL_VARIABLE) {
@@ -191,7 +303,8 @@ fn prepare(foreground: bool) -> Result<Ready, Failure> {
     run.create(0o755)?;
     let pid = i32::try_from(std::process::id())
         .map_err(|_| Failure(libc::EINVAL, "a huge pid".into()))?;
-    let sink = Log::open(pid, log_dirs(&run), foreground);
+    let open_log = if left.is_some() { Log::go_on } else { Log::open };
+    let sink = open_log(pid, log_dirs(&run), foreground);
     let log = sink.logger();
     limits(&log);
     let poll = Poll::new().map_err(|e| Failure::io("make an epoll descriptor", &e))?;
@@ -205,11 +318,24 @@ fn prepare(foreground: bool) -> Result<Ready, Failure> {
         let errno = e.raw_os_error().unwrap_or(libc::EINVAL);
         Failure(errno, format!("cannot listen on {}: {e}", show::path(path)))
     };
-    let control = Control::open(ctl.clone(), poll.registry(), server::CONTROL)
-        .map_err(|e| listening(&ctl, &e))?;
     let path = run.nbdclient(pid);
-    let receiver = Receiver::open(path.clone(), poll.registry(), server::RECEIVER)
-        .map_err(|e| listening(&path, &e))?;
+    let registry_of = poll.registry();
+    let mut left = left;
+    let (control, receiver) = match &mut left {
+        None => {
+            let control = Control::open(ctl.clone(), registry_of, server::CONTROL);
+            let control = control.map_err(|e| listening(&ctl, &e))?;
+            let receiver = Receiver::open(path.clone(), registry_of, server::RECEIVER);
+            (control, receiver.map_err(|e| listening(&path, &e))?)
+        }
+        Some(Left { state, fetcher, .. }) => {
+            let wrong = |e: io::Error| Failure::io("take over the sockets", &e);
+            let place = (path, registry_of, server::RECEIVER);
+            let receiver = Receiver::adopt(place, &state.receiver, fetcher).map_err(wrong)?;
+            let place = (ctl.clone(), registry_of, server::CONTROL);
+            (Control::adopt(place, &state.control, fetcher).map_err(wrong)?, receiver)
+        }
+    };
     let memory = Memory::lock();
     if let Memory::Limited { why, .. } = &memory {
         sink.note(why);
@@ -224,8 +350,17 @@ fn prepare(foreground: bool) -> Result<Ready, Failure> {
         memory,
         folder: folder(pid, &log),
         stash: receiver.stash(),
+        foreground,
     };
-    let server = Server::new(poll, Daemon::new(env, receiver), control, signals)
+    let mut daemon = Daemon::new(env, receiver);
+    if let Some(Left { state, keys, fetcher, why }) = left {
+        info!(log, "takes over from tapdisk {}", show::line(state.version.as_bytes()));
+        let version = Text::new(VERSION.as_bytes()).unwrap_or_default();
+        let arriving = Arriving { paused_us: state.paused_us, version, why };
+        let adopted = daemon.adopt(arriving, state.disks, (keys, fetcher));
+        adopted.map_err(|e| Failure::io("take over the disks", &e))?;
+    }
+    let server = Server::new(poll, daemon, control, signals)
         .map_err(|e| Failure::io("poll for signals", &e))?;
     info!(log, "tapdisk {VERSION} is ready");
     #[cfg(feature = "unprotected")]

@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use mio::net::{UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
+use serde::{Deserialize, Serialize};
 use slog::{Logger, info, warn};
 
 use crate::entrance::{Guard, listen};
+use crate::handover::{Carrier, Fetcher};
 use crate::sys;
+use crate::transport::nbd::Carried;
 
 /// Descriptors that are kept (spec).
 const PLACES: usize = 10;
@@ -72,6 +75,14 @@ fn significant(name: &[u8]) -> &[u8] {
     &name[..name.len().min(NAME_MAX)]
 }
 
+/// A receiver, as one program leaves it.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub struct ReceiverState {
+    listener: Carried,
+    /// Names and descriptors.
+    stash: Vec<(Vec<u8>, Carried)>,
+}
+
 /// The socket, and where what comes in through it goes.
 #[derive(Debug)]
 pub struct Receiver {
@@ -93,6 +104,38 @@ impl Receiver {
         registry.register(&mut listener, tokens[0], Interest::READABLE)?;
         let (guard, stash) = (Guard::default(), Arc::default());
         Ok(Receiver { path, listener, guard, tokens, sender: None, stash })
+    }
+
+    /// The receiver that another program has left.
+    ///
+    /// # Errors
+    /// A descriptor that is not there.
+    pub fn adopt(
+        (path, registry, tokens): (PathBuf, &Registry, [Token; 2]),
+        state: &ReceiverState,
+        fetcher: &mut Fetcher,
+    ) -> io::Result<Receiver> {
+        let stash = Arc::<Stash>::default();
+        for (name, fd) in &state.stash {
+            stash.put(name, fetcher.fetch(*fd)?);
+        }
+        let listener = std::os::unix::net::UnixListener::from(fetcher.fetch(state.listener)?);
+        let mut listener = UnixListener::from_std(listener);
+        registry.register(&mut listener, tokens[0], Interest::READABLE)?;
+        Ok(Receiver { path, listener, guard: Guard::default(), tokens, sender: None, stash })
+    }
+
+    /// What the next program needs. Who is about to pass a descriptor has to come again.
+    ///
+    /// # Errors
+    /// Those of the carrier.
+    pub fn state(&self, carrier: &mut Carrier) -> io::Result<ReceiverState> {
+        let mut state =
+            ReceiverState { listener: carrier.carry(self.listener.as_fd())?, stash: Vec::new() };
+        for (name, fd) in self.stash.places().iter() {
+            state.stash.push((name.clone(), carrier.carry(fd.as_fd())?));
+        }
+        Ok(state)
     }
 
     /// Something happened on one of the two tokens.

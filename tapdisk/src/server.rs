@@ -9,18 +9,28 @@
 //! ```
 //! One disk on io_uring submits and sleeps in the same system call, with the poll's own descriptor as
 //! one more thing to wait for; the other disks, if there are any, wake the poll.
+use std::convert::Infallible;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use slog::{info, warn};
+use tap_ctl::messages::Text;
+use tap_ctl::upgrade::FORMAT;
 
 use crate::control::{self, Control, Daemon, VBD_TOKENS, VBD_TOKENS_BASE};
 use crate::disk::Disk;
 use crate::disk::probe::AnyDisk;
+use crate::handover::{self, Carrier};
+use crate::process::resume_args;
 use crate::sealed::Seal;
 use crate::signals::{self, Signal, Signals};
+use crate::sys;
 use crate::vbd::{DEVICE_TOKEN, REMOTE_TOKEN, RINGS_TOKEN, Served, TAP_TOKEN, Vbd};
 
 /// Wakes the loop when a worker is done.
@@ -52,6 +62,18 @@ const TERM_US: u64 = 10_000_000;
 
 const _: () = assert!(CONTROL + control::TOKENS <= VBD_TOKENS_BASE);
 const _: () = assert!(crate::transport::nbd::TOKENS <= REMOTE_TOKEN && REMOTE_TOKEN < DISK_TOKEN);
+
+/// A program that somebody might change while it runs is none to go on with.
+fn open_program(options: &OpenOptions, path: &Path) -> io::Result<OwnedFd> {
+    let file = options.open(path)?;
+    let meta = file.metadata()?;
+    let ours = meta.uid() == 0 || meta.uid() == tap_ctl::sys::euid();
+    if !meta.is_file() || !ours || meta.mode() & 0o002 != 0 {
+        let text = "it is no file of root or ourselves that others cannot write";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
+    Ok(file.into())
+}
 
 /// The daemon, ready to run.
 pub struct Server {
@@ -114,6 +136,7 @@ impl Server {
             self.look(now);
             self.control.work(&mut self.daemon, now);
             self.advance(now);
+            self.leave(now);
             self.terminate(now);
             self.tick(now);
             more = self.turn() || self.daemon.vbds.iter().any(Vbd::is_drained);
@@ -155,7 +178,6 @@ impl Server {
 
     /// Sleeps in the system call of a disk engine. False if there is none that can.
     fn sleep_inside(&mut self, timeout: Duration) -> bool {
-        use std::os::fd::AsRawFd;
         let watch = self.poll.as_raw_fd();
         let sleeper = self.sleeper;
         let vbd = self.daemon.vbds.iter_mut().find(|vbd| Some(vbd.token) == sleeper);
@@ -351,6 +373,7 @@ impl Server {
             daemon.vbds[i].look_after_ring(&daemon.env);
             daemon.vbds[i].set_alone(control.is_alone(minor));
             if let Some(outcome) = daemon.vbds[i].advance(&daemon.env, now) {
+                daemon.note_pause(minor, &outcome);
                 control.finished(daemon, minor, outcome, now);
             }
         }
@@ -369,6 +392,59 @@ impl Server {
         if serving != std::mem::replace(&mut self.serving, serving) {
             daemon.env.sink.set_serving(serving);
         }
+    }
+
+    // ---- another program (docs/upgrade.md) -------------------------------------------------------------
+
+    /// All is at rest for another program: goes on with it. If that fails, everything goes on here.
+    fn leave(&mut self, now: u64) {
+        if !self.control.is_leaving() {
+            return;
+        }
+        let Some(leaving) = &self.daemon.leaving else { return };
+        // Half a request, or a reply on its way: it takes a moment, and cannot be carried.
+        if self.control.is_talking() && now < leaving.until {
+            return self.control.look_again(now);
+        }
+        let (program, paused_us) = (leaving.program, leaving.paused_us);
+        let mut carrier = Carrier::default();
+        let Err(why) = self.try_to_leave(&program, paused_us, &mut carrier);
+        carrier.undo();
+        let errno = why.raw_os_error().unwrap_or(libc::EINVAL);
+        let why = format!("{} does not take over: {why}", show::path(program.as_path()));
+        let Some(request) = self.control.running_request() else { return };
+        let reply = self.daemon.stay_with(&request, errno, &why);
+        self.control.answer_running(&mut self.daemon, &reply, now);
+    }
+
+    fn try_to_leave(
+        &mut self,
+        program: &Text,
+        paused_us: u64,
+        carrier: &mut Carrier,
+    ) -> io::Result<Infallible> {
+        let options = File::options().read(true).clone();
+        let next = open_program(&options, program.as_path())?;
+        let this = options.open("/proc/self/exe")?;
+        let mut keys = Vec::new();
+        let disks = self.daemon.vbds.iter().map(|vbd| vbd.leave(carrier, &mut keys));
+        let disks = disks.collect::<io::Result<Vec<_>>>()?;
+        let receiver = self.daemon.receiver.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+        let state = handover::State {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").into(),
+            paused_us,
+            program: carrier.carry(this.as_fd())?,
+            control: self.control.state(carrier)?,
+            receiver: receiver.state(carrier)?,
+            disks,
+        };
+        let state = handover::write(&state, &keys, carrier)?;
+        info!(self.daemon.env.log, "goes on with {}", show::path(program.as_path()));
+        // What is in the log's memory would be lost.
+        self.daemon.env.sink.flush();
+        let args = resume_args(state.as_raw_fd(), self.daemon.env.foreground, None);
+        Err(sys::execute(&next, &args))
     }
 
     /// Once a second.

@@ -1,9 +1,10 @@
 //! The system calls that std does not offer, behind safe functions. Control path only.
 #![allow(unsafe_code)]
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// `_IOR(0x12, 114, size_t)` of linux/fs.h: size of a block device in bytes.
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
@@ -15,6 +16,44 @@ const PR_GET_IO_FLUSHER: libc::c_int = 58;
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Whether a descriptor is still open after an exec.
+///
+/// # Errors
+/// EBADF.
+pub fn survive_exec(fd: RawFd, survives: bool) -> io::Result<()> {
+    let flags = if survives { 0 } else { libc::FD_CLOEXEC };
+    // SAFETY: takes numbers only, and closes nothing.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, flags) }).map(drop)
+}
+
+/// Another descriptor of what a number stands for that the program before us left open.
+///
+/// # Errors
+/// EBADF, EMFILE.
+pub fn copy_of_number(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers, and gives a descriptor that nobody else owns.
+    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3))?)) }
+}
+
+/// Closes a descriptor that the program before us left open, and that nobody here owns.
+pub fn close_number(fd: RawFd) {
+    // SAFETY: the number was inherited, so nothing in this program owns it.
+    unsafe { libc::close(fd) };
+}
+
+/// Goes on with another program, which is named by a descriptor. Comes back only with an error.
+pub fn execute(program: &OwnedFd, args: &[CString]) -> io::Error {
+    let mut list: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
+    list.push(std::ptr::null());
+    // A script needs a path, and the program's own name is for people.
+    let Ok(path) = CString::new(format!("/proc/self/fd/{}", program.as_raw_fd())) else {
+        unreachable!("a number has no NUL")
+    };
+    // SAFETY: strings that end with NUL, in a list that ends with NULL; all outlive the call.
+    unsafe { libc::execv(path.as_ptr(), list.as_ptr()) };
+    io::Error::last_os_error()
 }
 
 /// Size of a block device in bytes.

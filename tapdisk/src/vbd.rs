@@ -11,6 +11,7 @@
 //! The images are opened and closed by a worker ([`crate::job`]); engine, arena and sockets are made when
 //! they are open and kept until CLOSE, also over a pause. Nothing here waits.
 mod advance;
+pub mod handover;
 mod host_idle;
 pub(crate) mod metrics;
 mod plug;
@@ -64,6 +65,8 @@ pub struct Env {
     pub folder: metrics::Folder,
     /// Descriptors that were passed for NBD images.
     pub stash: Arc<Stash>,
+    /// It stays in the foreground, and logs there.
+    pub foreground: bool,
 }
 
 /// What an operation came to: a positive errno on failure.
@@ -110,6 +113,10 @@ pub struct Vbd {
     host_idle: host_idle::HostIdle,
     /// What was refused last, for the reply.
     refused: RefCell<Option<OpenError>>,
+    /// Clients that another program has left, until the images are open.
+    early_nbd: Option<handover::Left>,
+    /// When it is paused it goes on at once.
+    goes_on: bool,
 }
 
 /// What stays in force from OPEN to CLOSE.
@@ -193,6 +200,8 @@ impl Vbd {
             stopping: false,
             host_idle: host_idle::HostIdle::default(),
             refused: RefCell::default(),
+            early_nbd: None,
+            goes_on: false,
         }
     }
 
@@ -382,6 +391,7 @@ impl Vbd {
     /// The end of CLOSE: sockets, engine and name go. Counters are kept.
     fn forget(&mut self, env: &Env) {
         self.early_rings = None;
+        self.early_nbd = None;
         self.keep_ring();
         self.ring_files.clear();
         self.files = metrics::DiskFiles::default();

@@ -3,7 +3,7 @@ mod blkif_support;
 
 use blkif_support::engine::Random;
 use blkif_support::*;
-use tapdisk::transport::blkif::{PollPolicy, RingWish};
+use tapdisk::transport::blkif::{PollPolicy, RingState, RingWish, Rings};
 use tapdisk::transport::{Slots, Transport, Verb};
 use xen::fake::entry;
 use xen::{Layout, Segment, op, status};
@@ -412,5 +412,108 @@ fn the_quota_leaves_slots_to_others() {
     bench.memory.hold = false;
     bench.turn();
     assert_eq!(answers(&mut ring).len(), 256);
+    bench.assert_clean();
+}
+
+/// The rings of one program, as the next one takes them from what the first has said.
+fn handed_over(bench: &mut Bench) {
+    let states = serde_json::to_vec(&bench.rings.states()).unwrap();
+    let states: Vec<RingState> = serde_json::from_slice(&states).unwrap();
+    // An exec unmaps, and leaves the ports bound.
+    bench.rings = Rings::new(bench.guest.back_end());
+    bench.rings.suspend();
+    for state in &states {
+        bench.rings.adopt(state).unwrap();
+        assert!(bench.rings.has(state.name()));
+    }
+    bench.rings.resume();
+}
+
+#[test]
+fn another_program_goes_on_with_rings_under_load() {
+    for (protocol, order) in [(1, 0), (2, 1), (3, 3)] {
+        let mut bench = Bench::new();
+        let mut rings = [bench.connect(order, protocol, 0), bench.connect(order, protocol, 1)];
+        let layout = rings[0].layout();
+        let mut random = Random(u64::from(protocol));
+        let mut model = bench.memory.disk.clone();
+        let mut id = 0;
+        for _ in 0..100 {
+            // Some before, some while what was taken is done, some when all is at rest.
+            let mut open = 0;
+            for step in 0..3 {
+                for ring in &mut rings {
+                    for _ in 0..random.below(8) {
+                        let count =
+                            if random.below(5) == 0 { 30 } else { 1 + random.below(11) as usize };
+                        let segments = bench.pages(count);
+                        let sector = id % (SECTORS / 256) * 256;
+                        let data = vec![id as u8 | 1; count * 4096];
+                        bench.put_data(&segments, &data);
+                        let at = sector as usize * 512;
+                        model[at..at + data.len()].copy_from_slice(&data);
+                        ring.put(&bench.request(layout, op::WRITE, id, sector, &segments));
+                        (id, open) = (id + 1, open + 1);
+                    }
+                    if ring.show() {
+                        bench.guest.notify(ring.port());
+                    }
+                }
+                match step {
+                    0 => {
+                        bench.memory.hold = true;
+                        bench.turn();
+                        bench.rings.finish();
+                    }
+                    1 => {
+                        let before = bench.rings.in_flight();
+                        bench.turn();
+                        assert_eq!(bench.rings.in_flight(), before, "nothing new is taken");
+                        bench.memory.hold = false;
+                        bench.turn();
+                        assert!(bench.rings.at_rest());
+                        open -= rings.iter_mut().map(|ring| answers(ring).len()).sum::<usize>();
+                    }
+                    _ => bench.turn(),
+                }
+            }
+            match random.below(4) {
+                0 => bench.rings.go_on(),
+                _ => handed_over(&mut bench),
+            }
+            bench.turn();
+            let answered: Vec<_> = rings.iter_mut().flat_map(answers).collect();
+            assert!(answered.iter().all(|answer| answer.status == status::OKAY));
+            assert_eq!(answered.len(), open, "each is answered once");
+        }
+        assert!(bench.memory.disk == model);
+        let (tally, _) = bench.rings.tally(xen::fake::DOMID, DEVID);
+        assert_eq!(tally.answered[1], id, "what was counted goes on");
+        bench.assert_clean();
+    }
+}
+
+#[test]
+fn a_broken_ring_stays_broken_and_a_bad_state_is_refused() {
+    let mut bench = Bench::new();
+    let mut ring = bench.connect(0, 3, 0);
+    ring.word(0).store(1000, std::sync::atomic::Ordering::Relaxed);
+    bench.guest.notify(ring.port());
+    bench.turn();
+    handed_over(&mut bench);
+    let segments = bench.pages(1);
+    ring.put(&read(&bench, 1, 0, &segments));
+    assert!(bench.serve(&mut ring).is_empty(), "it is not served any more");
+    let good = serde_json::to_value(bench.rings.states()).unwrap()[0].clone();
+    for (field, value) in [
+        ("refs", serde_json::json!([])),
+        ("refs", serde_json::json!([1, 2, 3])),
+        ("protocol", 9.into()),
+    ] {
+        let mut bad = good.clone();
+        bad[field] = value;
+        let bad: RingState = serde_json::from_value(bad).unwrap();
+        assert!(bench.rings.adopt(&bad).is_err(), "{field}");
+    }
     bench.assert_clean();
 }

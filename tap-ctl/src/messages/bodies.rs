@@ -288,6 +288,50 @@ impl Body for TapdiskPid {
     }
 }
 
+/// Ours: request of UPGRADE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Its path.
+    pub path: Text,
+}
+
+impl Body for Program {
+    fn write_to(&self, frame: &mut Frame) {
+        put(frame, 20, *self.path.field());
+    }
+
+    fn read_from(frame: &Frame) -> Result<Program, BadBody> {
+        Ok(Program { path: text(frame, 20)? })
+    }
+}
+
+/// Ours: reply of UPGRADE, by the new program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Upgraded {
+    /// The longest time that a disk took no requests, in µs.
+    pub pause_us: u64,
+    /// Disks that are served.
+    pub disks: u32,
+    /// Version of the new program.
+    pub version: Text,
+}
+
+impl Body for Upgraded {
+    fn write_to(&self, frame: &mut Frame) {
+        put(frame, 8, self.pause_us.to_ne_bytes());
+        put(frame, 16, self.disks.to_ne_bytes());
+        put(frame, 20, *self.version.field());
+    }
+
+    fn read_from(frame: &Frame) -> Result<Upgraded, BadBody> {
+        Ok(Upgraded {
+            pause_us: u64::from_ne_bytes(take(frame, 8)),
+            disks: u32::from_ne_bytes(take(frame, 16)),
+            version: text(frame, 20)?,
+        })
+    }
+}
+
 /// Offsets are constants of this file, tested below, so the slices cannot be out of range.
 fn put<const N: usize>(frame: &mut Frame, offset: usize, bytes: [u8; N]) {
     frame[offset..offset + N].copy_from_slice(&bytes);

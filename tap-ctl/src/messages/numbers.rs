@@ -33,6 +33,9 @@ pub mod kind {
     pub const DISK_INFO: u16 = 28;
     pub const DISK_INFO_RSP: u16 = 29;
     pub const EXIT: u16 = 30;
+    /// Ours, above all that blktap and its qcow2 builds use (31 to 36).
+    pub const UPGRADE: u16 = 100;
+    pub const UPGRADE_RSP: u16 = 101;
 }
 
 /// Flags of OPEN and RESUME (§3.3). RESUME looks at [`ADD_LOG`](flag::ADD_LOG) and
@@ -151,6 +154,8 @@ pub fn type_name(number: u16) -> &'static str {
         DISK_INFO => "disk info",
         DISK_INFO_RSP => "disk info rsp",
         EXIT => "exit",
+        UPGRADE => "upgrade",
+        UPGRADE_RSP => "upgrade response",
         _ => "unknown",
     }
 }

@@ -1,6 +1,6 @@
 //! Requests: what a daemon may be asked, checked at the edge (§3.4).
 
-use super::bodies::{Blkif, Body, Params};
+use super::bodies::{Blkif, Body, Params, Program};
 use super::text::{TEXT_BYTES, Text};
 use super::{COOKIE_ALL, Frame, Message, flag, kind};
 use std::fmt;
@@ -77,12 +77,17 @@ pub enum Request {
         /// Its minor.
         minor: u16,
     },
+    /// Ours: go on with this program, in the same process.
+    Upgrade {
+        /// Its path, which begins with a slash.
+        program: Text,
+    },
 }
 
 /// Why a message is refused. All are EINVAL to the caller; see [`RefuseReason::reply`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefuseReason {
-    /// Type 0 or above 30.
+    /// Type 0, or above 30 and not one of ours.
     UnknownType(u16),
     /// A type of the table that no daemon handles: replies, LIST_MINORS, EXIT.
     NoHandler(u16),
@@ -119,6 +124,7 @@ pub fn validate_request(frame: &Frame) -> Result<Request, RefuseReason> {
         kind::XENBLKIF_CONNECT => Request::Connect { minor, blkif: blkif(frame)? },
         kind::XENBLKIF_DISCONNECT => disconnect(frame),
         kind::DISK_INFO => Request::DiskInfo { minor },
+        kind::UPGRADE => Request::Upgrade { program: program(frame)? },
         number @ (0 | 31..) => return Err(RefuseReason::UnknownType(number)),
         number => return Err(RefuseReason::NoHandler(number)),
     })
@@ -134,6 +140,11 @@ fn params(frame: &Frame) -> Result<Params, RefuseReason> {
 
 fn blkif(frame: &Frame) -> Result<Blkif, RefuseReason> {
     Blkif::read_from(frame).map_err(|_| RefuseReason::PoolNotTerminated)
+}
+
+fn program(frame: &Frame) -> Result<Text, RefuseReason> {
+    let program = Program::read_from(frame).map_err(|_| RefuseReason::PathNotTerminated)?;
+    Ok(program.path)
 }
 
 /// Only `domid` and `devid` count; the pool may be anything.
@@ -160,6 +171,7 @@ impl Request {
             Request::Connect { .. } => kind::XENBLKIF_CONNECT,
             Request::Disconnect { .. } => kind::XENBLKIF_DISCONNECT,
             Request::DiskInfo { .. } => kind::DISK_INFO,
+            Request::Upgrade { .. } => kind::UPGRADE,
         }
     }
 
@@ -174,7 +186,7 @@ impl Request {
     /// The cookie that a client sends, and that the reply repeats.
     pub fn cookie(&self) -> u16 {
         match *self {
-            Request::Pid | Request::Disconnect { .. } => 0,
+            Request::Pid | Request::Disconnect { .. } | Request::Upgrade { .. } => 0,
             Request::List => COOKIE_ALL,
             Request::Stats { minor }
             | Request::Attach { minor }
@@ -220,6 +232,9 @@ impl Request {
             Request::Connect { blkif, .. } => Message::with(number, cookie, blkif),
             Request::Disconnect { domid, devid } => {
                 Message::with(number, cookie, &ring_name(*domid, *devid))
+            }
+            Request::Upgrade { program } => {
+                Message::with(number, cookie, &Program { path: *program })
             }
             _ => Message::new(number, cookie),
         }

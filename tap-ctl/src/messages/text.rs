@@ -30,6 +30,12 @@ pub enum TextError {
     Nul,
 }
 
+impl Default for Text {
+    fn default() -> Text {
+        Text::EMPTY
+    }
+}
+
 impl Text {
     /// The empty text.
     pub const EMPTY: Text = Text { bytes: [0; TEXT_BYTES], len: 0 };

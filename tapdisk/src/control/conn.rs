@@ -68,6 +68,18 @@ impl Conn {
         }
     }
 
+    /// A client that has asked for something, and waits for its reply.
+    pub fn waiting(stream: UnixStream, serial: u64, now: u64) -> Conn {
+        let mut conn = Conn::new(stream, serial, now);
+        conn.phase = Phase::Waiting;
+        conn
+    }
+
+    /// It is connected and has not said anything.
+    pub fn is_fresh(&self) -> bool {
+        self.phase == Phase::Asking && self.input.is_empty()
+    }
+
     /// Reads what is there.
     pub fn read(&mut self, now: u64) -> Input {
         match self.phase {

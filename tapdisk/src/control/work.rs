@@ -4,6 +4,7 @@ use tap_ctl::messages::{
     Blkif, COOKIE_ALL, ListEntry, Message, Request, Response, StatInfo, TapdiskPid, kind,
 };
 
+use super::upgrade::{Arriving, Leaving};
 use crate::formats::OpenError;
 use crate::receiver::Receiver;
 use crate::stats_json::Json;
@@ -30,6 +31,10 @@ pub struct Daemon {
     attached: usize,
     /// Why the last minor was not attached, for the reply.
     not_attached: Option<OpenError>,
+    /// On the way to another program.
+    pub leaving: Option<Leaving>,
+    /// Another program has left its disks to this one, and waits for an answer.
+    pub arriving: Option<Arriving>,
 }
 
 /// What beginning an exclusive request came to.
@@ -43,13 +48,30 @@ pub enum Begun {
         /// µs of the clock.
         at: u64,
     },
+    /// All is at rest: the server goes on with another program.
+    Leave,
 }
 
 impl Daemon {
     /// No disks yet.
     pub fn new(env: Env, receiver: Receiver) -> Daemon {
         let receiver = Some(receiver);
-        Daemon { env, vbds: Vec::new(), receiver, over: false, attached: 0, not_attached: None }
+        Daemon {
+            env,
+            vbds: Vec::new(),
+            receiver,
+            over: false,
+            attached: 0,
+            not_attached: None,
+            leaving: None,
+            arriving: None,
+        }
+    }
+
+    /// The token of the next disk.
+    pub(super) fn next_token(&mut self) -> usize {
+        self.attached += 1;
+        VBD_TOKENS_BASE + (self.attached - 1) * VBD_TOKENS
     }
 
     /// The reply of a request that may be served at any time.
@@ -110,6 +132,7 @@ impl Daemon {
                 if found { Ok(()) } else { Err(libc::ENODEV) }
             }
             Request::DiskInfo { minor } => self.find(*minor).map(|_| ()).ok_or(libc::ENODEV),
+            Request::Upgrade { program } => return self.upgrade(request, *program, now),
             Request::Pid | Request::List | Request::Stats { .. } => {
                 unreachable!("answered at once")
             }
@@ -159,10 +182,10 @@ impl Daemon {
         if self.find(minor).is_some() {
             return Some(Err(libc::EEXIST));
         }
-        let token = VBD_TOKENS_BASE + self.attached * VBD_TOKENS;
+        // A token is used once; there are enough of them.
+        let token = self.next_token();
         match Vbd::attach(&self.env, minor, token) {
             Attach::Done(vbd) => {
-                self.attached += 1;
                 self.vbds.push(*vbd);
                 Some(Ok(()))
             }

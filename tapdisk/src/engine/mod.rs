@@ -215,6 +215,11 @@ impl<D: Disk> Engine<D> {
         &self.stats
     }
 
+    /// Counts on from what another program has counted.
+    pub fn count_on(&mut self, stats: Stats) {
+        self.stats = stats;
+    }
+
     /// What has happened to the chain since it was attached.
     pub fn events(&self) -> Events {
         self.events

@@ -1,5 +1,7 @@
 //! Counters of one disk: plain numbers, read by the control path between turns.
 
+use serde::{Deserialize, Serialize};
+
 use crate::transport::Traffic;
 
 /// Buckets of a latency histogram; bucket i counts from floor(2^(i/2)) µs on.
@@ -41,6 +43,39 @@ impl Default for Stats {
             latency: [[0; BUCKETS]; 2],
             turns: 0,
         }
+    }
+}
+
+/// The same, to be carried to another program.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Carried {
+    begun: [u64; 2],
+    ticks_us: [u64; 2],
+    ops: [u64; 5],
+    bytes: [u64; 2],
+    secs: [u64; 2],
+    redirected: u64,
+    errors: u64,
+    /// Of reads and of writes; buckets that are not there are empty.
+    latency: [Vec<u64>; 2],
+    turns: u64,
+}
+
+impl From<&Stats> for Carried {
+    fn from(stats: &Stats) -> Carried {
+        let Stats { begun, ticks_us, ops, bytes, secs, redirected, errors, .. } = *stats;
+        let (latency, turns) = (stats.latency.map(|buckets| buckets.to_vec()), stats.turns);
+        Carried { begun, ticks_us, ops, bytes, secs, redirected, errors, latency, turns }
+    }
+}
+
+impl From<Carried> for Stats {
+    fn from(carried: Carried) -> Stats {
+        let Carried { begun, ticks_us, ops, bytes, secs, redirected, errors, turns, .. } = carried;
+        let bucket = |buckets: &Vec<u64>, i: usize| buckets.get(i).copied().unwrap_or(0);
+        let latency = carried.latency.map(|buckets| std::array::from_fn(|i| bucket(&buckets, i)));
+        Stats { begun, ticks_us, ops, bytes, secs, redirected, errors, latency, turns }
     }
 }
 

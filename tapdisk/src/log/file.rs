@@ -2,7 +2,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::stamp;
 use crate::sys::LocalTime;
@@ -20,6 +20,8 @@ pub struct LogFile {
     warnings: u64,
     keep: bool,
     serving: bool,
+    /// The file is that of another program of this process.
+    goes_on: bool,
 }
 
 impl LogFile {
@@ -33,7 +35,15 @@ impl LogFile {
             warnings: 0,
             keep: false,
             serving: false,
+            goes_on: false,
         }
+    }
+
+    /// Lines are added to a file that is there, which stays at the end.
+    pub fn go_on(pid: i32, dirs: Vec<PathBuf>) -> LogFile {
+        let path = |dir: &PathBuf| name(dir, pid);
+        let there = dirs.iter().map(path).any(|path| path.is_file());
+        LogFile { goes_on: there, keep: there, ..LogFile::new(pid, dirs) }
     }
 
     /// A line that also keeps the file at the end.
@@ -80,7 +90,8 @@ impl LogFile {
             return;
         }
         if self.open.is_none() {
-            self.open = self.dirs.iter().find_map(|dir| create(dir.clone(), self.pid));
+            self.open =
+                self.dirs.iter().find_map(|dir| create(dir.clone(), self.pid, self.goes_on));
         }
         if let Some((_, file)) = &mut self.open {
             let _ = file.write_all(&self.buffer);
@@ -127,15 +138,19 @@ impl LogFile {
     }
 }
 
-fn create(dir: PathBuf, pid: i32) -> Option<(PathBuf, File)> {
+fn name(dir: &Path, pid: i32) -> PathBuf {
+    dir.join(format!("tapdisk.{pid}.log"))
+}
+
+fn create(dir: PathBuf, pid: i32, goes_on: bool) -> Option<(PathBuf, File)> {
     let _ = DirBuilder::new().recursive(true).mode(0o755).create(&dir);
-    let path = dir.join(format!("tapdisk.{pid}.log"));
+    let path = name(&dir, pid);
     // Not through somebody's symbolic link, and no waiting for the reader of his pipe.
     let mut how = OpenOptions::new();
-    how.write(true).create(true).truncate(false).mode(0o644);
+    how.write(true).append(goes_on).create(true).truncate(false).mode(0o644);
     let file = how.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(&path).ok()?;
     // Before it is cut: the folder may be one in which others make names and links.
     let meta = file.metadata().ok()?;
     let ours = meta.is_file() && meta.uid() == tap_ctl::sys::euid() && meta.nlink() == 1;
-    (ours && file.set_len(0).is_ok()).then_some((path, file))
+    (ours && (goes_on || file.set_len(0).is_ok())).then_some((path, file))
 }

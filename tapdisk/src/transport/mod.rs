@@ -14,6 +14,7 @@ mod quota;
 pub mod ublk;
 
 use image::Span;
+use serde::{Deserialize, Serialize};
 
 /// A slot, by position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -109,7 +110,8 @@ pub trait Slots {
 }
 
 /// Reads and writes that somebody asked for, and what became of them. Pairs are of reads and of writes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default)]
 pub struct Traffic {
     /// Requests taken.
     pub begun: [u64; 2],

@@ -20,7 +20,7 @@ const PAUSE_US: u64 = 1_000_000;
 pub(super) type Opening = Job<std::result::Result<Images, OpenError>>;
 
 /// A state and, if something was under way and is over now, what came of it.
-type Next = (State, Option<Result<()>>);
+pub(super) type Next = (State, Option<Result<()>>);
 
 impl Vbd {
     /// Moves on. The outcome of what is over now, if anything is.
@@ -44,6 +44,9 @@ impl Vbd {
             }
         };
         self.state = next;
+        if self.goes_on && matches!(self.state, State::Paused { .. }) {
+            self.go_on(env);
+        }
         outcome
     }
 
@@ -71,7 +74,7 @@ impl Vbd {
         self.mirror_failed |= images.mirror_failed;
         let (found, held) = (info(&images), images.held.clone());
         let own_slots = self.own_slots(&opened);
-        match Served::start(env, (self.minor, self.token), (&opened, own_slots), images) {
+        match Served::start(env, (self.minor, self.token), (&opened, own_slots), images, None) {
             Ok(served) => {
                 self.info = found;
                 self.served = Some(served);
@@ -178,6 +181,14 @@ impl Vbd {
                 let opened = self.wish.clone().expect("it was open");
                 self.resumed(env, images, Opened { wish: *wish, ..opened })
             }
+            Some(Err(error)) if self.early_nbd.is_some() && error.errno != libc::ECANCELED => {
+                // Its clients and guests would be lost: nobody but this process has them.
+                if tries <= TRIES_MAX || tries % 60 == 0 {
+                    self.refuse(env, &error);
+                }
+                let step = Step::Wait { until: now + PAUSE_US };
+                (State::Resuming { wish, tries, step }, None)
+            }
             Some(Err(error)) if tries < TRIES_MAX && error.errno != libc::ECANCELED => {
                 info!(
                     env.log,
@@ -210,6 +221,10 @@ impl Vbd {
             let errno = self.refuse(env, &OpenError::new(libc::EMEDIUMTYPE, text));
             return (shut(env, images, fail(errno)), None);
         }
+        if let Some(left) = self.early_nbd.take() {
+            self.wish = Some(opened);
+            return self.start_served(env, images, left, fail);
+        }
         let Some(served) = &mut self.served else {
             let errno = self.refuse(env, &OpenError::new(libc::EINVAL, "nothing is paused"));
             return (shut(env, images, fail(errno)), None);
@@ -235,7 +250,7 @@ impl Vbd {
 
     /// Somebody else writes an image: nothing of what was read is believed, and requests wait until
     /// it can be read anew.
-    fn wait(&mut self, env: &Env, wish: Wish, by: &str) -> State {
+    pub(super) fn wait(&mut self, env: &Env, wish: Wish, by: &str) -> State {
         if let Some(served) = &mut self.served {
             served.suspend();
             served.nbd.hold();
@@ -306,7 +321,7 @@ impl Vbd {
 }
 
 /// Gives the images to a worker that closes them.
-fn shut(env: &Env, images: Images, goal: Goal) -> State {
+pub(super) fn shut(env: &Env, images: Images, goal: Goal) -> State {
     let waker = Arc::clone(&env.waker);
     State::Shutting { job: Job::start(&waker, move || images.close()), goal }
 }

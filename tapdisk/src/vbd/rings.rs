@@ -90,7 +90,7 @@ impl Vbd {
     }
 
     /// Files in shared memory for a device's first ring.
-    fn tell_in_files(&mut self, env: &Env, name: RingName) {
+    pub(super) fn tell_in_files(&mut self, env: &Env, name: RingName) {
         let device = (name.domid, name.devid);
         if self.ring_files.iter().any(|files| files.device == device) {
             return;

@@ -79,7 +79,8 @@ pub struct Served {
 }
 
 impl Served {
-    /// Makes arena, disk engine and sockets, and serves the images.
+    /// Makes arena, disk engine and sockets, and serves the images; the sockets may be those that
+    /// another program has left.
     ///
     /// # Errors
     /// What cannot be had, with the images, which are the caller's to close.
@@ -88,6 +89,7 @@ impl Served {
         (minor, token): (u16, usize),
         (opened, own_slots): (&Opened, u16),
         images: Images,
+        left: Option<NbdServer>,
     ) -> Result<Served, (OpenError, Images)> {
         let mut grant = env.memory.grant();
         if env.memory == Memory::Locked {
@@ -120,7 +122,9 @@ impl Served {
         }
         let paths = socket_paths(env, minor);
         let export = export(&images);
-        let nbd = match NbdServer::new(&env.registry, &paths, Token(token), export) {
+        let made =
+            left.map_or_else(|| NbdServer::new(&env.registry, &paths, Token(token), export), Ok);
+        let nbd = match made {
             Ok(nbd) => nbd,
             Err(error) => return Err((OpenError::new(error.errno(), error.to_string()), images)),
         };

@@ -7,4 +7,5 @@ mod random;
 mod servers;
 mod space;
 mod under_load;
+mod upgrade;
 mod writer;

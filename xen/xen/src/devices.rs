@@ -5,7 +5,7 @@
 #![allow(unsafe_code)]
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -46,6 +46,14 @@ impl Devices {
             segments: Vec::with_capacity(COPIES_MAX),
             put_off: None,
         })
+    }
+
+    /// With ports that another program has bound: the descriptor of its event channels.
+    ///
+    /// # Errors
+    /// Which device is not there.
+    pub fn adopt(events: OwnedFd) -> Result<Devices, NoXen> {
+        Ok(Devices { events: File::from(events), ..Devices::open()? })
     }
 
     /// From now on `unmask` only notes the port; the caller writes it, as a u32, to [`AsFd::as_fd`], soon.

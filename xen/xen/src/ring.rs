@@ -60,6 +60,13 @@ impl BackRing {
         BackRing { pages, layout, entries, req_prod: 0, req_cons: 0, rsp_prod: 0, rsp_shown: 0 }
     }
 
+    /// A ring that another program served up to here: `requests` were taken, and as many answered.
+    pub fn adopt(pages: RingPages, layout: Layout, requests: u32) -> BackRing {
+        let fresh = BackRing::new(pages, layout);
+        let (req_prod, req_cons) = (requests, requests);
+        BackRing { req_prod, req_cons, rsp_prod: requests, rsp_shown: requests, ..fresh }
+    }
+
     /// Requests that fit.
     pub fn entries(&self) -> u32 {
         self.entries
@@ -245,6 +252,27 @@ mod tests {
         assert!(ring.look().is_err());
         ring.respond(0, 0, 0);
         assert_eq!(ring.look(), Ok(1));
+    }
+
+    #[test]
+    fn a_ring_goes_on_where_another_program_left_it() {
+        let (mut first, words) = ring(1, Layout::WIDE);
+        words[0].store(40, Ordering::Relaxed);
+        assert!(first.look().is_err(), "more than it holds at once");
+        words[0].store(30, Ordering::Relaxed);
+        first.look().unwrap();
+        while first.take().is_some() {
+            first.respond(0, 0, 0);
+        }
+        first.show();
+        words[0].store(35, Ordering::Relaxed);
+        let pages = RingPages::Memory(Arc::clone(&words));
+        let mut next = BackRing::adopt(pages, Layout::WIDE, first.indices().0);
+        assert_eq!(next.look(), Ok(5));
+        assert!(next.take().is_some() && !next.has_unshown());
+        next.respond(7, 0, 0);
+        next.show();
+        assert_eq!(words[RSP_PROD].load(Ordering::Relaxed), 31);
     }
 
     #[test]

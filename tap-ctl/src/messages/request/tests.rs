@@ -23,6 +23,7 @@ fn all() -> Vec<Request> {
         Request::Connect { minor: 9, blkif: ring_name(3, 51712) },
         Request::Disconnect { domid: 3, devid: 51712 },
         Request::DiskInfo { minor: 10 },
+        Request::Upgrade { program: Text::new(b"/usr/libexec/tapdisk").expect("short") },
     ]
 }
 
@@ -53,6 +54,7 @@ fn numbers_of_requests_and_replies() {
         (24, 25),
         (26, 27),
         (28, 29),
+        (100, 101),
     ];
     assert_eq!(numbers, expected);
 }

@@ -1,12 +1,13 @@
 //! Rings come and go (spec/control-socket.md §5.9–5.10).
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use xen::{BackRing, EventChannels, GrantTable, Layout, Port, RING_PAGES_MAX};
 
 use super::notice::Tally;
-use super::poll::{PollPolicy, Polling};
+use super::poll::PollPolicy;
 use super::queue::{Queue, RingName};
-use super::{RINGS_MAX, Rings};
+use super::{RINGS_MAX, Rings, live};
 use crate::places::free_place;
 
 /// Queues of one device.
@@ -26,8 +27,34 @@ pub struct RingWish {
     pages: usize,
     /// The guest's event channel port.
     port: u32,
+    /// By its number, and what it means.
+    protocol: u32,
     layout: Layout,
-    poll: PollPolicy,
+    pub(super) poll: PollPolicy,
+}
+
+/// A ring at rest, as one program leaves it and the next one takes it.
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
+pub struct RingState {
+    domid: u16,
+    devid: u32,
+    queue: u32,
+    refs: Vec<u32>,
+    /// Our end of the event channel.
+    port: Port,
+    protocol: u32,
+    poll_us: u32,
+    poll_idle: u32,
+    /// Requests taken and answered; of a ring that is not served any more nothing is said.
+    requests: Option<u32>,
+    tally: Tally,
+}
+
+impl RingState {
+    /// Whose it is.
+    pub fn name(&self) -> RingName {
+        RingName { domid: self.domid, devid: self.devid, queue: self.queue }
+    }
 }
 
 /// Why a ring is not connected.
@@ -104,7 +131,8 @@ impl RingWish {
                 format!("protocol {protocol}: 1 (native), 2 (x86_32) and 3 (x86_64) are known");
             return Err(ConnectError::new(libc::EPROTONOSUPPORT, text));
         };
-        Ok(RingWish { name, refs: *refs, pages: 1 << order, port, layout, poll })
+        let pages = 1 << order;
+        Ok(RingWish { name, refs: *refs, pages, port, protocol, layout, poll })
     }
 }
 
@@ -148,9 +176,84 @@ impl<X: GrantTable + EventChannels> Rings<X> {
             .bind(name.domid, wish.port)
             .map_err(|e| failed(&format!("bind to the event channel port {}", wish.port), &e))?;
         let ring = BackRing::new(pages, wish.layout);
-        let queue = Queue::new(place as u8, name, (ring, port), Polling::new(wish.poll));
+        let queue = Queue::new(place as u8, wish, (ring, port));
         self.queues[place] = Some(queue);
         Ok(())
+    }
+
+    /// What another program needs to go on with the rings, all of which are at rest.
+    pub fn states(&self) -> Vec<RingState> {
+        let connected = self.queues.iter().flatten().filter(|queue| queue.ring.is_some());
+        let state = |queue: &Queue| {
+            let RingName { domid, devid, queue: number } = queue.name;
+            let live = queue.ring.as_ref().filter(|_| !queue.broken);
+            RingState {
+                domid,
+                devid,
+                queue: number,
+                refs: queue.wish.refs[..queue.wish.pages].to_vec(),
+                port: queue.port,
+                protocol: queue.wish.protocol,
+                poll_us: queue.wish.poll.duration_us,
+                poll_idle: queue.wish.poll.idle_threshold,
+                requests: live.map(|ring| ring.indices().0),
+                tally: queue.tally,
+            }
+        };
+        connected.map(state).collect()
+    }
+
+    /// Maps the pages of a ring again that another program served. Its port is bound.
+    ///
+    /// # Errors
+    /// EINVAL for what is no ring, or what the kernel says.
+    pub fn adopt(&mut self, state: &RingState) -> Result<(), ConnectError> {
+        let name = state.name();
+        let mut refs = [0; RING_PAGES_MAX];
+        let pages = state.refs.len();
+        if pages == 0 || pages > RING_PAGES_MAX || !pages.is_power_of_two() {
+            let text = format!("a ring of {pages} pages, of {name}");
+            return Err(ConnectError::new(libc::EINVAL, text));
+        }
+        refs[..pages].copy_from_slice(&state.refs);
+        let poll = PollPolicy { duration_us: state.poll_us, idle_threshold: state.poll_idle };
+        // The far end of the channel is known to the kernel alone.
+        let wish = RingWish::new(name, (pages.ilog2(), &refs), 0, state.protocol, poll)?;
+        let Some(place) = free_place(&mut self.queues, RINGS_MAX, Queue::is_over) else {
+            return Err(ConnectError::new(libc::ENOSPC, format!("more than {RINGS_MAX} rings")));
+        };
+        let mapped = self.xen.map(name.domid, &refs[..pages]).map_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
+            ConnectError::new(errno, format!("cannot map the ring pages of {name}: {error}"))
+        })?;
+        let ring = BackRing::adopt(mapped, wish.layout, state.requests.unwrap_or(0));
+        let mut queue = Queue::new(place as u8, &wish, (ring, state.port));
+        queue.broken = state.requests.is_none();
+        queue.tally = state.tally;
+        // Whether its port is masked, and what it has told before, nobody knows any more.
+        queue.fired = true;
+        self.queues[place] = Some(queue);
+        Ok(())
+    }
+
+    /// No more is taken from the rings; what was taken is done to its end.
+    pub fn finish(&mut self) {
+        self.finishing = true;
+    }
+
+    /// Goes on after [`Rings::finish`].
+    pub fn go_on(&mut self) {
+        self.finishing = false;
+        live(&mut self.queues).for_each(|queue| queue.behind = true);
+    }
+
+    /// Everything that was taken is answered.
+    pub fn at_rest(&self) -> bool {
+        let quiet = |queue: &Queue| {
+            let unshown = queue.ring.as_ref().is_some_and(|ring| ring.has_unshown());
+            queue.line.is_empty() && queue.busy == 0 && queue.pieces == 0 && !unshown
+        };
+        self.parts.calls.used() == 0 && self.queues.iter().flatten().all(quiet)
     }
 
     /// Lets go of all rings of a device. Requests in the engine go on and are not answered. False if

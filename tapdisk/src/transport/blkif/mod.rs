@@ -25,7 +25,7 @@ mod queue;
 use xen::{EventChannels, GrantTable, status};
 
 pub use self::calls::SEGMENTS_MAX;
-pub use self::connect::{ConnectError, QUEUES_MAX, RingWish};
+pub use self::connect::{ConnectError, QUEUES_MAX, RingState, RingWish};
 pub use self::notice::{Counters, Indices, Notice, Tally};
 pub use self::poll::PollPolicy;
 pub use self::queue::RingName;
@@ -52,6 +52,8 @@ pub struct Rings<X> {
     queues: Vec<Option<Queue>>,
     parts: Parts,
     suspended: bool,
+    /// What was taken is done to its end, and no more is taken.
+    finishing: bool,
     /// Whose turn it is to be first.
     first: usize,
 }
@@ -92,6 +94,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
                 tickets: 0,
             },
             suspended: false,
+            finishing: false,
             first: 0,
         }
     }
@@ -133,7 +136,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
 
     /// Goes on.
     pub fn resume(&mut self) {
-        self.suspended = false;
+        (self.suspended, self.finishing) = (false, false);
         live(&mut self.queues).for_each(|queue| queue.behind = true);
     }
 
@@ -173,7 +176,8 @@ impl<X: GrantTable + EventChannels> Rings<X> {
                     Stall::Slot(bytes) => queue.held.may(slots.slots(), bytes),
                 };
                 let behind = queue.behind && queue.has_room(&self.parts);
-                queue.is_live() && (may || behind || queue.fired || queue.polling.is_on())
+                let more = behind || queue.fired || queue.polling.is_on();
+                queue.is_live() && (may || (more && !self.finishing))
             })
     }
 
@@ -327,12 +331,14 @@ impl<X: GrantTable + EventChannels> Transport for Rings<X> {
             return false;
         }
         self.first = next_first(&self.queues, self.first);
-        self.listen();
+        if !self.finishing {
+            self.listen();
+        }
         let clients = live(&mut self.queues).count() as u16;
         live(&mut self.queues).for_each(|queue| queue.held.clients = clients);
         let bounds = Bounds::of(slots);
         for _ in 0..ROUNDS_MAX {
-            let found = self.gather(bounds);
+            let found = !self.finishing && self.gather(bounds);
             self.fetch(slots, bounds);
             self.issue(slots);
             if !found {
@@ -343,7 +349,9 @@ impl<X: GrantTable + EventChannels> Transport for Rings<X> {
         for queue in self.queues.iter_mut().flatten().filter(|queue| queue.broken) {
             queue.give_up(&mut self.parts);
         }
-        live(&mut self.queues).any(|queue| queue.behind || !queue.line.is_empty())
+        let finishing = self.finishing;
+        let more = |queue: &mut Queue| (queue.behind && !finishing) || !queue.line.is_empty();
+        live(&mut self.queues).any(more)
     }
 
     fn complete(

@@ -1,6 +1,7 @@
 //! What rings tell the server: counters, and a short queue of notices that it logs between turns.
 use std::{fmt, io};
 
+use serde::{Deserialize, Serialize};
 use xen::Runaway;
 
 use super::queue::RingName;
@@ -34,7 +35,8 @@ pub struct Counters {
 
 /// What one ring, or all rings of a device, have done since they were connected. Pairs are of reads and
 /// of writes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default)]
 pub struct Tally {
     /// Requests taken.
     pub taken: [u64; 2],

@@ -10,6 +10,7 @@ use xen::{BackRing, Entry, List, Port, Refusal, Runaway, op, status};
 
 use super::Parts;
 use super::calls::{Call, Lists, SEGMENTS_MAX, Stage, Work};
+use super::connect::RingWish;
 use super::notice::{Indices, Notice, Tally};
 use super::poll::Polling;
 use crate::transport::Slots;
@@ -72,6 +73,8 @@ pub(super) struct Queue {
     /// Its place among the rings.
     pub place: u8,
     pub name: RingName,
+    /// How it was connected.
+    pub wish: RingWish,
     /// `None` once disconnected; what is in flight comes back nevertheless.
     pub ring: Option<BackRing>,
     pub port: Port,
@@ -98,15 +101,12 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(
-        place: u8,
-        name: RingName,
-        (ring, port): (BackRing, Port),
-        polling: Polling,
-    ) -> Queue {
+    pub(super) fn new(place: u8, wish: &RingWish, (ring, port): (BackRing, Port)) -> Queue {
+        let polling = Polling::new(wish.poll);
         Queue {
             place,
-            name,
+            name: wish.name,
+            wish: *wish,
             ring: Some(ring),
             port,
             broken: false,

@@ -38,6 +38,8 @@ pub(super) struct Turn<'a> {
     pub clients: u16,
     /// Requests are taken, not only greetings.
     pub intake: bool,
+    /// What has begun to arrive is taken to its end, and nothing more.
+    pub finishing: bool,
 }
 
 /// Which greeting a client gets, at first and after each DISC (control-socket.md §6.1).
@@ -182,7 +184,7 @@ impl Conn {
                 Progress::Starved => return false,
                 Progress::Stalled(stall) => {
                     self.stall = stall;
-                    return turn.intake && self.is_waiting();
+                    return turn.intake && !turn.finishing && self.is_waiting();
                 }
             }
         }

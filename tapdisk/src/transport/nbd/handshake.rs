@@ -109,6 +109,11 @@ impl Handshake {
         }
     }
 
+    /// Nothing was said yet.
+    pub(super) fn is_fresh(&self) -> bool {
+        matches!(self.stage, Stage::ClientFlags)
+    }
+
     /// What was agreed on so far.
     pub(super) fn features(&self) -> Features {
         self.features

@@ -106,6 +106,9 @@ impl Conn {
     }
 
     fn head(&mut self, turn: &mut Turn<'_>) -> ControlFlow<Progress> {
+        if turn.finishing {
+            return Break(Progress::Stalled(Stall::Own));
+        }
         let Some(raw) = self.rx.data().first_chunk::<REQUEST_BYTES>() else {
             return Break(Progress::Starved);
         };

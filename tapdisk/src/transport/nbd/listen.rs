@@ -1,7 +1,7 @@
 //! The four sockets of a disk, and the descriptors that come through two of them.
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -111,6 +111,17 @@ impl Door {
     ) -> Result<Door, ListenError> {
         let fail = |error| ListenError { path: path.to_owned(), error };
         let socket = listen(path).map_err(fail)?;
+        Door::over(socket, path, purpose, registry, (token, courier_token))
+    }
+
+    /// A door over a socket that listens already.
+    pub(super) fn over(
+        socket: UnixListener,
+        path: &Path,
+        purpose: Purpose,
+        registry: &Registry,
+        (token, courier_token): (Token, Token),
+    ) -> Result<Door, ListenError> {
         // From here on its drop removes the file.
         let path = path.to_owned();
         let door = Door { purpose, knocked: false, socket, path, courier: None, courier_token };
@@ -170,6 +181,11 @@ impl Door {
         if now.saturating_duration_since(*since.get_or_insert(now)) >= SILENCE_MAX {
             self.dismiss(registry);
         }
+    }
+
+    /// The listening socket, and the connection that has not brought its descriptor yet.
+    pub(super) fn sockets(&self) -> (BorrowedFd<'_>, Option<BorrowedFd<'_>>) {
+        (self.socket.as_fd(), self.courier.as_ref().map(|(stream, _)| stream.as_fd()))
     }
 
     fn dismiss(&mut self, registry: &Registry) {

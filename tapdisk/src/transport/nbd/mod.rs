@@ -18,6 +18,7 @@
 mod calls;
 mod clock;
 mod conn;
+mod handover;
 mod handshake;
 mod intake;
 mod life;
@@ -31,11 +32,13 @@ mod sys;
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mio::event::Event;
 use mio::{Registry, Token};
 
+pub use self::handover::{Carried, NbdState};
 pub use self::listen::{ListenError, Paths};
 pub use self::notice::{Counters, Notice, Why};
 
@@ -88,6 +91,8 @@ pub struct NbdServer {
     suspended: bool,
     /// Clients are greeted, and their requests wait.
     holding: bool,
+    /// What clients have begun to say is heard to its end and answered, and nothing more.
+    finishing: bool,
     log: Log,
     /// Whose turn it is to be first.
     first: usize,
@@ -104,19 +109,10 @@ impl NbdServer {
         base: Token,
         export: Export,
     ) -> Result<NbdServer, ListenError> {
-        use Purpose::{Clients, Descriptors};
-        let doors = [
-            (paths.nbd.as_path(), Clients(Style::New)),
-            // What the name suggests is only true after DISC (control-socket.md §6.1).
-            (paths.nbd_old.as_path(), Clients(Style::NewThenOld)),
-            (paths.server.as_path(), Descriptors(Style::Old)),
-            (paths.server_new.as_path(), Descriptors(Style::New)),
-        ];
-        let open = |(i, (path, purpose))| {
-            let tokens = (Token(base.0 + i), Token(base.0 + DOORS + i));
-            Door::open(path, purpose, registry, tokens)
-        };
-        let doors = doors.into_iter().enumerate().map(open).collect::<Result<Vec<Door>, _>>()?;
+        let open =
+            |(i, (path, purpose))| Door::open(path, purpose, registry, tokens_of_door(base, i));
+        let doors = doors(paths).into_iter().enumerate();
+        let doors = doors.map(open).collect::<Result<Vec<Door>, _>>()?;
         let fail = |error| ListenError { path: paths.nbd.clone(), error };
         let mut server = NbdServer::without_sockets(registry, base, export).map_err(fail)?;
         server.doors = doors;
@@ -140,6 +136,7 @@ impl NbdServer {
             export,
             suspended: false,
             holding: false,
+            finishing: false,
             log: Log::default(),
             first: 0,
         })
@@ -162,7 +159,7 @@ impl NbdServer {
         }
         if let Some(door) = self.doors.get_mut(at % DOORS) {
             door.knocked = true;
-            if !self.suspended {
+            if !self.suspended && !self.finishing {
                 self.open_door(at % DOORS);
             }
         }
@@ -193,6 +190,7 @@ impl NbdServer {
     pub fn resume(&mut self, export: Export) {
         self.export = export;
         self.holding = false;
+        self.finishing = false;
         self.suspended = false;
         self.conns().for_each(|conn| conn.clock.restart());
         (0..self.doors.len()).for_each(|i| self.open_door(i));
@@ -218,7 +216,7 @@ impl NbdServer {
             conn.tick(now, listening, log, registry);
         }
         self.doors.iter_mut().for_each(|door| door.tick(now, registry));
-        if listening {
+        if listening && !self.finishing {
             (0..self.doors.len()).for_each(|i| self.open_door(i));
         }
     }
@@ -337,8 +335,8 @@ impl NbdServer {
     fn each(&mut self, slots: &mut dyn Slots, mut f: impl FnMut(&mut Conn, &mut Turn<'_>)) {
         let clients = self.clients() as u16;
         let (log, export, registry) = (&mut self.log, &self.export, &self.registry);
-        let intake = !self.holding;
-        let mut turn = Turn { slots, log, export, registry, clients, intake };
+        let (intake, finishing) = (!self.holding, self.finishing);
+        let mut turn = Turn { slots, log, export, registry, clients, intake, finishing };
         let (head, tail) = self.places.split_at_mut(self.first);
         for conn in tail.iter_mut().chain(head).flatten() {
             if conn.phase == Phase::Dying {
@@ -349,6 +347,23 @@ impl NbdServer {
             }
         }
     }
+}
+
+/// Where the doors are, and what each is for.
+fn doors(paths: &Paths) -> [(&Path, Purpose); DOORS] {
+    use Purpose::{Clients, Descriptors};
+    [
+        (paths.nbd.as_path(), Clients(Style::New)),
+        // What the name suggests is only true after DISC (control-socket.md §6.1).
+        (paths.nbd_old.as_path(), Clients(Style::NewThenOld)),
+        (paths.server.as_path(), Descriptors(Style::Old)),
+        (paths.server_new.as_path(), Descriptors(Style::New)),
+    ]
+}
+
+/// Of the door, and of who comes through it with a descriptor.
+fn tokens_of_door(base: Token, i: usize) -> (Token, Token) {
+    (Token(base.0 + i), Token(base.0 + DOORS + i))
 }
 
 impl Transport for NbdServer {
@@ -367,8 +382,8 @@ impl Transport for NbdServer {
         let (place, piece) = ((request.mark >> 32) as usize, request.mark as u16);
         let (log, export, registry) = (&mut self.log, &self.export, &self.registry);
         let conn = self.places[place].as_mut().expect("a request has a client");
-        let intake = !self.holding;
-        let mut turn = Turn { slots, log, export, registry, clients: 1, intake };
+        let (intake, finishing) = (!self.holding, self.finishing);
+        let mut turn = Turn { slots, log, export, registry, clients: 1, intake, finishing };
         conn.complete(piece, outcome, &mut turn);
     }
 

@@ -1,11 +1,14 @@
 //! What the server wants to know about its clients: counters, and a short ring of notices that it
 //! drains and logs outside the data path. A full ring drops and counts.
+use serde::{Deserialize, Serialize};
+
 use crate::entrance::Stranger;
 use crate::transport::Traffic;
 use crate::transport::notices::Notices;
 
 /// Plain counters since the sockets were made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default)]
 #[non_exhaustive]
 pub struct Counters {
     /// READ requests.

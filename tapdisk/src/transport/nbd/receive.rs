@@ -60,6 +60,14 @@ impl Receive {
         (self.from, self.to, self.window) = (0, 0, BUFFER_BYTES);
     }
 
+    /// What another program had received, before anything else.
+    pub(super) fn put_back(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let place = self.buffer.get_mut(..bytes.len()).ok_or(io::ErrorKind::InvalidInput)?;
+        place.copy_from_slice(bytes);
+        (self.from, self.to) = (0, bytes.len());
+        Ok(())
+    }
+
     /// A write of so many bytes has begun: more of its kind will follow.
     pub(super) fn expect(&mut self, bytes: u32) {
         self.window = if bytes >= LARGE_BYTES { NARROW_BYTES } else { BUFFER_BYTES };

@@ -134,7 +134,7 @@ pub fn take_over(number: u32, shape: &Shape) -> Result<Added, DeviceError> {
     // The kernel notices a server's death in its own time.
     let until = Instant::now() + PATIENCE;
     let mut info = ask(&mut control)?;
-    while info.state == state::LIVE && !is_running(info.server_pid) && Instant::now() < until {
+    while info.state == state::LIVE && !is_other(info.server_pid) && Instant::now() < until {
         std::thread::sleep(LOOK_AGAIN);
         info = ask(&mut control)?;
     }
@@ -332,6 +332,11 @@ fn same_size(number: u32, sectors: u64) -> Result<(), DeviceError> {
     let (has, path) = (text.trim(), block_path(number));
     let text = format!("{path} has {has} sectors, and the image {sectors}: it is another disk");
     Err(DeviceError::new(libc::EMEDIUMTYPE, text))
+}
+
+/// Whether a server lives that is not this process: of ours it is another program, which has let go.
+fn is_other(pid: i32) -> bool {
+    is_running(pid) && u32::try_from(pid) != Ok(std::process::id())
 }
 
 pub(super) fn is_running(pid: i32) -> bool {

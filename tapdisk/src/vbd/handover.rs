@@ -1,0 +1,387 @@
+//! A disk, as one program leaves it and the next one takes it (docs/upgrade.md).
+//!
+//! ```text
+//!   Open ── finish ─► at rest ── pause ─► Paused ─► DiskState ── exec ─► adopted: clients and rings
+//!     ▲                                     │                              wait in early_nbd, early_rings
+//!     └────────────── go_on ◄───────────────┘                                │ images open
+//!                                                                            ▼
+//!                                                          Served ─► (the block device) ─► Open
+//! ```
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use mio::Token;
+use serde::{Deserialize, Serialize};
+use slog::{info, warn};
+use tap_ctl::messages::{
+    Device, DeviceWish, ImageInfo, MESSAGE_BYTES, Request, Text, validate_request,
+};
+use vhd_rs::secret::Bytes;
+use xen::devices::Devices;
+
+use super::advance::Next;
+use super::rings::GuestRings;
+use super::served::{Served, info as found};
+use super::{Env, Goal, Opened, State, Vbd, socket_paths, state};
+use crate::engine::stats::Carried as StatsCarried;
+use crate::formats::{Images, Key, Wish};
+use crate::handover::{Carrier, Fetcher};
+use crate::transport::blkif::{RingState, Rings};
+use crate::transport::nbd::{Carried, Export, NbdServer, NbdState};
+
+/// A disk without anything under way.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct DiskState {
+    minor: u16,
+    marker: Option<Carried>,
+    secs_before: [u64; 2],
+    life: Life,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+enum Life {
+    Attached,
+    Closed,
+    Open(Box<OpenState>),
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct OpenState {
+    /// OPEN, as it came.
+    message: Vec<u8>,
+    timeout_s: u16,
+    wish: WishState,
+    sectors: u64,
+    sector_size: u32,
+    info: u32,
+    /// The block device by its path.
+    device: Option<String>,
+    mirror_failed: bool,
+    #[serde(default)]
+    stats: StatsCarried,
+    nbd: NbdState,
+    /// The guests' event channels.
+    events: Option<Carried>,
+    rings: Vec<RingState>,
+}
+
+/// What is open; names are bytes.
+#[derive(Debug, Deserialize, Serialize)]
+struct WishState {
+    name: Vec<u8>,
+    second: Option<Vec<u8>>,
+    log: Option<Vec<u8>>,
+    parent: Option<Vec<u8>>,
+    read_only: bool,
+    page_cache: bool,
+    local_cache: bool,
+    standby: bool,
+    taken_over: bool,
+    /// The next key is its.
+    encrypted: bool,
+}
+
+/// What waits until the images are open.
+#[derive(Debug)]
+pub struct Left {
+    nbd: NbdServer,
+    stats: StatsCarried,
+}
+
+impl Vbd {
+    /// Why another program cannot go on with this disk just now.
+    pub fn why_not_upgraded(&self) -> Option<String> {
+        let minor = self.minor;
+        if self.has_minor_of_module {
+            return Some(format!(
+                "minor {minor} has a ring of the blktap module, which fails requests when its tapdisk \
+                 lets go of it: it gets the new program when it is attached the next time"
+            ));
+        }
+        let why = match (&self.state, &self.early_rings) {
+            (State::Open, _) if !self.stopping => return None,
+            (State::Attached | State::Closed, None) if !self.stopping => return None,
+            (State::Paused { .. }, _) => "paused; unpause it first".into(),
+            (state, None) => state.to_string(),
+            (_, Some(_)) => "waited for by a guest, and not open".into(),
+        };
+        Some(format!("minor {minor} is {why}"))
+    }
+
+    /// Clients and guests end what they have begun, and begin nothing.
+    pub fn finish(&mut self) {
+        let Some(served) = &mut self.served else { return };
+        served.nbd.finish();
+        if let Some(rings) = &mut served.rings {
+            rings.finish();
+        }
+    }
+
+    /// Whether they have.
+    pub fn at_rest(&self) -> bool {
+        self.served.as_ref().is_none_or(|served| {
+            served.nbd.at_rest() && served.rings.as_ref().is_none_or(|rings| rings.at_rest())
+        })
+    }
+
+    /// Who has not.
+    pub fn restlessness(&self) -> String {
+        let clients = self.served.as_ref().map_or(0, |served| served.nbd.restless());
+        let (minor, who) = match clients {
+            0 => (self.minor, "a guest's requests are not done".to_string()),
+            1 => (self.minor, "an NBD client is in the middle of a request or a reply".into()),
+            n => (self.minor, format!("{n} NBD clients are in the middle of a request or a reply")),
+        };
+        format!("minor {minor}: {who}; try again")
+    }
+
+    /// There is no other program: everybody goes on.
+    pub fn go_on(&mut self, env: &Env) {
+        match self.state {
+            State::Draining { goal: Goal::Pause } | State::Shutting { goal: Goal::Pause, .. } => {
+                self.goes_on = true;
+                return;
+            }
+            State::Paused { .. } => {
+                self.goes_on = false;
+                let Some(opened) = &self.wish else { return };
+                info!(env.log, "minor {}: goes on with {}", self.minor, opened.wish.name);
+                let (wish, step) = (Box::new(opened.wish.clone()), state::Step::Wait { until: 0 });
+                self.state = State::Resuming { wish, tries: 0, step };
+            }
+            _ => {}
+        }
+        if let Some(served) = &mut self.served {
+            served.nbd.go_on();
+            if let Some(rings) = &mut served.rings {
+                rings.go_on();
+            }
+        }
+    }
+
+    /// Why it is not open yet, whatever the errno.
+    pub fn reason_of_any(&self) -> Option<String> {
+        self.refused.borrow().as_ref().map(|error| error.text.clone())
+    }
+
+    /// What the next program needs; `keys` takes the key.
+    ///
+    /// # Errors
+    /// Those of the carrier.
+    pub fn leave<'a>(
+        &'a self,
+        carrier: &mut Carrier,
+        keys: &mut Vec<&'a [u8]>,
+    ) -> io::Result<DiskState> {
+        let marker = self._marker.as_ref().map(|file| carrier.carry(file.as_fd())).transpose()?;
+        let life = match (&self.wish, &self.served) {
+            (Some(opened), Some(served)) => {
+                if let Some(key) = &opened.wish.key {
+                    keys.push(key.bytes());
+                }
+                let rings = served.rings.as_deref();
+                let events = rings.map(|rings| carrier.carry(rings.xen().as_fd())).transpose()?;
+                let minor = self.minor;
+                let open = Request::Open { minor, params: opened.params };
+                Life::Open(Box::new(OpenState {
+                    message: open.to_message().encode().to_vec(),
+                    timeout_s: opened.timeout_s,
+                    wish: WishState::of(&opened.wish),
+                    sectors: self.info.sectors,
+                    sector_size: self.info.sector_size,
+                    info: self.info.info,
+                    device: self.device.map(|device| device.to_string()),
+                    mirror_failed: self.mirror_failed,
+                    stats: served.engine.stats().into(),
+                    nbd: served.nbd.state(&mut |fd| carrier.carry(fd))?,
+                    events,
+                    rings: rings.map(GuestRings::states).unwrap_or_default(),
+                }))
+            }
+            _ if matches!(self.state, State::Attached) => Life::Attached,
+            _ => Life::Closed,
+        };
+        Ok(DiskState { minor: self.minor, marker, secs_before: self.secs_before, life })
+    }
+
+    /// The disk that another program has left. Its images are opened at once; until they are,
+    /// clients and guests wait.
+    ///
+    /// # Errors
+    /// What is not there, or makes no sense.
+    pub fn adopt(
+        env: &Env,
+        state: DiskState,
+        token: usize,
+        (fetcher, keys): (&mut Fetcher, &mut dyn Iterator<Item = Bytes>),
+    ) -> io::Result<Vbd> {
+        let marker = state.marker.map(|fd| fetcher.fetch(fd)).transpose()?.map(File::from);
+        let mut vbd = Vbd::new(state.minor, token, marker);
+        vbd.has_minor_of_module = false;
+        vbd.secs_before = state.secs_before;
+        match state.life {
+            Life::Attached => {}
+            Life::Closed => vbd.state = State::Closed,
+            Life::Open(open) => vbd.adopt_open(env, *open, fetcher, keys)?,
+        }
+        Ok(vbd)
+    }
+
+    fn adopt_open(
+        &mut self,
+        env: &Env,
+        open: OpenState,
+        fetcher: &mut Fetcher,
+        keys: &mut dyn Iterator<Item = Bytes>,
+    ) -> io::Result<()> {
+        let wrong = || io::Error::from_raw_os_error(libc::EINVAL);
+        let frame = open.message.first_chunk::<MESSAGE_BYTES>().ok_or_else(wrong)?;
+        let Ok(Request::Open { params, .. }) = validate_request(frame) else { return Err(wrong()) };
+        let wish = open.wish.restore(keys)?;
+        let device = open.device.as_deref().and_then(Device::of_path);
+        if device.is_none() != open.device.is_none() {
+            return Err(wrong());
+        }
+        self.info = ImageInfo {
+            sectors: open.sectors,
+            sector_size: open.sector_size,
+            info: open.info,
+            device: None,
+        };
+        self.device = device;
+        self.mirror_failed = open.mirror_failed;
+        let export = Export {
+            sectors: open.sectors,
+            sector_size: open.sector_size,
+            read_only: open.wish.read_only,
+            fast_zero: false,
+        };
+        let (paths, base) = (socket_paths(env, self.minor), Token(self.token));
+        let mut fetch = |fd| fetcher.fetch(fd);
+        let nbd = NbdServer::adopt(&env.registry, &paths, base, export, open.nbd, &mut fetch);
+        let mut nbd = nbd.map_err(|error| error.error)?;
+        nbd.suspend();
+        self.early_nbd = Some(Left { nbd, stats: open.stats });
+        if let Some(events) = open.events {
+            self.adopt_rings(env, fetcher.fetch(events)?, &open.rings)?;
+        }
+        let wanted = device.filter(|device| matches!(device, Device::Ublk(_)));
+        let device =
+            wanted.map(DeviceWish::exactly).or(params.has(DEVICE).then_some(params.device));
+        let opened = Opened {
+            wish: wish.clone(),
+            timeout_s: open.timeout_s,
+            params,
+            device,
+            take_over: wanted.is_some(),
+        };
+        self.wish = Some(opened);
+        let step = state::Step::Wait { until: 0 };
+        self.state = State::Resuming { wish: Box::new(wish), tries: 0, step };
+        Ok(())
+    }
+
+    /// The guests' rings are mapped again. One that cannot be is lost, and its guest with it; the
+    /// others are not.
+    fn adopt_rings(&mut self, env: &Env, events: OwnedFd, states: &[RingState]) -> io::Result<()> {
+        let devices = Devices::adopt(events).map_err(io::Error::other)?;
+        let mut rings = Box::new(Rings::new(devices));
+        rings.suspend();
+        for state in states {
+            match rings.adopt(state) {
+                Ok(()) => self.tell_in_files(env, state.name()),
+                Err(error) => warn!(env.log, "minor {}: a ring is lost: {error}", self.minor),
+            }
+        }
+        if rings.wants_ticks() {
+            rings.set_idle(self.host_idle.percent());
+        }
+        self.early_rings = Some(rings);
+        Ok(())
+    }
+
+    /// The images are open: who has waited is served.
+    pub(super) fn start_served(
+        &mut self,
+        env: &Env,
+        images: Images,
+        left: Left,
+        fail: impl Fn(i32) -> Goal,
+    ) -> Next {
+        let opened = self.wish.clone().expect("it was open");
+        let (own_slots, held) = (self.own_slots(&opened), images.held.clone());
+        let device = self.device.take();
+        let place = (self.minor, self.token);
+        self.info = found(&images);
+        match Served::start(env, place, (&opened, own_slots), images, Some(left.nbd)) {
+            Ok(mut served) => {
+                served.engine.count_on(left.stats.into());
+                self.served = Some(served);
+                self.show_files(env);
+                self.take_early_rings(env);
+                if let Some(by) = held {
+                    return (self.wait(env, opened.wish, &by), Some(Ok(())));
+                }
+                if opened.take_over
+                    && let Some(plugging) = self.plug(env)
+                {
+                    return (plugging, None);
+                }
+                self.device = device;
+                self.announce(env);
+                (State::Open, Some(Ok(())))
+            }
+            Err((error, images)) => {
+                let errno = self.refuse(env, &error);
+                (super::advance::shut(env, images, fail(errno)), None)
+            }
+        }
+    }
+}
+
+const DEVICE: u32 = tap_ctl::messages::flag::DEVICE;
+
+impl WishState {
+    fn of(wish: &Wish) -> WishState {
+        let bytes = |text: Option<Text>| text.map(|text| text.as_bytes().to_vec());
+        WishState {
+            name: wish.name.as_bytes().to_vec(),
+            second: bytes(wish.second),
+            log: bytes(wish.log),
+            parent: bytes(wish.parent),
+            read_only: wish.read_only,
+            page_cache: wish.page_cache,
+            local_cache: wish.local_cache,
+            standby: wish.standby,
+            taken_over: wish.taken_over,
+            encrypted: wish.key.is_some(),
+        }
+    }
+
+    fn restore(&self, keys: &mut dyn Iterator<Item = Bytes>) -> io::Result<Wish> {
+        let wrong = || io::Error::from_raw_os_error(libc::EINVAL);
+        let text = |bytes: &[u8]| Text::new(bytes).map_err(|_| wrong());
+        let some = |bytes: &Option<Vec<u8>>| bytes.as_deref().map(text).transpose();
+        let key = match self.encrypted {
+            true => {
+                let bytes = keys.next().ok_or_else(wrong)?;
+                Some(Arc::new(Key::new(Arc::new(bytes)).map_err(|_| wrong())?))
+            }
+            false => None,
+        };
+        Ok(Wish {
+            name: text(&self.name)?,
+            read_only: self.read_only,
+            page_cache: self.page_cache,
+            local_cache: self.local_cache,
+            key,
+            second: some(&self.second)?,
+            standby: self.standby,
+            taken_over: self.taken_over,
+            log: some(&self.log)?,
+            parent: some(&self.parent)?,
+        })
+    }
+}
