@@ -69,7 +69,7 @@ fn a_barrier_waits_for_other_queues_and_holds_up_what_comes_behind_it_there() {
         finish_one(&mut bench);
         assert_eq!(seen(&bench).len(), begun, "the barrier is alone");
     }
-    assert_eq!(ids(&mut rings[0]), [], "it is answered after its second flush");
+    assert!(ids(&mut rings[0]).is_empty(), "it is answered after its second flush");
     finish_one(&mut bench);
     assert_eq!(ids(&mut rings[0]), [1]);
     let flush = (Verb::Flush, 0);

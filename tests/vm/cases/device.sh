@@ -160,6 +160,59 @@ case_pause_and_snapshot_under_a_mounted_file_system() {
     rm /srv/*
 }
 
+# The tapdisk goes on with another program under a mounted file system: the same process, and the writer
+# sees nothing. For /dev/nbdN as well, which is a client like any other.
+case_upgraded_under_a_mounted_file_system() {
+    dmesg -C
+    local driver program=/srv/libexec/tapdisk before
+    mkdir /srv/libexec
+    for driver in ublk nbd; do
+        vhd-util create -n /srv/disk.vhd -s 192
+        if [ $driver = nbd ]; then
+            modprobe -r ublk_drv
+            modprobe nbd
+        fi
+        device vhd:/srv/disk.vhd
+        before=$pid
+        mke2fs -q -t ext4 "$disk"
+        mount "$disk" /mnt
+        noise "under $driver" 4 /srv/noise
+        (
+            for part in 1 2 3 4 5 6; do
+                cp /srv/noise "/mnt/noise$part"
+                sync -f /mnt
+            done
+            touch /srv/written
+        ) 2>/srv/writer &
+        local writer=$! upgrades=0
+        while [ ! -e /srv/written ] || [ $upgrades -lt "${UPGRADES:-12}" ]; do
+            # Another file each time, as a package brings one.
+            cp /usr/libexec/tapdisk $program.new
+            mv $program.new $program
+            tap-ctl upgrade -p "$pid" --program $program >/srv/said || fail "upgrade $upgrades: $(cat /srv/said)"
+            upgrades=$((upgrades + 1))
+        done
+        wait $writer || fail "the writer: $(cat /srv/writer)"
+        echo "$upgrades upgrades, the last: $(cat /srv/said)" >&2
+        find_it
+        same "the process after $upgrades upgrades" "$before" "$pid"
+        same "its program" $program "$(readlink "/proc/$pid/exe")"
+        for part in 1 2 3 4 5 6; do
+            cmp /srv/noise "/mnt/noise$part"
+        done
+        umount /mnt
+        e2fsck -fn "$disk"
+        give_back
+        gone
+        vhd-util check -n /srv/disk.vhd
+        same "errors of the kernel" "" "$(dmesg | grep -E 'I/O error|EXT4-fs error' || true)"
+        rm -f /srv/disk.vhd /srv/written /srv/noise
+    done
+    modprobe -r nbd
+    modprobe ublk_drv
+    rm -r /srv/*
+}
+
 case_in_use_is_not_taken_away() {
     truncate -s 64M /srv/disk.raw
     device aio:/srv/disk.raw

@@ -53,6 +53,40 @@ case_frontend_begins_again() {
     rm /srv/*
 }
 
+# The program of a running tapdisk is replaced, again and again, while a guest writes and reads back: one process, one
+# ring, and the guest sees pauses.
+case_upgraded_under_guest_io() {
+    need_guest one
+    local program=/srv/libexec/tapdisk upgrades=0 before
+    mkdir /srv/libexec
+    vhd-util create -n /srv/disk.vhd -s 48
+    attach one xvda vhd /srv/disk.vhd
+    before=$pid
+    guest run one "(disk-load write /dev/xvda block=16384 depth=8 && disk-load check /dev/xvda; echo \$? >/tmp/ended) \
+        >/tmp/said 2>&1 &"
+    while [ $upgrades -lt "${UPGRADES:-20}" ]; do
+        cp /usr/libexec/tapdisk $program.new
+        mv $program.new $program
+        tap-ctl upgrade -p "$pid" --program $program >>/srv/said || fail "upgrade $upgrades: $(tail -1 /srv/said)"
+        upgrades=$((upgrades + 1))
+    done
+    guest run one "while [ ! -e /tmp/ended ]; do usleep 100000; done; cat /tmp/said; [ \$(cat /tmp/ended) = 0 ] &&
+        rm /tmp/ended"
+    sed -n 's/.*waited for/waited for/p' /srv/said | sort | uniq -c | sort -rn | head -5 >&2
+    behind one xvda
+    same "the process after $upgrades upgrades" "$before" "$pid"
+    same "its program" $program "$(readlink "/proc/$pid/exe")"
+    same "state of the back end" 4 "$(xenstore-read "$node/state")"
+    guest_is_well one
+    # The ring is told of as before, and counts on.
+    [ "$(writes_of_rings "$pid" "$minor")" -gt 100 ] || fail "the ring's writes: $(writes_of_rings "$pid" "$minor")"
+    detach one xvda
+    vhd-util check -n /srv/disk.vhd
+    as_raw /srv/disk.vhd
+    disk-load check /srv/read-back.raw
+    rm -r /srv/*
+}
+
 # Polling as xapi asks for it, by keys of the back end; the same disk twice. How idle the host is tapdisk measures
 # itself, in cpumond's file, where there is no cpumond. The emulated machine is never idle, so the number comes from a
 # stand-in for cpumond then. What polling gains at depth 1 is printed, not demanded: one processor has to do all.
