@@ -44,7 +44,18 @@ pub fn close_number(fd: RawFd) {
 }
 
 /// Goes on with another program, which is named by a descriptor. Comes back only with an error.
+///
+/// A thread of its own makes the call and becomes the process: for the kernel the thread that has
+/// served a ublk device ends then, as when its process dies. It takes it for a fault if it does not
+/// (a warning in `ublk_queue_reinit`, Linux 6.12).
 pub fn execute(program: &OwnedFd, args: &[CString]) -> io::Error {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| execute_here(program, args));
+        thread.join().unwrap_or_else(|_| io::ErrorKind::Other.into())
+    })
+}
+
+fn execute_here(program: &OwnedFd, args: &[CString]) -> io::Error {
     let mut list: Vec<*const libc::c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
     list.push(std::ptr::null());
     // A script needs a path, and the program's own name is for people.
