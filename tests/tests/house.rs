@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Files that may contain unsafe code (ARCHITECTURE.md, "Crates and their edges").
+/// Files that may contain unsafe code (ARCHITECTURE.md, "Where things are").
 const UNSAFE: &[&str] = &[
     "drivers/cbt/src/map.rs",
     "drivers/cli/src/process.rs",
