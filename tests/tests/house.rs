@@ -1,5 +1,8 @@
-//! The rules of the house that a machine can check: where `unsafe` may be, who may depend on whom, what
-//! the data path may know.
+//! The rules of the house that a machine can check: where `unsafe` may be, who may depend on whom,
+//! what the data path may know; where links and citations lead (`house/docs.rs`).
+#[path = "house/docs.rs"]
+mod docs;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
