@@ -29,6 +29,8 @@ const FACTS_OF: &[(&str, &str)] = &[
 ];
 /// Folders that are no part of the tree.
 const NOT_OURS: &[&str] = &["target", "vendor", "node_modules", "__pycache__"];
+/// Groups of a version in the changelog, in their order.
+const GROUPS: &[&str] = &["Added", "Changed", "Fixed", "Security"];
 const SOURCES: &[&str] = &["rs", "sh", "py", "c", "h"];
 
 /// What can be pointed at in a page.
@@ -415,6 +417,49 @@ fn long_lines_of_sources_become_fewer() {
         faults.len(),
         faults.join("\n")
     );
+}
+
+/// What is wrong with the order of a changelog: versions, groups in one order, lines in groups.
+fn strays(text: &str) -> Vec<String> {
+    let mut faults = Vec::new();
+    let (mut in_version, mut group) = (false, None);
+    for (at, line) in text.lines().enumerate() {
+        let fault = |what: &str| format!("CHANGELOG.md:{}: {what}: {line}", at + 1);
+        if let Some(version) = line.strip_prefix("## ") {
+            let number = version.split('.').all(|part| part.parse::<u32>().is_ok());
+            if version != "Unreleased" && !number {
+                faults.push(fault("no version"));
+            }
+            (in_version, group) = (true, None);
+        } else if let Some(title) = line.strip_prefix("### ") {
+            let place = GROUPS.iter().position(|group| *group == title);
+            if !in_version || place.is_none() || place <= group {
+                faults.push(fault("a group that is none, comes again, or is out of order"));
+            }
+            group = place;
+        } else if line.starts_with("* ") && group.is_none() {
+            faults.push(fault("in no group"));
+        }
+    }
+    faults
+}
+
+#[test]
+fn the_changelog_is_in_groups() {
+    let text = fs::read_to_string(root().join("CHANGELOG.md")).expect("a changelog");
+    let faults = strays(&text);
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    assert!(text.lines().filter(|line| line.starts_with("* ")).count() > 50, "lines were seen");
+    for wrong in [
+        "## Unreleased\n* x",
+        "## new",
+        "### Added\n* x",
+        "## 1.0\n### Fixed\n### Added",
+        "## 1.0\n### Fixed\n### Fixed",
+        "## 1.0\n### Other",
+    ] {
+        assert!(!strays(wrong).is_empty(), "{wrong}");
+    }
 }
 
 #[test]
