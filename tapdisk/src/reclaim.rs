@@ -5,7 +5,7 @@
 //! kernel stacks of io_uring's workers. An ordinary task gets none while less than `vm.min_free_kbytes` is
 //! free, and what is free stays below that while everybody waits for our device. So there are two reserves:
 //! `vm.min_free_kbytes` is raised to [`FREE_KIB`], and the threads become real-time tasks, which may go down to half
-//! of it (mm/page_alloc.c, `gfp_to_alloc_flags`). Measured in ARCHITECTURE.md, "What keeps memory pressure away".
+//! of it (mm/page_alloc.c, `gfp_to_alloc_flags`). Measured in docs/memory-pressure.md.
 use slog::{Logger, info, warn};
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,10 +1,13 @@
-//! The rules of the house that a machine can check: where `unsafe` may be, who may depend on whom, what
-//! the data path may know.
+//! The rules of the house that a machine can check: where `unsafe` may be, who may depend on whom,
+//! what the data path may know; where links and citations lead (`house/docs.rs`).
+#[path = "house/docs.rs"]
+mod docs;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Files that may contain unsafe code (ARCHITECTURE.md, "Crates and their edges").
+/// Files that may contain unsafe code (ARCHITECTURE.md, "Where things are").
 const UNSAFE: &[&str] = &[
     "drivers/cbt/src/map.rs",
     "drivers/cli/src/process.rs",

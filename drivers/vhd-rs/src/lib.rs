@@ -1,6 +1,6 @@
 //! VHD images as XenServer reads and writes them: the bytes, opening, closing, making, checking, changing.
 //!
-//! Section signs (§) refer to the project's description of the format. Nothing here panics on the
+//! Section signs (§) refer to docs/spec/vhd.md. Nothing here panics on the
 //! bytes of an image, and nothing allocates more than the image has bytes.
 //!
 //! ```text

@@ -230,7 +230,7 @@ pub struct Blkif {
     pub poll_duration: u32,
     /// Percent.
     pub poll_idle_threshold: u32,
-    /// Ours (ARCHITECTURE.md, "Guest rings"): which of the frontend's queues this ring is, from 0.
+    /// Ours (docs/rings.md): which of the frontend's queues this ring is, from 0.
     /// The original sends 0 here and does not look at it.
     pub queue: u32,
     /// Ours: how many queues the frontend has; 0 and 1 both mean one.

@@ -313,7 +313,7 @@ fn touch_stack() {
     std::hint::black_box(&mut pages);
 }
 
-/// Reclaim inside this thread's calls must not wait on this process (DESIGN, rule 5). The flag is
+/// Reclaim inside this thread's calls must not wait on this process (docs/memory-pressure.md). The flag is
 /// inherited, but the caller may set its own later; a refusal is reported by the caller's check.
 fn be_flusher() {
     // SAFETY: sets a flag of this thread; no memory is passed.

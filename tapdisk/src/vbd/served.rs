@@ -529,7 +529,7 @@ fn export(images: &Images) -> Export {
     }
 }
 
-/// Whether the owner of the storage says that its cache is volatile (ARCHITECTURE.md, "VHD choices").
+/// Whether the owner of the storage says that its cache is volatile (docs/decisions.md, "VHD choices").
 fn barriers() -> bool {
     std::env::var_os("TAPDISK_BARRIERS").is_some_and(|value| !value.is_empty() && value != "0")
 }

@@ -1,4 +1,4 @@
-//! What a replacement of `vhd-util` has to do: groups A to G of the specification's corpus, in our own form, with
+//! What a replacement of `vhd-util` has to do: groups A to G of docs/spec/corpus.md, in our own form, with
 //! the real program and qemu-img as the second party. Numbers like C05 are the corpus's.
 //!
 //! B05, G13 and G14 are about `coalesce` and stand with its tests.

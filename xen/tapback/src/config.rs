@@ -5,7 +5,7 @@ use std::time::Duration;
 use tap_ctl::paths::RunDir;
 use xenstore::Endpoint;
 
-/// Most queues of a disk (ARCHITECTURE.md, "Guest rings").
+/// Most queues of a disk (docs/rings.md).
 pub const QUEUES_MAX: u32 = 8;
 /// Most segments of an indirect request.
 pub const SEGMENTS_MAX: u32 = 256;

@@ -11,7 +11,7 @@
 //! served any more. Nothing on the path of a request allocates, blocks or logs.
 //!
 //! Facts: spec/xenstore-tapback.md §11, spec/control-socket.md §5.9–5.10, spec/operations.md §6; what is
-//! beyond them: ARCHITECTURE.md, "Guest rings".
+//! beyond them: docs/rings.md.
 mod batch;
 mod calls;
 mod connect;

@@ -7,7 +7,7 @@
 //! A tag is a slot is a buffer, for as long as the device lives: the kernel copies data of writes into the
 //! tag's slot before we see the request, and data of reads out of it when we answer. So a request needs no
 //! system call and no copy of ours; the price is a slot of 64 KiB a tag, taken beside the disk's others
-//! (ARCHITECTURE.md, "Block devices"). The kernel cuts longer requests, by the device's limits.
+//! (docs/devices.md). The kernel cuts longer requests, by the device's limits.
 //!
 //! What a FETCH gave is never read from the mapped table twice. Nothing here allocates, blocks or logs once
 //! the device is started.
