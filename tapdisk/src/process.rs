@@ -18,6 +18,7 @@ use mio::{Poll, Waker};
 use slog::{Logger, info};
 use tap_ctl::paths::RunDir;
 
+use crate::confine::{self, Mode};
 use crate::control::{Control, Daemon};
 use crate::log::Log;
 use crate::memory::Memory;
@@ -50,7 +51,8 @@ Serves virtual disks; it is started by tap-ctl spawn and told what to do through
   -h, --help this text
   --version  name and version
 environment: TAPDISK_RUN_DIR (sockets), TAPDISK_LOG_DIR (log files), TAPDISK_ENGINE (uring or aio),
-  TAPDISK_LOCK=strict (refuse an image that another process has locked, rather than wait for it)
+  TAPDISK_LOCK=strict (refuse an image that another process has locked, rather than wait for it),
+  TAPDISK_SANDBOX=off (keep all capabilities and system calls; or errno, kill)
 ";
 
 /// What the command line asks for.
@@ -187,6 +189,7 @@ fn prepare(foreground: bool) -> Result<Ready, Failure> {
         Some(value) if value == "count" => sealed::abort_when_broken(false),
         _ => {}
     }
+    let sandbox = Mode::of_environment().map_err(|text| Failure(libc::EINVAL, text))?;
     let run = RunDir::locate()?;
     run.create(0o755)?;
     let pid = i32::try_from(std::process::id())
@@ -214,6 +217,7 @@ fn prepare(foreground: bool) -> Result<Ready, Failure> {
     if let Memory::Limited { why, .. } = &memory {
         sink.note(why);
     }
+    confine::confine(&log, sandbox, None);
     let env = Env {
         run,
         pid,
@@ -254,6 +258,7 @@ fn limits(log: &Logger) {
     let (_, hard) = sys::limit(libc::RLIMIT_NOFILE);
     let files = hard.min(FILES_MAX);
     let _ = sys::set_limit(libc::RLIMIT_NOFILE, (files, hard));
+    confine::raise_limits();
     // RLIMIT_CORE stays as the caller set it: whether there are cores is not for us to say.
     let has = |p| protection::has(p);
     if !(has(Protection::Flusher) && sys::set_io_flusher()) {
