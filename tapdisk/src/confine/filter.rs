@@ -288,10 +288,10 @@ fn rules(pid: u32) -> Option<Rules> {
     // Never writable and executable; executable only from a file, as the dynamic loader does it.
     let (write, execute) = (libc::PROT_WRITE as u64, libc::PROT_EXEC as u64);
     let anonymous = libc::MAP_ANONYMOUS as u64;
-    let plain = (2, MaskedEq(execute), 0);
+    let plain = [(2, MaskedEq(execute), 0)];
     let program = [(2, MaskedEq(write | execute), execute), (3, MaskedEq(anonymous), 0)];
-    when(libc::SYS_mmap, &[&[plain.clone()], &program])?;
-    when(libc::SYS_mprotect, &[&[plain]])?;
+    when(libc::SYS_mmap, &[&plain, &program])?;
+    when(libc::SYS_mprotect, &[&plain])?;
 
     // A thread, in no namespace of its own; never a process.
     let thread = (libc::CLONE_THREAD | libc::CLONE_VM) as u64;
@@ -303,15 +303,12 @@ fn rules(pid: u32) -> Option<Rules> {
 
     // UNIX; TCP for `nbd:HOST:PORT`, which RESUME may name at any time; netlink for the kernel's NBD
     // client (NETLINK_GENERIC).
-    let unix = (0, Eq, libc::AF_UNIX as u64);
+    let unix = [(0, Eq, libc::AF_UNIX as u64)];
     let stream = || (1, MaskedEq(0xf), libc::SOCK_STREAM as u64);
     let tcp = |family: i32| [(0, Eq, family as u64), stream()];
     let netlink = [(0, Eq, libc::AF_NETLINK as u64), (2, Eq, libc::NETLINK_GENERIC as u64)];
-    when(
-        libc::SYS_socket,
-        &[&[unix.clone()], &tcp(libc::AF_INET), &tcp(libc::AF_INET6), &netlink],
-    )?;
-    when(libc::SYS_socketpair, &[&[unix]])?;
+    when(libc::SYS_socket, &[&unix, &tcp(libc::AF_INET), &tcp(libc::AF_INET6), &netlink])?;
+    when(libc::SYS_socketpair, &[&unix])?;
     Some(rules)
 }
 
