@@ -51,6 +51,8 @@ for program in "$programs"/*; do
 done
 chmod 755 "$work/bin/"*
 
+# What these systems' C library and kernel make of it is on the daemon's list, or it dies.
+export TAPDISK_SANDBOX=kill
 tests/demo.sh "$work/bin" >"$work/log" 2>&1 || { cat "$work/log"; fail "the demo"; }
 grep -q 'linux-aio: io_uring fails here' "$work/log" ||
     fail "the demo did not run on what an old kernel has"

@@ -38,6 +38,9 @@ pub struct State {
     pub version: String,
     /// When the disks were paused, in µs of the monotonic clock.
     pub paused_us: u64,
+    /// The filter of system calls that it is under.
+    #[serde(default)]
+    pub filter: Option<u64>,
     /// The program that wrote it, to go back to.
     pub program: Carried,
     /// The control socket and who waits there.
@@ -133,6 +136,7 @@ mod tests {
             format: FORMAT,
             version: "1".into(),
             paused_us: 7,
+            filter: None,
             program: 3,
             control: ControlState::default(),
             receiver: ReceiverState::default(),

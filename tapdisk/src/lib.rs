@@ -6,6 +6,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+pub mod confine;
 pub mod control;
 pub mod disk;
 pub mod engine;

@@ -21,6 +21,7 @@ use tap_ctl::messages::Text;
 use tap_ctl::paths::RunDir;
 use tap_ctl::upgrade::{CAN_RESUME, FORMAT, RESUME};
 
+use crate::confine::{self, Mode};
 use crate::control::{Arriving, Control, Daemon};
 use crate::handover::{self, Fetcher, Keys};
 use crate::log::Log;
@@ -60,7 +61,8 @@ Serves virtual disks; it is started by tap-ctl spawn and told what to do through
   --can-resume=FORMAT  whether it could take over from a running tapdisk (tap-ctl upgrade)
   --resume=DESCRIPTOR  take over, in the same process; for a running tapdisk only
 environment: TAPDISK_RUN_DIR (sockets), TAPDISK_LOG_DIR (log files), TAPDISK_ENGINE (uring or aio),
-  TAPDISK_LOCK=strict (refuse an image that another process has locked, rather than wait for it)
+  TAPDISK_LOCK=strict (refuse an image that another process has locked, rather than wait for it),
+  TAPDISK_SANDBOX=off (keep all capabilities and system calls; or errno, kill)
 ";
 
 /// What the command line asks for.
@@ -299,6 +301,7 @@ fn prepare(foreground: bool, left: Option<Left<'_>>) -> Result<Ready, Failure> {
         Some(value) if value == "count" => sealed::abort_when_broken(false),
         _ => {}
     }
+    let sandbox = Mode::of_environment().map_err(|text| Failure(libc::EINVAL, text))?;
     let run = RunDir::locate()?;
     run.create(0o755)?;
     let pid = i32::try_from(std::process::id())
@@ -340,6 +343,7 @@ fn prepare(foreground: bool, left: Option<Left<'_>>) -> Result<Ready, Failure> {
     if let Memory::Limited { why, .. } = &memory {
         sink.note(why);
     }
+    confine::confine(&log, sandbox, left.as_ref().and_then(|left| left.state.filter));
     let env = Env {
         run,
         pid,
@@ -389,6 +393,7 @@ fn limits(log: &Logger) {
     let (_, hard) = sys::limit(libc::RLIMIT_NOFILE);
     let files = hard.min(FILES_MAX);
     let _ = sys::set_limit(libc::RLIMIT_NOFILE, (files, hard));
+    confine::raise_limits();
     // RLIMIT_CORE stays as the caller set it: whether there are cores is not for us to say.
     let has = |p| protection::has(p);
     if !(has(Protection::Flusher) && sys::set_io_flusher()) {

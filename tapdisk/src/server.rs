@@ -23,6 +23,7 @@ use slog::{info, warn};
 use tap_ctl::messages::Text;
 use tap_ctl::upgrade::FORMAT;
 
+use crate::confine;
 use crate::control::{self, Control, Daemon, VBD_TOKENS, VBD_TOKENS_BASE};
 use crate::disk::Disk;
 use crate::disk::probe::AnyDisk;
@@ -434,6 +435,7 @@ impl Server {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").into(),
             paused_us,
+            filter: confine::under(),
             program: carrier.carry(this.as_fd())?,
             control: self.control.state(carrier)?,
             receiver: receiver.state(carrier)?,

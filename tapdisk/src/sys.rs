@@ -164,6 +164,36 @@ pub fn set_limit(which: u32, (soft, hard): (u64, u64)) -> io::Result<()> {
     check(unsafe { libc::setrlimit(which, &limit) }).map(drop)
 }
 
+/// Puts a filter onto the system calls of all threads of this process, for good; it outlives an exec. With
+/// `logs`, what it refuses is in the kernel's log (Linux 4.14).
+///
+/// # Errors
+/// ENOSYS and EINVAL of a kernel without filters; EACCES before `no_new_privs`.
+pub fn install_filter(steps: &[seccompiler::sock_filter], logs: bool) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: libc::c_ushort::try_from(steps.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        // Never written through: the kernel copies the filter.
+        filter: steps.as_ptr().cast_mut().cast(),
+    };
+    let set = |flags: libc::c_ulong| {
+        let mode = libc::SECCOMP_SET_MODE_FILTER;
+        // SAFETY: the kernel reads as many steps as `program` says, which are there until the call
+        // returns and have the layout of `sock_filter` of linux/filter.h.
+        match unsafe { libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program) } {
+            0 => Ok(()),
+            // A thread that cannot be put under it, as it has one that we do not have.
+            1.. => Err(io::ErrorKind::ResourceBusy.into()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    let all = libc::SECCOMP_FILTER_FLAG_TSYNC;
+    let log = if logs { libc::SECCOMP_FILTER_FLAG_LOG } else { 0 };
+    match set(all | log) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => set(all),
+        other => other,
+    }
+}
+
 /// Locks all memory that is mapped and all that will be.
 ///
 /// # Errors

@@ -1,8 +1,10 @@
-//! `tap-ctl doctor`: whether a running tapdisk holds the protections that keep memory pressure from hanging it.
+//! `tap-ctl doctor`: whether a running tapdisk holds the protections that keep memory pressure from hanging it,
+//! and is confined.
 //!
 //! Read from /proc and from the tapdisk's own statistics: nothing is changed, and the tapdisk does not even
 //! have to answer.
 
+mod confined;
 mod elf;
 mod facts;
 
@@ -18,7 +20,7 @@ use tap_ctl::messages::COOKIE_ALL;
 pub static COMMAND: Command = Command {
     name: "doctor",
     usage: "usage: doctor [-p pid]",
-    about: "show which protections against memory pressure running tapdisks hold",
+    about: "show which protections running tapdisks hold",
     details: "Each protection is held, missing, or unsupported by this kernel; of what is not held the consequence is said.\nExits with 1 if one is missing.",
     options: &OPTIONS,
     examples: &[("doctor", "all tapdisks"), ("doctor -p 4711 --json", "one, for a program")],
@@ -161,6 +163,7 @@ fn findings(facts: &Facts, stats: &Value) -> Vec<Finding> {
             "a terminal or pipe that nobody reads stops the process when it logs",
         ),
     ];
+    findings.extend(confined::findings(&facts.confined));
     if serves_a_device(stats) {
         findings.extend(reserves(facts));
     }
@@ -297,6 +300,7 @@ fn as_json((pid, findings): &(i32, Vec<Finding>)) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::facts::Confined;
     use super::*;
 
     fn good() -> Facts {
@@ -314,6 +318,7 @@ mod tests {
             nice: -20,
             policy: 2,
             blocking_output: None,
+            confined: Confined { capabilities: 0x8_0002, no_new_privs: true, seccomp: Some(2) },
         }
     }
 
@@ -328,7 +333,7 @@ mod tests {
             "sealed": { "allocations": 0 }, "faults": { "major": 0 }, "memory": { "arena_locked": true }
         }]);
         let states = states(&good(), &stats);
-        assert_eq!(states.len(), 12);
+        assert_eq!(states.len(), 14);
         assert!(states.iter().all(|(_, held)| *held == Standing::Held), "{states:?}");
     }
 
@@ -345,6 +350,7 @@ mod tests {
             nice: 0,
             policy: 0,
             blocking_output: Some("/dev/pts/0".into()),
+            confined: Confined { capabilities: u64::MAX, no_new_privs: false, seccomp: Some(0) },
             ..good()
         };
         let stats = json!([{ "device": { "name": "/dev/ublkb0" } }]);
@@ -352,7 +358,7 @@ mod tests {
         assert!(states.iter().all(|(_, held)| *held == Standing::Missing), "{states:?}");
         let text = as_text(&(7, findings(&facts, &stats)));
         assert!(text.starts_with("tapdisk 7\n  missing      io-flusher "));
-        assert_eq!(text.matches("so: ").count(), 10);
+        assert_eq!(text.matches("so: ").count(), 12);
         let old = Facts { kernel: (4, 19), ..facts };
         assert_eq!(findings(&old, &Value::Null)[0].held, Standing::Unsupported);
     }

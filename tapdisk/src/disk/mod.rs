@@ -9,6 +9,7 @@ mod files;
 pub mod lane;
 pub mod probe;
 pub mod remote;
+pub mod restrict;
 pub mod uring;
 
 use std::io;

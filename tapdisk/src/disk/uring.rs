@@ -25,6 +25,7 @@ use self::ear::Ear;
 pub use self::ear::NUMBERS_MAX;
 use super::files::{File, Files};
 use super::lane::{Call, Done, EventFd, Job, Lane};
+use super::restrict::{Bounds, restrict};
 use super::{Disk, Kind, Op, Tag};
 use crate::pool::Arena;
 use crate::protection::{self, Protection};
@@ -39,6 +40,23 @@ const POLLS_MAX: u32 = 2 + ear::ENTRIES;
 const ENTRIES_MAX: u32 = 32768;
 /// The longest sleep; the kernel's time must not overflow.
 const SLEEP_MAX: Duration = Duration::from_secs(3600);
+
+/// What the ring is made for. Once it is enabled only the table of files is registered anew.
+const BOUNDS: Bounds<'_> = Bounds {
+    operations: &[
+        opcode::Read::CODE,
+        opcode::Write::CODE,
+        opcode::ReadFixed::CODE,
+        opcode::WriteFixed::CODE,
+        opcode::Fsync::CODE,
+        opcode::Fallocate::CODE,
+        opcode::PollAdd::CODE,
+    ],
+    flags: Flags::FIXED_FILE.union(Flags::IO_LINK).union(Flags::SKIP_SUCCESS),
+    registers: &[FILES_UPDATE],
+};
+/// IORING_REGISTER_FILES_UPDATE of linux/io_uring.h.
+const FILES_UPDATE: u8 = 6;
 
 /// A poll of ours in the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +122,7 @@ impl Uring {
         ring.submitter().register_eventfd(wake.raw())?;
         let memory_registered = register_memory(&ring, &arena);
         let files_registered = register_table(&ring, files_max);
+        restrict(&ring, &BOUNDS)?;
         Ok(Uring {
             ring,
             ear: None,
@@ -381,12 +400,13 @@ impl Disk for Uring {
     }
 }
 
-/// A ring with room for `depth` operations and our polls, as modern as the kernel allows.
+/// A ring with room for `depth` operations and our polls, as modern as the kernel allows. It is
+/// disabled until [`restrict`], where the kernel has that.
 pub(super) fn build_ring(depth: u32) -> io::Result<IoUring> {
-    let [newest, middle, oldest] = builders();
+    let [newest, rest @ ..] = builders();
     let unknown = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
     let mut ring = build(&newest, depth);
-    for older in [middle, oldest] {
+    for older in rest {
         if ring.as_ref().is_err_and(unknown) {
             ring = build(&older, depth);
         }
@@ -394,15 +414,17 @@ pub(super) fn build_ring(depth: u32) -> io::Result<IoUring> {
     ring
 }
 
-/// What is asked for, newest first: Linux 6.1, 5.19, and the first.
-fn builders() -> [Builder; 3] {
+/// What is asked for, newest first: Linux 6.1, 5.19, 5.10, and the first.
+fn builders() -> [Builder; 4] {
     let mut oldest = IoUring::builder();
     oldest.setup_clamp().dontfork();
-    let mut middle = oldest.clone();
+    let mut disabled = oldest.clone();
+    disabled.setup_r_disabled();
+    let mut middle = disabled.clone();
     middle.setup_coop_taskrun().setup_submit_all();
-    let mut newest = oldest.clone();
+    let mut newest = disabled.clone();
     newest.setup_single_issuer().setup_defer_taskrun().setup_submit_all();
-    [newest, middle, oldest]
+    [newest, middle, disabled, oldest]
 }
 
 fn build(builder: &Builder, depth: u32) -> io::Result<IoUring> {

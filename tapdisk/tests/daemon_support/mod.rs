@@ -41,6 +41,8 @@ pub fn program() -> std::path::PathBuf {
 pub fn command(run: &Path) -> Command {
     let mut command = Command::new(program());
     command.env("TAPDISK_RUN_DIR", run).env("TAPDISK_LOG_DIR", run.join("log"));
+    // A call that is missing on the daemon's list shows.
+    command.env("TAPDISK_SANDBOX", "kill");
     command.env("TAPDISK_SEAL_TRACE", run.join("log-seal")).stdin(Stdio::null());
     command
 }

@@ -75,6 +75,8 @@ impl Rig {
             .env("TAPDISK_LOG_DIR", self.log_dir())
             .env("TAPDISK_PROGRAM", &self.programs.tapdisk)
             .env("TAPDISK_ENGINE", engine)
+            // A call that is missing on the daemon's list shows.
+            .env("TAPDISK_SANDBOX", "kill")
             .env_remove("TAP_CTL_VERBOSE")
             .env("LC_ALL", "C")
             .env("TZ", "UTC");

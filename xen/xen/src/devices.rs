@@ -83,6 +83,16 @@ impl Devices {
     }
 }
 
+/// The ioctls that requests make.
+pub const IOCTLS_OF_REQUESTS: [u64; 2] = [evtchn::IOCTL_NOTIFY, gntdev::IOCTL_GRANT_COPY];
+/// The ioctls that rings make when they come and go. There are no others.
+pub const IOCTLS_OF_RINGS: [u64; 4] = [
+    evtchn::IOCTL_BIND_INTERDOMAIN,
+    evtchn::IOCTL_UNBIND,
+    gntdev::IOCTL_MAP_GRANT_REF,
+    gntdev::IOCTL_UNMAP_GRANT_REF,
+];
+
 impl AsFd for Devices {
     /// Readable while ports have fired and were not asked for.
     fn as_fd(&self) -> BorrowedFd<'_> {

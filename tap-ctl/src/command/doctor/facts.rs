@@ -31,6 +31,30 @@ pub struct Facts {
     pub policy: u32,
     /// Where standard output or error go, if a reader could make a writer wait.
     pub blocking_output: Option<String>,
+    pub confined: Confined,
+}
+
+/// What a process gave up, by its status.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Confined {
+    /// Permitted capabilities, by their bits.
+    pub capabilities: u64,
+    pub no_new_privs: bool,
+    /// 2: there is a filter of system calls. `None`: this kernel has no such thing.
+    pub seccomp: Option<u64>,
+}
+
+impl Confined {
+    fn of(status: &str) -> Confined {
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let number = |name: &str| field(name).and_then(|text| text.trim().parse().ok());
+        let bits = field("CapPrm:").map(str::trim).unwrap_or_default();
+        Confined {
+            capabilities: u64::from_str_radix(bits, 16).unwrap_or(u64::MAX),
+            no_new_privs: number("NoNewPrivs:") == Some(1),
+            seccomp: number("Seccomp:"),
+        }
+    }
 }
 
 impl Facts {
@@ -65,6 +89,7 @@ impl Facts {
             nice,
             policy,
             blocking_output: outputs.into_iter().find(|path| may_block(path)),
+            confined: Confined::of(&read("status")?),
         })
     }
 }
@@ -172,6 +197,15 @@ mod tests {
         let facts = Facts::of(std::process::id() as i32).expect("our own");
         assert!(facts.kernel > (3, 0) && facts.oom_score_adj.is_some());
         assert!(facts.stack_kib > 0 || facts.unlocked_kib > 0);
+    }
+
+    #[test]
+    fn what_was_given_up_is_read() {
+        let text = "CapPrm:\t0000000000080002\nCapEff:\t0\nNoNewPrivs:\t1\nSeccomp:\t2\n";
+        let confined = Confined { capabilities: 0x8_0002, no_new_privs: true, seccomp: Some(2) };
+        assert_eq!(Confined::of(text), confined);
+        let nothing = Confined { capabilities: u64::MAX, no_new_privs: false, seccomp: None };
+        assert_eq!(Confined::of("Name:\tx\n"), nothing);
     }
 
     #[test]

@@ -9,6 +9,14 @@ use std::ptr::NonNull;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::abi::{self, Command, IoDesc};
+use crate::disk::restrict::{Bounds, restrict};
+
+/// What both rings are made for.
+const BOUNDS: Bounds<'_> = Bounds {
+    operations: &[opcode::UringCmd16::CODE],
+    flags: squeue::Flags::empty(),
+    registers: &[],
+};
 
 /// Sends control commands, one at a time, and waits for each: on a worker.
 pub struct Control {
@@ -24,7 +32,11 @@ impl Control {
     /// Those of opening the device, and of io_uring_setup.
     pub fn open() -> io::Result<Control> {
         let device = File::options().read(true).write(true).open(abi::CONTROL_PATH)?;
-        let ring = IoUring::<squeue::Entry128, cqueue::Entry>::builder().dontfork().build(4)?;
+        let ring = IoUring::<squeue::Entry128, cqueue::Entry>::builder()
+            .dontfork()
+            .setup_r_disabled()
+            .build(4)?;
+        restrict(&ring, &BOUNDS)?;
         Ok(Control { ring, device, encoded: true })
     }
 
@@ -158,7 +170,9 @@ impl Ring {
         let entries = (u32::from(queues) * u32::from(depth)).next_power_of_two();
         // Without DEFER_TASKRUN: requests become visible whenever this thread leaves the kernel, with the
         // disk engine's calls too, and no call is needed to look for them.
-        let ring = IoUring::builder().setup_coop_taskrun().dontfork().build(entries)?;
+        let ring =
+            IoUring::builder().setup_coop_taskrun().setup_r_disabled().dontfork().build(entries)?;
+        restrict(&ring, &BOUNDS)?;
         let tables = (0..queues).map(|queue| Table::map(&device, queue, depth));
         let tables = tables.collect::<io::Result<_>>()?;
         Ok(Ring { ring, tables, device, depth, encoded, enters: 0 })
