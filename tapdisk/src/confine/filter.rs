@@ -217,6 +217,7 @@ const PRCTLS: &[u64] = &[
     libc::PR_GET_NO_NEW_PRIVS as u64,
     libc::PR_GET_SECCOMP as u64,
     0x5356_4d41, // PR_SET_VMA
+    0x4155_5856, // PR_GET_AUXV, of rustix, once
 ];
 
 /// `fcntl`: descriptors, their flags, locks, seals of a memfd.
