@@ -45,10 +45,21 @@ device() { # type:path, more options of tap-ctl create
     find_pid
 }
 
+# What lsof -t says.
+holders() { # path
+    local process
+    for process in /proc/[0-9]*; do
+        ls -l "$process/fd" 2>/dev/null | grep -q " $1\$" && echo "${process#/proc/}"
+    done
+    true
+}
+
 find_pid() {
     pid=$(tap-ctl list -m "$minor" | sed -n 's/^pid=\([0-9]*\) .*/\1/p')
     [ -n "$pid" ] || fail "no tapdisk has minor $minor"
     same "who has the ring" "$pid" "$(cat "/sys/class/blktap2/blktap!blktap$minor/task")"
+    # The storage manager (3.2.12-19 and later) asks lsof, and must get one number.
+    same "who has its node open" "$pid" "$(holders "$nodes/blktap$minor")"
 }
 
 fill() { fill_disk 3 "$(command -v vhd-util)" "$(command -v tap-ctl)" -- "$@"; }

@@ -87,6 +87,32 @@ case_upgraded_under_guest_io() {
     rm -r /srv/*
 }
 
+# What rrdp-iostat reads of a guest's disk each five seconds is what the guest's own kernel has counted, and goes on
+# over an upgrade of the tapdisk.
+case_what_rrdd_reads_of_a_vbd() {
+    need_guest one
+    truncate -s 24M /srv/disk.raw
+    attach one xvda raw /srv/disk.raw
+    local file round
+    file=/dev/shm/td3-$pid/vbd-$(xl domid one)-$(device_number xvda)
+    for round in 1 2; do
+        guest run one "disk-load write /dev/xvda && disk-load check /dev/xvda"
+        # It is written once a second.
+        sleep 3
+        # shellcheck disable=SC2046
+        set -- $(od -An -v -t u8 -N 88 "$file")
+        same "its version" 1 "$1"
+        same "reads begun and done" "$3" "$4"
+        same "writes begun and done" "$7" "$8"
+        same "errors" 0 "${11}"
+        same "sectors read and written" "$(guest run one "awk '{print \$3, \$7}' /sys/block/xvda/stat" | tr -d '\r')" "$5 $9"
+        [ $round = 2 ] || tap-ctl upgrade -p "$pid"
+    done
+    guest_is_well one
+    detach one xvda
+    rm /srv/*
+}
+
 # Polling as xapi asks for it, by keys of the back end; the same disk twice. How idle the host is tapdisk measures
 # itself, in cpumond's file, where there is no cpumond. The emulated machine is never idle, so the number comes from a
 # stand-in for cpumond then. What polling gains at depth 1 is printed, not demanded: one processor has to do all.
