@@ -47,11 +47,7 @@ device() { # type:path, more options of tap-ctl create
 
 # What lsof -t says.
 holders() { # path
-    local process
-    for process in /proc/[0-9]*; do
-        ls -l "$process/fd" 2>/dev/null | grep -q " $1\$" && echo "${process#/proc/}"
-    done
-    true
+    find /proc/[0-9]*/fd -lname "$1" 2>/dev/null | cut -d / -f 3 | sort -u
 }
 
 find_pid() {
