@@ -118,6 +118,10 @@ pub struct Vbd {
     early_nbd: Option<handover::Left>,
     /// When it is paused it goes on at once.
     goes_on: bool,
+    /// The module's block device is taken away for another program, or is to be.
+    leaves: bool,
+    /// It has clients: if there is no block device any more it goes on without.
+    goes_without: bool,
 }
 
 /// What stays in force from OPEN to CLOSE.
@@ -203,6 +207,8 @@ impl Vbd {
             refused: RefCell::default(),
             early_nbd: None,
             goes_on: false,
+            leaves: false,
+            goes_without: false,
         }
     }
 

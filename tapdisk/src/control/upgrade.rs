@@ -80,10 +80,8 @@ impl Daemon {
             return self.stay(request, libc::EBUSY, &why);
         }
         if self.vbds.iter().all(Vbd::at_rest) {
-            self.vbds
-                .iter_mut()
-                .filter(|vbd| matches!(vbd.state(), State::Open))
-                .for_each(Vbd::pause);
+            let Daemon { env, vbds, .. } = self;
+            vbds.iter_mut().for_each(|vbd| vbd.rest(env));
             let (paused_us, until) = (monotonic_us().max(1), now + PAUSE_US);
             self.leaving = Some(Leaving { paused_us, until, ..leaving });
             return Begun::Again { at: now };
@@ -100,7 +98,9 @@ impl Daemon {
     fn pause_disks(&mut self, request: &Request, leaving: Leaving, now: u64) -> Begun {
         if let Some((minor, errno)) = leaving.failed {
             let error = std::io::Error::from_raw_os_error(errno);
-            let why = format!("minor {minor} could not be paused: {error}");
+            let said =
+                self.vbds.iter().find(|vbd| vbd.minor == minor).and_then(|v| v.reason(errno));
+            let why = said.unwrap_or(format!("minor {minor} could not be paused: {error}"));
             return self.stay(request, errno, &why);
         }
         if self.vbds.iter().all(|vbd| vbd.state().rest().is_some()) {

@@ -238,6 +238,10 @@ impl Vbd {
                 self.wish = Some(opened);
                 self.show_files(env);
                 self.write_record(env);
+                if let Some(plugging) = self.take_tapdev_back(env) {
+                    self.goes_without = true;
+                    return (plugging, None);
+                }
                 self.announce(env);
                 (State::Open, Some(Ok(())))
             }

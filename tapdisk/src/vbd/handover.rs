@@ -36,6 +36,9 @@ use crate::transport::nbd::{Carried, Export, NbdServer, NbdState};
 pub struct DiskState {
     minor: u16,
     marker: Option<Carried>,
+    /// The minor is the kernel module's.
+    #[serde(default)]
+    module: bool,
     secs_before: [u64; 2],
     life: Life,
 }
@@ -94,12 +97,6 @@ impl Vbd {
     /// Why another program cannot go on with this disk just now.
     pub fn why_not_upgraded(&self) -> Option<String> {
         let minor = self.minor;
-        if self.has_minor_of_module {
-            return Some(format!(
-                "minor {minor} has a ring of the blktap module, which fails requests when its tapdisk \
-                 lets go of it: it gets the new program when it is attached the next time"
-            ));
-        }
         let why = match (&self.state, &self.early_rings) {
             (State::Open, _) if !self.stopping => return None,
             (State::Attached | State::Closed, None) if !self.stopping => return None,
@@ -108,6 +105,15 @@ impl Vbd {
             (_, Some(_)) => "waited for by a guest, and not open".into(),
         };
         Some(format!("minor {minor} is {why}"))
+    }
+
+    /// Comes to rest, so that another program can go on; the module's block device goes meanwhile.
+    pub fn rest(&mut self, env: &Env) {
+        match (&self.state, self.device) {
+            (State::Open, Some(Device::Tap(_))) => self.lend_tapdev(env),
+            (State::Open, _) => self.pause(),
+            _ => {}
+        }
     }
 
     /// Clients and guests end what they have begun, and begin nothing.
@@ -203,7 +209,8 @@ impl Vbd {
             _ if matches!(self.state, State::Attached) => Life::Attached,
             _ => Life::Closed,
         };
-        Ok(DiskState { minor: self.minor, marker, secs_before: self.secs_before, life })
+        let (module, secs_before) = (self.has_minor_of_module, self.secs_before);
+        Ok(DiskState { minor: self.minor, marker, module, secs_before, life })
     }
 
     /// The disk that another program has left. Its images are opened at once; until they are,
@@ -219,12 +226,20 @@ impl Vbd {
     ) -> io::Result<Vbd> {
         let marker = state.marker.map(|fd| fetcher.fetch(fd)).transpose()?.map(File::from);
         let mut vbd = Vbd::new(state.minor, token, marker);
-        vbd.has_minor_of_module = false;
+        vbd.has_minor_of_module = state.module;
         vbd.secs_before = state.secs_before;
         match state.life {
             Life::Attached => {}
             Life::Closed => vbd.state = State::Closed,
             Life::Open(open) => vbd.adopt_open(env, *open, fetcher, keys)?,
+        }
+        // That of an open disk is mapped when the images are.
+        if state.module && vbd.wish.is_none() {
+            match super::tap::attach(env, state.minor) {
+                Some(Ok(ring)) => vbd.take_ring(env, ring),
+                Some(Err(error)) => warn!(env.log, "minor {}: {error}", state.minor),
+                None => warn!(env.log, "minor {}: the blktap module is gone", state.minor),
+            }
         }
         Ok(vbd)
     }
@@ -324,10 +339,12 @@ impl Vbd {
                 if let Some(by) = held {
                     return (self.wait(env, opened.wish, &by), Some(Ok(())));
                 }
-                if opened.take_over
-                    && let Some(plugging) = self.plug(env)
-                {
-                    return (plugging, None);
+                let module = self.wants_tapdev(opened.device.as_ref());
+                if opened.take_over || module {
+                    self.goes_without = module;
+                    if let Some(plugging) = self.plug(env) {
+                        return (plugging, None);
+                    }
                 }
                 self.device = device;
                 self.announce(env);

@@ -203,8 +203,13 @@ impl Vbd {
         }
     }
 
-    /// There is no device, so the disk is not opened.
+    /// There is no device, so the disk is not opened; one that had clients before it goes on without.
     fn not_plugged(&mut self, env: &Env, error: &DeviceError) -> Next {
+        if std::mem::take(&mut self.goes_without) {
+            warn!(env.log, "minor {}: goes on without its block device: {error}", self.minor);
+            self.announce(env);
+            return (State::Open, Some(Ok(())));
+        }
         let goal = self.failure(env, error);
         self.after_device(env, Way { goal, back: None })
     }
@@ -360,7 +365,10 @@ impl Vbd {
     /// What was to follow the end of the device.
     pub(super) fn after_device(&mut self, env: &Env, way: Way) -> Next {
         if let Some(served) = self.served.as_mut().filter(|served| served.images.is_some()) {
-            served.hang_up();
+            match way.goal {
+                Goal::Pause => served.suspend(),
+                Goal::Close | Goal::Fail { .. } => served.hang_up(),
+            }
             return (State::Draining { goal: way.goal }, None);
         }
         match (way.goal, way.back) {

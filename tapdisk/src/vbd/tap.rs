@@ -16,7 +16,7 @@ use tap_ctl::messages::{Device, DeviceWish, Params};
 use tap_ctl::module::Module;
 
 use super::plug::{Plug, Unplug, Way, Work};
-use super::{Env, Result, State, Vbd};
+use super::{Env, Goal, Result, State, Vbd};
 use crate::control::VBD_TOKENS;
 use crate::formats::OpenError;
 use crate::job::Job;
@@ -174,7 +174,18 @@ impl Vbd {
         match end {
             TapEnd::Removing(job) => match job.take() {
                 None => stay(TapEnd::Removing(job)),
-                Some(Removed::Gone) => stay(TapEnd::Ending),
+                // Only until another program makes it again.
+                Some(Removed::InUse | Removed::WithRing) if self.leaves => {
+                    self.leaves = false;
+                    let why = format!(
+                        "minor {minor}: {} is in use, or of a module that cannot take it away, and \
+                         it goes with the program that serves it: it gets the new one when the disk is \
+                         attached the next time",
+                        Device::Tap(minor.into())
+                    );
+                    (State::Open, Some(Err(self.refuse(env, &OpenError::new(libc::EBUSY, why)))))
+                }
+                Some(Removed::Gone | Removed::WithRing) => stay(TapEnd::Ending),
                 Some(Removed::InUse) if force || self.stopping => {
                     let device = Device::Tap(minor.into());
                     warn!(env.log, "minor {minor}: {device} goes under its users, who see errors");
@@ -204,6 +215,23 @@ impl Vbd {
                 self.after_device(env, way)
             }
         }
+    }
+
+    /// Takes the block device away until another program makes it again, if nobody uses it. The
+    /// disk is paused then.
+    pub(super) fn lend_tapdev(&mut self, env: &Env) {
+        self.leaves = true;
+        let way = Way { goal: Goal::Pause, back: None };
+        self.state = self.remove_tapdev(env, false, way);
+    }
+
+    /// The disk goes on: the block device that was taken away for another program comes back.
+    pub(super) fn take_tapdev_back(&mut self, env: &Env) -> Option<State> {
+        if !std::mem::take(&mut self.leaves) {
+            return None;
+        }
+        self.keep_ring();
+        Some(self.plug_tap(env))
     }
 
     pub(super) fn tap_is_idle(&self) -> bool {

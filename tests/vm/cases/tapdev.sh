@@ -257,6 +257,41 @@ case_killed_under_a_mounted_file_system() {
     rm /srv/*
 }
 
+# Another program: the device that nobody uses goes and comes again; one that is in use keeps its tapdisk as it is.
+case_upgraded_with_a_ring_of_the_module() {
+    dmesg -C
+    local program=/srv/libexec/tapdisk before status=0 upgrades said
+    mkdir /srv/libexec
+    cp /usr/libexec/tapdisk $program
+    vhd-util create -n /srv/disk.vhd -s 96
+    device vhd:/srv/disk.vhd
+    before=$pid
+    fill
+    mount "$disk" /mnt
+    said=$(tap-ctl upgrade -p "$pid" --program $program 2>&1) || status=$?
+    same "an upgrade while it is mounted" 16 "$status"
+    case $said in *"$disk is in use"*) ;; *) fail "tap-ctl says: $said" ;; esac
+    echo "goes on" >/mnt/goes-on
+    sync -f /mnt
+    umount /mnt
+    for upgrades in 1 2 3 4 5; do
+        cp /usr/libexec/tapdisk $program.new
+        mv $program.new $program
+        tap-ctl upgrade -p "$pid" --program $program || fail "upgrade $upgrades"
+        find_pid
+        same "the process" "$before" "$pid"
+        [ -b "$disk" ] || fail "$disk is not there after upgrade $upgrades"
+        mount "$disk" /mnt
+        same "a file" "goes on" "$(cat /mnt/goes-on)"
+        umount /mnt
+    done
+    same "its program" $program "$(readlink "/proc/$pid/exe")"
+    same "errors of the kernel" "" "$(dmesg | grep -E 'I/O error|EXT4-fs error|WARNING:|BUG:' || true)"
+    give_back
+    vhd-util check -n /srv/disk.vhd
+    rm -r /srv/*
+}
+
 case_in_use_is_not_taken_away() {
     truncate -s 64M /srv/disk.raw
     device aio:/srv/disk.raw

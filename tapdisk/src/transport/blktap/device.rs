@@ -93,8 +93,10 @@ fn create_old(ring: &Handle, shape: &Shape) -> io::Result<Offers> {
 /// How the end of a block device went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removed {
-    /// It is gone, or goes with the ring.
+    /// It is gone.
     Gone,
+    /// It goes with the ring, under its users if there are any: the module is one of the first.
+    WithRing,
     /// Somebody has it open.
     InUse,
     /// Something else is wrong, with this errno.
@@ -104,8 +106,8 @@ pub enum Removed {
 /// Takes the block device away.
 pub fn remove(ring: &Handle) -> Removed {
     match errno(&ring.remove()) {
-        // The first modules take it away with the ring.
-        None | Some(libc::ENOTTY) => Removed::Gone,
+        None => Removed::Gone,
+        Some(libc::ENOTTY) => Removed::WithRing,
         Some(libc::EBUSY) => Removed::InUse,
         Some(errno) => Removed::Failed(errno),
     }
