@@ -203,13 +203,23 @@ pub fn lock_all_memory() -> io::Result<()> {
     check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) }).map(drop)
 }
 
-/// Tells the kernel that its own allocations in our calls must not wait for us. Whether it took.
+/// Tells the kernel that its own allocations in our calls must not wait for us. Whether it took, or
+/// did before an exec: without CAP_SYS_RESOURCE it can be neither asked for nor asked after.
 pub fn set_io_flusher() -> bool {
     // SAFETY: both take numbers only.
-    unsafe {
+    let set = unsafe {
         libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0);
         libc::prctl(PR_GET_IO_FLUSHER, 0, 0, 0, 0) == 1
-    }
+    };
+    set || std::fs::read_to_string("/proc/self/stat").is_ok_and(|stat| is_io_flusher(&stat))
+}
+
+/// `PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE` of linux/sched.h, in the ninth field of a status. The second
+/// one, the name, may hold anything.
+fn is_io_flusher(stat: &str) -> bool {
+    const FLAGS: u64 = 0x0008_0000 | 0x0010_0000;
+    let flags = stat.rsplit(')').next().unwrap_or_default().split_whitespace().nth(6);
+    flags.and_then(|flags| flags.parse::<u64>().ok()).is_some_and(|flags| flags & FLAGS == FLAGS)
 }
 
 /// Puts this process before others when processors are given out. Whether the kernel let it.
@@ -382,6 +392,14 @@ pub fn receive_descriptor(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_flags_of_an_io_flusher_are_seen() {
+        assert!(is_io_flusher("7 (a) b) S 1 7 7 0 -1 5767424 0 0"));
+        assert!(!is_io_flusher("7 (a) S 1 7 7 0 -1 4194560 0 0"));
+        assert!(!is_io_flusher("7 (a) S 1 7 7 0 -1 524288 0 0"), "half of them");
+        assert!(!is_io_flusher(""));
+    }
 
     #[test]
     fn a_file_is_no_device() {
