@@ -15,7 +15,10 @@
 use crate::own_dir::{OwnDir, SHM};
 use crate::paths::RunDir;
 use crate::sys::{self, Lock};
-use std::io;
+use std::cell::{LazyCell, RefCell};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
@@ -34,17 +37,27 @@ const SOCKETS: [&str; 6] = ["ctl", "nbdclient", "nbdserver-new", "nbdserver", "n
 /// Takes away what dead tapdisks of this user have left. What cannot be taken away stays: the
 /// command that asks has something else to do.
 pub fn sweep(run: &RunDir) {
-    sweep_sockets(run);
+    let lives = asked_once(is_tapdisk);
+    sweep_sockets(run, &lives);
     if let Ok(shm) = OwnDir::of_host(Path::new(SHM)) {
-        sweep_shm(&shm, is_tapdisk);
+        sweep_shm(&shm, &lives);
     }
+}
+
+/// The same, remembered: a tapdisk has six sockets, a folder and a page, and asking the kernel for each
+/// of them took most of the time of a `create` beside a hundred disks.
+fn asked_once(lives: impl Fn(i32) -> bool) -> impl Fn(i32) -> bool {
+    let known = RefCell::new(BTreeMap::new());
+    move |pid| *known.borrow_mut().entry(pid).or_insert_with(|| lives(pid))
 }
 
 /// Whether a process of that number runs that is a tapdisk. One that has ended and that nobody has
 /// waited for is still to be seen.
 fn is_tapdisk(pid: i32) -> bool {
-    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    runs_tapdisk(&state)
+    // The beginning is enough, and one read of a file whose length nobody knows.
+    let mut state = [0; 64];
+    let read = File::open(format!("/proc/{pid}/stat")).and_then(|mut file| file.read(&mut state));
+    read.is_ok_and(|bytes| runs_tapdisk(&String::from_utf8_lossy(&state[..bytes])))
 }
 
 /// `4711 (tapdisk) S …`
@@ -97,11 +110,12 @@ fn pid_of_page(name: &str) -> Option<i32> {
     pid.parse().ok()
 }
 
-fn sweep_sockets(run: &RunDir) {
-    let bound = std::fs::read("/proc/net/unix").unwrap_or_default();
+fn sweep_sockets(run: &RunDir, lives: impl Fn(i32) -> bool) {
+    // Looked at only where a tapdisk is dead.
+    let bound = LazyCell::new(|| std::fs::read("/proc/net/unix").unwrap_or_default());
     for entry in std::fs::read_dir(run.path()).into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(pid_of_socket) else { continue };
-        if !is_tapdisk(pid) && is_dead_socket(&entry.path(), &bound) {
+        if !lives(pid) && is_dead_socket(&entry.path(), &bound) {
             let _ = std::fs::remove_file(entry.path());
         }
     }
@@ -135,6 +149,19 @@ mod tests {
 
     const DEAD: i32 = 11;
     const ALIVE: i32 = 12;
+
+    #[test]
+    fn whether_a_process_is_a_tapdisk_is_asked_once() {
+        let asked = RefCell::new(Vec::new());
+        let known = asked_once(|pid| {
+            asked.borrow_mut().push(pid);
+            lives(pid)
+        });
+        let answers = [DEAD, ALIVE, ALIVE, DEAD, ALIVE].map(&known);
+        assert_eq!(answers, [false, true, true, false, true]);
+        drop(known);
+        assert_eq!(asked.into_inner(), [DEAD, ALIVE]);
+    }
 
     fn lives(pid: i32) -> bool {
         pid == ALIVE
@@ -215,7 +242,7 @@ mod tests {
         for name in ["device3", "tapdisk/tapdisk-3", "ctl9999997"] {
             file(dir.path(), name);
         }
-        sweep_sockets(&RunDir::at(dir.path()));
+        sweep_sockets(&RunDir::at(dir.path()), is_tapdisk);
         let kept = [
             "ctl9999997",
             "device3",

@@ -37,6 +37,8 @@ WORKLOADS = {
     "write-1m-d8": Load("write", M, 8),
 }
 FIO_RAW = "fio-raw"
+# Disks that are created one after the other.
+DISKS = 100
 
 
 def arguments():
@@ -50,7 +52,7 @@ def arguments():
     parser.add_argument("--seconds", type=float, default=3, help="time per repetition (3)")
     parser.add_argument("--size", type=int, default=2048, metavar="MIB", help="size of the images (2048)")
     parser.add_argument("--only", action="append", default=[], metavar="TEXT",
-                        help="only what contains TEXT, of: image/workload, start, memory (may be repeated)")
+                        help="only what contains TEXT, of: image/workload, start, create, memory (may be repeated)")
     parser.add_argument("--engine", default="", help="tapdisk's disk engine: uring, aio, or both as uring,aio "
                         "(default: what tapdisk chooses); the first one is held against the targets")
     parser.add_argument("--without", action="append", default=[], metavar="SERVER", help="leave a server out")
@@ -136,7 +138,7 @@ class Bench:
                 contenders = [server for server in self.servers if server.handles(servers.Image("", image_name))]
                 if FIO_RAW not in self.options.without:
                     contenders = contenders + [FIO_RAW]
-                if image_name == "raw" and load.block == 4 * K and load.depth == 32:
+                if image_name == "raw" and (load.depth == 32 or load.block >= 64 * K):
                     contenders = contenders + [self.ceiling]
                 self.workload(image_name, name, load, contenders)
         vhd_servers = [server for server in self.servers if server.handles(servers.Image("", "vhd"))]
@@ -145,6 +147,7 @@ class Bench:
                       fresh=lambda: images.make_empty_vhd(self.options.dir, self.size))
         self.chains()
         self.start_time()
+        self.create_time()
         self.idle_memory()
 
     def chains(self):
@@ -203,19 +206,44 @@ class Bench:
 
         self.single("start to first bytes", "ms", measure, 20)
 
+    def create_time(self):
+        """What one `tap-ctl create` takes while 100 disks are made, one after the other."""
+        if not self.wanted("create"):
+            return
+        paths = [images.make_empty_vhd(self.options.dir, 64 * M, f"many-{i}.vhd") for i in range(DISKS)]
+        for server in self.tapdisks:
+            made, times = [], []
+            try:
+                if why := server.missing():
+                    raise ServerError(why)
+                for image in paths:
+                    begin = time.monotonic()
+                    made.append(server.create(image)[1])
+                    times.append((time.monotonic() - begin) * 1e3)
+                got = statistics.median(times)
+                self.results.singles.setdefault("create ms", {})[server.name] = got
+                print(f"create, {server.name}: {got:.1f} ms (median of {DISKS}, worst {max(times):.1f})", flush=True)
+            except (ServerError, OSError, subprocess.SubprocessError) as error:
+                self.results.failures[("vhd", "create", server.name)] = str(error)
+                print(f"create, {server.name}: NOT MEASURED: {error}", flush=True)
+            finally:
+                for minor in made:
+                    server.destroy(server.find_socket(minor)[1], minor)
+
     def idle_memory(self):
-        """Resident memory of a server with one idle 1 GiB VHD."""
+        """Memory of a server with one idle 1 GiB VHD: all that is resident, and what is its own."""
         if not self.wanted("memory"):
             return
         image = images.make_empty_vhd(self.options.dir, 1 << 30)
 
-        def measure(server):
+        def measure(server, field):
             with server.serve(image) as export:
-                memory = export.memory_kib("VmRSS") / 1024
+                memory = export.memory_kib(field) / 1024
                 nbd.first_bytes(export.socket)  # it was up, and not still on its way
                 return memory
 
-        self.single("idle resident memory", "MiB", measure, min(self.options.reps, 5))
+        for what, field in (("idle resident memory", "VmRSS"), ("idle private memory", "RssAnon")):
+            self.single(what, "MiB", lambda server, field=field: measure(server, field), min(self.options.reps, 5))
 
 
 def versions():

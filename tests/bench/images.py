@@ -34,9 +34,9 @@ def make_full_vhd(directory, raw):
     return Image(path, "vhd")
 
 
-def make_empty_vhd(directory, size):
+def make_empty_vhd(directory, size, name="empty.vhd"):
     """An empty dynamic VHD, by qemu-img for all servers alike; replaces the one before."""
-    path = os.path.join(directory, "empty.vhd")
+    path = os.path.join(directory, name)
     _qemu_img("create", "-f", "vpc", "-o", "subformat=dynamic,force_size=on", path, str(size))
     return Image(path, "vhd")
 

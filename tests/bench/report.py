@@ -126,6 +126,10 @@ def targets(results):
     out.append(Target("chain of 30 / chain of 1, randread-4k-d32", 0.95, long / short if long and short else None))
     memory = results.singles.get("idle resident memory MiB", {}).get(results.tapdisk)
     out.append(Target("resident memory of an idle disk", 8, memory, "MiB", at_most=True))
+    own = results.singles.get("idle private memory MiB", {}).get(results.tapdisk)
+    out.append(Target("private memory of an idle VHD disk", 3, own, "MiB", at_most=True))
+    create = results.singles.get("create ms", {}).get(results.tapdisk)
+    out.append(Target("tap-ctl create, of 100 disks", 10, create, "ms", at_most=True))
     start = results.singles.get("start to first bytes ms", {}).get(results.tapdisk)
     out.append(Target("tap-ctl create to first byte", 15, start, "ms", at_most=True))
     return out
