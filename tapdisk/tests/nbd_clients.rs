@@ -302,7 +302,7 @@ fn slots_are_shared_fairly() {
         let now = held(&bench);
         let (small, large) = (now.0 - before.0, now.1 - before.1);
         assert!(small >= 2 || large >= 2, "client {n} has something");
-        let share = |all: u16| if n == 1 { all - all / 4 } else { (all / (n + 1)).max(2) };
+        let share = |all: u16| if n == 1 { all - all / 6 } else { (all / (n + 1)).max(2) };
         assert!(small <= share(96) && large <= share(32), "client {n}: {small} {large}");
         before = now;
         if n == 3 {

@@ -16,6 +16,7 @@ use crate::disk::FileId;
 use crate::engine::limits::Limits;
 use crate::engine::sets::SlotSet;
 use crate::pool::Arena;
+use crate::transport::SlotId;
 
 /// A cached block, by position.
 pub type BlockId = u16;
@@ -41,10 +42,9 @@ pub struct Block {
     recent: Cell<bool>,
     /// The call of a driver that last used it.
     call: Cell<u64>,
-    /// Slots that wait for the load.
-    pub loaders: SlotSet,
-    /// Slots whose edit is in the write in flight.
-    pub joined: SlotSet,
+    /// Slots that wait for the operation in flight: the load, or the write that their edit is in. A block
+    /// is never loaded and written at once.
+    waiting: SlotSet,
     /// Slots whose edit goes out with the next write.
     pub queued: SlotSet,
 }
@@ -61,8 +61,7 @@ impl Block {
             wants_stable: false,
             recent: Cell::new(false),
             call: Cell::new(0),
-            loaders: SlotSet::EMPTY,
-            joined: SlotSet::EMPTY,
+            waiting: SlotSet::EMPTY,
             queued: SlotSet::EMPTY,
         }
     }
@@ -71,7 +70,7 @@ impl Block {
         self.pins == 0
             && !self.writing
             && self.fill != Fill::Loading
-            && self.loaders.is_empty()
+            && self.waiting.is_empty()
             && self.queued.is_empty()
     }
 
@@ -254,10 +253,17 @@ impl MetaCache {
         }
     }
 
+    /// A slot waits for the load of a block; false if it did so before.
+    pub fn wait_for_load(&mut self, id: BlockId, slot: SlotId) -> bool {
+        let b = self.block_mut(id);
+        assert!(b.fill == Fill::Loading && !b.writing, "a block is loaded or written, never both");
+        b.waiting.insert(slot)
+    }
+
     /// A load is over; gives the slots that waited.
     pub fn loaded(&mut self, id: BlockId, ok: bool) -> SlotSet {
         let b = self.block_mut(id);
-        let waiters = b.loaders.take();
+        let waiters = b.waiting.take();
         b.fill = Fill::Ready;
         if !ok {
             self.forget(id);
@@ -300,9 +306,10 @@ impl MetaCache {
             return Err(NoStable);
         };
         let b = &mut self.blocks[usize::from(id)];
+        assert!(b.fill != Fill::Loading, "a block is loaded or written, never both");
         b.writing = true;
         self.stable_waiters -= u16::from(std::mem::take(&mut b.wants_stable));
-        b.joined = b.queued.take();
+        b.waiting = b.queued.take();
         self.stable_of[usize::from(id)] = stable;
         arena.copy(self.limits.meta_buf(id), self.limits.stable_buf(stable));
         Ok(Some(stable))
@@ -316,7 +323,7 @@ impl MetaCache {
         let b = self.block_mut(id);
         b.writing = false;
         b.fill = if ok { Fill::Ready } else { Fill::Stale };
-        let joined = b.joined.take();
+        let joined = b.waiting.take();
         self.forget_stale(id);
         joined
     }

@@ -484,7 +484,7 @@ impl<D: Disk> Engine<D> {
                 block
             }
         };
-        if self.meta.block_mut(block).loaders.insert(id) {
+        if self.meta.wait_for_load(block, id) {
             self.slots[usize::from(id.0)].pending += 1;
         }
         true

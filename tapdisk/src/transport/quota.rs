@@ -59,10 +59,10 @@ impl Held {
         self.small == 0 && self.large == 0
     }
 
-    /// Three quarters for a client that is alone, an equal share and one share unused otherwise.
+    /// Five sixths for a client that is alone, an equal share and one share unused otherwise.
     fn share(&self, total: u16) -> u16 {
         let share = match self.clients {
-            0 | 1 => total - total / 4,
+            0 | 1 => total - total / 6,
             n => total / (n + 1),
         };
         share.max(FEW)
