@@ -1,16 +1,17 @@
-//! What a tapdisk gives up once it has started, so that whoever takes it over by a guest's request or
-//! an image's bytes has less than root: capabilities, new privileges by exec, and all system calls
-//! but those of a list.
+//! What a tapdisk gives up once it has started, so that whoever takes it over by a guest's request
+//! or an image's bytes has less than root: capabilities, new privileges by exec, and all system
+//! calls but those of a list.
 //!
 //! ```text
-//!   start: limits, locked memory, sockets ─► confine ─► serves           ─► OPEN without a device
-//!                                      capabilities: KEPT and SYS_ADMIN      SYS_ADMIN goes too
+//!   start: limits, locked memory, sockets ─► confine ─► serves, with KEPT in force
+//!                                                          └─► workers: KEPT and OF_WORKERS
 //! ```
-//! What needs a capability is taken before: nice, IO_FLUSHER, the OOM score, locked memory; the limits
-//! RLIMIT_MEMLOCK and RLIMIT_RTPRIO stand for CAP_IPC_LOCK and CAP_SYS_NICE from then on, and
-//! `vm.min_free_kbytes` asks for the user, not for a capability. What is kept, and why, is in
+//! What needs a capability is taken before: nice, IO_FLUSHER, the OOM score, locked memory; the
+//! limits RLIMIT_MEMLOCK and RLIMIT_RTPRIO stand for CAP_IPC_LOCK and CAP_SYS_NICE from then on,
+//! and `vm.min_free_kbytes` asks for the user, not for a capability. What is kept, and why, is in
 //! docs/security.md. A kernel that lacks something is told of in the log, and the disk goes on.
 mod filter;
+pub mod rings;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -22,22 +23,26 @@ use crate::sys;
 /// The environment variable: `off`, `errno`, `kill`.
 pub const VARIABLE: &str = "TAPDISK_SANDBOX";
 
-/// Capabilities that stay.
+/// Capabilities that stay in force.
 ///
-/// * DAC_OVERRIDE: images and NBD servers' sockets of other users, which a tapdisk of root has opened
-///   so far. A disk that no longer opens is worse.
-/// * SYS_PTRACE: `image::holder` reads `/proc/PID/fdinfo` of tools that have all capabilities. If they
-///   were hidden, one who only reads an image would count as one who writes it, and opens would wait.
-const KEPT: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::SYS_PTRACE);
-/// Of ublk and of the kernel's NBD client: to make, start, stop and remove a device.
-const OF_DEVICES: CapabilitySet = CapabilitySet::SYS_ADMIN;
+/// * DAC_OVERRIDE: images, log folders and NBD servers' sockets of other users, which a tapdisk of
+///   root has opened so far. A disk that no longer opens is worse.
+/// * FOWNER: what a stranger has put in our file's place in `/dev/shm` is replaced
+///   (`vbd::host_idle`).
+const KEPT: CapabilitySet = CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::FOWNER);
+/// Those that only workers have in force, while they open images and see to devices.
+///
+/// * SYS_ADMIN: to read who has vouched for a parent (`trusted.` attributes; `image::place`); to
+///   make, start, stop and remove devices of ublk and of the kernel's NBD client.
+/// * SYS_PTRACE: `image::holder` reads `/proc/PID/fdinfo` of tools that have all capabilities. If
+///   they were hidden, one who only reads an image would count as one who writes it, and opens
+///   would wait.
+const OF_WORKERS: CapabilitySet = CapabilitySet::SYS_ADMIN.union(CapabilitySet::SYS_PTRACE);
 
 /// Whether capabilities were given up here at all.
 static CONFINED: AtomicBool = AtomicBool::new(false);
 /// The filter that this process is under, by its number; 0: none.
 static FILTER: AtomicU64 = AtomicU64::new(0);
-/// Whether that of devices is gone too.
-static WITHOUT_DEVICES: AtomicBool = AtomicBool::new(false);
 
 /// What happens at a system call that is not on the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,31 +138,29 @@ pub fn filter_id(mode: Mode) -> u64 {
     filter::id(mode)
 }
 
-/// A disk without a block device of ublk or nbd is opened: such devices are not made by this process
-/// any more. In the main thread, before the worker is made that opens the images.
-pub fn give_up_devices(log: &Logger) {
-    if !CONFINED.load(Ordering::Relaxed) || WITHOUT_DEVICES.swap(true, Ordering::Relaxed) {
-        return;
+/// Does a worker's work with all capabilities that were kept.
+pub fn with_all<T>(work: impl FnOnce() -> T) -> T {
+    let set = |effective| {
+        let sets = thread::capabilities(None)?;
+        thread::set_capabilities(None, CapabilitySets { effective, ..sets })?;
+        rustix::io::Result::Ok(sets)
+    };
+    let raised = match CONFINED.load(Ordering::Relaxed) {
+        true => thread::capabilities(None).and_then(|sets| set(sets.permitted)),
+        false => Err(rustix::io::Errno::PERM),
+    };
+    let done = work();
+    if let Ok(before) = raised {
+        // It matters only where the work was done in the main thread, for want of another one.
+        let _ = set(before.effective);
     }
-    let given_up = thread::capabilities(None).and_then(|mut sets| {
-        sets.effective -= OF_DEVICES;
-        sets.permitted -= OF_DEVICES;
-        thread::set_capabilities(None, sets)
-    });
-    if let Err(error) = given_up {
-        warn!(log, "{} is not given up: {error}", names(OF_DEVICES));
-    }
-}
-
-/// Whether [`give_up_devices`] has done so.
-pub fn without_devices() -> bool {
-    WITHOUT_DEVICES.load(Ordering::Relaxed)
+    done
 }
 
 /// In this thread, which is the only one. Gives what is left.
 fn drop_capabilities() -> rustix::io::Result<CapabilitySet> {
     let had = thread::capabilities(None)?;
-    let mut wanted = KEPT | OF_DEVICES;
+    let mut wanted = KEPT;
     // Where a limit cannot be raised the capability has to stay.
     if sys::limit(libc::RLIMIT_MEMLOCK).0 != libc::RLIM_INFINITY {
         wanted |= CapabilitySet::IPC_LOCK;
@@ -165,11 +168,11 @@ fn drop_capabilities() -> rustix::io::Result<CapabilitySet> {
     if sys::limit(libc::RLIMIT_RTPRIO).0 == 0 {
         wanted |= CapabilitySet::SYS_NICE;
     }
-    let kept = had.permitted & wanted;
+    let kept = had.permitted & (wanted | OF_WORKERS);
     // Linux 4.3. Nobody has any unless a caller gave them.
     let _ = thread::clear_ambient_capability_set();
     let bounded = empty_bounding_set(kept);
-    let effective = had.effective & kept;
+    let effective = had.effective & wanted;
     let sets = CapabilitySets { effective, permitted: kept, inheritable: CapabilitySet::empty() };
     thread::set_capabilities(None, sets)?;
     bounded.map(|()| kept)
@@ -217,7 +220,7 @@ mod tests {
 
     #[test]
     fn capabilities_are_named() {
-        assert_eq!(names(KEPT), "DAC_OVERRIDE SYS_PTRACE");
+        assert_eq!(names(KEPT), "DAC_OVERRIDE FOWNER");
         assert_eq!(names(CapabilitySet::empty()), "none");
     }
 }

@@ -7,10 +7,10 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use mio::Waker;
 
-use crate::sys;
+use crate::{confine, sys};
 
-/// Stack of a worker in bytes, of which 38 KiB were used when it was measured. All of it is locked in memory
-/// while the work goes on.
+/// Stack of a worker in bytes, of which 38 KiB were used when it was measured. All of it is locked
+/// in memory while the work goes on.
 const STACK_BYTES: usize = 256 << 10;
 
 /// Work under way, with an answer at its end.
@@ -32,14 +32,14 @@ impl<T: Send + 'static> Job<T> {
             let work = shared.lock().ok().and_then(|mut work| work.take());
             if let Some(work) = work {
                 // Nobody listens any more only when the process ends.
-                let _ = sender.send(work());
+                let _ = sender.send(confine::with_all(work));
                 let _ = theirs.wake();
             }
         };
         let thread = std::thread::Builder::new().name("tapdisk-job".into()).stack_size(STACK_BYTES);
         let there = run.clone();
         let spawned = thread.spawn(move || {
-            let _stack = sys::LentStack::new();
+            let _stack = sys::LentStack::of_this_thread();
             there();
         });
         if spawned.is_err() {

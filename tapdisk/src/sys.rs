@@ -164,8 +164,8 @@ pub fn set_limit(which: u32, (soft, hard): (u64, u64)) -> io::Result<()> {
     check(unsafe { libc::setrlimit(which, &limit) }).map(drop)
 }
 
-/// Puts a filter onto the system calls of all threads of this process, for good; it outlives an exec. With
-/// `logs`, what it refuses is in the kernel's log (Linux 4.14).
+/// Puts a filter onto the system calls of all threads of this process, for good; it outlives an
+/// exec. With `logs`, what it refuses is in the kernel's log (Linux 4.14).
 ///
 /// # Errors
 /// ENOSYS and EINVAL of a kernel without filters; EACCES before `no_new_privs`.
@@ -214,8 +214,8 @@ pub fn set_io_flusher() -> bool {
     set || std::fs::read_to_string("/proc/self/stat").is_ok_and(|stat| is_io_flusher(&stat))
 }
 
-/// `PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE` of linux/sched.h, in the ninth field of a status. The second
-/// one, the name, may hold anything.
+/// `PF_MEMALLOC_NOIO | PF_LOCAL_THROTTLE` of linux/sched.h, in the ninth field of a status. The
+/// second one, the name, may hold anything.
 fn is_io_flusher(stat: &str) -> bool {
     const FLAGS: u64 = 0x0008_0000 | 0x0010_0000;
     let flags = stat.rsplit(')').next().unwrap_or_default().split_whitespace().nth(6);
@@ -301,7 +301,7 @@ const LAST_STACK_BYTES: usize = 8 << 10;
 
 impl LentStack {
     /// The stack of the calling thread, all of it there if memory may be locked.
-    pub fn new() -> LentStack {
+    pub fn of_this_thread() -> LentStack {
         let low = stack_low();
         if let Some((at, bytes)) = low.and_then(stack_below) {
             // SAFETY: mlock changes no contents of memory, and refuses what is not mapped.
@@ -489,7 +489,7 @@ mod tests {
     fn a_lent_stack_is_given_back() {
         let thread = std::thread::Builder::new().stack_size(512 << 10);
         let thread = thread.spawn(|| {
-            let stack = LentStack::new();
+            let stack = LentStack::of_this_thread();
             use_much_stack();
             let (at, bytes) = stack.low.and_then(stack_below).expect("glibc and musl know it");
             let used = resident(at, bytes);

@@ -32,7 +32,6 @@ use slog::{Logger, info, warn};
 use tap_ctl::messages::{Device, DeviceWish, ImageInfo, Params, Text, flag};
 use tap_ctl::paths::RunDir;
 
-use crate::confine;
 use crate::formats::{Living, OpenError, Patience, Wish};
 use crate::job::Job;
 use crate::log::Log;
@@ -255,9 +254,6 @@ impl Vbd {
         if self.is_open() {
             return Err(libc::EALREADY);
         }
-        if params.has(flag::DEVICE) {
-            self.may_have_device(env, &params.device)?;
-        }
         if params.has(flag::DEVICE | flag::TAKE_OVER | flag::REMOVE) {
             return self.remove_device(env, &params.device);
         }
@@ -270,22 +266,9 @@ impl Vbd {
         let take_over = params.has(flag::TAKE_OVER);
         let opened = Opened { wish: wish.clone(), timeout_s, params: *params, device, take_over };
         self.wish = Some(opened);
-        if device.is_none() {
-            confine::give_up_devices(&env.log);
-        }
         let job = self.open_images(env, wish, Living::Reported);
         self.state = State::Opening { job, before };
         Ok(())
-    }
-
-    /// Whether this process can still make such a device.
-    fn may_have_device(&mut self, env: &Env, wish: &DeviceWish) -> Result<()> {
-        if self.wants_tapdev(Some(wish)) || !confine::without_devices() {
-            return Ok(());
-        }
-        let text = "this tapdisk gave up CAP_SYS_ADMIN when it opened a disk without a block device: \
-                    open this one in another tapdisk (tap-ctl create starts one)";
-        Err(self.refuse(env, &OpenError::new(libc::EPERM, text)))
     }
 
     /// A worker opens images. Where there is a block device, the kernel reads from it before

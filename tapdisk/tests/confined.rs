@@ -8,9 +8,9 @@ use std::process::{Command, Stdio};
 use daemon_support::{Daemon, program};
 use tapdisk::confine::{Mode, confine};
 
-/// CAP_DAC_OVERRIDE, CAP_SYS_PTRACE; CAP_SYS_ADMIN.
-const KEPT: u64 = 1 << 1 | 1 << 19;
-const OF_DEVICES: u64 = 1 << 21;
+/// In force: CAP_DAC_OVERRIDE, CAP_FOWNER. In reach of workers: CAP_SYS_PTRACE, CAP_SYS_ADMIN.
+const KEPT: u64 = 1 << 1 | 1 << 3;
+const OF_WORKERS: u64 = 1 << 19 | 1 << 21;
 
 fn status(pid: i32, field: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a status");
@@ -46,15 +46,14 @@ fn a_disk_that_is_served_has_next_to_no_capabilities() {
             c.env("TAPDISK_ENGINE", engine).env("TAPDISK_SANDBOX", "kill");
         });
         let kept = KEPT | instead_of_limits(daemon.pid);
-        let before = had() & (kept | OF_DEVICES);
-        assert_eq!(standing(daemon.pid), [before, before, 0, 0, 1, 2], "{engine} started");
-        assert_eq!(status(daemon.pid, "CapBnd:") & !(kept | OF_DEVICES) & had(), 0);
+        let wanted = [had() & (kept | OF_WORKERS), had() & kept, 0, 0, 1, 2];
+        assert_eq!(standing(daemon.pid), wanted, "{engine} started");
+        assert_eq!(status(daemon.pid, "CapBnd:") & had() & !(kept | OF_WORKERS), 0);
         let image = daemon.run.join("image");
         std::fs::write(&image, vec![0; 1 << 20]).unwrap();
         daemon.attach(0);
         assert_eq!(daemon.open(0, &format!("aio:{}", image.display())), 0);
-        let after = had() & kept;
-        assert_eq!(standing(daemon.pid), [after, after, 0, 0, 1, 2], "{engine} open");
+        assert_eq!(standing(daemon.pid), wanted, "{engine} open");
         // All its threads.
         for thread in std::fs::read_dir(format!("/proc/{}/task", daemon.pid)).unwrap().flatten() {
             let id = thread.file_name().to_str().unwrap().parse().unwrap();
@@ -81,23 +80,6 @@ fn off_is_off_and_other_words_are_refused() {
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     let text = "tapdisk: TAPDISK_SANDBOX is \"on\"; set it to off, errno or kill, or unset it\n";
     assert_eq!(said, text);
-}
-
-#[test]
-fn a_device_is_not_made_by_a_tapdisk_that_serves_without_one() {
-    let daemon = Daemon::attached();
-    daemon.attach(1);
-    let image = daemon.run.join("image");
-    std::fs::write(&image, vec![0; 1 << 20]).unwrap();
-    let name = format!("aio:{}", image.display());
-    assert_eq!(daemon.open(0, &name), 0);
-    let with_device = daemon_support::open(1, &name, |params| {
-        params.flags |= tap_ctl::messages::flag::DEVICE;
-    });
-    let reply = daemon.call(&with_device, &[]);
-    assert_eq!(reply.errno(), libc::EPERM);
-    let why = reply.message().reason().expect("a sentence").to_string();
-    assert!(why.contains("gave up CAP_SYS_ADMIN"), "{why}");
 }
 
 // ---- call by call ------------------------------------------------------------------------------------------

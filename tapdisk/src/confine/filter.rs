@@ -5,8 +5,8 @@
 //! ```
 //! The calls that requests make come first and have no conditions: since Linux 5.11 the kernel does
 //! not even run the filter for those, and before they cost a few comparisons. The list has what a
-//! tapdisk calls while it serves, opens and ends, with the calls of C libraries from 2.17 on, and what
-//! a program calls that begins: `tap-ctl upgrade` executes the installed one in place.
+//! tapdisk calls while it serves, opens and ends, with the calls of C libraries from 2.17 on, and
+//! what a program calls that begins: `tap-ctl upgrade` executes the installed one in place.
 use std::collections::BTreeMap;
 
 use seccompiler::SeccompCmpArgLen::Dword;
@@ -40,8 +40,9 @@ const DATA_PATH: &[libc::c_long] = &[
     libc::SYS_fallocate,
 ];
 
-/// Of `ioctl`, the others that are not a guest's ring's: the blktap module; block devices (linux/fs.h:
-/// BLKGETSIZE64, BLKSSZGET, BLKDISCARD); sockets; what the standard library asks of its output.
+/// Of `ioctl`, the others that are not a guest's ring's: the blktap module; block devices
+/// (linux/fs.h: BLKGETSIZE64, BLKSSZGET, BLKDISCARD); sockets; what the standard library asks of
+/// its output.
 const IOCTLS: &[u64] = &[
     ring_ioctl::CREATE_DEVICE as u64,
     ring_ioctl::CREATE_DEVICE_OLD as u64,
@@ -302,8 +303,8 @@ fn rules(pid: u32) -> Option<Rules> {
     when(libc::SYS_tgkill, &[&[(0, Eq, pid.into())]])?;
     when(libc::SYS_prlimit64, &[&[(0, Eq, 0)]])?;
 
-    // UNIX; TCP for `nbd:HOST:PORT`, which RESUME may name at any time; netlink for the kernel's NBD
-    // client (NETLINK_GENERIC).
+    // UNIX; TCP for `nbd:HOST:PORT`, which RESUME may name at any time; netlink for the kernel's
+    // NBD client (NETLINK_GENERIC).
     let unix = [(0, Eq, libc::AF_UNIX as u64)];
     let stream = || (1, MaskedEq(0xf), libc::SOCK_STREAM as u64);
     let tcp = |family: i32| [(0, Eq, family as u64), stream()];
@@ -325,7 +326,8 @@ fn rule(all: &[Condition]) -> Option<SeccompRule> {
 
 // ---- what comes before the list ----------------------------------------------------------------------------
 
-/// Instructions of linux/bpf_common.h: load a word of `struct seccomp_data`, compare, go on, return.
+/// Instructions of linux/bpf_common.h: load a word of `struct seccomp_data`, compare, go on,
+/// return.
 const LOAD: u16 = 0x20;
 const IF_EQUAL: u16 = 0x15;
 const GO: u16 = 0x05;
@@ -339,8 +341,8 @@ fn step(code: u16, k: u32) -> sock_filter {
     sock_filter { code, jt: 0, jf: 0, k }
 }
 
-/// A filter of its own: `clone3` is ENOSYS, so that C libraries take `clone`, whose flags can be seen.
-/// The kernel's log has what the other filter refuses, and this is nothing to tell.
+/// A filter of its own: `clone3` is ENOSYS, so that C libraries take `clone`, whose flags can be
+/// seen. The kernel's log has what the other filter refuses, and this is nothing to tell.
 pub(super) fn without_clone3() -> BpfProgram {
     // By the numbers of any processor that has them, `clone3` is the same.
     let mut compare = step(IF_EQUAL, libc::SYS_clone3 as u32);

@@ -9,7 +9,6 @@ mod files;
 pub mod lane;
 pub mod probe;
 pub mod remote;
-pub mod restrict;
 pub mod uring;
 
 use std::io;

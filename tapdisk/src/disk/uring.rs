@@ -25,8 +25,8 @@ use self::ear::Ear;
 pub use self::ear::NUMBERS_MAX;
 use super::files::{File, Files};
 use super::lane::{Call, Done, EventFd, Job, Lane};
-use super::restrict::{Bounds, restrict};
 use super::{Disk, Kind, Op, Tag};
+use crate::confine::rings::{Bounds, restrict};
 use crate::pool::Arena;
 use crate::protection::{self, Protection};
 

@@ -48,9 +48,9 @@ const NAMES: [&str; 41] = [
     "checkpoint_restore",
 ];
 
-/// What a tapdisk keeps at most (`tapdisk/src/confine.rs`): dac_override, sys_ptrace; ipc_lock and
-/// sys_nice where limits could not be raised; sys_admin before the first disk, and with a device.
-const KEPT: u64 = 1 << 1 | 1 << 14 | 1 << 19 | 1 << 21 | 1 << 23;
+/// What a tapdisk keeps at most (`tapdisk/src/confine.rs`): dac_override, fowner; for its workers
+/// sys_ptrace and sys_admin; ipc_lock and sys_nice where limits could not be raised.
+const KEPT: u64 = 1 << 1 | 1 << 3 | 1 << 14 | 1 << 19 | 1 << 21 | 1 << 23;
 
 pub(super) fn findings(confined: &Confined) -> [Finding; 2] {
     let Confined { capabilities, no_new_privs, seccomp } = *confined;
