@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Writes one file that a tool generates about itself (man page, completions) and makes sure that it is what was
-# asked for: an unknown command of these tools prints the usage text and exits 0, as the originals' do.
+# Writes one file that a tool generates about itself (man page, completions) and makes sure that it
+# is what was asked for: an unknown command of these tools prints the usage text and exits 0, as the
+# originals' do.
 #
 #   generate.sh PATH/TO/TOOL man|bash|zsh|fish OUTPUT
 set -euo pipefail

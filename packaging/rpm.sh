@@ -4,7 +4,8 @@
 #   packaging/rpm.sh OUTPUT          from a source archive of HEAD with all crates in it, as a build service does
 #   packaging/rpm.sh --built [PROGRAMS] OUTPUT  of built programs, in a folder (or where `make` has put them)
 #
-# Works on systems without RPM's own package data (Debian's `rpm`): what rpmbuild needs it then finds in $PATH.
+# Works on systems without RPM's own package data (Debian's `rpm`): what rpmbuild needs it then
+# finds in $PATH.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")/.." && pwd)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job before your eyes: a VHD is made, served by a tapdisk that tap-ctl starts, written and read over
-# NBD, snapshotted under way, given back, and checked by other people's programs.
+# The main job before your eyes: a VHD is made, served by a tapdisk that tap-ctl starts, written and
+# read over NBD, snapshotted under way, given back, and checked by other people's programs.
 #
 #   demo.sh [DIR]     DIR holds tap-ctl, tapdisk and vhd-util (default: target/release)
 set -euo pipefail

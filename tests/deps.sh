@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes sure that the programs which a step of the Makefile calls are there, and installs the missing ones
-# from Debian through apt: as root, or through sudo. Says what it installs and why. Without either, it says
-# what a person has to install, and fails.
+# Makes sure that the programs which a step of the Makefile calls are there, and installs the
+# missing ones from Debian through apt: as root, or through sudo. Says what it installs and why.
+# Without either, it says what a person has to install, and fails.
 #
 #   deps.sh build|portable|deb|demo|test|bench ...
 set -euo pipefail

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The demo by someone with less than root and the usual limits: an ordinary user, with the usual
-# locked-memory limit and with smaller ones, and root without the capabilities that a container takes away.
-# With the usual limit it has to work. With less it has to work or to end with a sentence that names
-# RLIMIT_MEMLOCK (or `ulimit -l`), and to leave nothing behind.
+# locked-memory limit and with smaller ones, and root without the capabilities that a container
+# takes away. With the usual limit it has to work. With less it has to work or to end with a
+# sentence that names RLIMIT_MEMLOCK (or `ulimit -l`), and to leave nothing behind.
 #
 #   ordinary-user.sh [DIR]     DIR holds tap-ctl, tapdisk and vhd-util (default: target/release)
 set -euo pipefail

@@ -211,8 +211,8 @@ impl Client {
     /// Connect a ring of a guest to a VBD. A frontend with several queues needs one call a queue.
     ///
     /// # Errors
-    /// See [`Client::pid`]. ENODEV: unknown minor; EALREADY: this ring is connected; otherwise that of
-    /// the grant and event channel devices.
+    /// See [`Client::pid`]. ENODEV: unknown minor; EALREADY: this ring is connected; otherwise that
+    /// of the grant and event channel devices.
     pub fn connect_ring(&self, pid: i32, minor: u16, ring: &Blkif) -> Result<(), Error> {
         self.simple(pid, &Request::Connect { minor, blkif: *ring }, None)
     }

@@ -44,8 +44,8 @@ pub fn sweep(run: &RunDir) {
     }
 }
 
-/// The same, remembered: a tapdisk has six sockets, a folder and a page, and asking the kernel for each
-/// of them took most of the time of a `create` beside a hundred disks.
+/// The same, remembered: a tapdisk has six sockets, a folder and a page, and asking the kernel for
+/// each of them took most of the time of a `create` beside a hundred disks.
 fn asked_once(lives: impl Fn(i32) -> bool) -> impl Fn(i32) -> bool {
     let known = RefCell::new(BTreeMap::new());
     move |pid| *known.borrow_mut().entry(pid).or_insert_with(|| lives(pid))

@@ -11,8 +11,8 @@
 //! The daemon uses [`messages`], [`paths`] and [`error`]; the rest is for clients.
 #![deny(unsafe_code)]
 
-/// In a tapdisk that was built as a control for tests, without its protections against memory pressure, and in
-/// no other.
+/// In a tapdisk that was built as a control for tests, without its protections against memory
+/// pressure, and in no other.
 pub const UNPROTECTED: &str = "UNPROTECTED: built to hang under memory pressure, for tests only";
 
 pub mod client;

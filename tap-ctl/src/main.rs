@@ -6,10 +6,10 @@
 //! ```
 //!
 //! What the original prints and returns is kept to the byte, with one exception: a failure explains
-//! itself with one more line on stderr, before the original's: on a terminal always, elsewhere where
-//! the reason is one that only the tapdisk knows. SM and xapi log what they find there. Who sends both
-//! to one place (`2>&1`) may look for `/tapdisk-` in it, which a sentence can have, and gets no more
-//! than the original's line.
+//! itself with one more line on stderr, before the original's: on a terminal always, elsewhere
+//! where the reason is one that only the tapdisk knows. SM and xapi log what they find there. Who
+//! sends both to one place (`2>&1`) may look for `/tapdisk-` in it, which a sentence can have, and
+//! gets no more than the original's line.
 #![deny(unsafe_code)]
 
 mod cli;

@@ -73,8 +73,8 @@ impl Message {
     }
 
     /// An ERROR reply with a sentence that says why, for people: ours. It stands where the original
-    /// has a text that it neither writes nor reads (§3.1), and goes on to the end of the message; what
-    /// has no room there is cut.
+    /// has a text that it neither writes nor reads (§3.1), and goes on to the end of the message;
+    /// what has no room there is cut.
     ///
     /// ```
     /// use tap_ctl::messages::Message;
@@ -94,8 +94,8 @@ impl Message {
         message
     }
 
-    /// The sentence of a [`refusal`](Message::refusal), if it has one. It is a stranger's text: whoever
-    /// shows it makes it harmless before.
+    /// The sentence of a [`refusal`](Message::refusal), if it has one. It is a stranger's text:
+    /// whoever shows it makes it harmless before.
     pub fn reason(&self) -> Option<String> {
         let text = &self.frame[REASON_OFFSET..];
         let text = text.split(|byte| *byte == 0).next().filter(|text| !text.is_empty())?;

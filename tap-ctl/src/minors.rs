@@ -1,4 +1,5 @@
-//! Minors, whoever hands them out: the kernel module blktap2 where there is one, marker files elsewhere.
+//! Minors, whoever hands them out: the kernel module blktap2 where there is one, marker files
+//! elsewhere.
 
 use crate::error::Error;
 use crate::module::Module;

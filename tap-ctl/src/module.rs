@@ -1,5 +1,5 @@
-//! The kernel module blktap2, where there is one (`history.md` §2, §3): it hands out minors, a ring device
-//! and a block device for each.
+//! The kernel module blktap2, where there is one (`history.md` §2, §3): it hands out minors, a ring
+//! device and a block device for each.
 //!
 //! ```text
 //!   /proc/misc                        has "blktap/control"           Module::find
@@ -8,8 +8,8 @@
 //!   /dev/xen/blktap-2/tapdev<minor>   the block device               tapdev
 //!   /sys/class/blktap2/blktap!blktap<minor>/task    who has the ring pid
 //! ```
-//! The module is root's: minors of another run-time directory than root's are markers, as where there is no
-//! module, and so are those that were allocated before it was loaded.
+//! The module is root's: minors of another run-time directory than root's are markers, as where
+//! there is no module, and so are those that were allocated before it was loaded.
 
 use crate::error::{Error, strerror};
 use crate::paths::{ROOT_RUN_DIR, RunDir, make_dir};
@@ -106,7 +106,8 @@ impl Module {
         let mut skipped = Vec::new();
         let taken = loop {
             match self.take(&control) {
-                // It was allocated as a marker before the module was loaded, and may be attached so.
+                // It was allocated as a marker before the module was loaded, and may be attached
+                // so.
                 Ok(words) if run.marker(words[2]).exists() && skipped.len() < SKIPPED_MAX => {
                     skipped.push(words[2]);
                 }
@@ -167,8 +168,8 @@ impl Module {
         })
     }
 
-    /// Opens the control device, and locks it until it is closed: so nobody removes the nodes of a minor that
-    /// another has just got.
+    /// Opens the control device, and locks it until it is closed: so nobody removes the nodes of a
+    /// minor that another has just got.
     fn open_control(&self) -> Result<File, Error> {
         let path = self.dev.join("control");
         let open = || File::options().read(true).write(true).open(&path);

@@ -122,8 +122,8 @@ impl RunDir {
         self.path.join(format!("nbdserver-new{pid}.{minor}"))
     }
 
-    /// What a daemon wrote down about the block device of a minor: the OPEN message that serves it again
-    /// (`tap-ctl recover`).
+    /// What a daemon wrote down about the block device of a minor: the OPEN message that serves it
+    /// again (`tap-ctl recover`).
     pub fn device(&self, minor: u16) -> PathBuf {
         self.path.join(format!("device{minor}"))
     }

@@ -1,5 +1,5 @@
-//! What a tapdisk wrote down about its block device: the OPEN message that serves the device again when
-//! the tapdisk has died, and the path of the changed-block log behind it (docs/devices.md).
+//! What a tapdisk wrote down about its block device: the OPEN message that serves the device again
+//! when the tapdisk has died, and the path of the changed-block log behind it (docs/devices.md).
 
 use crate::error::Error;
 use crate::messages::{LOG_PATH_BYTES, MESSAGE_BYTES, Request, Text, validate_request};

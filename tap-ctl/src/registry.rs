@@ -31,7 +31,8 @@ pub fn allocate(run: &RunDir) -> Result<Allocated, Error> {
 /// Remove the marker of a minor that no tapdisk has attached.
 ///
 /// # Errors
-/// ENOENT for a minor that is not allocated, [`Error::MinorInUse`], or the errno of a file operation.
+/// ENOENT for a minor that is not allocated, [`Error::MinorInUse`], or the errno of a file
+/// operation.
 pub fn free(run: &RunDir, minor: u32) -> Result<(), Error> {
     let _lock = lock_dir(&run.marker_dir())?;
     let marker = run.marker(minor);

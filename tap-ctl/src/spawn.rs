@@ -103,7 +103,8 @@ fn try_once(program: &Path) -> Result<Option<Spawned>, Error> {
         None if status.signal() == Some(libc::SIGUSR1) => Ok(None),
         _ => {
             let said = what_it_said(&mut pipe);
-            // The parent was killed after the daemon had begun: it is not known to the caller, so it goes.
+            // The parent was killed after the daemon had begun: it is not known to the caller, so
+            // it goes.
             let ctl = said.lines().rev().find_map(|line| pid_of_ctl(Path::new(line)));
             if let Some(pid) = ctl {
                 let _ = sys::interrupt(pid);

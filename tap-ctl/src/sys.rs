@@ -71,7 +71,8 @@ pub fn flock(file: &File, lock: Lock) -> io::Result<()> {
 /// The errno of the call.
 pub fn ioctl_words(device: &File, number: u32) -> io::Result<[u32; 3]> {
     let mut words = [0u32; 3];
-    // SAFETY: `words` are the twelve bytes that the calls of `module` write; the descriptor is borrowed.
+    // SAFETY: `words` are the twelve bytes that the calls of `module` write; the descriptor is
+    // borrowed.
     match unsafe { libc::ioctl(device.as_raw_fd(), number.into(), words.as_mut_ptr()) } {
         0.. => Ok(words),
         _ => Err(io::Error::last_os_error()),
@@ -115,8 +116,8 @@ pub fn mknod(path: &Path, node: Node, (major, minor): (u32, u32)) -> io::Result<
     }
 }
 
-/// Ask a tapdisk without disks to end, with SIGINT: it takes its sockets along. Only for a process that the caller
-/// has started.
+/// Ask a tapdisk without disks to end, with SIGINT: it takes its sockets along. Only for a process
+/// that the caller has started.
 ///
 /// # Errors
 /// As of [`terminate`].

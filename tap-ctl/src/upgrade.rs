@@ -4,8 +4,8 @@ use crate::error::Error;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// What a tapdisk hands over; a program says whether it can read it. Grows when an older program could
-/// not make sense of what a newer one writes.
+/// What a tapdisk hands over; a program says whether it can read it. Grows when an older program
+/// could not make sense of what a newer one writes.
 pub const FORMAT: u32 = 1;
 /// The option that asks.
 pub const CAN_RESUME: &str = "--can-resume";

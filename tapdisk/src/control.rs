@@ -1,4 +1,5 @@
-//! The control socket: requests of `tap-ctl` and tapback to what they do (spec/control-socket.md §2–5).
+//! The control socket: requests of `tap-ctl` and tapback to what they do (spec/control-socket.md
+//! §2–5).
 //!
 //! ```text
 //!   listener ─► conn (frame) ─► PID, LIST, STATS … answered at once
@@ -120,8 +121,8 @@ impl Control {
         }
     }
 
-    /// Lets in who waits. With all places taken, whoever has been silent for longest goes; if everybody
-    /// waits for a reply, the next one waits in the listener.
+    /// Lets in who waits. With all places taken, whoever has been silent for longest goes; if
+    /// everybody waits for a reply, the next one waits in the listener.
     fn accept(&mut self, daemon: &mut Daemon, now: u64) {
         for _ in 0..ACCEPTS_MAX {
             if !self.knocked {
@@ -292,8 +293,8 @@ impl Control {
         }
     }
 
-    /// The client of the running operation is gone. A pause stays in force but nobody waits for it any
-    /// more (§5.5); an attach is forgotten; everything else goes on to its end.
+    /// The client of the running operation is gone. A pause stays in force but nobody waits for it
+    /// any more (§5.5); an attach is forgotten; everything else goes on to its end.
     fn release_abandoned(&mut self, daemon: &Daemon) {
         let Some(running) = &self.running else { return };
         let release = match running.request.0 {

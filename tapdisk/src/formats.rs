@@ -4,9 +4,9 @@
 //!   Wish ─► open ─► Images { files, layers }  ─► engine … engine ─► Images ─► close
 //!             └── leaf, then the parents it names, each checked against its child
 //! ```
-//! Everything here waits for the storage, so it runs on a thread of its own ([`crate::job`]). A failure
-//! closes what was opened and leaves every byte as it was. Each refusal is one sentence with the path,
-//! what is wrong, and what to do.
+//! Everything here waits for the storage, so it runs on a thread of its own ([`crate::job`]). A
+//! failure closes what was opened and leaves every byte as it was. Each refusal is one sentence
+//! with the path, what is wrong, and what to do.
 mod direct;
 mod file;
 mod key;
@@ -150,7 +150,8 @@ pub struct Images {
     pub sectors: u64,
     /// Logical sector size in bytes.
     pub sector_size: u32,
-    /// Bitmaps that reads of the whole disk keep coming back to: what the metadata cache should hold.
+    /// Bitmaps that reads of the whole disk keep coming back to: what the metadata cache should
+    /// hold.
     pub bitmaps: usize,
     /// Somebody else writes an image that is to be written here, so none of it is ours: the images
     /// are good for their size only, and are to be opened again. The sentence says who.
@@ -345,8 +346,8 @@ impl Opening<'_> {
         }
     }
 
-    /// Opens the second image that is written, on its own: its parents are not opened, and it may be one of
-    /// the chain's (spec/operations.md §4.4).
+    /// Opens the second image that is written, on its own: its parents are not opened, and it may
+    /// be one of the chain's (spec/operations.md §4.4).
     fn second(&mut self) -> Result<Option<SecondImage>, OpenError> {
         let Some(name) = &self.wish.second else { return Ok(None) };
         let Source::Image(kind, path) = parse(name.as_bytes())? else {
@@ -488,8 +489,8 @@ impl Found {
 }
 
 fn options(writable: bool) -> OpenOptions {
-    // A damaged header of a leaf may be one that another host is just writing; the caller of a resume
-    // tries again anyway, and a plain open answers at once.
+    // A damaged header of a leaf may be one that another host is just writing; the caller of a
+    // resume tries again anyway, and a plain open answers at once.
     OpenOptions { read_only: !writable, for_io: true, header_retries: 0 }
 }
 
@@ -514,8 +515,8 @@ fn driver(layer: &Layer, found: Found, ours: bool) -> Result<Box<dyn Image>, Ope
     Ok(Box::new(vhd))
 }
 
-/// Blocks of an image that are there but not known to be full. Without a batmap most blocks turn out full
-/// when their bitmap is read once, so it is not asked for again.
+/// Blocks of an image that are there but not known to be full. Without a batmap most blocks turn
+/// out full when their bitmap is read once, so it is not asked for again.
 fn bitmaps(found: &Found) -> usize {
     let Found::Vhd(opened) = found else { return 0 };
     if opened.batmap == BatmapState::Absent {
@@ -525,8 +526,9 @@ fn bitmaps(found: &Found) -> usize {
     used.filter(|(block, _)| !vhd_rs::batmap::is_full(&opened.full, *block)).count()
 }
 
-/// Whether a write to the last unit of a file, which O_DIRECT cannot make shorter than 4096 bytes here,
-/// would move its end: a raw disk would grow, the footer of a fixed one would not be the last thing.
+/// Whether a write to the last unit of a file, which O_DIRECT cannot make shorter than 4096 bytes
+/// here, would move its end: a raw disk would grow, the footer of a fixed one would not be the last
+/// thing.
 fn end_would_move(file: &DirectFile, found: &Found) -> bool {
     let fixed = match found {
         Found::Raw { .. } => true,

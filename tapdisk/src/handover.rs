@@ -5,8 +5,8 @@
 //!                          │ too slow                │ fails                   │ fails
 //!                          └────────────── the disks go on as before ◄─────────┘
 //! ```
-//! Descriptors are carried by their numbers and stay open over the exec; keys follow the text, so that
-//! no other copy of them is made.
+//! Descriptors are carried by their numbers and stay open over the exec; keys follow the text, so
+//! that no other copy of them is made.
 mod carry;
 
 use std::fs::File;

@@ -1,6 +1,7 @@
 //! Work that waits for storage, off the main thread: opening and closing images.
 //!
-//! Hung storage then holds up one disk's open or close, and neither the other disks nor `tap-ctl list`.
+//! Hung storage then holds up one disk's open or close, and neither the other disks nor `tap-ctl
+//! list`.
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
@@ -20,8 +21,8 @@ pub struct Job<T> {
 }
 
 impl<T: Send + 'static> Job<T> {
-    /// Starts `work`. When it is over `waker` fires and [`Job::take`] has the answer. Where no thread
-    /// can be had it is done at once.
+    /// Starts `work`. When it is over `waker` fires and [`Job::take`] has the answer. Where no
+    /// thread can be had it is done at once.
     pub fn start(waker: &Arc<Waker>, work: impl FnOnce() -> T + Send + 'static) -> Job<T> {
         let (sender, answer) = channel();
         let theirs = Arc::clone(waker);

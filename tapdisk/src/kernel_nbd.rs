@@ -1,11 +1,13 @@
-//! `/dev/nbdN`, the kernel's own NBD client, as a block device over our NBD server: where there is no ublk.
+//! `/dev/nbdN`, the kernel's own NBD client, as a block device over our NBD server: where there is
+//! no ublk.
 //!
 //! ```text
 //!   worker ─► connects to our socket, negotiates ─► hands the connection to the kernel (generic netlink)
 //! ```
-//! For a worker: the server that is talked to is this process itself. Netlink because it returns at once
-//! (Linux 4.12 and later); the older ioctl keeps a thread for as long as the device lives. If this process
-//! dies the kernel keeps requests for a day, and the next tapdisk hands it another connection.
+//! For a worker: the server that is talked to is this process itself. Netlink because it returns at
+//! once (Linux 4.12 and later); the older ioctl keeps a thread for as long as the device lives. If
+//! this process dies the kernel keeps requests for a day, and the next tapdisk hands it another
+//! connection.
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -116,7 +118,8 @@ pub fn disconnect(number: u32) -> Result<(), DeviceError> {
     answer.map(drop).map_err(|error| refused(&error, Some(number)))
 }
 
-/// The device's name for those who served it: its first tapdisk, and the record. One that is taken over keeps the name.
+/// The device's name for those who served it: its first tapdisk, and the record. One that is taken
+/// over keeps the name.
 fn backend_of(plan: &Plan) -> Option<String> {
     match (plan.take_over, plan.number) {
         (true, Some(number)) => read_backend(number),
@@ -135,8 +138,8 @@ fn parse_backend(text: &str) -> Option<(i32, &Path)> {
     Some((pid.parse().ok()?, Path::new(record)))
 }
 
-/// Devices whose tapdisk was killed before it could write their record: nobody would ever find them. Where the kernel
-/// keeps no names they stay.
+/// Devices whose tapdisk was killed before it could write their record: nobody would ever find
+/// them. Where the kernel keeps no names they stay.
 fn remove_orphans() {
     let entries = std::fs::read_dir("/sys/block").into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());

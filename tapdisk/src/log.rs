@@ -4,9 +4,9 @@
 //!   slog macros ─► Sink ─┬─► /dev/log            everything; dropped and counted when it is full
 //!                        └─► tapdisk.<pid>.log   warnings; made at the first, gone after a clean end
 //! ```
-//! Nothing here is called in the sealed part of a turn. Nothing waits: the socket does not block, and
-//! while a disk is served the file is only written where the spec asks for it (SIGUSR1, the watchdog,
-//! a close), because its file system may lie on a disk that waits for this very process.
+//! Nothing here is called in the sealed part of a turn. Nothing waits: the socket does not block,
+//! and while a disk is served the file is only written where the spec asks for it (SIGUSR1, the
+//! watchdog, a close), because its file system may lie on a disk that waits for this very process.
 mod file;
 mod syslog;
 
@@ -70,8 +70,8 @@ impl Log {
         sink.file.flush();
     }
 
-    /// A sentence about a state of things that somebody chose, such as a limit: it goes to the file, but a
-    /// file with nothing else is not worth keeping after a clean end.
+    /// A sentence about a state of things that somebody chose, such as a limit: it goes to the
+    /// file, but a file with nothing else is not worth keeping after a clean end.
     pub fn note(&self, text: &str) {
         slog::info!(self.logger(), "{text}");
         let mut sink = self.lock();

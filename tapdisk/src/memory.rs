@@ -1,8 +1,8 @@
 //! What may be locked in memory, and what a disk gets accordingly.
 //!
 //! All of the process is locked where that is allowed (root, CAP_IPC_LOCK, an unlimited
-//! RLIMIT_MEMLOCK). Elsewhere only the arenas are, made as small as the limit demands; where not even
-//! the smallest fits, a disk works unlocked, and the log and `tap-ctl stats` say so.
+//! RLIMIT_MEMLOCK). Elsewhere only the arenas are, made as small as the limit demands; where not
+//! even the smallest fits, a disk works unlocked, and the log and `tap-ctl stats` say so.
 use crate::engine::limits::Limits;
 use crate::protection::{self, Protection};
 use crate::sys;

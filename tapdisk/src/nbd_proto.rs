@@ -140,8 +140,8 @@ pub(crate) fn error_of(errno: i32) -> u32 {
     }
 }
 
-/// The errno for a number on the wire that is not 0. Numbers that the protocol does not have are EIO; the
-/// original sends negative ones (control-socket.md §6.4).
+/// The errno for a number on the wire that is not 0. Numbers that the protocol does not have are
+/// EIO; the original sends negative ones (control-socket.md §6.4).
 pub(crate) fn errno_of(number: u32) -> i32 {
     match (number as i32).unsigned_abs() {
         error::EPERM => libc::EPERM,

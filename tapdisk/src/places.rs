@@ -1,5 +1,5 @@
-//! Tables of places that clients take: they grow up to a limit and keep their length, so a look at all of them, which
-//! every turn takes several times, is as long as they were ever full.
+//! Tables of places that clients take: they grow up to a limit and keep their length, so a look at
+//! all of them, which every turn takes several times, is as long as they were ever full.
 
 /// The first free place, a new one if there is none and fewer than `max`. May allocate.
 pub fn free_place<T>(

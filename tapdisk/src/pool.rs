@@ -3,8 +3,8 @@
 //! It is mapped, populated and locked at open, page-aligned (fit for O_DIRECT and for io_uring's
 //! registered buffers), and never grows. Pieces of it are named by [`Buf`], an offset and a length,
 //! never by pointer: the kernel may be writing into a piece while the rest is in use, so a slice is
-//! only made of a piece that is not in flight. Who owns which piece is decided by the engine: a slot
-//! owns its buffer for life, a metadata block its unit.
+//! only made of a piece that is not in flight. Who owns which piece is decided by the engine: a
+//! slot owns its buffer for life, a metadata block its unit.
 #![allow(unsafe_code)]
 use std::io;
 use std::ptr::NonNull;
@@ -109,16 +109,17 @@ impl Arena {
         unsafe { std::slice::from_raw_parts_mut(self.address(buf), buf.bytes as usize) }
     }
 
-    /// The control of the tests gives a piece's pages back, so that whoever touches it next has to be given
-    /// new ones. Nothing is in flight on it, and what it held is of no more use.
+    /// The control of the tests gives a piece's pages back, so that whoever touches it next has to
+    /// be given new ones. Nothing is in flight on it, and what it held is of no more use.
     #[cfg(feature = "unprotected")]
     pub fn give_back(&mut self, buf: Buf) {
         if protection::has(Protection::Reserve) {
             return;
         }
         let bytes = buf.bytes as usize / 4096 * 4096;
-        // SAFETY: the range was checked by `address` and is page-aligned, as slots are; no slice of it is
-        // alive (`&mut self`), the arena is not registered with a ring, and zeros are as good as what was there.
+        // SAFETY: the range was checked by `address` and is page-aligned, as slots are; no slice of
+        // it is alive (`&mut self`), the arena is not registered with a ring, and zeros are as good
+        // as what was there.
         unsafe { libc::madvise(self.address(buf).cast(), bytes, libc::MADV_DONTNEED_LOCKED) };
     }
 
@@ -197,7 +198,8 @@ fn lock(at: *mut libc::c_void, bytes: usize) -> Locked {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        // SAFETY: the mapping of `new`, unmapped once; nothing is in flight when an engine is dropped.
+        // SAFETY: the mapping of `new`, unmapped once; nothing is in flight when an engine is
+        // dropped.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.bytes) };
     }
 }

@@ -5,8 +5,9 @@
 //!                      │ waits                     │ prints <run dir>/ctl<pid>, gives its verdict
 //!                      └──── exits with it ◄───────┘
 //! ```
-//! The path is printed, and 0 given, only when everything that can fail has succeeded; before that a
-//! failure is one sentence on the caller's pipe and its errno as exit code, and no socket stays behind.
+//! The path is printed, and 0 given, only when everything that can fail has succeeded; before that
+//! a failure is one sentence on the caller's pipe and its errno as exit code, and no socket stays
+//! behind.
 mod detach;
 
 use std::ffi::CString;
@@ -204,7 +205,8 @@ fn serve(mut caller: Option<Caller>) -> ExitCode {
     match caller.take() {
         Some(mut caller) => {
             let _ = caller.stdout.write_all(line.as_bytes());
-            // A parent that was killed has told its caller that there is no daemon: nobody would ever end this one.
+            // A parent that was killed has told its caller that there is no daemon: nobody would
+            // ever end this one.
             if caller.verdict.write_all(&[0]).is_err() {
                 return ExitCode::from(errno_code(libc::EPIPE));
             }

@@ -1,8 +1,10 @@
-//! Which protections against memory pressure this build leaves out: none, unless it is the control of the
-//! tests (feature `unprotected`, never part of a release), which has to hang where the real program does not.
+//! Which protections against memory pressure this build leaves out: none, unless it is the control
+//! of the tests (feature `unprotected`, never part of a release), which has to hang where the real
+//! program does not.
 //!
-//! In the control, `UNPROTECTED=lock,reserve` leaves out only those named; without the variable all are out.
-//! `tap_ctl::UNPROTECTED` is in its `--version`, its log and its file, where `tap-ctl doctor` finds it.
+//! In the control, `UNPROTECTED=lock,reserve` leaves out only those named; without the variable all
+//! are out. `tap_ctl::UNPROTECTED` is in its `--version`, its log and its file, where `tap-ctl
+//! doctor` finds it.
 
 /// One protection that the control can go without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,11 +1,12 @@
-//! What a tapdisk takes care of when it serves a block device of this host, so that the host's own memory
-//! becomes free only through it.
+//! What a tapdisk takes care of when it serves a block device of this host, so that the host's own
+//! memory becomes free only through it.
 //!
-//! Our memory is locked, but the kernel needs some in our calls: requests of the file system below, bios,
-//! kernel stacks of io_uring's workers. An ordinary task gets none while less than `vm.min_free_kbytes` is
-//! free, and what is free stays below that while everybody waits for our device. So there are two reserves:
-//! `vm.min_free_kbytes` is raised to [`FREE_KIB`], and the threads become real-time tasks, which may go down to half
-//! of it (mm/page_alloc.c, `gfp_to_alloc_flags`). Measured in docs/memory-pressure.md.
+//! Our memory is locked, but the kernel needs some in our calls: requests of the file system below,
+//! bios, kernel stacks of io_uring's workers. An ordinary task gets none while less than
+//! `vm.min_free_kbytes` is free, and what is free stays below that while everybody waits for our
+//! device. So there are two reserves: `vm.min_free_kbytes` is raised to [`FREE_KIB`], and the
+//! threads become real-time tasks, which may go down to half of it (mm/page_alloc.c,
+//! `gfp_to_alloc_flags`). Measured in docs/memory-pressure.md.
 use slog::{Logger, info, warn};
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,10 +1,10 @@
 //! The allocator that can be sealed: proof that the path of a request does not allocate.
 //!
-//! The turn seals the allocator for its thread while requests are being worked on. An allocation, or a
-//! release, by that thread is then counted; in debug builds, or with `TAPDISK_SEAL=abort`, the process
-//! stops at once with a backtrace of the offender on standard error and in the file that
-//! `TAPDISK_SEAL_TRACE` names. Other threads (opening an image, discarding on a
-//! device) are free to allocate.
+//! The turn seals the allocator for its thread while requests are being worked on. An allocation,
+//! or a release, by that thread is then counted; in debug builds, or with `TAPDISK_SEAL=abort`, the
+//! process stops at once with a backtrace of the offender on standard error and in the file that
+//! `TAPDISK_SEAL_TRACE` names. Other threads (opening an image, discarding on a device) are free to
+//! allocate.
 #![allow(unsafe_code)]
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

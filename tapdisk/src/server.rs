@@ -7,8 +7,8 @@
 //!     │      sealed: for each disk: take, step, complete, kick  (never allocates, blocks or logs)
 //!     └──────────────────── submit ◄──┘
 //! ```
-//! One disk on io_uring submits and sleeps in the same system call, with the poll's own descriptor as
-//! one more thing to wait for; the other disks, if there are any, wake the poll.
+//! One disk on io_uring submits and sleeps in the same system call, with the poll's own descriptor
+//! as one more thing to wait for; the other disks, if there are any, wake the poll.
 use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -99,7 +99,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Puts the parts together; all of them are registered with `poll` already, but for the signals.
+    /// Puts the parts together; all of them are registered with `poll` already, but for the
+    /// signals.
     ///
     /// # Errors
     /// Those of epoll.
@@ -155,10 +156,10 @@ impl Server {
         u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    // ---- sleeping --------------------------------------------------------------------------------------
+    // ---- sleeping ------------------------------------------------------------------------------
 
-    /// Hands operations to the kernel and waits for whatever comes first; not at all if there is more to
-    /// do. Then `events` holds what the poll has.
+    /// Hands operations to the kernel and waits for whatever comes first; not at all if there is
+    /// more to do. Then `events` holds what the poll has.
     fn sleep(&mut self, more: bool) {
         self.elect();
         let timeout = if more { Duration::ZERO } else { self.timeout() };
@@ -196,9 +197,9 @@ impl Server {
         true
     }
 
-    /// Where a ring woke the loop last time, it most likely did again: asking the guests' event channels, or
-    /// looking into the memory of a block device's ring, saves a call. Not for ever, since others knock at the
-    /// poll too. True if it was so.
+    /// Where a ring woke the loop last time, it most likely did again: asking the guests' event
+    /// channels, or looking into the memory of a block device's ring, saves a call. Not for ever,
+    /// since others knock at the poll too. True if it was so.
     fn hear(&mut self) -> bool {
         if self.heard == 0 {
             return false;
@@ -275,7 +276,7 @@ impl Server {
         wait.map_or(SLEEP_MAX, |wait| wait.min(SLEEP_MAX))
     }
 
-    // ---- what may allocate -----------------------------------------------------------------------------
+    // ---- what may allocate ---------------------------------------------------------------------
 
     /// Hands the poll's events to those they are for.
     fn look(&mut self, now: u64) {
@@ -395,7 +396,7 @@ impl Server {
         }
     }
 
-    // ---- another program (docs/upgrade.md) -------------------------------------------------------------
+    // ---- another program (docs/upgrade.md) -----------------------------------------------------
 
     /// All is at rest for another program: goes on with it. If that fails, everything goes on here.
     fn leave(&mut self, now: u64) {
@@ -469,7 +470,7 @@ impl Server {
         daemon.vbds.iter_mut().for_each(|vbd| vbd.tick(&daemon.env, now, instant));
     }
 
-    // ---- what never allocates --------------------------------------------------------------------------
+    // ---- what never allocates ------------------------------------------------------------------
 
     /// The sealed part. True if some disk has more to do without waiting.
     fn turn(&mut self) -> bool {

@@ -1,8 +1,8 @@
 //! Calls on sockets that the standard library has no safe form of: scattered receive, gathered
 //! send, buffer sizes, a wait for one of them; a listener with a mode, and who is at the other end.
 //!
-//! Sending and receiving never wait (`MSG_DONTWAIT`), so that a descriptor that somebody else handed to us
-//! keeps its own flags. Nothing here allocates.
+//! Sending and receiving never wait (`MSG_DONTWAIT`), so that a descriptor that somebody else
+//! handed to us keeps its own flags. Nothing here allocates.
 #![allow(unsafe_code)]
 use std::io;
 use std::mem::MaybeUninit;
@@ -52,8 +52,8 @@ pub(crate) fn send<'a>(
     message.msg_iov = list.as_mut_ptr().cast();
     message.msg_iovlen = count as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the first `count` places of `list` were written above and name slices borrowed for 'a,
-    // which the kernel only reads; `list` outlives the call.
+    // SAFETY: the first `count` places of `list` were written above and name slices borrowed for
+    // 'a, which the kernel only reads; `list` outlives the call.
     outcome(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, flags) })
 }
 
@@ -166,7 +166,8 @@ pub(crate) fn wait(fd: BorrowedFd<'_>, ready: Ready, limit: Duration) -> io::Res
 
 /// Ends both directions. The peer sees it even while somebody else holds a copy of the descriptor.
 pub(crate) fn shut_down(fd: BorrowedFd<'_>) {
-    // SAFETY: takes numbers only. An error means that there is no connection, which is what we want.
+    // SAFETY: takes numbers only. An error means that there is no connection, which is what we
+    // want.
     unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
 }
 

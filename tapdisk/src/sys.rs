@@ -228,8 +228,8 @@ pub fn raise_priority() -> bool {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) == 0 }
 }
 
-/// Makes all threads of this process real-time tasks of the lowest rank, and those that they start. Whether the
-/// kernel let it.
+/// Makes all threads of this process real-time tasks of the lowest rank, and those that they start.
+/// Whether the kernel let it.
 pub fn be_real_time() -> bool {
     let lowest = libc::sched_param { sched_priority: 1 };
     let Ok(threads) = std::fs::read_dir("/proc/self/task") else { return false };
@@ -242,8 +242,9 @@ pub fn be_real_time() -> bool {
     !refused.iter().any(there)
 }
 
-/// A page of a file in shared memory that stays in memory, so that writing the file never waits for a swap device.
-/// It is only locked, never looked at: whoever cuts the file short takes the page away and harms nobody.
+/// A page of a file in shared memory that stays in memory, so that writing the file never waits for
+/// a swap device. It is only locked, never looked at: whoever cuts the file short takes the page
+/// away and harms nobody.
 #[derive(Debug)]
 pub struct HeldPage(std::ptr::NonNull<libc::c_void>);
 
@@ -255,7 +256,8 @@ const HELD_BYTES: usize = 4096;
 /// Holds the first page of a file; `None` where it may not be locked.
 pub fn hold_page(file: &File) -> Option<HeldPage> {
     let (read, shared, fd) = (libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd());
-    // SAFETY: a new mapping at an address of the kernel's choice, of a descriptor that is borrowed for the call.
+    // SAFETY: a new mapping at an address of the kernel's choice, of a descriptor that is borrowed
+    // for the call.
     let at = unsafe { libc::mmap(std::ptr::null_mut(), HELD_BYTES, read, shared, fd, 0) };
     let page = (at != libc::MAP_FAILED).then(|| std::ptr::NonNull::new(at).map(HeldPage))??;
     // SAFETY: the mapping made just above; mlock changes no contents.
@@ -269,8 +271,8 @@ impl Drop for HeldPage {
     }
 }
 
-/// One malloc arena for all threads, none of 64 MiB for each; freed memory stays until trimmed, so that
-/// what the control path asks for later is there.
+/// One malloc arena for all threads, none of 64 MiB for each; freed memory stays until trimmed, so
+/// that what the control path asks for later is there.
 pub fn one_malloc_arena() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt takes numbers; called before there is another thread.
@@ -288,8 +290,8 @@ pub fn trim_heap() {
     }
 }
 
-/// Locks the stack of this thread, which ends soon, and gives it back when dropped: the C library keeps
-/// the stacks of threads that are over, and `mlockall` has them locked.
+/// Locks the stack of this thread, which ends soon, and gives it back when dropped: the C library
+/// keeps the stacks of threads that are over, and `mlockall` has them locked.
 #[derive(Debug)]
 pub struct LentStack {
     /// Its lowest byte; `None` where it is not known.
@@ -314,8 +316,8 @@ impl LentStack {
 impl Drop for LentStack {
     fn drop(&mut self) {
         let Some((at, bytes)) = self.low.and_then(stack_below) else { return };
-        // SAFETY: whole pages of this thread's own stack, further below everything in use than the rest of
-        // its life reaches with live data; what is read there later was written later.
+        // SAFETY: whole pages of this thread's own stack, further below everything in use than the
+        // rest of its life reaches with live data; what is read there later was written later.
         unsafe {
             if libc::munlock(at, bytes) == 0 {
                 libc::madvise(at, bytes, libc::MADV_DONTNEED);
@@ -368,7 +370,8 @@ pub fn unwatch(epoll: RawFd, watched: BorrowedFd<'_>) {
     let _ = unsafe { libc::epoll_ctl(epoll, del, fd, std::ptr::null_mut()) };
 }
 
-/// Sends one netlink message and hands what comes back to `read`, packet by packet, until it has enough.
+/// Sends one netlink message and hands what comes back to `read`, packet by packet, until it has
+/// enough.
 ///
 /// # Errors
 /// Those of `socket(2)`, `send(2)` and `recv(2)`; WouldBlock when nothing comes for 30 s.
@@ -386,7 +389,8 @@ pub fn netlink(
     };
     let limit = libc::timeval { tv_sec: 30, tv_usec: 0 };
     let fd = socket.as_raw_fd();
-    // SAFETY: the kernel reads `limit` and `message`, both with their own sizes, and both outlive the calls.
+    // SAFETY: the kernel reads `limit` and `message`, both with their own sizes, and both outlive
+    // the calls.
     let sent = unsafe {
         let size = size_of::<libc::timeval>() as libc::socklen_t;
         let at = (&raw const limit).cast();

@@ -8,8 +8,8 @@
 //!                                                            Closed    Paused, no name  Paused
 //!   Opening, Resuming ── somebody else writes an image ─► Waiting ── he lets go ─► Open
 //! ```
-//! The images are opened and closed by a worker ([`crate::job`]); engine, arena and sockets are made when
-//! they are open and kept until CLOSE, also over a pause. Nothing here waits.
+//! The images are opened and closed by a worker ([`crate::job`]); engine, arena and sockets are
+//! made when they are open and kept until CLOSE, also over a pause. Nothing here waits.
 mod advance;
 pub mod handover;
 mod host_idle;
@@ -147,8 +147,8 @@ pub enum Attach {
 }
 
 impl Vbd {
-    /// Opens and locks the marker of a minor (spec/control-socket.md §5.1), or maps its ring where the minor is
-    /// the kernel module's (spec/history.md §2).
+    /// Opens and locks the marker of a minor (spec/control-socket.md §5.1), or maps its ring where
+    /// the minor is the kernel module's (spec/history.md §2).
     pub fn attach(env: &Env, minor: u16, token: usize) -> Attach {
         match tap::attach(env, minor) {
             Some(Ok(ring)) => {

@@ -1,5 +1,5 @@
-//! Barriers of a device with several queues: ordered against all of them, without a deadlock, and without
-//! holding up anybody else.
+//! Barriers of a device with several queues: ordered against all of them, without a deadlock, and
+//! without holding up anybody else.
 mod blkif_support;
 
 use blkif_support::{Bench, answers, name, write};
@@ -42,8 +42,8 @@ fn finish_one(bench: &mut Bench) {
     bench.turn();
 }
 
-/// Two queues: on the second a write at work (0) and one behind it (2), on the first a barrier (1) that
-/// came between them.
+/// Two queues: on the second a write at work (0) and one behind it (2), on the first a barrier (1)
+/// that came between them.
 fn barrier_between_writes(bench: &mut Bench) -> [FrontRing; 2] {
     let mut rings = [bench.connect(0, 3, 0), bench.connect(0, 3, 1)];
     let pages = bench.pages(3);

@@ -97,7 +97,8 @@ fn answers_of_a_turn_cost_one_call() {
     bench.end();
 }
 
-/// Modules without EVENTS put requests only when they are polled, so a ring that was full has to be.
+/// Modules without EVENTS put requests only when they are polled, so a ring that was full has to
+/// be.
 #[test]
 fn an_older_module_is_polled_when_its_ring_was_full() {
     let mut bench = Bench::new(DISK);

@@ -82,7 +82,7 @@ fn off_is_off_and_other_words_are_refused() {
     assert_eq!(said, text);
 }
 
-// ---- call by call ------------------------------------------------------------------------------------------
+// ---- call by call ------------------------------------------------------------------------------
 
 const CHILD: &str = "CONFINED_CHILD";
 

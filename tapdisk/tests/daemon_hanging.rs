@@ -1,5 +1,5 @@
-//! Storage that hangs or fails (spec/control-socket.md §8: 8; operations.md §12: 4, 5). Needs root and
-//! /dev/fuse.
+//! Storage that hangs or fails (spec/control-socket.md §8: 8; operations.md §12: 4, 5). Needs root
+//! and /dev/fuse.
 mod daemon_support;
 
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
-//! Opening and closing chains of images (spec/drivers.md §5, vhd.md §10): what does not belong together
-//! is refused, what was only looked at is not changed, and what was written is closed properly.
+//! Opening and closing chains of images (spec/drivers.md §5, vhd.md §10): what does not belong
+//! together is refused, what was only looked at is not changed, and what was written is closed
+//! properly.
 mod daemon_support;
 
 use std::fs::{self, File, OpenOptions};

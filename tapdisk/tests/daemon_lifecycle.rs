@@ -1,5 +1,5 @@
-//! Attach, open, pause, resume, close, detach in every order (spec/control-socket.md §5; the codes and
-//! texts are those of the recorded runs in golden/tap-ctl-lifecycle.txt).
+//! Attach, open, pause, resume, close, detach in every order (spec/control-socket.md §5; the codes
+//! and texts are those of the recorded runs in golden/tap-ctl-lifecycle.txt).
 mod daemon_support;
 
 use std::path::PathBuf;
@@ -188,7 +188,8 @@ fn resume_changes_the_image_and_keeps_the_old_name_when_it_fails() {
     assert_eq!(paths, [leaf.to_str().unwrap(), base.to_str().unwrap()]);
     assert_eq!(daemon.nbd(0).read(512, 512), Ok(vec![5; 512]));
 
-    // Another size, no type, no such type: refused at once; the disk stays paused under its old name.
+    // Another size, no type, no such type: refused at once; the disk stays paused under its old
+    // name.
     assert_eq!(daemon.ask(kind::PAUSE, 0), 0);
     for (other, errno) in
         [(name.as_str(), libc::EMEDIUMTYPE), ("bogus", libc::EINVAL), ("bogus:/x", libc::ENOENT)]

@@ -372,8 +372,8 @@ fn memory_is_locked_where_that_is_allowed() {
     let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
     let locked: u64 = locked.trim().trim_end_matches(" kB").parse().unwrap();
     assert!(locked << 10 >= memory["arena_bytes"].as_u64().unwrap());
-    // A host has hundreds of disks, and none of this can be swapped. The stack of the worker that opened the
-    // disk is given back a moment after its answer.
+    // A host has hundreds of disks, and none of this can be swapped. The stack of the worker that
+    // opened the disk is given back a moment after its answer.
     until("an idle disk has at most 3.8 MB of its own", || own_kib(daemon.pid) <= 3800);
 }
 

@@ -1,5 +1,5 @@
-//! The control socket (spec/control-socket.md §2–3, §8: 1–7, 10): every request gets its reply, and no
-//! client can do harm.
+//! The control socket (spec/control-socket.md §2–3, §8: 1–7, 10): every request gets its reply, and
+//! no client can do harm.
 mod daemon_support;
 
 use std::io::Write;

@@ -1,5 +1,5 @@
-//! `nbd:` images (spec/drivers.md §6.10): disks of other tapdisks, of servers that behave and of servers that
-//! do not.
+//! `nbd:` images (spec/drivers.md §6.10): disks of other tapdisks, of servers that behave and of
+//! servers that do not.
 mod daemon_support;
 
 use std::fs;
@@ -93,10 +93,10 @@ fn an_export_for_reading_is_opened_for_reading() {
     assert_eq!(near.nbd(0).read(0, 512), Ok(vec![0; 512]));
 }
 
-// ---- passed descriptors ------------------------------------------------------------------------------
+// ---- passed descriptors ------------------------------------------------------------------------
 
-/// A storage migration (spec/operations.md §11): both ends of a stream are passed, the disk is paused and
-/// unpaused, and the same stream is negotiated on anew each time.
+/// A storage migration (spec/operations.md §11): both ends of a stream are passed, the disk is
+/// paused and unpaused, and the same stream is negotiated on anew each time.
 #[test]
 fn a_passed_stream_is_greeted_anew_after_each_pause() {
     for receiver in ["nbdserver", "nbdserver-new"] {
@@ -122,8 +122,8 @@ fn a_passed_stream_is_greeted_anew_after_each_pause() {
     }
 }
 
-/// The source's side of it: the stream becomes the mirror of a running disk, over several pauses, until the
-/// destination dies.
+/// The source's side of it: the stream becomes the mirror of a running disk, over several pauses,
+/// until the destination dies.
 #[test]
 fn a_passed_stream_mirrors_a_running_disk() {
     let (far, _) = server();
@@ -235,7 +235,7 @@ fn a_server_that_says_nothing_costs_the_time_limit_of_the_disk() {
     assert_eq!(daemon.ask(kind::CLOSE, 0), 0);
 }
 
-// ---- -e: the disk of another tapdisk in place of the parents ------------------------------------------
+// ---- -e: the disk of another tapdisk in place of the parents -----------------------------------
 
 /// Opens minor 0 with `-e minor`.
 fn reuse(daemon: &Daemon, name: &str, minor: u32) -> i32 {

@@ -1,5 +1,5 @@
-//! SRING_CONNECT and SRING_DISCONNECT (spec/control-socket.md §5.9–5.10) as far as a host without Xen can
-//! show them; tests/vm shows the rest.
+//! SRING_CONNECT and SRING_DISCONNECT (spec/control-socket.md §5.9–5.10) as far as a host without
+//! Xen can show them; tests/vm shows the rest.
 mod daemon_support;
 
 use daemon_support::{Daemon, images, until};

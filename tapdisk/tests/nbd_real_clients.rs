@@ -1,5 +1,5 @@
-//! Real clients: libnbd's nbdinfo, nbdcopy and Python binding, and qemu's tools. Each one that is not
-//! installed is said to be skipped.
+//! Real clients: libnbd's nbdinfo, nbdcopy and Python binding, and qemu's tools. Each one that is
+//! not installed is said to be skipped.
 mod nbd_support;
 
 use std::process::Command;

@@ -93,7 +93,8 @@ class Background:
 
     @staticmethod
     def _stop(process):
-        # qemu-nbd forgets a signal that comes before its main loop runs, so it is told more than once.
+        # qemu-nbd forgets a signal that comes before its main loop runs, so it is told more than
+        # once.
         for _ in range(30):
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):

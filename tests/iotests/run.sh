@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# QEMU's own test suite for block devices against our daemon and tools: the tests that need no virtual machine.
+# QEMU's own test suite for block devices against our daemon and tools: the tests that need no
+# virtual machine.
 #
 #   run.sh [raw | vhd | chain | vpc | qemu] ...     all but qemu when none is named
 #
@@ -9,9 +10,10 @@
 #                     the image after it
 #   qemu              both lists with QEMU's own programs: what they do where nothing of ours is in the way
 #
-# The suite is QEMU's source package (Debian's), fetched through an apt of its own into the cache and never a part
-# of this project; qemu-img, qemu-io and qemu-nbd are the installed ones. docs/foreign-suites.md has the lists with
-# their reasons. BIN: where our programs are (target/release).
+# The suite is QEMU's source package (Debian's), fetched through an apt of its own into the cache
+# and never a part of this project; qemu-img, qemu-io and qemu-nbd are the installed ones.
+# docs/foreign-suites.md has the lists with their reasons. BIN: where our programs are
+# (target/release).
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 top=$(cd "$here/../.." && pwd)
@@ -35,7 +37,8 @@ cache=${XDG_CACHE_HOME:-${HOME:?set HOME or XDG_CACHE_HOME}/.cache}/tapdisk-rs/i
 raw_list=(001 002 003 004 005 008 009 010 011 021 032 033 077 083 104 123 197 215 259)
 # For VHDs in files.
 vpc_list=(001 002 003 008 009 010 011 012 021 032 033 052 072 088 135 159 170 197 215 226)
-# These bring a server of their own, or open the images in ways that no shim sees: nothing of ours is used.
+# These bring a server of their own, or open the images in ways that no shim sees: nothing of ours
+# is used.
 not_ours='raw:083 raw:259 vhd:083 vhd:259 chain:083 chain:259 vpc:033 vpc:135 vpc:226'
 # Known failures, each with its reason in docs/foreign-suites.md.
 known='chain:104 vpc:088'
@@ -56,7 +59,8 @@ fetch() {
         rm -f qemu_*
         mv qemu-* qemu
     )
-    # The suite waits a second for its server, and hopes; ours may take longer where the machine is busy.
+    # The suite waits a second for its server, and hopes; ours may take longer where the machine is
+    # busy.
     sed -i 's/^\( *\)sleep 1 # FIXME: qemu-nbd needs to be listening.*/\1_wait_for_nbd/' \
         "$new/qemu/tests/qemu-iotests/common.rc"
     grep -q '^ *_wait_for_nbd$' "$new/qemu/tests/qemu-iotests/common.rc" ||

@@ -1,5 +1,5 @@
-//! A load generator: a pipelined NBD client that keeps a batch of requests in flight. Every request and
-//! its data come from a seed.
+//! A load generator: a pipelined NBD client that keeps a batch of requests in flight. Every request
+//! and its data come from a seed.
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! The canary: each planted ordering bug must be found by the simulator, or the simulator proves nothing.
+//! The canary: each planted ordering bug must be found by the simulator, or the simulator proves
+//! nothing.
 use image::{Action, Closing, Image, Meta, MetaList, MetaRef, Plan, Run, Span, Stop, Want};
 use tapdisk::engine::Bug;
 use tests::sim::{Setup, run};

@@ -1,5 +1,5 @@
-//! Coalesce and its relatives on real files and devices: killed at random moments, on full disks, on
-//! block devices, between formats.
+//! Coalesce and its relatives on real files and devices: killed at random moments, on full disks,
+//! on block devices, between formats.
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;

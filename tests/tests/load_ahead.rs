@@ -1,4 +1,5 @@
-//! Metadata that is loaded ahead through a chain: fewer rounds, and no failure of what was not needed.
+//! Metadata that is loaded ahead through a chain: fewer rounds, and no failure of what was not
+//! needed.
 use std::path::Path;
 
 use image::{MemStorage, Span};

@@ -56,7 +56,7 @@ fn rewrites_without_locks_are_found() {
     println!("no locks: seed {seed}: {}", why.chars().take(100).collect::<String>());
 }
 
-// ---- real disks ------------------------------------------------------------------------------------
+// ---- real disks --------------------------------------------------------------------------------
 
 const DISK_BYTES: u64 = 16 << 20;
 const DEPTH: u32 = 16;
@@ -153,7 +153,8 @@ fn sector(s: u64, value: u64) -> [u8; 512] {
 /// Sectors, whether they are written, and the value.
 type AtWork = (std::ops::Range<u64>, bool, u64);
 
-/// Random reads and writes of neighbouring sectors, of which those in flight never touch the same one.
+/// Random reads and writes of neighbouring sectors, of which those in flight never touch the same
+/// one.
 fn work<D: Disk>(mut disk: Aligned<D>, file: &File, model: &mut [u64], seed: u64) {
     println!("{}: seed {seed}", disk.name());
     disk.set_alignments(&[alignment_of(file)]).expect("an alignment that is served");

@@ -1,5 +1,5 @@
-//! Seeds of the simulator through the ring of the blktap module; `SIM_SEEDS=n` and `SIM_FIRST=n` for long runs.
-//! Each planted bug must be found.
+//! Seeds of the simulator through the ring of the blktap module; `SIM_SEEDS=n` and `SIM_FIRST=n`
+//! for long runs. Each planted bug must be found.
 use tests::sim::blktap::{Bug, Ran, run};
 use tests::sim::{Counts, each};
 

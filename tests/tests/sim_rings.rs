@@ -1,5 +1,5 @@
-//! Seeds of the simulator through guest rings; `SIM_SEEDS=n` and `SIM_FIRST=n` for long runs. Each planted
-//! bug must be found, or the simulator proves nothing.
+//! Seeds of the simulator through guest rings; `SIM_SEEDS=n` and `SIM_FIRST=n` for long runs. Each
+//! planted bug must be found, or the simulator proves nothing.
 use tests::sim::ring::{Bug, Ran, run};
 use tests::sim::{Counts, each};
 

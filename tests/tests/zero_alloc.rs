@@ -1,6 +1,6 @@
-//! The proof of no allocation and no page fault: 100,000 requests for each format × engine × chain depth,
-//! with the counters that `tap-ctl stats` shows. Faults and allocations of the control path between the
-//! two looks are kept out by looking several times before.
+//! The proof of no allocation and no page fault: 100,000 requests for each format × engine × chain
+//! depth, with the counters that `tap-ctl stats` shows. Faults and allocations of the control path
+//! between the two looks are kept out by looking several times before.
 use serde_json::Value;
 use tests::load::Load;
 use tests::rig::{Engine, Rig, Served, files};
@@ -110,7 +110,8 @@ fn raw_and_vhd_over_raw_on_linux_aio() {
     depths(Engine::Aio, "aio");
 }
 
-/// The layers that options put beside the images: log, local cache, mirror, all at once; and encryption.
+/// The layers that options put beside the images: log, local cache, mirror, all at once; and
+/// encryption.
 fn beside(engine: Engine) {
     let rig = Rig::new(engine);
     let path = |name: &str| rig.path(name).display().to_string();

@@ -1,5 +1,6 @@
-//! The proof of no allocation and no page fault on the path of a request of the blktap module: 100,000 of all
-//! kinds, good and bad, through the ring, the daemon's engine and a real file; only the kernel is in memory.
+//! The proof of no allocation and no page fault on the path of a request of the blktap module:
+//! 100,000 of all kinds, good and bad, through the ring, the daemon's engine and a real file; only
+//! the kernel is in memory.
 mod zero_alloc_support;
 
 use std::fs::File;

@@ -1,5 +1,6 @@
-//! The proof of no allocation and no page fault on the path of a guest's requests: 100,000 of all kinds, good
-//! and bad, through three rings, the daemon's engine and a real file; only the guest is in memory.
+//! The proof of no allocation and no page fault on the path of a guest's requests: 100,000 of all
+//! kinds, good and bad, through three rings, the daemon's engine and a real file; only the guest is
+//! in memory.
 mod zero_alloc_support;
 
 use std::collections::VecDeque;

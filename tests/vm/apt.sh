@@ -1,5 +1,6 @@
-# Sourced: an apt of our own beside the host's, which knows other releases, or sources. Needs neither root nor a
-# change to the host. The sourcing script has `cannot`, which says what is missing and ends it.
+# Sourced: an apt of our own beside the host's, which knows other releases, or sources. Needs
+# neither root nor a change to the host. The sourcing script has `cannot`, which says what is
+# missing and ends it.
 # shellcheck shell=bash
 
 # The archive that this machine's own apt uses: whoever set it up chose one that can be reached.
@@ -9,8 +10,8 @@ archive() { # debian | debian-security
         sed 's#/*$##' | grep -m1 "/$1\$" || true
 }
 
-# Writes an apt's configuration below a folder and makes this process use it: with packages (deb) or with
-# sources (deb-src) of a release.
+# Writes an apt's configuration below a folder and makes this process use it: with packages (deb) or
+# with sources (deb-src) of a release.
 private_apt() { # folder, deb | deb-src, release
     local apt=$1 kind=$2 suite=$3 main security keys=/usr/share/keyrings/debian-archive-keyring.gpg
     main=${TAPDISK_VM_ARCHIVE:-$(archive debian)}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Boots a machine in the emulator (no hardware virtualisation needed), runs a command in it, and exits with the
-# command's status. The machine is Xen with dom0, or with -p the same kernel without Xen.
+# Boots a machine in the emulator (no hardware virtualisation needed), runs a command in it, and
+# exits with the command's status. The machine is Xen with dom0, or with -p the same kernel without
+# Xen.
 #
 #   boot.sh [-p] [-t SECONDS] [-m MIB] [-d MIB] [-l LOG] [-q] [-x ARGS] [-k ARGS] FOLDER COMMAND
 #
@@ -14,8 +15,8 @@
 # TAPDISK_VM_KERNEL=debug takes the kernel of debug-kernel.sh in place of Debian's (with -p only);
 # TAPDISK_VM_XENSTORED=oxenstored the OCaml xenstored, as XenServer and XCP-ng do.
 #
-# Exit: the command's status; 124: the time was up; 125: the machine ended, or never came up, without a status.
-# After 124 and 125 the end of the console is shown.
+# Exit: the command's status; 124: the time was up; 125: the machine ended, or never came up,
+# without a status. After 124 and 125 the end of the console is shown.
 set -euo pipefail
 # shellcheck source=tests/vm/common.sh
 . "$(dirname "$0")/common.sh"
@@ -66,7 +67,8 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM HUP
 
-# What is ours goes into a second archive behind the image's initramfs: the kernel unpacks one after the other.
+# What is ours goes into a second archive behind the image's initramfs: the kernel unpacks one after
+# the other.
 nonce=$$-$RANDOM$RANDOM
 mkdir -p "$work/ours/vm"
 cp "$vm_here"/dom0/* "$work/ours/vm/"
@@ -77,9 +79,10 @@ printf 'nonce=%s\nxenstored=%s\n' "$nonce" "${TAPDISK_VM_XENSTORED:-xenstored}" 
 cp "$image/initrd" "$work/initrd"
 (cd "$work/ours" && find . | "$image/host/usr/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null) >>"$work/initrd"
 
-# Under emulation a boot is mostly self-tests and clearing of memory; without them it takes half as long.
-# nokaslr: addresses in two consoles can be compared. panic=5: a kernel that dies ends the machine.
-# no_timer_check: on a busy host no tick comes while the kernel looks whether ticks come, and it gives up.
+# Under emulation a boot is mostly self-tests and clearing of memory; without them it takes half as
+# long. nokaslr: addresses in two consoles can be compared. panic=5: a kernel that dies ends the
+# machine. no_timer_check: on a busy host no tick comes while the kernel looks whether ticks come,
+# and it gives up.
 arguments="quiet loglevel=4 mitigations=off nokaslr audit=0 lsm=capability random.trust_cpu=on panic=5 rodata=off no_timer_check \
 init_on_alloc=0 hardened_usercopy=off cryptomgr.notests=1 kfence.sample_interval=0 nowatchdog psi=0 \
 initcall_blacklist=load_system_certificate_list,jent_mod_init,init_encrypted,sed_opal_init,bpf_tcp_ca_kfunc_init \
@@ -87,11 +90,13 @@ $kernel_more"
 if [ -n "$plain" ]; then
     start=(-kernel "$plain_kernel" -append "console=ttyS0 $arguments" -initrd "$work/initrd")
 else
-    # eager-fpu is a must: the emulator's XSAVE and XRSTOR do not look at CR0.TS, on which Xen's lazy switching of
-    # the floating-point registers relies; two domains would corrupt each other's registers.
+    # eager-fpu is a must: the emulator's XSAVE and XRSTOR do not look at CR0.TS, on which Xen's
+    # lazy switching of the floating-point registers relies; two domains would corrupt each other's
+    # registers.
     xen="console=com1 com1=115200,8n1 dom0_mem=1024M,max:1024M dom0_max_vcpus=1 bootscrub=no iommu=no"
     xen+=" spec-ctrl=no,eager-fpu loglvl=warning guest_loglvl=warning $xen_more"
-    # QEMU takes kernel and initramfs as two "modules" of Xen; a comma in the arguments has to be doubled.
+    # QEMU takes kernel and initramfs as two "modules" of Xen; a comma in the arguments has to be
+    # doubled.
     arguments="console=hvc0 $arguments"
     start=(-kernel "$image/xen" -append "$xen" -initrd "$image/vmlinux ${arguments//,/,,},$work/initrd")
 fi

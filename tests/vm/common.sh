@@ -1,8 +1,8 @@
 # Sourced by the scripts of this folder: where things are kept, and how the scripts speak.
 # shellcheck shell=bash
 
-# Debian's release and Xen's version in it. The programs are built on the host and run there, so its C library
-# must not be older than the host's.
+# Debian's release and Xen's version in it. The programs are built on the host and run there, so its
+# C library must not be older than the host's.
 export vm_suite=trixie vm_xen=4.20
 
 vm_here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -15,8 +15,8 @@ die() {
     exit 1
 }
 
-# Packages and images (half a GiB) live outside the source tree, so that `make clean`, another clone and the next
-# run find them.
+# Packages and images (half a GiB) live outside the source tree, so that `make clean`, another clone
+# and the next run find them.
 if [ -n "${TAPDISK_VM_CACHE:-}" ]; then
     vm_cache=$TAPDISK_VM_CACHE
 elif [ -n "${XDG_CACHE_HOME:-}${HOME:-}" ]; then
@@ -40,8 +40,8 @@ vm_target=${CARGO_TARGET_DIR:-$vm_top/target}
 # Where the logs of the last run of a machine stay.
 export vm_logs=$vm_target/vm
 
-# Makes a new folder to be a machine's /share: the programs as `make install` puts them (and the load program of
-# the tests), and our scripts.
+# Makes a new folder to be a machine's /share: the programs as `make install` puts them (and the
+# load program of the tests), and our scripts.
 fill_share() { # folder
     rm -rf "$1"
     mkdir -p "$1"

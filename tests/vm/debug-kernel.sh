@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Makes a small kernel of the same version as the machines', with what finds faults in a driver (KASAN, lockdep,
-# debugging of objects, hung tasks, leaks, failing allocations), and prints the folder in the cache that holds it:
-# vmlinuz, `release`, and `build`, with which modules are built for it. The first time it takes half an hour of one
-# processor (an interrupted run is taken up again); then nothing is done until the packages or debug-kernel.config change.
+# Makes a small kernel of the same version as the machines', with what finds faults in a driver
+# (KASAN, lockdep, debugging of objects, hung tasks, leaks, failing allocations), and prints the
+# folder in the cache that holds it: vmlinuz, `release`, and `build`, with which modules are built
+# for it. The first time it takes half an hour of one processor (an interrupted run is taken up
+# again); then nothing is done until the packages or debug-kernel.config change.
 #
 #   debug-kernel.sh
 #   TAPDISK_VM_KERNEL=debug tests/vm/run.sh blktap       # what it is for

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes from the packages what a virtual machine is started with, and prints the folder that holds it:
+# Makes from the packages what a virtual machine is started with, and prints the folder that holds
+# it:
 #
 #   xen          the hypervisor          vmlinux   the kernel for dom0 and for guests (unpacked: Xen wants an ELF file)
 #   vmlinuz      the kernel without Xen  initrd    busybox and the modules that find the root file system
@@ -7,8 +8,8 @@
 #   root.ext4    the root file system of dom0
 #   host/        the emulator, with its own C library: `run-on-host PROGRAM ARGUMENTS` starts a program of it
 #
-# Nothing of ours is inside: our programs and scripts are added at each boot (boot.sh), so that the image is
-# made once and changes only with the packages or with this script.
+# Nothing of ours is inside: our programs and scripts are added at each boot (boot.sh), so that the
+# image is made once and changes only with the packages or with this script.
 set -euo pipefail
 # shellcheck source=tests/vm/common.sh
 . "$(dirname "$0")/common.sh"
@@ -101,8 +102,9 @@ number() { # file, offset, bytes
     od -An "-tu$3" "-j$2" "-N$3" "$1" | tr -d ' '
 }
 
-# The compressed kernel lies inside the bzImage, at payload_offset (0x248) after the setup sectors (count at
-# 0x1f1); its length (0x24c) includes 4 bytes that only the boot code reads. Linux, Documentation/arch/x86/boot.rst.
+# The compressed kernel lies inside the bzImage, at payload_offset (0x248) after the setup sectors
+# (count at 0x1f1); its length (0x24c) includes 4 bytes that only the boot code reads. Linux,
+# Documentation/arch/x86/boot.rst.
 payload=$new/work/payload
 at=$((($(number "$new/vmlinuz" 497 1) + 1) * 512 + $(number "$new/vmlinuz" 584 4)))
 length=$(($(number "$new/vmlinuz" 588 4) - 4))
@@ -220,7 +222,8 @@ grep -hE '^(xen-utils|qemu-system-(xen|x86)|libc6)' "$debs"/{dom0,host} | sort -
 
 rm -rf "$new/work"
 touch "$new/complete"
-# The images of earlier packages are of no more use, unless another checkout still starts machines from them.
+# The images of earlier packages are of no more use, unless another checkout still starts machines
+# from them.
 find "$vm_cache" -maxdepth 1 -name 'image-*' -mmin +1440 -exec rm -rf {} +
 mv "$new" "$image"
 say "made $image, $(du -sh "$image" | cut -f1)"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Runs commands that each keep about one processor busy, as a machine in the emulator does, several at a time, and
-# shows what each printed when it has ended. The longest should come first.
+# Runs commands that each keep about one processor busy, as a machine in the emulator does, several
+# at a time, and shows what each printed when it has ended. The longest should come first.
 #
 #   lanes.sh COMMAND ...          each COMMAND is one word for bash, run in this folder
 #
-# TAPDISK_VM_LANES says how many at a time (default: the host's processors). Exit: 0 if every command exited with 0.
+# TAPDISK_VM_LANES says how many at a time (default: the host's processors). Exit: 0 if every
+# command exited with 0.
 set -euo pipefail
 cd "$(dirname "$0")"
 

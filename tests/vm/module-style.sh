@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The style of the kernel module, as the kernel's own tools see it: no warning of the compiler with W=1, none of sparse,
-# and nothing that checkpatch.pl reports, but for what is left on purpose (below).
+# The style of the kernel module, as the kernel's own tools see it: no warning of the compiler with
+# W=1, none of sparse, and nothing that checkpatch.pl reports, but for what is left on purpose
+# (below).
 set -euo pipefail
 # shellcheck source=tests/vm/common.sh
 . "$(dirname "$0")/common.sh"
@@ -31,7 +32,8 @@ if [ ! -e "$tools/checkpatch.pl" ]; then
 fi
 # Others need the cache meanwhile.
 flock -u 9
-# LINUX_VERSION_CODE: code of the kernel itself is for one version; this builds for several, in compat.h alone.
+# LINUX_VERSION_CODE: code of the kernel itself is for one version; this builds for several, in
+# compat.h alone.
 cd "$vm_top/xen/blktap-dkms"
 perl "$tools/checkpatch.pl" --no-tree --strict --quiet --terse --ignore LINUX_VERSION_CODE -f ./*.c ./*.h ||
     die "checkpatch.pl has something to say about the module"

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Builds our kernel module (xen/blktap-dkms) for the kernel of the machines, and prints where it is:
-# $CARGO_TARGET_DIR/vm/module/blktap.ko; beside it, `kernel` holds the version it is for. Nothing is done when it is
-# newer than its sources. With TAPDISK_VM_KERNEL=debug, for the kernel of debug-kernel.sh, in vm/module-debug.
+# $CARGO_TARGET_DIR/vm/module/blktap.ko; beside it, `kernel` holds the version it is for. Nothing is
+# done when it is newer than its sources. With TAPDISK_VM_KERNEL=debug, for the kernel of
+# debug-kernel.sh, in vm/module-debug.
 #
 #   module.sh [--with NAME=VALUE] [ARGUMENTS OF MAKE]      for example: module.sh W=1 C=2
 #
-# --with builds it apart, with another value of one of its constants (blktap.h): a module of another version.
+# --with builds it apart, with another value of one of its constants (blktap.h): a module of another
+# version.
 #
-# Compiler and headers are Debian's for that kernel (packages.sh --module), in a tree in the cache (tree.sh).
+# Compiler and headers are Debian's for that kernel (packages.sh --module), in a tree in the cache
+# (tree.sh).
 set -euo pipefail
 # shellcheck source=tests/vm/common.sh
 . "$(dirname "$0")/common.sh"

@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Fetches the Debian packages of the virtual machines into the cache, through an apt of its own: its lists, its
-# state and its archives are below the cache, so neither root nor a change to the host is needed, and the release
-# may be another than the host's. The signatures of the archive are checked as usual.
+# Fetches the Debian packages of the virtual machines into the cache, through an apt of its own: its
+# lists, its state and its archives are below the cache, so neither root nor a change to the host is
+# needed, and the release may be another than the host's. The signatures of the archive are checked
+# as usual.
 #
 #   packages.sh [--update] [--module] [--source]
 #
-# What is fetched once stays (a run needs no network then); --update takes what the archive has now. --module
-# fetches as well what it takes to build a module for that kernel: headers, compiler, make; --source what it takes to
-# build a kernel.
-# Leaves in the cache: packages/*.deb, and the lists dom0, host, xen, kernel (and module, source) of file names.
+# What is fetched once stays (a run needs no network then); --update takes what the archive has now.
+# --module fetches as well what it takes to build a module for that kernel: headers, compiler, make;
+# --source what it takes to build a kernel. Leaves in the cache: packages/*.deb, and the lists dom0,
+# host, xen, kernel (and module, source) of file names.
 set -euo pipefail
 # shellcheck source=tests/vm/common.sh
 . "$(dirname "$0")/common.sh"
@@ -22,8 +23,9 @@ dom0_wants=("xen-utils-$vm_xen" xenstore-utils qemu-system-xen qemu-utils nbd-cl
     rpcbind)
 # Onto the host, into a folder: the emulator, and what is needed to take kernels apart.
 host_wants=(qemu-system-x86 zstd kmod busybox-static)
-# What a module is built with, in a tree of its own: the compiler of the kernel's release, and the headers' own
-# programs, need that release's C library. (The kernel's headers are added: their name has its version.)
+# What a module is built with, in a tree of its own: the compiler of the kernel's release, and the
+# headers' own programs, need that release's C library. (The kernel's headers are added: their name
+# has its version.)
 module_wants=(make gcc-14 bash coreutils sed grep mawk perl-base findutils libc-bin libelf1t64 sparse)
 # What a kernel is built with beyond that.
 source_wants=(flex bison bc libelf-dev libc6-dev libssl-dev xz-utils tar gzip kmod cpio diffutils file)

@@ -37,7 +37,8 @@ LOGS = TARGET / "vm" / "pressure"
 SCENARIOS = ["swap", "files", "stack", "burst"]
 # Of a machine, in the order of its words.
 WORDS = ("scenario", "device", "engine", "format", "daemon", "without")
-# With the module's ring, what is not left to --full: the engine of each scenario's control, if it has one.
+# With the module's ring, what is not left to --full: the engine of each scenario's control, if it
+# has one.
 RING_CONTROLS = {"swap": "uring", "stack": "aio"}
 # What the control can go without (tapdisk/src/protection.rs).
 PROTECTIONS = ["lock", "flusher", "oom", "reserve", "priority", "free"]
@@ -77,7 +78,8 @@ def jobs_of(args):
 def prepare():
     """The folder that every machine gets a copy of."""
     cargo = os.environ.get("CARGO", "cargo")
-    # Built without the whole program's optimisation: it is quicker, and the control's speed does not matter.
+    # Built without the whole program's optimisation: it is quicker, and the control's speed does
+    # not matter.
     quick = dict(os.environ, CARGO_PROFILE_RELEASE_LTO="off", CARGO_PROFILE_RELEASE_CODEGEN_UNITS="16")
     target = TARGET / "unprotected"
     build = [cargo, "build", "--release", "-p", "tapdisk", "--bin", "tapdisk", "--features", "unprotected"]
@@ -127,7 +129,8 @@ def boot_until_evidence(base, job, rep):
 
 
 def is_evidence(job, verdict):
-    # The protected program has one try, and of a single protection left out the table is to tell how often it mattered.
+    # The protected program has one try, and of a single protection left out the table is to tell
+    # how often it mattered.
     _, _, _, _, daemon, without = job
     return daemon == "protected" or without or verdict["outcome"] in ("hung", "killed")
 

@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# The tests that need a machine of their own: boots each of the named machines once, runs its list of cases
-# (cases/NAME.sh) in it with the programs as `make install` puts them, and prints what came of every case.
+# The tests that need a machine of their own: boots each of the named machines once, runs its list
+# of cases (cases/NAME.sh) in it with the programs as `make install` puts them, and prints what came
+# of every case.
 #
 #   run.sh MACHINE [CASE ...]     MACHINE: a list of cases; those named xen… run under Xen, the others without,
 #                                 those named …-debug with the kernel for debugging only
 #
 # A tapdisk that makes a system call which is not on its list is killed there (docs/security.md).
-# SEED and ROUNDS, if set, reach the cases that go by chance (faults.sh); CUTS and KILLS those of crashes.sh.
+# SEED and ROUNDS, if set, reach the cases that go by chance (faults.sh); CUTS and KILLS those of
+# crashes.sh.
 #
-# The programs are those of $CARGO_TARGET_DIR/release (make build). Logs stay in $CARGO_TARGET_DIR/vm/MACHINE.
+# The programs are those of $CARGO_TARGET_DIR/release (make build). Logs stay in
+# $CARGO_TARGET_DIR/vm/MACHINE.
 set -euo pipefail
 # shellcheck source=tests/vm/common.sh
 . "$(dirname "$0")/common.sh"

@@ -1,5 +1,6 @@
-# Sourced by the scripts that compile for the machines' kernel: a tree of Debian packages in the cache, in which
-# programs run as the root of that tree: as root by chroot, otherwise in a user namespace.
+# Sourced by the scripts that compile for the machines' kernel: a tree of Debian packages in the
+# cache, in which programs run as the root of that tree: as root by chroot, otherwise in a user
+# namespace.
 # shellcheck shell=bash disable=SC2154
 
 # Sets `tree` to a folder with the packages of a list. The cache is locked.

@@ -1,5 +1,5 @@
-//! `cbt-util`: makes, links, reads and merges changed-block logs, with the interface of blktap's tool
-//! of that name.
+//! `cbt-util`: makes, links, reads and merges changed-block logs, with the interface of blktap's
+//! tool of that name.
 //!
 //! Storage managers look at the exit code, which is an errno, and at what `get` prints. Results go
 //! to standard output, everything else to standard error. Nothing here talks to a running daemon.

@@ -1,4 +1,5 @@
-//! One bit for each block of 64 KiB; block b is bit b % 8 of byte b / 8, the least significant first.
+//! One bit for each block of 64 KiB; block b is bit b % 8 of byte b / 8, the least significant
+//! first.
 
 /// Bytes of the disk that one bit stands for.
 pub const BLOCK_BYTES: u64 = 64 << 10;

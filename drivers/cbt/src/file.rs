@@ -1,7 +1,7 @@
 //! Logs on the file system and on block devices, as the offline tool works on them.
 //!
-//! The header is written in one piece, so another process sees the old one or the new one. What a new
-//! header says is on the disk before it: a grown bitmap before the larger size, all marks
+//! The header is written in one piece, so another process sees the old one or the new one. What a
+//! new header says is on the disk before it: a grown bitmap before the larger size, all marks
 //! before `consistent`. Every change is on the disk when its function returns, because a storage
 //! manager deletes or trusts something else next.
 use crate::bitmap;
@@ -41,12 +41,13 @@ pub struct LogFile {
     bytes: u64,
 }
 
-/// Makes an empty log for a disk, or empties an existing one: no links, not consistent, no block marked.
-/// An existing file is overwritten where it lies and cut at the end, so that a process that has
-/// it mapped goes on with it.
+/// Makes an empty log for a disk, or empties an existing one: no links, not consistent, no block
+/// marked. An existing file is overwritten where it lies and cut at the end, so that a process that
+/// has it mapped goes on with it.
 ///
 /// # Errors
-/// EFBIG above 512 TiB; those of the file system. A new file that could not be completed is removed.
+/// EFBIG above 512 TiB; those of the file system. A new file that could not be completed is
+/// removed.
 pub fn create(name: &Path, disk_bytes: u64) -> Result<(), CbtError> {
     check_size(name, disk_bytes)?;
     let failed = |e: &NodeError| CbtError::node(name, "create the changed-block log", e);
@@ -79,8 +80,8 @@ fn fill(file: &File, name: &Path, disk_bytes: u64) -> Result<(), CbtError> {
 /// a smaller disk covers the beginning. No daemon may have the child open: its marks could be lost.
 ///
 /// # Errors
-/// EINVAL when the parent's disk is larger; EIO when a bitmap is shorter than its header says; those
-/// of the file system.
+/// EINVAL when the parent's disk is larger; EIO when a bitmap is shorter than its header says;
+/// those of the file system.
 pub fn coalesce(parent: &Path, child: &Path) -> Result<(), CbtError> {
     let parent = LogFile::open(parent, false)?;
     let child = LogFile::open(child, true)?;
@@ -107,8 +108,8 @@ impl LogFile {
     /// Opens a log and reads its header.
     ///
     /// # Errors
-    /// EIO when the file is shorter than a header; EINVAL for what is neither file nor block device;
-    /// those of the file system.
+    /// EIO when the file is shorter than a header; EINVAL for what is neither file nor block
+    /// device; those of the file system.
     pub fn open(name: &Path, writable: bool) -> Result<LogFile, CbtError> {
         let failed = |e| CbtError::io(name, "open the changed-block log", &e);
         let node =
@@ -137,7 +138,8 @@ impl LogFile {
     /// The whole bitmap.
     ///
     /// # Errors
-    /// EIO when the file is shorter than its header says; EFBIG above 512 TiB; those of the file system.
+    /// EIO when the file is shorter than its header says; EFBIG above 512 TiB; those of the file
+    /// system.
     pub fn bitmap(&self) -> Result<Vec<u8>, CbtError> {
         let end = self.complete()?;
         check_size(&self.name, self.header.disk_bytes)?;

@@ -12,8 +12,8 @@ pub struct Header {
     pub parent: Uuid,
     /// The log of the snapshot after, or none.
     pub child: Uuid,
-    /// 0 while a daemon may be marking blocks, 1 after it ended in order. Storage managers keep it; a
-    /// daemon never touches it. Any number is stored.
+    /// 0 while a daemon may be marking blocks, 1 after it ended in order. Storage managers keep it;
+    /// a daemon never touches it. Any number is stored.
     pub consistent: i32,
     /// Size of the disk in bytes.
     pub disk_bytes: u64,

@@ -1,9 +1,9 @@
 //! Changed-block logs: which 64 KiB blocks of a disk were written since the log was made.
 //!
-//! Backup software asks a storage manager for the blocks that changed between two snapshots; the answer
-//! is the union of the logs between them. A bit that is set too much costs a little time, a bit that
-//! is missing costs the backup, so everything here errs on the side of the bit: nothing in this
-//! crate clears one.
+//! Backup software asks a storage manager for the blocks that changed between two snapshots; the
+//! answer is the union of the logs between them. A bit that is set too much costs a little time, a
+//! bit that is missing costs the backup, so everything here errs on the side of the bit: nothing in
+//! this crate clears one.
 //!
 //! ```text
 //!   byte 0        16       32          36       40            48
@@ -14,8 +14,8 @@
 //! * [`LogFile`]: a log on the file system or on a block device, as `cbt-util` works on it.
 //! * [`Log`]: a log that a daemon marks while it serves the disk.
 //!
-//! The format has no magic number, no version and no checksum: a file is a log if it is long enough.
-//! Fields are little-endian, as the original writes them on x86.
+//! The format has no magic number, no version and no checksum: a file is a log if it is long
+//! enough. Fields are little-endian, as the original writes them on x86.
 //!
 //! ```
 //! # let dir = tempfile::tempdir().unwrap();

@@ -29,8 +29,8 @@ impl Log {
     /// locks it in memory where the limit allows it.
     ///
     /// # Errors
-    /// EINVAL when the log does not cover the disk, whether by its header or by its length; those of the
-    /// file system.
+    /// EINVAL when the log does not cover the disk, whether by its header or by its length; those
+    /// of the file system.
     pub fn open(name: &Path, sectors: u64) -> Result<Log, CbtError> {
         let disk = sectors.saturating_mul(512);
         let uncovered = |covers| CbtError::Uncovered { name: name.into(), covers, disk };

@@ -1,13 +1,13 @@
 //! A log's first bytes, mapped shared: the one module with unsafe code.
 //!
-//! The mapping is shared with every process that has the file open, so its bytes are only ever touched
-//! through atomic operations, never through slices. Pages are read in, and locked where the limit
-//! allows it, when the mapping is made; a store may still enter the kernel when the page was
+//! The mapping is shared with every process that has the file open, so its bytes are only ever
+//! touched through atomic operations, never through slices. Pages are read in, and locked where the
+//! limit allows it, when the mapping is made; a store may still enter the kernel when the page was
 //! clean (the file system learns that it will be written), as with every shared file mapping.
 //!
-//! **What remains**: if another process makes the file shorter than the mapping, a touch beyond its new
-//! end raises SIGBUS. The length is checked when the mapping is made and space is reserved, so that
-//! neither a short file nor a full file system can cause it; nothing can keep a process that
+//! **What remains**: if another process makes the file shorter than the mapping, a touch beyond its
+//! new end raises SIGBUS. The length is checked when the mapping is made and space is reserved, so
+//! that neither a short file nor a full file system can cause it; nothing can keep a process that
 //! may write the file from cutting it. `cbt-util` never shortens a log below what its disk needs.
 #![allow(unsafe_code)]
 use std::fs::File;
@@ -25,8 +25,8 @@ pub(crate) struct Map {
     file: File,
 }
 
-// SAFETY: the mapping is owned by this value alone, has no thread affinity, and its bytes are touched
-// through atomics only.
+// SAFETY: the mapping is owned by this value alone, has no thread affinity, and its bytes are
+// touched through atomics only.
 unsafe impl Send for Map {}
 // SAFETY: as for Send.
 unsafe impl Sync for Map {}
@@ -35,7 +35,8 @@ impl Map {
     /// Maps the first `bytes` of a file that has at least as many.
     ///
     /// # Errors
-    /// EINVAL for no bytes; ENOSPC where the file has holes and the file system is full; those of mmap.
+    /// EINVAL for no bytes; ENOSPC where the file has holes and the file system is full; those of
+    /// mmap.
     pub(crate) fn new(file: File, bytes: usize) -> io::Result<Map> {
         reserve(&file, bytes)?;
         let flags = libc::MAP_SHARED | libc::MAP_POPULATE;
@@ -48,7 +49,8 @@ impl Map {
             return Err(io::Error::last_os_error());
         }
         let base = NonNull::new(at.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: the range was mapped just above. Without the right to lock, pages may be reclaimed.
+        // SAFETY: the range was mapped just above. Without the right to lock, pages may be
+        // reclaimed.
         let locked = unsafe { libc::mlock(at, bytes) } == 0;
         Ok(Map { base, bytes, locked, file })
     }
@@ -66,8 +68,8 @@ impl Map {
     fn byte(&self, at: usize) -> &AtomicU8 {
         assert!(at < self.bytes, "byte {at} of a mapping of {} bytes", self.bytes);
         // SAFETY: `at` was checked against the mapping's length; it stays mapped as long as `self`
-        // lives, which the returned reference borrows; other processes are allowed to change it, which
-        // is what an atomic is for.
+        // lives, which the returned reference borrows; other processes are allowed to change it,
+        // which is what an atomic is for.
         unsafe { AtomicU8::from_ptr(self.base.as_ptr().add(at)) }
     }
 

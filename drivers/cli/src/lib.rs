@@ -2,8 +2,8 @@
 //! set up first.
 //!
 //! The originals use getopt with short options, and their callers know its habits: clusters
-//! (`-vpf`), values in the same word or the next, options after operands, `--` as the end of options.
-//! Long options exist only where a tool of ours has something new.
+//! (`-vpf`), values in the same word or the next, options after operands, `--` as the end of
+//! options. Long options exist only where a tool of ours has something new.
 #![deny(unsafe_code)]
 
 mod options;

@@ -151,8 +151,8 @@ impl Options {
         self.value(letter).map(PathBuf::from)
     }
 
-    /// The same as a number: `None` without the option, `Some(None)` for anything that is not a decimal
-    /// number of the type, whole. (The originals take text as 0.)
+    /// The same as a number: `None` without the option, `Some(None)` for anything that is not a
+    /// decimal number of the type, whole. (The originals take text as 0.)
     pub fn number<T: std::str::FromStr>(&self, letter: char) -> Option<Option<T>> {
         self.value(letter).map(number)
     }

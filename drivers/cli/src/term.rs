@@ -5,7 +5,8 @@ use std::io::{BufWriter, Write};
 const EPIPE: i32 = 32;
 
 /// The two streams. An error of standard output is kept until the end: a command's work is not
-/// undone by a reader that went away, but whoever redirected its output has to learn that it is not whole.
+/// undone by a reader that went away, but whoever redirected its output has to learn that it is not
+/// whole.
 #[derive(Debug)]
 pub struct Term {
     out: BufWriter<std::io::Stdout>,
@@ -60,13 +61,14 @@ impl Term {
         self.note(done);
     }
 
-    /// The errno of standard output, once it has failed: what is still to be printed is not wanted any more.
+    /// The errno of standard output, once it has failed: what is still to be printed is not wanted
+    /// any more.
     pub fn failed_with(&self) -> Option<i32> {
         self.failed
     }
 
-    /// Writes everything out; the exit code of a command that itself ended with `code`. A full disk is said
-    /// aloud; a reader that went away knows that it did.
+    /// Writes everything out; the exit code of a command that itself ended with `code`. A full disk
+    /// is said aloud; a reader that went away knows that it did.
     pub fn finish(mut self, code: i32) -> i32 {
         self.flush();
         let Some(errno) = self.failed else { return code };

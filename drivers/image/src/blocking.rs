@@ -1,5 +1,6 @@
-//! The small blocking executor: runs a driver's answers with plain reads and writes. For the offline tools,
-//! and as the second opinion on what the daemon's engine wrote. It allocates and waits as it likes.
+//! The small blocking executor: runs a driver's answers with plain reads and writes. For the
+//! offline tools, and as the second opinion on what the daemon's engine wrote. It allocates and
+//! waits as it likes.
 //!
 //! [`read`] looks through a chain; [`Writer`] changes one image.
 use std::collections::HashMap;
@@ -26,8 +27,9 @@ pub fn read(chain: &[Layer<'_>], span: Span, buf: &mut [u8]) -> io::Result<()> {
     read_with(chain, span, buf, |_, _, _| {})
 }
 
-/// The same, and shows each run to `decode` as it was found, to be changed in place: the number of the layer
-/// (`None` for zeros that no layer holds), its first sector and its bytes. For images whose data is encrypted.
+/// The same, and shows each run to `decode` as it was found, to be changed in place: the number of
+/// the layer (`None` for zeros that no layer holds), its first sector and its bytes. For images
+/// whose data is encrypted.
 ///
 /// # Errors
 /// As for [`read`].

@@ -240,8 +240,8 @@ pub trait Meta {
     /// # Errors
     /// [`Stop::Wait`] if the cache has no room just now.
     fn create(&mut self, r: MetaRef) -> Result<&mut [u8], Stop>;
-    /// Whether the cached piece is what the disk holds: no write of it is queued or in flight. A bit
-    /// found set in a piece that is not clean may not be on the disk yet.
+    /// Whether the cached piece is what the disk holds: no write of it is queued or in flight. A
+    /// bit found set in a piece that is not clean may not be on the disk yet.
     fn clean(&self, r: MetaRef) -> bool;
     /// Bytes of the file that exist, with space behind them.
     fn grown(&self) -> u64;
@@ -307,7 +307,8 @@ pub trait Image: Send {
 /// The last writes of an image.
 #[derive(Debug, Default)]
 pub struct Closing {
-    /// Metadata of which the disk may hold an older state, after a write that failed; written first.
+    /// Metadata of which the disk may hold an older state, after a write that failed; written
+    /// first.
     pub repairs: Vec<(u64, Vec<u8>)>,
     /// Writes in order.
     pub writes: Vec<(u64, Vec<u8>)>,

@@ -1,9 +1,10 @@
-//! The advisory lock on an image that the daemon and the offline tools share: exclusive for who writes it,
-//! shared for who reads. It goes with the open file.
+//! The advisory lock on an image that the daemon and the offline tools share: exclusive for who
+//! writes it, shared for who reads. It goes with the open file.
 //!
-//! Files have `flock`. On a block device udev takes that as "keep off", so devices are locked by a byte far behind
-//! anything of theirs, with a lock that belongs to the open file as well (`F_OFD_SETLK`). That lock is on the
-//! node: symbolic links to it count as one, two nodes of one device do not.
+//! Files have `flock`. On a block device udev takes that as "keep off", so devices are locked by a
+//! byte far behind anything of theirs, with a lock that belongs to the open file as well
+//! (`F_OFD_SETLK`). That lock is on the node: symbolic links to it count as one, two nodes of one
+//! device do not.
 use crate::Storage;
 use crate::holder::{Holder, holder, is_shared};
 use nix::errno::Errno;
@@ -70,8 +71,8 @@ pub fn acquire(
     exclusive: bool,
     goes_on: &mut dyn FnMut(Holder, Duration) -> bool,
 ) -> io::Result<Option<Holder>> {
-    /// Between two tries: a lock can be asked for, but not with a limit. Who has waited for long does
-    /// not mind to wait a little longer.
+    /// Between two tries: a lock can be asked for, but not with a limit. Who has waited for long
+    /// does not mind to wait a little longer.
     const PAUSE_MIN: Duration = Duration::from_millis(10);
     const PAUSE_MAX: Duration = Duration::from_millis(100);
     /// Tries between two looks at who it is.
@@ -111,8 +112,8 @@ enum Look {
     Had,
 }
 
-/// Looks for who has the lock. One that its holder lets go of between a try and the look is nobody's
-/// either, and no other machine's: who is not seen is looked for again after another try.
+/// Looks for who has the lock. One that its holder lets go of between a try and the look is
+/// nobody's either, and no other machine's: who is not seen is looked for again after another try.
 fn look(file: &File, exclusive: bool) -> io::Result<Look> {
     for _ in 0..2 {
         if let Some(who) = holder(file)? {
@@ -161,7 +162,8 @@ fn byte(file: &File, kind: libc::c_int) -> nix::Result<()> {
 mod tests {
     use super::*;
 
-    /// Both kinds of lock, on a file: what a device's does needs a device, and is tested with loop devices.
+    /// Both kinds of lock, on a file: what a device's does needs a device, and is tested with loop
+    /// devices.
     #[test]
     fn readers_stand_beside_each_other_and_a_writer_alone() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,8 @@
 //! Opening what may hold an image: a file or a block device.
 //!
-//! Opening anything else may wait for ever (a pipe), have effects (a tape, a watchdog) or look like an
-//! empty image. So a name is looked up once, what it leads to is looked at, and only that is opened.
+//! Opening anything else may wait for ever (a pipe), have effects (a tape, a watchdog) or look like
+//! an empty image. So a name is looked up once, what it leads to is looked at, and only that is
+//! opened.
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;

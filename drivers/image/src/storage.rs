@@ -40,8 +40,8 @@ pub trait Storage {
     /// # Errors
     /// Those of the device.
     fn sync(&self) -> io::Result<()>;
-    /// Makes a range read as zeros. With `punch` its space may be given back; the length of the file does not
-    /// change by more than the range.
+    /// Makes a range read as zeros. With `punch` its space may be given back; the length of the
+    /// file does not change by more than the range.
     ///
     /// # Errors
     /// Those of the device.
@@ -57,7 +57,8 @@ pub trait Storage {
     /// Whether this is a block device: its size is fixed, a footer lies in its last sector.
     fn is_device(&self) -> bool;
 
-    /// An extended attribute, where files have those: `None` if this one has none of that name, or is no file.
+    /// An extended attribute, where files have those: `None` if this one has none of that name, or
+    /// is no file.
     ///
     /// # Errors
     /// Those of the file system; ERANGE for a value of more than 255 bytes.

@@ -1,8 +1,9 @@
-//! `td-util`: makes and examines raw and VHD images, with the interface of blktap's tool of that name.
+//! `td-util`: makes and examines raw and VHD images, with the interface of blktap's tool of that
+//! name.
 //!
-//! Old file-based storage managers call it where newer ones call `vhd-util`. It does the same
-//! with VHDs, with the type and the names as operands; an exit code is an errno, except 255 for what
-//! is no command. Nothing here talks to a running daemon.
+//! Old file-based storage managers call it where newer ones call `vhd-util`. It does the same with
+//! VHDs, with the type and the names as operands; an exit code is an errno, except 255 for what is
+//! no command. Nothing here talks to a running daemon.
 #![forbid(unsafe_code)]
 
 mod query;

@@ -140,8 +140,9 @@ pub fn damage(header: &Header, used: &[u32], end_of_headers: u64, file_bytes: u6
             out.bad.push(*block);
         }
     }
-    // A block in the headers is surely the wrong one; whom it reaches into may be innocent. Among the
-    // others, sorted by place and all of one length, whoever overlaps anybody overlaps a neighbour.
+    // A block in the headers is surely the wrong one; whom it reaches into may be innocent. Among
+    // the others, sorted by place and all of one length, whoever overlaps anybody overlaps a
+    // neighbour.
     let above = sorted.partition_point(|(entry, _)| extent(header, *entry).0 < end_of_headers);
     for pair in sorted.get(above..).unwrap_or_default().windows(2) {
         let [(first, a), (second, b)] = pair else { continue };

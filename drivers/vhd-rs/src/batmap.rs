@@ -2,8 +2,8 @@
 //! its bitmap need not be read. A hint: a clear bit is always safe, a wrong set bit is corruption.
 //!
 //! Map and checksum lie in different sectors, so no single write changes both. A checksum of a map
-//! without marks therefore says that there are none, whatever the map holds: the marks go with it in
-//! one sector, and come back with it when the new map is on the disk.
+//! without marks therefore says that there are none, whatever the map holds: the marks go with it
+//! in one sector, and come back with it when the new map is on the disk.
 //! ```text
 //!   opened for writing  checksum "no marks" ─► (a flush) ─► zeros into the map
 //!   closed              new map             ─► (a flush) ─► its checksum
@@ -204,8 +204,8 @@ impl BatmapHeader {
         self.map_offset.saturating_add(u64::from(self.map_sectors) * 512)
     }
 
-    /// Whether `map` counts as nothing, or has the stored checksum, over the range the original sums (§7.1) or over all
-    /// of it: writers differ just above multiples of 8 GiB (corpus E11).
+    /// Whether `map` counts as nothing, or has the stored checksum, over the range the original
+    /// sums (§7.1) or over all of it: writers differ just above multiples of 8 GiB (corpus E11).
     pub fn matches(&self, map: &[u8], disk_bytes: u64, block_bytes: u32) -> bool {
         let some = summed_bytes(disk_bytes, block_bytes).min(map.len());
         let sums = [map.get(..some).unwrap_or(map), map];
@@ -231,8 +231,9 @@ pub fn map_sectors(max_entries: u32) -> u32 {
     max_entries.div_ceil(8).div_ceil(512).max(1)
 }
 
-/// Bytes of a map that the checksum covers: the number of *whole* map bytes, rounded up to a sector,
-/// at least one. One sector short just above multiples of 8 GiB, and kept for compatibility.
+/// Bytes of a map that the checksum covers: the number of *whole* map bytes, rounded up to a
+/// sector, at least one. One sector short just above multiples of 8 GiB, and kept for
+/// compatibility.
 pub fn summed_bytes(disk_bytes: u64, block_bytes: u32) -> usize {
     let whole = disk_bytes / (8 * u64::from(block_bytes.max(1)));
     usize::try_from(whole.div_ceil(512).max(1) * 512).unwrap_or(usize::MAX)

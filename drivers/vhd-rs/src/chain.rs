@@ -68,8 +68,8 @@ fn ready(file: &File) {
     }
 }
 
-/// Drops what the page cache holds of a device: it may be older than what was written through another node, or on
-/// another machine.
+/// Drops what the page cache holds of a device: it may be older than what was written through
+/// another node, or on another machine.
 pub fn forget_cached(file: &File) {
     // Only advice; a kernel that does not take it reads what it has.
     let _ = fadvise(file, 0, None, Advice::DontNeed);
@@ -210,8 +210,8 @@ impl Chain {
         Ok(Chain { layers, cipher: None })
     }
 
-    /// Takes the key of an encrypted chain, or makes sure that it is none. Without this, the data of an encrypted
-    /// image is refused.
+    /// Takes the key of an encrypted chain, or makes sure that it is none. Without this, the data
+    /// of an encrypted image is refused.
     ///
     /// ```
     /// use vhd_rs::{chain::Chain, copy, files};
@@ -252,8 +252,8 @@ impl Chain {
     /// Reads whole sectors of the disk.
     ///
     /// # Errors
-    /// ERANGE beyond the end, EIO for a bad block or bytes that the file does not have, EINVAL for data that is
-    /// encrypted while no key was given.
+    /// ERANGE beyond the end, EIO for a bad block or bytes that the file does not have, EINVAL for
+    /// data that is encrypted while no key was given.
     pub fn read(&self, sector: u64, buf: &mut [u8]) -> Result<(), VhdError> {
         let count = (buf.len() / 512) as u64;
         if sector.checked_add(count).is_none_or(|end| end > self.sectors()) {

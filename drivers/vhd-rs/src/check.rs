@@ -173,7 +173,8 @@ pub(crate) fn io_fault(doing: &str, name: &Path, e: &std::io::Error) -> Fault {
     (format!("error {doing} {}: -{errno}", show::path(name)), errno)
 }
 
-/// Both footers, and where the data must end. The trailing one is believed unless it may be missing.
+/// Both footers, and where the data must end. The trailing one is believed unless it may be
+/// missing.
 fn footers(
     storage: &dyn Storage,
     name: &Path,

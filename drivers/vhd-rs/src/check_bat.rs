@@ -43,7 +43,8 @@ fn allocated<'a>(s: &'a Subject<'_>) -> impl Iterator<Item = (u32, u32)> + 'a {
     (0..).zip(s.used.iter().copied()).filter(|(_, entry)| *entry != bat::UNUSED)
 }
 
-/// The sectors that are present; looked at, and their opposite compared with zero, only if asked for.
+/// The sectors that are present; looked at, and their opposite compared with zero, only if asked
+/// for.
 pub(crate) fn bitmaps(s: &Subject<'_>) -> Result<Present, Fault> {
     let sectors = u64::from(s.header.block_bytes / 512);
     let mut present = Present::new(sectors);

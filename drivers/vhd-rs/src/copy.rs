@@ -17,8 +17,9 @@ use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Copies an image to a new file: the same size, every block that is there as a full one, with a unique id of
-/// its own. With a key the data is encrypted, and the hash of the key stored with a nonce of zeros.
+/// Copies an image to a new file: the same size, every block that is there as a full one, with a
+/// unique id of its own. With a key the data is encrypted, and the hash of the key stored with a
+/// nonce of zeros.
 ///
 /// ```
 /// use vhd_rs::{copy, files, key, open};
@@ -36,9 +37,9 @@ use std::path::Path;
 /// ```
 ///
 /// # Errors
-/// EEXIST for a new name that exists; EINVAL for a source with a parent, one that is encrypted, or a key of
-/// neither 32 nor 64 bytes; EBUSY while another process writes the source; those of the files. A
-/// copy that could not be completed is removed.
+/// EEXIST for a new name that exists; EINVAL for a source with a parent, one that is encrypted, or
+/// a key of neither 32 nor 64 bytes; EBUSY while another process writes the source; those of the
+/// files. A copy that could not be completed is removed.
 pub fn copy(name: &Path, new: &Path, key: Option<&[u8]>, others: Others) -> Result<(), VhdError> {
     // A copy of what moves would be of no moment at all.
     let still = chain::open_file(name, false)?;

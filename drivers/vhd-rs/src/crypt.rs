@@ -1,5 +1,5 @@
-//! Sectors of encrypted images (§12): AES-XTS over units of 512 bytes, tweaked by the number of the sector on the
-//! disk as 32 bits, little endian. Only data is encrypted; metadata is not.
+//! Sectors of encrypted images (§12): AES-XTS over units of 512 bytes, tweaked by the number of the
+//! sector on the disk as 32 bits, little endian. Only data is encrypted; metadata is not.
 //!
 //! ```
 //! use vhd_rs::crypt::Cipher;
@@ -29,7 +29,8 @@ enum Kind {
 }
 
 impl Cipher {
-    /// A key of 32 bytes for AES-128-XTS or of 64 for AES-256-XTS: half for the data, half for the tweak.
+    /// A key of 32 bytes for AES-128-XTS or of 64 for AES-256-XTS: half for the data, half for the
+    /// tweak.
     pub fn new(key: &[u8]) -> Option<Cipher> {
         match key.len() {
             32 => Some(Cipher(Kind::Aes128(Secret::new(|| xts(key))))),

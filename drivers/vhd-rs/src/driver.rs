@@ -1,7 +1,7 @@
 //! The I/O driver of VHD: pure, over the BAT in memory and bitmaps in somebody's cache.
 //!
-//! A block of the disk is either not in the file (its BAT entry is unused) or is a bitmap sector followed
-//! by its data. The crash order of every change (spec/vhd.md §10), as plans:
+//! A block of the disk is either not in the file (its BAT entry is unused) or is a bitmap sector
+//! followed by its data. The crash order of every change (spec/vhd.md §10), as plans:
 //! ```text
 //!   overwrite, bits set     data
 //!   new sectors of a block  data                       ─► bitmap sector
@@ -10,19 +10,19 @@
 //!   clear places            bitmaps of zeros           ─► (a flush)
 //! ```
 //! Nothing on the disk points at a new block before its bitmap and data are there, so it needs no
-//! zeroing: a sector counts only where its bit is set. A request that finds a bit set which is not on
-//! the disk yet joins the write of that bitmap, so its answer cannot come before it.
+//! zeroing: a sector counts only where its bit is set. A request that finds a bit set which is not
+//! on the disk yet joins the write of that bitmap, so its answer cannot come before it.
 //!
-//! No block is marked full in the batmap of an image that is being written ([`crate::heal()`]): found
-//! again at the same place with fewer sectors, a mark would bring back what was zeroed.
+//! No block is marked full in the batmap of an image that is being written ([`crate::heal()`]):
+//! found again at the same place with fewer sectors, a mark would bring back what was zeroed.
 //!
 //! A new block goes to a clear place: one that no table on the medium points at, and whose bitmap
 //! is zeros there. So even if a volatile cache lets the table reach the medium first and then loses
-//! the rest, no sector but those just written changes. Where a file was made longer a place is clear
-//! as it is. Any other place is cleared when nobody can be reading there any more, and counts from
-//! the next flush on; that flush also brings the table to the medium that took a block away from
-//! the place, be it this session's or that of a process that was killed. Several places are cleared
-//! at once, so that a flush is asked for once in sixteen new blocks at most, and not at all
+//! the rest, no sector but those just written changes. Where a file was made longer a place is
+//! clear as it is. Any other place is cleared when nobody can be reading there any more, and counts
+//! from the next flush on; that flush also brings the table to the medium that took a block away
+//! from the place, be it this session's or that of a process that was killed. Several places are
+//! cleared at once, so that a flush is asked for once in sixteen new blocks at most, and not at all
 //! where the guest flushes often enough.
 use std::cell::Cell;
 
@@ -60,8 +60,9 @@ pub struct Vhd {
     full: Vec<Cell<u8>>,
     /// Blocks with plans at work.
     users: Vec<User>,
-    /// For each BAT sector the number of the last write of it that failed, 0 if none did: the disk may
-    /// hold something else than memory. Settled by writing it with the next change that relies on it.
+    /// For each BAT sector the number of the last write of it that failed, 0 if none did: the disk
+    /// may hold something else than memory. Settled by writing it with the next change that relies
+    /// on it.
     doubts: Vec<u32>,
     failures: u32,
     /// Places of blocks that were given back, and clear ones.
@@ -124,8 +125,8 @@ struct Part {
 }
 
 impl Vhd {
-    /// A driver over an image that was opened. On a block device, where space is scarce and stale bytes
-    /// under clear bits do no harm, the space between blocks is used again.
+    /// A driver over an image that was opened. On a block device, where space is scarce and stale
+    /// bytes under clear bits do no harm, the space between blocks is used again.
     pub fn new(mut opened: Opened) -> Vhd {
         let dirty = opened.marks_are_off();
         let bat = std::mem::take(&mut opened.bat);
@@ -156,8 +157,8 @@ impl Vhd {
         vhd
     }
 
-    /// Asks for the closing writes even if nothing was written: the trailing footer was made invalid at
-    /// open, or was found damaged.
+    /// Asks for the closing writes even if nothing was written: the trailing footer was made
+    /// invalid at open, or was found damaged.
     pub fn set_dirty(&mut self) {
         self.dirty = true;
     }
@@ -283,7 +284,7 @@ impl Vhd {
         count
     }
 
-    // ---- who is at work on a block -----------------------------------------------------------------
+    // ---- who is at work on a block -------------------------------------------------------------
 
     fn user(&self, block: u32) -> u32 {
         self.users.iter().find(|u| u.block == block).map_or(0, |u| u.count)
@@ -313,7 +314,7 @@ impl Vhd {
         }
     }
 
-    // ---- plans -------------------------------------------------------------------------------------
+    // ---- plans ---------------------------------------------------------------------------------
 
     /// The BAT sector of a block in the cache, made from the table in memory if it is not there.
     fn hold_bat(&self, meta: &mut dyn Meta, block: u32) -> Result<MetaRef, Stop> {

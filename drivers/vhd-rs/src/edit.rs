@@ -103,9 +103,10 @@ pub fn set_hidden(storage: &dyn Storage, name: &Path, value: u8) -> Result<(), V
     }
 }
 
-/// The same beside a tapdisk that writes the image. In a file only the copy at 0 is written: where the
-/// file ends, the disk may put a block at this very moment. It brings the other footer in line when it
-/// is closed or paused. A device ends where it ends, and a fixed image has that footer only.
+/// The same beside a tapdisk that writes the image. In a file only the copy at 0 is written: where
+/// the file ends, the disk may put a block at this very moment. It brings the other footer in line
+/// when it is closed or paused. A device ends where it ends, and a fixed image has that footer
+/// only.
 ///
 /// # Errors
 /// As for [`set_hidden`]; EINVAL for a footer that cannot be believed.
@@ -137,8 +138,8 @@ pub fn set_hidden_beside(image: &Beside, name: &Path, value: u8) -> Result<(), V
     image.sync().map_err(|e| VhdError::io(name, "flush the image", 0, &e))
 }
 
-/// Sets the marker: in the batmap header and nothing else (the original also wipes the map, E09), or in an
-/// extended attribute of an image that has no batmap.
+/// Sets the marker: in the batmap header and nothing else (the original also wipes the map, E09),
+/// or in an extended attribute of an image that has no batmap.
 ///
 /// # Errors
 /// EINVAL for a damaged batmap; as for opening, and those of the device or file system.

@@ -1,5 +1,5 @@
-//! Making blocks of an image present: with what the disk reads there ([`fill`]), or as they lie on the medium
-//! ([`mark`]).
+//! Making blocks of an image present: with what the disk reads there ([`fill`]), or as they lie on
+//! the medium ([`mark`]).
 use crate::bat::{self, UNUSED};
 use crate::batmap;
 use crate::chain::Chain;
@@ -19,9 +19,9 @@ use std::path::Path;
 /// Sectors copied at a time.
 const PIECE: u64 = 4096;
 
-/// Writes every sector of the disk into the image, read through the chain: nothing is asked of the parents any
-/// more. With the key of an encrypted chain, the zeros that are written are encrypted too. (The original also
-/// fills entries of the table beyond the disk.)
+/// Writes every sector of the disk into the image, read through the chain: nothing is asked of the
+/// parents any more. With the key of an encrypted chain, the zeros that are written are encrypted
+/// too. (The original also fills entries of the table beyond the disk.)
 ///
 /// ```
 /// use vhd_rs::{files, fill, lock, open};
@@ -37,7 +37,8 @@ const PIECE: u64 = 4096;
 /// ```
 ///
 /// # Errors
-/// EINVAL for a fixed image, or an encrypted one without key; ENOKEY for a wrong key; those of opening the chain, and of the files.
+/// EINVAL for a fixed image, or an encrypted one without key; ENOKEY for a wrong key; those of
+/// opening the chain, and of the files.
 pub fn fill(file: &File, name: &Path, key: Option<&[u8]>) -> Result<(), VhdError> {
     let options = OpenOptions { for_io: true, ..OpenOptions::default() };
     let mut opened = open::open(file, name, &options)?;
@@ -89,13 +90,13 @@ fn fillable(name: &Path, opened: &Opened) -> Result<(), VhdError> {
     opened.refuse_cut(name)
 }
 
-/// Allocates the blocks of these sectors that are not there, with all bits set and no data written: they show
-/// what lies on the medium. Blocks that are there stay as they are. (The original replaces them, and loses what
-/// they held.)
+/// Allocates the blocks of these sectors that are not there, with all bits set and no data written:
+/// they show what lies on the medium. Blocks that are there stay as they are. (The original
+/// replaces them, and loses what they held.)
 ///
 /// # Errors
-/// EINVAL for a fixed image; ERANGE beyond the end of the disk; EOVERFLOW and ENOSPC where blocks find no
-/// place; those of the device.
+/// EINVAL for a fixed image; ERANGE beyond the end of the disk; EOVERFLOW and ENOSPC where blocks
+/// find no place; those of the device.
 pub fn mark(
     storage: &dyn Storage,
     name: &Path,

@@ -1,6 +1,8 @@
-//! What a file is that has no footer of a VHD: other formats and archives are told by their first bytes.
+//! What a file is that has no footer of a VHD: other formats and archives are told by their first
+//! bytes.
 //!
-//! Only the words for people depend on this, nothing is opened by it: a guest may write such bytes, too.
+//! Only the words for people depend on this, nothing is opened by it: a guest may write such bytes,
+//! too.
 use crate::error::VhdError;
 use image::Storage;
 use std::path::Path;

@@ -17,9 +17,10 @@ use crate::open::{self, BatmapState, Opened};
 use image::Storage;
 use std::path::Path;
 
-/// Makes the footers of an image whole, and takes the marks of full blocks off. Writes nothing where they are, and not to a poisoned image.
-/// `unit` is what writes of the file are made of, 512 if they may be of any length: a footer that
-/// shares a larger unit with a block goes to the unit's end.
+/// Makes the footers of an image whole, and takes the marks of full blocks off. Writes nothing
+/// where they are, and not to a poisoned image. `unit` is what writes of the file are made of, 512
+/// if they may be of any length: a footer that shares a larger unit with a block goes to the unit's
+/// end.
 ///
 /// ```
 /// use image::Storage;

@@ -1,11 +1,11 @@
-//! The journal of a resize (§13): what the image held where the resize writes, so that a resize that stopped half way
-//! can be taken back.
+//! The journal of a resize (§13): what the image held where the resize writes, so that a resize
+//! that stopped half way can be taken back.
 //!
 //! ```text
 //!   header │ entry, bytes │ entry, bytes │ …        metadata entries first, then moved blocks
 //! ```
-//! An entry counts only when the header says so, and the header is written after the entry is on the disk. An
-//! empty journal means that there is nothing to take back: not yet, or not any more.
+//! An entry counts only when the header says so, and the header is written after the entry is on
+//! the disk. An empty journal means that there is nothing to take back: not yet, or not any more.
 use crate::bytes::{checksum, put, take, u32_at, u64_at};
 use crate::error::{
     VhdError,
@@ -271,7 +271,8 @@ impl<'a> Journal<'a> {
     }
 }
 
-/// Opens the file of a new journal. A regular file must not exist yet; a block device is used as it is.
+/// Opens the file of a new journal. A regular file must not exist yet; a block device is used as it
+/// is.
 ///
 /// # Errors
 /// EEXIST, and those of the file system.

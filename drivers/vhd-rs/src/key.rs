@@ -1,5 +1,5 @@
-//! Keys of encrypted images: an image holds a nonce and the SHA-256 of nonce and key (§7.3), so that a key
-//! can be told from a wrong one before any sector is read.
+//! Keys of encrypted images: an image holds a nonce and the SHA-256 of nonce and key (§7.3), so
+//! that a key can be told from a wrong one before any sector is read.
 //!
 //! ```
 //! use vhd_rs::key;
@@ -43,8 +43,8 @@ pub fn hash_of(nonce: &[u8; 32], key: &[u8]) -> KeyHash {
 /// What file systems call themselves that hold the pipes without a name (linux/magic.h).
 const PIPEFS: u64 = 0x5049_5045;
 
-/// Opens a file that holds a key. A pipe that a shell made, `<(command)`, has its writer already and
-/// is read as well; one with a name may have none for ever.
+/// Opens a file that holds a key. A pipe that a shell made, `<(command)`, has its writer already
+/// and is read as well; one with a name may have none for ever.
 ///
 /// # Errors
 /// Those of the file system, and [`VhdError::Node`].
@@ -69,8 +69,8 @@ pub fn fits(stored: &KeyHash, key: &[u8]) -> bool {
 /// Makes an empty image an encrypted one.
 ///
 /// # Errors
-/// EINVAL for a fixed image, or one that already holds data; EOPNOTSUPP for one without a batmap where there are no
-/// extended attributes.
+/// EINVAL for a fixed image, or one that already holds data; EOPNOTSUPP for one without a batmap
+/// where there are no extended attributes.
 pub fn set_hash(storage: &dyn Storage, name: &Path, key: &KeyHash) -> Result<(), VhdError> {
     let opened = open_to_change(storage, name)?;
     refuse_poisoned(name, &opened.footer)?;
@@ -100,8 +100,8 @@ pub fn set_hash(storage: &dyn Storage, name: &Path, key: &KeyHash) -> Result<(),
 /// The cipher of an image's data: none for an image that is not encrypted.
 ///
 /// # Errors
-/// EINVAL for an encrypted image without key, a key for an image that is not encrypted, or one of neither 32 nor
-/// 64 bytes; ENOKEY for a key that does not fit.
+/// EINVAL for an encrypted image without key, a key for an image that is not encrypted, or one of
+/// neither 32 nor 64 bytes; ENOKEY for a key that does not fit.
 pub fn cipher(
     name: &Path,
     stored: Option<&KeyHash>,

@@ -1,4 +1,5 @@
-//! VHD images as XenServer reads and writes them: the bytes, opening, closing, making, checking, changing.
+//! VHD images as XenServer reads and writes them: the bytes, opening, closing, making, checking,
+//! changing.
 //!
 //! Section signs (§) refer to docs/spec/vhd.md. Nothing here panics on the
 //! bytes of an image, and nothing allocates more than the image has bytes.
@@ -26,10 +27,12 @@
 //! | encrypted images | [`key`], [`crypt`], [`chain::Chain::unlock`] |
 //! | two writers | [`lock`] |
 //!
-//! Errors are [`VhdError`]: a sentence with file, field and remedy, and an errno. `examples/layers.rs` is a program.
+//! Errors are [`VhdError`]: a sentence with file, field and remedy, and an errno.
+//! `examples/layers.rs` is a program.
 //!
-//! An image is anything with bytes ([`image::Storage`]): a file, a block device, memory. [`driver::Vhd`] is the driver
-//! that the daemon runs; [`image::blocking`] runs it with plain reads and writes.
+//! An image is anything with bytes ([`image::Storage`]): a file, a block device, memory.
+//! [`driver::Vhd`] is the driver that the daemon runs; [`image::blocking`] runs it with plain reads
+//! and writes.
 //!
 //! ```
 //! use image::blocking::Writer;

@@ -1,6 +1,7 @@
 //! Changes to what an image says about its parent and its own end: `vhd-util modify`.
 //!
-//! Everything is checked before the first byte is written, so that a refused change leaves the image as it was.
+//! Everything is checked before the first byte is written, so that a refused change leaves the
+//! image as it was.
 use crate::bat::{self, UNUSED};
 use crate::beside::Beside;
 use crate::chain::{self, Identity};
@@ -38,8 +39,8 @@ pub enum Point {
     ResizeEnd,
 }
 
-/// Sets the parent of a differencing image in the file `name`: unique id, name, time stamp and the texts of
-/// all locators that this crate writes. The texts go into the areas that are there.
+/// Sets the parent of a differencing image in the file `name`: unique id, name, time stamp and the
+/// texts of all locators that this crate writes. The texts go into the areas that are there.
 ///
 /// ```
 /// # use vhd_rs::{files, lock, modify, open};
@@ -58,8 +59,8 @@ pub enum Point {
 /// ```
 ///
 /// # Errors
-/// EINVAL if the image has no parent; ELOOP if it would be its own ancestor; ENAMETOOLONG if the path does not
-/// fit; those of opening the parent. The image is unchanged then.
+/// EINVAL if the image has no parent; ELOOP if it would be its own ancestor; ENAMETOOLONG if the
+/// path does not fit; those of opening the parent. The image is unchanged then.
 pub fn set_parent(
     file: &File,
     name: &Path,
@@ -241,8 +242,8 @@ fn too_long(name: &Path) -> VhdError {
     VhdError::request(name, ENAMETOOLONG, why)
 }
 
-/// Writes the trailing footer so that the image ends at `bytes`, in a file or on a device that is larger or
-/// about to be made smaller. Nothing else is written, and nothing is cut off.
+/// Writes the trailing footer so that the image ends at `bytes`, in a file or on a device that is
+/// larger or about to be made smaller. Nothing else is written, and nothing is cut off.
 ///
 /// ```
 /// use vhd_rs::{files, lock, modify};

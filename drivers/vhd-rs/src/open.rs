@@ -355,8 +355,8 @@ fn dynamic(
 /// The key hash of an image that has no batmap to hold it (§7.3).
 ///
 /// # Errors
-/// Those of the file system: an image that may be encrypted must not pass for one that is not. EINVAL for an
-/// attribute that is no key hash.
+/// Those of the file system: an image that may be encrypted must not pass for one that is not.
+/// EINVAL for an attribute that is no key hash.
 pub(crate) fn key_attribute(
     storage: &dyn Storage,
     name: &Path,
@@ -382,8 +382,8 @@ pub fn batmap_header(state: &BatmapState) -> Option<&BatmapHeader> {
     }
 }
 
-/// End of headers (§2.4). Locators outside the file protect nothing and do not count. The place of a
-/// damaged batmap counts unless a block already lies there: it is written again at close.
+/// End of headers (§2.4). Locators outside the file protect nothing and do not count. The place of
+/// a damaged batmap counts unless a block already lies there: it is written again at close.
 pub(crate) fn end_of_headers(
     footer: &Footer,
     header: &Header,

@@ -1,7 +1,9 @@
-//! A batmap made anew: it is a hint which blocks are full, so all that is in it can be learned again.
+//! A batmap made anew: it is a hint which blocks are full, so all that is in it can be learned
+//! again.
 //!
-//! Programs that know no batmap put blocks upon it: qemu begins behind the table. Such blocks move to
-//! the end of the image. At every moment the table points at whole blocks, and the map gets its header last.
+//! Programs that know no batmap put blocks upon it: qemu begins behind the table. Such blocks move
+//! to the end of the image. At every moment the table points at whole blocks, and the map gets its
+//! header last.
 use crate::batmap;
 use crate::closing::renewed;
 use crate::edit::{open_to_change, put, refuse_poisoned, write_footers};

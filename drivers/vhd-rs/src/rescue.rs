@@ -7,9 +7,9 @@
 //!            └ block 1 ┘ bitmap shared
 //! ```
 //! Only reading: an image with blocks upon others is not opened for writing. One that is cut is,
-//! and grows to its whole length: the sectors that become zeros are named. A sector is lost if its bytes are
-//! another's as well, or not there. A bitmap that is another's as well counts where all its bits
-//! are set, which is what writers without bitmaps put there; else its block is lost.
+//! and grows to its whole length: the sectors that become zeros are named. A sector is lost if its
+//! bytes are another's as well, or not there. A bitmap that is another's as well counts where all
+//! its bits are set, which is what writers without bitmaps put there; else its block is lost.
 use crate::bat::{self, UNUSED};
 use crate::batmap;
 use crate::error::VhdError;

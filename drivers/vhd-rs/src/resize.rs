@@ -1,14 +1,16 @@
 //! Making the disk of an image larger.
 //!
-//! [`fast`] writes two footers, where the metadata has room. [`Growth`] makes room: the table and the batmap grow,
-//! locators and the first blocks move out of their way, and a journal keeps what was there.
+//! [`fast`] writes two footers, where the metadata has room. [`Growth`] makes room: the table and
+//! the batmap grow, locators and the first blocks move out of their way, and a journal keeps what
+//! was there.
 //!
 //! ```text
 //!   journal: metadata ─► poison ─► per block: journal, copy to the end ─► table, batmap, locators, header
 //!      ─► footers, still poisoned ─► journal emptied ─► footers
 //! ```
-//! Stopped anywhere, the image is refused by everything that would trust it until [`crate::revert`] has been run,
-//! which gives the old image back up to the emptying of the journal, and the new one from then on.
+//! Stopped anywhere, the image is refused by everything that would trust it until [`crate::revert`]
+//! has been run, which gives the old image back up to the emptying of the journal, and the new one
+//! from then on.
 use crate::FooterAt;
 use crate::bat::{self, UNUSED};
 use crate::batmap::BatmapHeader;
@@ -43,8 +45,8 @@ use std::path::{Path, PathBuf};
 /// ```
 ///
 /// # Errors
-/// EINVAL for a size below the present one or beyond the room; EIO if a part of the image is cut off;
-/// those of opening.
+/// EINVAL for a size below the present one or beyond the room; EIO if a part of the image is cut
+/// off; those of opening.
 pub fn fast(storage: &dyn Storage, name: &Path, bytes: u64) -> Result<(), VhdError> {
     let opened = for_resize(storage, name)?;
     let now = opened.footer.current_bytes;
@@ -116,8 +118,8 @@ impl Growth {
     /// Plans to make the disk `bytes` large. `None` if it is.
     ///
     /// # Errors
-    /// ENOSYS for a smaller size; EINVAL for a fixed image, a foreign one, a damaged one or a size beyond 2040
-    /// GiB; ENOSPC if a device is too small; those of opening.
+    /// ENOSYS for a smaller size; EINVAL for a fixed image, a foreign one, a damaged one or a size
+    /// beyond 2040 GiB; ENOSPC if a device is too small; those of opening.
     pub fn plan(
         storage: &dyn Storage,
         name: &Path,
@@ -197,7 +199,8 @@ impl Growth {
         end
     }
 
-    /// Locator areas that lie where table or batmap will be go behind them; the byte after everything.
+    /// Locator areas that lie where table or batmap will be go behind them; the byte after
+    /// everything.
     fn lay_out_locators(&mut self, storage: &dyn Storage, grown_end: u64) -> Result<u64, VhdError> {
         let from = self.header.table_offset;
         let used = |l: &locator::Locator| l.code != locator::NONE;
@@ -254,8 +257,8 @@ impl Growth {
         VhdError::request(&self.name, errno, why)
     }
 
-    /// Does it. After an error the image is as it was before, unless the way back failed as well; the error
-    /// says so then, and `vhd-util revert` with the journal is needed.
+    /// Does it. After an error the image is as it was before, unless the way back failed as well;
+    /// the error says so then, and `vhd-util revert` with the journal is needed.
     ///
     /// # Errors
     /// Those of the image's and the journal's files.
@@ -303,8 +306,9 @@ impl Growth {
         log.seal()
     }
 
-    /// What the new metadata covers of a file and nobody uses: saved as well, so that a revert gives the image back
-    /// byte for byte. On a device such space is not worth the room in the journal.
+    /// What the new metadata covers of a file and nobody uses: saved as well, so that a revert
+    /// gives the image back byte for byte. On a device such space is not worth the room in the
+    /// journal.
     fn gaps(&self, old: &Header) -> Vec<(u64, u64)> {
         let limit = if self.old.device { 0 } else { self.old.end_of_data.min(self.end_of_headers) };
         let locators = old.locators.iter().filter(|l| l.code != locator::NONE);

@@ -1,8 +1,8 @@
 //! Taking an interrupted resize back (§13).
 //!
-//! The old contents go back to their places while the footers stay poisoned; then the journal is emptied; then
-//! the footers become good. So a journal that can still undo something never belongs to an image that may be in
-//! use, and each step can be repeated.
+//! The old contents go back to their places while the footers stay poisoned; then the journal is
+//! emptied; then the footers become good. So a journal that can still undo something never belongs
+//! to an image that may be in use, and each step can be repeated.
 use crate::edit::put;
 use crate::error::{VhdError, errno::EINVAL};
 use crate::footer::{COOKIE, FOOTER_BYTES, Footer, POISON};
@@ -34,7 +34,8 @@ use std::path::Path;
 /// ```
 ///
 /// # Errors
-/// EINVAL for a damaged journal or one of another image; nothing is changed then. Those of the files.
+/// EINVAL for a damaged journal or one of another image; nothing is changed then. Those of the
+/// files.
 pub fn revert(
     storage: &dyn Storage,
     name: &Path,
@@ -85,7 +86,8 @@ fn restore(storage: &dyn Storage, name: &Path, log: &Journal<'_>) -> Result<(), 
         put(storage, name, entry.at, &entry.bytes)
     })?;
     for Entry { at, bytes, .. } in footers {
-        // As it was, so that not even a byte nobody interprets changes; poisoned until the journal is empty.
+        // As it was, so that not even a byte nobody interprets changes; poisoned until the journal
+        // is empty.
         let footer = Footer::decode(&bytes);
         put(storage, name, at, &Footer { cookie: POISON, ..footer }.encode())?;
     }

@@ -1,4 +1,5 @@
-//! What a storage manager wants to know of every image of a repository, from as few reads as possible.
+//! What a storage manager wants to know of every image of a repository, from as few reads as
+//! possible.
 //!
 //! A fast look believes the footer copy at byte 0 and reads the first 4 KiB, the last sector, and
 //! the parent's locator where that lies elsewhere: no table, no batmap. The last sector tells a

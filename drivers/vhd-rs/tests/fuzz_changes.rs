@@ -1,5 +1,6 @@
-//! Any bytes, changed: no change of an image panics, whatever the image or the journal holds, and one that is refused
-//! leaves the bytes as they were. The seed is fixed; a failure prints its input.
+//! Any bytes, changed: no change of an image panics, whatever the image or the journal holds, and
+//! one that is refused leaves the bytes as they were. The seed is fixed; a failure prints its
+//! input.
 mod common;
 
 use common::{Block, build};

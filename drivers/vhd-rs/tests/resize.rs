@@ -1,5 +1,5 @@
-//! Growing disks: the bytes of the journal, contents that stay, and a power cut at every operation of the resize and
-//! of its revert.
+//! Growing disks: the bytes of the journal, contents that stay, and a power cut at every operation
+//! of the resize and of its revert.
 mod common;
 
 use common::crash::{Fragile, Power};
@@ -75,7 +75,8 @@ fn the_journal_holds_what_the_example_of_the_specification_holds() {
         (Kind::Table, 512, 1536),
         (Kind::BatmapHeader, 512, 2048),
         (Kind::Batmap, 512, 2560),
-        // Not in the example: the unused sector before the first block, so that it comes back as it was.
+        // Not in the example: the unused sector before the first block, so that it comes back as it
+        // was.
         (Kind::Data, 512, 3072),
         (Kind::Data, 512, 3584),
         (Kind::Data, 2_097_152, 4096),

@@ -90,8 +90,8 @@ fn image_report(name: &Path, o: &CheckOptions, term: &mut Term) -> Result<Report
     report.map_err(|e| term.not_opened(name, &e))
 }
 
-/// A line for each image that is valid, or what is wrong with the first that is not. Of a fixed image
-/// there is nothing to say.
+/// A line for each image that is valid, or what is wrong with the first that is not. Of a fixed
+/// image there is nothing to say.
 fn print(report: &Report, o: &CheckOptions, term: &mut Term) -> i32 {
     let images: Vec<&Report> = std::iter::once(report).chain(&report.parents).collect();
     for image in &images {

@@ -93,8 +93,8 @@ fn when_stopped(command: &str) -> Option<&'static str> {
 fn main() -> ExitCode {
     cli::begin();
     let mut args: Vec<OsString> = std::env::args_os().skip(1).collect();
-    // `--debug` may stand anywhere after the command, even between an option and its value; it only ever
-    // raised logging. `--ignore-lock` is as free.
+    // `--debug` may stand anywhere after the command, even between an option and its value; it only
+    // ever raised logging. `--ignore-lock` is as free.
     let name = (!args.is_empty()).then(|| args.remove(0));
     args.retain(|a| a != "--debug");
     let others = match args.iter().any(|a| a == "--ignore-lock") {

@@ -1,4 +1,5 @@
-//! `modify`: another parent, another end, no blocks. What is asked for is done in the order z, s, p.
+//! `modify`: another parent, another end, no blocks. What is asked for is done in the order z, s,
+//! p.
 use crate::options::{self, Term};
 use crate::points;
 use std::ffi::OsString;

@@ -41,8 +41,8 @@ impl Term {
         self.streams.finish(code)
     }
 
-    /// Writes the line that callers know to standard output and the whole story to standard error; the
-    /// exit code.
+    /// Writes the line that callers know to standard output and the whole story to standard error;
+    /// the exit code.
     pub(crate) fn failed(&mut self, line: &str, e: &VhdError) -> i32 {
         self.say(line);
         self.complain(&format!("{e}\n"));
@@ -54,8 +54,8 @@ impl Term {
         self.failed(&format!("error opening {}: -{}\n", show::path(name), e.errno()), e)
     }
 
-    /// A failure in the way that was asked for: as an object with the member `error`, or as [`Term::failed`]; the
-    /// exit code.
+    /// A failure in the way that was asked for: as an object with the member `error`, or as
+    /// [`Term::failed`]; the exit code.
     pub(crate) fn failed_as(&mut self, json: bool, line: &str, name: &Path, e: &VhdError) -> i32 {
         if !json {
             return self.failed(line, e);
@@ -96,7 +96,8 @@ pub(crate) fn given(
     Ok(options)
 }
 
-/// The same for a command whose help is wrong usage, as most of the original's are, and that has no operands.
+/// The same for a command whose help is wrong usage, as most of the original's are, and that has no
+/// operands.
 ///
 /// # Errors
 /// The exit code when the command is over with that.

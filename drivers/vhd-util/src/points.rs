@@ -1,5 +1,5 @@
-//! Points at which the tests of storage managers stop a command: an environment variable, whatever it holds,
-//! ends the program there as a crash would.
+//! Points at which the tests of storage managers stop a command: an environment variable, whatever
+//! it holds, ends the program there as a crash would.
 use std::io::Write;
 use vhd_rs::modify::Point;
 

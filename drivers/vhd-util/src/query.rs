@@ -144,8 +144,8 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     code
 }
 
-/// One object, with what was asked for or, if nothing was, with everything. What could not be learned is null
-/// there, and has its error in the member `errors`.
+/// One object, with what was asked for or, if nothing was, with everything. What could not be
+/// learned is null there, and has its error in the member `errors`.
 fn answer_json(s: &Subject, o: &Options, term: &mut Term) -> i32 {
     let all = !QUESTIONS.iter().any(|q| o.has(q.letter));
     let (mut code, mut errors) = (0, Map::new());

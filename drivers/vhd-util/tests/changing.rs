@@ -1,5 +1,6 @@
-//! Images that change while they are looked at: another program writes over them, cuts them and makes them whole again.
-//! Every command ends, by an exit code of its own, says a sentence if it fails, and changes nothing.
+//! Images that change while they are looked at: another program writes over them, cuts them and
+//! makes them whole again. Every command ends, by an exit code of its own, says a sentence if it
+//! fails, and changes nothing.
 mod common;
 
 use std::os::unix::fs::FileExt;

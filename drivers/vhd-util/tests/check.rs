@@ -1,5 +1,5 @@
-//! `check` as recorded of the original: statistics, parents that are not there, what is no image; and
-//! what it says to people.
+//! `check` as recorded of the original: statistics, parents that are not there, what is no image;
+//! and what it says to people.
 mod common;
 use common::Dir;
 use std::os::unix::fs::FileExt;

@@ -7,7 +7,8 @@ use std::process::Stdio;
 
 const KEY: [u8; 64] = [0x42; 64];
 
-/// A plain disk with data, an encrypted copy of it, and an encrypted child of that: with the plain disk's bytes.
+/// A plain disk with data, an encrypted copy of it, and an encrypted child of that: with the plain
+/// disk's bytes.
 fn encrypted() -> (Dir, Vec<u8>) {
     let d = Dir::new();
     d.put("key", &KEY);

@@ -1,5 +1,5 @@
-//! Names that lead to neither a file nor a block device: every command ends at once, with a number and
-//! a sentence, and what it would have made is not there.
+//! Names that lead to neither a file nor a block device: every command ends at once, with a number
+//! and a sentence, and what it would have made is not there.
 mod common;
 use common::Dir;
 use std::os::unix::net::UnixListener;
@@ -52,7 +52,8 @@ const COMMANDS: &[&str] = &[
     "convert -f raw -n X -N new -O vhd",
 ];
 
-/// How long nothing takes that does not wait for something, with all the patience of a busy machine.
+/// How long nothing takes that does not wait for something, with all the patience of a busy
+/// machine.
 const SECONDS: &str = "60";
 /// What `timeout` ends with.
 const TOO_LONG: i32 = 124;

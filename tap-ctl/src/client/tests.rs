@@ -64,7 +64,8 @@ fn pid_is_the_one_in_the_reply() {
     assert_eq!(fake.thread.join().expect("thread"), Request::Pid.to_message().encode());
 }
 
-/// While an OPEN is not answered, the client asks what the disk waits for, and passes each sentence on once.
+/// While an OPEN is not answered, the client asks what the disk waits for, and passes each sentence
+/// on once.
 #[test]
 fn what_an_open_waits_for_is_told() {
     use std::sync::Mutex;

@@ -1,4 +1,5 @@
-//! `tap-ctl destroy`: close, detach, free; stops at the first failure, unless the disk is closed all the same.
+//! `tap-ctl destroy`: close, detach, free; stops at the first failure, unless the disk is closed
+//! all the same.
 
 use super::PLAIN;
 use super::close::TIMEOUT;
@@ -42,15 +43,16 @@ fn destroy(client: &Client, pid: i32, minor: u16, limit: Option<Duration>) -> Ou
         if !is_closed(client, pid, minor, &error) {
             return Err(error.into());
         }
-        // Its storage is lost, say: the last flush failed, and nothing that could be tried again is left.
+        // Its storage is lost, say: the last flush failed, and nothing that could be tried again is
+        // left.
         remove(client, pid, minor)?;
         return Err(error.into());
     }
     remove(client, pid, minor)
 }
 
-/// Who was still making the disk takes it away as well when it is closed, and may be faster: what is
-/// gone is no failure.
+/// Who was still making the disk takes it away as well when it is closed, and may be faster: what
+/// is gone is no failure.
 fn remove(client: &Client, pid: i32, minor: u16) -> Outcome {
     let this = |entry: &ListEntry| entry.minor == i32::from(minor);
     if let Err(failure) = detach(client, pid, minor)

@@ -1,8 +1,8 @@
 //! `tap-ctl doctor`: whether a running tapdisk holds the protections that keep memory pressure from
 //! hanging it, and is confined.
 //!
-//! Read from /proc and from the tapdisk's own statistics: nothing is changed, and the tapdisk does not even
-//! have to answer.
+//! Read from /proc and from the tapdisk's own statistics: nothing is changed, and the tapdisk does
+//! not even have to answer.
 
 mod confined;
 mod elf;

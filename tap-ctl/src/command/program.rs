@@ -51,8 +51,8 @@ mod tests {
     fn a_replaced_program_is_told_from_one_that_is_there() {
         let dir = tempfile::tempdir().unwrap();
         let path = fs::canonicalize(dir.path()).unwrap().join("a program");
-        // By a process of its own: a file that this one had open for writing might be open in a child of
-        // another test, and could not be run.
+        // By a process of its own: a file that this one had open for writing might be open in a
+        // child of another test, and could not be run.
         let copy = |to: &PathBuf| {
             let sleep = fs::canonicalize("/bin/sleep").unwrap();
             assert!(Command::new("cp").arg(sleep).arg(to).status().unwrap().success());

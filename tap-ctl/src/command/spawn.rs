@@ -35,7 +35,8 @@ pub fn spawn_and_say() -> Result<i32, Error> {
     Ok(spawned.pid)
 }
 
-/// Ends a tapdisk that was started for a disk and could not be given it. One that answers takes its sockets along.
+/// Ends a tapdisk that was started for a disk and could not be given it. One that answers takes its
+/// sockets along.
 pub fn end(pid: i32, why: &Error) {
     let _ = match why {
         Error::Refused { .. } => sys::interrupt(pid),

@@ -1,7 +1,7 @@
 //! Block devices in control messages: an extension of ours (docs/devices.md).
 //!
-//! The words are in bytes that the original sends as zero and does not look at, so an old tapdisk opens the
-//! disk without a device, and its reply, which names none, tells.
+//! The words are in bytes that the original sends as zero and does not look at, so an old tapdisk
+//! opens the disk without a device, and its reply, which names none, tells.
 use std::fmt;
 
 /// Block devices of the module, below `/dev`.

@@ -324,7 +324,7 @@ fn rule(all: &[Condition]) -> Option<SeccompRule> {
     SeccompRule::new(all.collect::<Option<Vec<_>>>()?).ok()
 }
 
-// ---- what comes before the list ----------------------------------------------------------------------------
+// ---- what comes before the list ----------------------------------------------------------------
 
 /// Instructions of linux/bpf_common.h: load a word of `struct seccomp_data`, compare, go on,
 /// return.

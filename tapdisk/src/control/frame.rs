@@ -1,5 +1,5 @@
-//! A request as it comes in: the message, then what OPEN and RESUME send after it. Pure, so that any
-//! fragmentation gives the same result.
+//! A request as it comes in: the message, then what OPEN and RESUME send after it. Pure, so that
+//! any fragmentation gives the same result.
 use std::sync::Arc;
 
 use tap_ctl::messages::{

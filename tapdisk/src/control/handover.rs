@@ -86,8 +86,8 @@ impl Control {
         self.is_answering() || self.clients.iter().flatten().any(asking)
     }
 
-    /// The socket that another program has left. Its request to go on with this one is answered when
-    /// the disks are there.
+    /// The socket that another program has left. Its request to go on with this one is answered
+    /// when the disks are there.
     ///
     /// # Errors
     /// A descriptor that is not there, or a request that is none.

@@ -19,7 +19,8 @@ use crate::vbd::{State, Vbd};
 const FINISH_US: u64 = 3_000_000;
 /// How long a pause may take, in µs.
 const PAUSE_US: u64 = 30_000_000;
-/// How long the images may take to be open again before the client is told that they are not, in µs.
+/// How long the images may take to be open again before the client is told that they are not, in
+/// µs.
 const ARRIVE_US: u64 = 20_000_000;
 /// Between two looks, in µs.
 const LOOK_US: u64 = 200;

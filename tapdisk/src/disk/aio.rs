@@ -6,11 +6,11 @@
 //!     └───► page cache: at once, or cache lane ────────┤
 //!   reap ◄─ done ◄───────────── collect ◄──────────────┘
 //! ```
-//! Results are read from the completion ring in our own memory, without a system call, as fio does; a
-//! kernel with an unknown ring is asked with io_getevents. AIO is asynchronous only for O_DIRECT. What
-//! goes through the page cache (`-D`: read-only parents) is read at once if it is there
-//! (RWF_NOWAIT, Linux 4.14), and by one of a few threads if not: in `submit` a cold read would hold up the whole
-//! disk. Nothing here allocates after `open` and `set_files`.
+//! Results are read from the completion ring in our own memory, without a system call, as fio does;
+//! a kernel with an unknown ring is asked with io_getevents. AIO is asynchronous only for O_DIRECT.
+//! What goes through the page cache (`-D`: read-only parents) is read at once if it is there
+//! (RWF_NOWAIT, Linux 4.14), and by one of a few threads if not: in `submit` a cold read would hold
+//! up the whole disk. Nothing here allocates after `open` and `set_files`.
 #![allow(unsafe_code)]
 use std::collections::VecDeque;
 use std::io;
@@ -122,8 +122,9 @@ pub struct Aio {
 unsafe impl Send for Aio {}
 
 impl Aio {
-    /// Makes a context for `depth` operations in flight over `files_max` files, and starts the lane.
-    /// The process must not fork into the one that uses it afterwards: a context is not inherited.
+    /// Makes a context for `depth` operations in flight over `files_max` files, and starts the
+    /// lane. The process must not fork into the one that uses it afterwards: a context is not
+    /// inherited.
     ///
     /// # Errors
     /// When the kernel has no AIO, or fs.aio-max-nr is used up.
@@ -219,8 +220,8 @@ impl Aio {
         self.queued -= count;
     }
 
-    /// The kernel refused the first queued one: that is its result, except that an unknown FDSYNC goes
-    /// to the lane.
+    /// The kernel refused the first queued one: that is its result, except that an unknown FDSYNC
+    /// goes to the lane.
     fn refused(&mut self, errno: i32) {
         let iocb = self.iocbs[0];
         let tag = tag_of(iocb.data);
@@ -252,7 +253,8 @@ impl Aio {
     }
 
     /// Moves what finished to `done`. The eventfd is emptied before the ring is read: the kernel
-    /// writes the result first and then signals, so a result that is not seen has its signal to come.
+    /// writes the result first and then signals, so a result that is not seen has its signal to
+    /// come.
     fn collect(&mut self) {
         if self.signalled() {
             self.owed -= i64::try_from(self.wake.drain()).expect("a count of results");
@@ -271,8 +273,8 @@ impl Aio {
         }
     }
 
-    /// What the kernel has not taken waits for the next completion, which brings the caller back. If
-    /// there is none to come, we bring it back ourselves.
+    /// What the kernel has not taken waits for the next completion, which brings the caller back.
+    /// If there is none to come, we bring it back ourselves.
     fn wake_if_stuck(&mut self) {
         if self.queued > 0 && self.in_kernel == 0 {
             self.wake.signal();
@@ -381,8 +383,8 @@ impl Context {
 
     fn ring(&self) -> &Ring {
         // SAFETY: the id is the address of the ring (fs/aio.c, ioctx_alloc), page-aligned, readable
-        // and writable, mapped until io_destroy in `drop`. Its header is never smaller than this. What
-        // the kernel changes meanwhile are the atomics.
+        // and writable, mapped until io_destroy in `drop`. Its header is never smaller than this.
+        // What the kernel changes meanwhile are the atomics.
         unsafe { &*std::ptr::with_exposed_provenance::<Ring>(self.id as usize) }
     }
 

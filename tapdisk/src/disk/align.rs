@@ -1,22 +1,23 @@
-//! Whole units to the file, whatever the engine asks for: formats of 512-byte sectors on disks of 4096.
+//! Whole units to the file, whatever the engine asks for: formats of 512-byte sectors on disks of
+//! 4096.
 //!
 //! ```text
 //!   push ─┬─ file of 512: as it is ────────────────────────────────────────────────────► inner disk
 //!         └─ change ─► locks ─┬─ whole units ─────────────────────────────────────────► inner disk
 //!   read ─────────────────────┴─ parts ─► bounce buffer ─► read │ read, merge, write ─► inner disk
 //! ```
-//! A write of parts of units reads all units it touches, puts its bytes in and writes them back. A read
-//! or write of several sectors is thus one operation of the inner disk at a time, so the inner disk
-//! needs no more depth than the engine asked for.
+//! A write of parts of units reads all units it touches, puts its bytes in and writes them back. A
+//! read or write of several sectors is thus one operation of the inner disk at a time, so the inner
+//! disk needs no more depth than the engine asked for.
 //!
-//! **A rewrite never loses another change of the same units**: see `locks`. Reads take no lock, for a
-//! rewrite writes the bytes around its own as they are.
+//! **A rewrite never loses another change of the same units**: see `locks`. Reads take no lock, for
+//! a rewrite writes the bytes around its own as they are.
 //!
 //! Progress: an operation waits first for earlier changes, then for a bounce buffer, then for the
 //! device, and whoever holds a buffer waits for the device only. One buffer is enough.
 //!
-//! A file that ends inside a unit is made longer, with zeros, by a write to its last unit: O_DIRECT can
-//! not write less. A format that finds something by the end of its file must not be served so.
+//! A file that ends inside a unit is made longer, with zeros, by a write to its last unit: O_DIRECT
+//! can not write less. A format that finds something by the end of its file must not be served so.
 //!
 //! Nothing here allocates after `open`.
 use std::collections::VecDeque;
@@ -203,9 +204,9 @@ pub struct Aligned<D: Disk> {
 }
 
 impl<D: Disk> Aligned<D> {
-    /// Puts itself over `inner`, whose depth is `depth`, with tags below it. `reserve` is the piece of
-    /// the arena for bounce buffers, [`reserve_bytes`] normally; without room for one, only files that
-    /// take sectors of 512 bytes can be served.
+    /// Puts itself over `inner`, whose depth is `depth`, with tags below it. `reserve` is the piece
+    /// of the arena for bounce buffers, [`reserve_bytes`] normally; without room for one, only
+    /// files that take sectors of 512 bytes can be served.
     pub fn open(inner: D, reserve: Buf, depth: u32) -> Aligned<D> {
         assert!(depth < OURS, "a bit of the tag is ours");
         assert!(reserve.offset.is_multiple_of(UNIT_MAX), "bounce buffers are aligned");
@@ -276,7 +277,7 @@ impl<D: Disk> Aligned<D> {
         self.locks.on = false;
     }
 
-    // ---- the way down ------------------------------------------------------------------------------
+    // ---- the way down --------------------------------------------------------------------------
 
     /// An operation on a file of large units.
     fn admit(&mut self, tag: Tag, mut op: Op, unit: u32) {
@@ -364,7 +365,7 @@ impl<D: Disk> Aligned<D> {
         self.inner.push(tag | OURS, op);
     }
 
-    // ---- the way up --------------------------------------------------------------------------------
+    // ---- the way up ----------------------------------------------------------------------------
 
     /// Takes a result of the inner disk. `None` if the operation goes on.
     fn proceed(&mut self, tag: Tag, result: Result<u32, i32>) -> Option<Result<u32, i32>> {
@@ -390,7 +391,8 @@ impl<D: Disk> Aligned<D> {
         }
     }
 
-    /// A transfer is over: the first `end` bytes of the units are in the bounce buffer, or in the file.
+    /// A transfer is over: the first `end` bytes of the units are in the bounce buffer, or in the
+    /// file.
     fn moved(&mut self, tag: Tag, end: u32) -> Option<Result<u32, i32>> {
         let e = self.entries[tag as usize];
         let visible = e.visible(end);
@@ -432,8 +434,8 @@ impl<D: Disk> Aligned<D> {
     }
 }
 
-/// A device refuses to zero parts of units; the engine then writes zeros, and those writes are aligned
-/// here. A file takes any range.
+/// A device refuses to zero parts of units; the engine then writes zeros, and those writes are
+/// aligned here. A file takes any range.
 fn by_hand_instead(e: &Entry) -> bool {
     matches!(e.op.kind, Kind::Zero { .. }) && e.rewrites()
 }
@@ -477,8 +479,8 @@ impl<D: Disk> Disk for Aligned<D> {
         }
     }
 
-    /// Also true when `reap` has given the inner disk the next part of something: the caller goes round
-    /// once more and submits it before it sleeps.
+    /// Also true when `reap` has given the inner disk the next part of something: the caller goes
+    /// round once more and submits it before it sleeps.
     fn has_finished(&self) -> bool {
         self.given || !self.done.is_empty() || self.inner.has_finished()
     }

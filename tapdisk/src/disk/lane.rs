@@ -84,8 +84,8 @@ pub enum Call {
 }
 
 impl Call {
-    /// How everything but data and flush is done, on a block device or a regular file, and on how many
-    /// bytes. fallocate reaches block devices since Linux 4.9; it has no discard for them.
+    /// How everything but data and flush is done, on a block device or a regular file, and on how
+    /// many bytes. fallocate reaches block devices since Linux 4.9; it has no discard for them.
     pub fn of(kind: Kind, block: bool) -> Option<(Call, u64)> {
         let keep_size = libc::FALLOC_FL_KEEP_SIZE;
         let punch = Call::Fallocate(libc::FALLOC_FL_PUNCH_HOLE | keep_size);
@@ -313,8 +313,9 @@ fn touch_stack() {
     std::hint::black_box(&mut pages);
 }
 
-/// Reclaim inside this thread's calls must not wait on this process (docs/memory-pressure.md). The flag is
-/// inherited, but the caller may set its own later; a refusal is reported by the caller's check.
+/// Reclaim inside this thread's calls must not wait on this process (docs/memory-pressure.md). The
+/// flag is inherited, but the caller may set its own later; a refusal is reported by the caller's
+/// check.
 fn be_flusher() {
     // SAFETY: sets a flag of this thread; no memory is passed.
     unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) };

@@ -1,8 +1,9 @@
 //! Asynchronous file I/O under the engine: io_uring, Linux AIO, or the simulator.
 //!
 //! An engine queues operations, hands them to the kernel once a turn, and reaps results. It knows
-//! nothing of formats or requests. Nothing here allocates after `open`; there is always room for one
-//! more operation, because the engine above never has more in flight than `depth` promised at open.
+//! nothing of formats or requests. Nothing here allocates after `open`; there is always room for
+//! one more operation, because the engine above never has more in flight than `depth` promised at
+//! open.
 pub mod aio;
 pub mod align;
 mod files;
@@ -82,7 +83,8 @@ pub trait Disk {
     fn reap(&mut self) -> Option<(Tag, Result<u32, i32>)>;
 
     /// Whether `reap` would give something. `wake_fd` tells only of what is not visible yet, and an
-    /// operation may finish within `submit`: the caller does not sleep on `wake_fd` while this is true.
+    /// operation may finish within `submit`: the caller does not sleep on `wake_fd` while this is
+    /// true.
     fn has_finished(&self) -> bool {
         false
     }

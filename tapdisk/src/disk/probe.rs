@@ -32,9 +32,9 @@ pub struct Chosen {
     pub why: String,
 }
 
-/// Opens an engine for `depth` operations in flight over `files_max` files: the one that TAPDISK_ENGINE
-/// names (uring or aio), else the preferred one, else the best that works. The calling thread is the one
-/// that uses it.
+/// Opens an engine for `depth` operations in flight over `files_max` files: the one that
+/// TAPDISK_ENGINE names (uring or aio), else the preferred one, else the best that works. The
+/// calling thread is the one that uses it.
 ///
 /// # Errors
 /// When the engine asked for does not open, no engine opens, or TAPDISK_ENGINE names none.

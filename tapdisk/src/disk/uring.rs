@@ -6,9 +6,9 @@
 //!   reap ◄─ done ◄───────────── collect ◄───────────┘
 //!                                  ▲ lane: discard of block devices, which the ring cannot do
 //! ```
-//! A ring belongs to the thread that opened it (SINGLE_ISSUER), and what finished becomes visible only in
-//! that thread's calls (DEFER_TASKRUN), so nothing interrupts a turn. Kernels before 6.1 are asked for
-//! less. Nothing here allocates after `open` and `set_files`.
+//! A ring belongs to the thread that opened it (SINGLE_ISSUER), and what finished becomes visible
+//! only in that thread's calls (DEFER_TASKRUN), so nothing interrupts a turn. Kernels before 6.1
+//! are asked for less. Nothing here allocates after `open` and `set_files`.
 #![allow(unsafe_code)]
 mod ear;
 
@@ -101,8 +101,8 @@ pub struct Uring {
 }
 
 impl Uring {
-    /// Makes a ring for `depth` operations in flight over `files_max` files, with `arena` registered.
-    /// The calling thread is the one that uses it.
+    /// Makes a ring for `depth` operations in flight over `files_max` files, with `arena`
+    /// registered. The calling thread is the one that uses it.
     ///
     /// # Errors
     /// When the kernel has no io_uring, forbids it, or lacks an operation.
@@ -145,20 +145,22 @@ impl Uring {
         })
     }
 
-    /// Whether the arena is registered; if not (RLIMIT_MEMLOCK), every operation pins its pages anew.
+    /// Whether the arena is registered; if not (RLIMIT_MEMLOCK), every operation pins its pages
+    /// anew.
     pub fn registered(&self) -> bool {
         self.memory_registered
     }
 
-    /// Whether the watched epoll descriptor was readable since the last call. The caller then empties it
-    /// (`epoll_wait` with no time until it gives nothing); what it leaves is reported again.
+    /// Whether the watched epoll descriptor was readable since the last call. The caller then
+    /// empties it (`epoll_wait` with no time until it gives nothing); what it leaves is reported
+    /// again.
     pub fn take_watch_ready(&mut self) -> bool {
         std::mem::take(&mut self.watch_ready)
     }
 
-    /// Listens to a descriptor that is non-blocking, tells u32s and is told some, until the engine ends; in
-    /// `submit_and_wait` alone. False if this kernel is too old (5.17) or there is one already: the caller
-    /// polls, reads and writes for itself.
+    /// Listens to a descriptor that is non-blocking, tells u32s and is told some, until the engine
+    /// ends; in `submit_and_wait` alone. False if this kernel is too old (5.17) or there is one
+    /// already: the caller polls, reads and writes for itself.
     pub fn listen(&mut self, fd: RawFd) -> bool {
         let params = self.ring.params();
         let able = params.is_feature_skip_cqe_on_success() && params.is_feature_ext_arg();
@@ -216,8 +218,9 @@ impl Uring {
     }
 
     fn queue(&mut self, entry: &squeue::Entry) {
-        // SAFETY: an operation's memory is a piece of the arena (checked by `Arena::address`), or the
-        // ear's own, lent meanwhile; both outlive the ring. Polls and the others name no memory.
+        // SAFETY: an operation's memory is a piece of the arena (checked by `Arena::address`), or
+        // the ear's own, lent meanwhile; both outlive the ring. Polls and the others name no
+        // memory.
         let pushed = unsafe { self.ring.submission().push(entry) };
         assert!(pushed.is_ok(), "the submission queue has room for the depth and the polls");
     }
@@ -226,8 +229,8 @@ impl Uring {
         u32::try_from(self.ring.submission().len()).expect("a queue has at most 32768 entries")
     }
 
-    /// Hands everything queued to the kernel and runs its deferred work, without waiting. More than one
-    /// call only when the kernel stopped half-way (an entry it refused, before 5.18).
+    /// Hands everything queued to the kernel and runs its deferred work, without waiting. More than
+    /// one call only when the kernel stopped half-way (an entry it refused, before 5.18).
     fn enter(&mut self) -> io::Result<()> {
         loop {
             let queued = self.queued();

@@ -1,5 +1,5 @@
-//! The images of one disk read as one, and what stands beside them: a secondary, a changed-block log,
-//! the rule that what is read from below is kept in the leaf.
+//! The images of one disk read as one, and what stands beside them: a secondary, a changed-block
+//! log, the rule that what is read from below is kept in the leaf.
 //!
 //! ```text
 //!   writes ─► log ─► secondary (mirror), then top                reads: order[0] ─► order[1] ─► … ─► zeros
@@ -40,7 +40,8 @@ pub trait Cipher: Send {
 
 /// Who is told of changes before they are made: the changed-block log.
 pub trait Changes: Send {
-    /// These sectors are about to change. Does not allocate, block on I/O it issues itself, or fail.
+    /// These sectors are about to change. Does not allocate, block on I/O it issues itself, or
+    /// fail.
     fn mark(&mut self, span: Span);
 }
 
@@ -62,8 +63,8 @@ pub struct Second {
     pub purpose: Purpose,
     /// It is remote: when it fails the disk goes on without it.
     pub remote: bool,
-    /// It is read as a layer of the chain, and can take over. A raw or remote mirror is only written: it holds
-    /// every sector, so it would hide what lies below.
+    /// It is read as a layer of the chain, and can take over. A raw or remote mirror is only
+    /// written: it holds every sector, so it would hide what lies below.
     pub read: bool,
 }
 
@@ -114,20 +115,23 @@ impl Chain {
         Chain { layers, order, second, changes, local_cache: false, fixed: 1, owners }
     }
 
-    /// Remembers from now on which of the images that do not change holds a page. Takes up to 2 MiB.
+    /// Remembers from now on which of the images that do not change holds a page. Takes up to 2
+    /// MiB.
     pub fn remember(&mut self) {
         self.owners = Owners::new(self.sectors());
     }
 
-    /// Plants a bug: what the top holds is remembered too, though it changes. The simulator has to find it.
+    /// Plants a bug: what the top holds is remembered too, though it changes. The simulator has to
+    /// find it.
     #[doc(hidden)]
     pub fn remember_too_much(&mut self) {
         self.remember();
         self.fixed = 0;
     }
 
-    /// Gives the chain a second writable image, which is one of `layers`. A mirror may hold data that the leaf
-    /// has not, so it is read right below the leaf; a standby is not read until it takes over.
+    /// Gives the chain a second writable image, which is one of `layers`. A mirror may hold data
+    /// that the leaf has not, so it is read right below the leaf; a standby is not read until it
+    /// takes over.
     pub fn set_second(&mut self, second: Second) {
         self.order.retain(|file| *file != second.file);
         // Now or later the secondary and the leaf are the first two.
@@ -148,8 +152,8 @@ impl Chain {
         &self.order
     }
 
-    /// The secondary takes the place above the old top, whose data stays readable below it; false if there is
-    /// none that can. Allocates nothing: the order has room.
+    /// The secondary takes the place above the old top, whose data stays readable below it; false
+    /// if there is none that can. Allocates nothing: the order has room.
     pub fn take_over(&mut self) -> bool {
         let Some(second) = self.second.take_if(|second| second.read) else { return false };
         match self.order.iter().position(|file| *file == second.file) {

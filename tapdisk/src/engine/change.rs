@@ -1,4 +1,5 @@
-//! Writes, zeros and discards: planned by the driver of the image that is the slot's target, in phases.
+//! Writes, zeros and discards: planned by the driver of the image that is the slot's target, in
+//! phases.
 use image::{Action, MetaRef, Plan, Span, Stop, Want};
 
 use super::chain::{self, Found};
@@ -34,8 +35,8 @@ impl<D: Disk> Engine<D> {
                     made += 1;
                     self.slots[usize::from(id.0)].cursor += plan.count;
                 }
-                // What is planned goes on; the rest is asked for after it. Waiting while holding a plan
-                // could wait for oneself.
+                // What is planned goes on; the rest is asked for after it. Waiting while holding a
+                // plan could wait for oneself.
                 Err(_) if made > 0 => break,
                 Err((file, stop)) => return self.stop(id, file, stop),
             }
@@ -129,8 +130,8 @@ impl<D: Disk> Engine<D> {
         plan.along.iter().for_each(|r| self.want_write(id, r));
     }
 
-    /// The `count` sectors of the buffer from `skip` on, as they are written: encrypted in place where the
-    /// image is.
+    /// The `count` sectors of the buffer from `skip` on, as they are written: encrypted in place
+    /// where the image is.
     fn encoded(&mut self, id: SlotId, count: u32, skip: u32) -> Buf {
         let slot = &mut self.slots[usize::from(id.0)];
         let chain = self.chain.as_ref().expect("a request runs on a chain");
@@ -153,8 +154,8 @@ impl<D: Disk> Engine<D> {
         buf
     }
 
-    /// Zeros a range: the part made of whole pages by the file system, its ends by hand, so that the
-    /// kernel never has to do the ends through its page cache.
+    /// Zeros a range: the part made of whole pages by the file system, its ends by hand, so that
+    /// the kernel never has to do the ends through its page cache.
     fn zero(&mut self, id: SlotId, at: u64, bytes: u64, punch: bool) {
         let (file, end) = (self.slot(id).target, at + bytes);
         let (from, to) = (at.next_multiple_of(PAGE).min(end), (end - end % PAGE).max(at));
@@ -224,9 +225,9 @@ impl<D: Disk> Engine<D> {
         let file = self.slot(id).target;
         for i in 0..PLANS_MAX {
             let Some((at, bytes)) = self.slot(id).plans[i].and_then(|p| p.free) else { continue };
-            // Zeros rather than a discard, on devices too: a read that began before may still look there,
-            // and may find old data or zeros but nothing else. Whole pages, for sectors of any
-            // size.
+            // Zeros rather than a discard, on devices too: a read that began before may still look
+            // there, and may find old data or zeros but nothing else. Whole pages, for sectors of
+            // any size.
             let from = at.next_multiple_of(PAGE);
             let bytes = (at + u64::from(bytes)).saturating_sub(from) / PAGE * PAGE;
             if bytes == 0 {

@@ -51,8 +51,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// What a disk gets normally: 2.3 MiB of arena. A client that is alone may have 20 large slots, more
-    /// than a request of 1 MiB needs; with 16 in all, 8 such requests at once were slower.
+    /// What a disk gets normally: 2.3 MiB of arena. A client that is alone may have 20 large slots,
+    /// more than a request of 1 MiB needs; with 16 in all, 8 such requests at once were slower.
     pub const NORMAL: Limits = Limits {
         small: 48,
         large: 24,

@@ -1,12 +1,14 @@
-//! The local cache: what is read from below the leaf is kept in the leaf (`-r`, spec/drivers.md §6.5).
+//! The local cache: what is read from below the leaf is kept in the leaf (`-r`, spec/drivers.md
+//! §6.5).
 //!
 //! ```text
 //!   read ─► answered ─► released by its transport ─► written into the leaf ─► slot free
 //! ```
-//! The slot that was read into is written from, so this needs no memory of its own; at most a quarter of the
-//! slots do so at once, and a read that finds no room is simply not kept. A change by the guest wins: what
-//! overlaps one that was at work at the same time is not written, and a change that comes while the sectors
-//! are being written waits for that. Nothing of it is mirrored or marked: the disk's contents stay the same.
+//! The slot that was read into is written from, so this needs no memory of its own; at most a
+//! quarter of the slots do so at once, and a read that finds no room is simply not kept. A change
+//! by the guest wins: what overlaps one that was at work at the same time is not written, and a
+//! change that comes while the sectors are being written waits for that. Nothing of it is mirrored
+//! or marked: the disk's contents stay the same.
 use image::Span;
 
 use super::Engine;
@@ -69,8 +71,8 @@ impl<D: Disk> Engine<D> {
         self.local_cache.room = room;
     }
 
-    /// Plants a bug: what is read is written into the leaf even over a later change. The simulator has to find
-    /// it.
+    /// Plants a bug: what is read is written into the leaf even over a later change. The simulator
+    /// has to find it.
     #[doc(hidden)]
     pub fn forget_overlaps(&mut self) {
         self.local_cache.careless = true;
@@ -112,8 +114,8 @@ impl<D: Disk> Engine<D> {
             })
     }
 
-    /// A read's slot comes back from its transport: the read goes on as a write into the leaf if it is
-    /// worth it.
+    /// A read's slot comes back from its transport: the read goes on as a write into the leaf if it
+    /// is worth it.
     pub(super) fn keep(&mut self, id: SlotId) -> bool {
         let slot = self.slot(id);
         let worth = slot.state == State::Done
@@ -141,7 +143,8 @@ impl<D: Disk> Engine<D> {
         true
     }
 
-    /// The same, for a slot that its transport does not give back: from a free slot, if there is one.
+    /// The same, for a slot that its transport does not give back: from a free slot, if there is
+    /// one.
     pub(super) fn keep_copy(&mut self, id: SlotId) {
         if !self.keeps_reads() || self.slot(id).local.wanted() == 0 {
             return;

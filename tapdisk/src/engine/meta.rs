@@ -42,8 +42,8 @@ pub struct Block {
     recent: Cell<bool>,
     /// The call of a driver that last used it.
     call: Cell<u64>,
-    /// Slots that wait for the operation in flight: the load, or the write that their edit is in. A block
-    /// is never loaded and written at once.
+    /// Slots that wait for the operation in flight: the load, or the write that their edit is in. A
+    /// block is never loaded and written at once.
     waiting: SlotSet,
     /// Slots whose edit goes out with the next write.
     pub queued: SlotSet,

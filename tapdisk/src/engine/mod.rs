@@ -6,9 +6,10 @@
 //!             ▼                                        ▼                                       ▼
 //!           done ◄──────────── Syncing (FUA, flush) ◄──────────── Freeing ◄────────────── all landed
 //! ```
-//! One turn of the server calls [`Engine::step`]: it takes finished operations, steps the requests they
-//! wake, and queues new operations. It never waits, allocates, logs or loops without a bound. What is in
-//! flight is named by index. The crash order of every format is `landing` below, and nothing else.
+//! One turn of the server calls [`Engine::step`]: it takes finished operations, steps the requests
+//! they wake, and queues new operations. It never waits, allocates, logs or loops without a bound.
+//! What is in flight is named by index. The crash order of every format is `landing` below, and
+//! nothing else.
 use std::collections::VecDeque;
 
 use image::{MetaRef, Stop};
@@ -54,8 +55,8 @@ const STATUS_RUNS_MAX: u32 = 256;
 pub struct Policy {
     /// Writes are refused.
     pub read_only: bool,
-    /// Flush between data and the metadata that points at it: the lower disk has a volatile cache and its
-    /// owner wants unflushed writes to be old or new, never torn, after a power cut.
+    /// Flush between data and the metadata that points at it: the lower disk has a volatile cache
+    /// and its owner wants unflushed writes to be old or new, never torn, after a power cut.
     pub barriers: bool,
     /// Seconds an operation is tried again while the kernel answers EAGAIN, EBUSY, EINTR or ENOMEM.
     pub timeout_s: u16,
@@ -168,8 +169,8 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    /// Puts a chain under the engine. `files[i]` tells about the file of layer i; the disk was given the
-    /// same files with `set_files`. Nothing may be in flight.
+    /// Puts a chain under the engine. `files[i]` tells about the file of layer i; the disk was
+    /// given the same files with `set_files`. Nothing may be in flight.
     pub fn attach(&mut self, chain: Chain, files: &[FileInfo], policy: Policy) {
         assert!(self.chain.is_none() && self.idle(), "a chain is attached to an idle engine");
         assert!(chain.layers.len() == files.len(), "each layer has a file");
@@ -275,8 +276,8 @@ impl<D: Disk> Engine<D> {
         Some((id, slot.request, slot.outcome))
     }
 
-    /// One turn: takes finished operations and steps what they wake. `now` is a monotonic clock in µs.
-    /// True if there is more to do at once, without waiting for anything.
+    /// One turn: takes finished operations and steps what they wake. `now` is a monotonic clock in
+    /// µs. True if there is more to do at once, without waiting for anything.
     pub fn step(&mut self, now: u64) -> bool {
         self.now = now;
         self.stats.turns += 1;
@@ -315,7 +316,7 @@ impl<D: Disk> Engine<D> {
         seqs.min().unwrap_or(self.seq + 1)
     }
 
-    // ---- what wakes requests -----------------------------------------------------------------------
+    // ---- what wakes requests -------------------------------------------------------------------
 
     fn deliver(&mut self, owner: Owner, op: Op, outcome: Result<(), i32>) {
         self.landed = true;
@@ -369,7 +370,7 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    // ---- stepping a request ------------------------------------------------------------------------
+    // ---- stepping a request --------------------------------------------------------------------
 
     /// Others have their turn between the pieces of a request only: while it holds a plan it goes
     /// on, or
@@ -459,7 +460,8 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    /// Without anything of its own in flight, the slot waits until something of another's has landed.
+    /// Without anything of its own in flight, the slot waits until something of another's has
+    /// landed.
     fn ask_again(&mut self, id: SlotId) {
         if self.slot(id).pending == 0 {
             self.retry.insert(id);

@@ -1,6 +1,6 @@
-//! Operations in flight: one table for everybody's, so that short transfers are carried on, what the
-//! kernel cannot do now is tried again, and what a file system cannot do at all is done another way,
-//! in one place.
+//! Operations in flight: one table for everybody's, so that short transfers are carried on, what
+//! the kernel cannot do now is tried again, and what a file system cannot do at all is done another
+//! way, in one place.
 use crate::disk::{Disk, FileId, Kind, Op, Tag};
 use crate::engine::limits::{Limits, ZEROS_BYTES};
 use crate::engine::meta::BlockId;
@@ -51,7 +51,8 @@ pub struct Ops {
 }
 
 const MICROS: u64 = 1_000_000;
-/// Transfers of less than a sector that are tried again; at the end of a file they never get further.
+/// Transfers of less than a sector that are tried again; at the end of a file they never get
+/// further.
 const STALLS_MAX: u8 = 8;
 
 impl Ops {
@@ -80,8 +81,8 @@ impl Ops {
         disk.push(tag, op);
     }
 
-    /// Takes one result. Gives owner, file, kind and outcome when the operation is over; `None` when it
-    /// goes on.
+    /// Takes one result. Gives owner, file, kind and outcome when the operation is over; `None`
+    /// when it goes on.
     pub fn done(
         &mut self,
         disk: &mut impl Disk,
@@ -177,7 +178,8 @@ fn advance(e: &mut Entry, n: u32) -> Progress {
         Kind::Zero { bytes, .. } if e.by_hand => bytes,
         _ => return Progress::Done,
     };
-    // O_DIRECT goes on from a sector boundary only; a transfer that ends inside one is repeated there.
+    // O_DIRECT goes on from a sector boundary only; a transfer that ends inside one is repeated
+    // there.
     let before = e.done;
     e.done = (e.done + u64::from(n)).min(total);
     if e.done == total {

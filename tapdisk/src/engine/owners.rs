@@ -1,10 +1,10 @@
-//! Which parent holds a page: remembered, so that a read through a long chain asks each layer once and then
-//! none but the right one.
+//! Which parent holds a page: remembered, so that a read through a long chain asks each layer once
+//! and then none but the right one.
 //!
-//! Parents do not change while they are open, so what was found once stays true. One word a page, found by the
-//! page's number; pages that fall on the same word replace each other. A page is remembered only when all of it
-//! lies in one piece in one layer, and asked for only by requests inside it, so that nothing is ever cut into
-//! pages on account of this.
+//! Parents do not change while they are open, so what was found once stays true. One word a page,
+//! found by the page's number; pages that fall on the same word replace each other. A page is
+//! remembered only when all of it lies in one piece in one layer, and asked for only by requests
+//! inside it, so that nothing is ever cut into pages on account of this.
 //!
 //! ```text
 //!   63       54 53   47 46 45            0
@@ -32,8 +32,8 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// Room for the pages of a disk, or for as many of them as are allowed. Every page of the memory is
-    /// touched.
+    /// Room for the pages of a disk, or for as many of them as are allowed. Every page of the
+    /// memory is touched.
     pub fn new(sectors: u64) -> Owners {
         let pages = usize::try_from(sectors.div_ceil(PAGE)).unwrap_or(WORDS_MAX);
         let words = pages.next_power_of_two().min(WORDS_MAX);
@@ -74,8 +74,8 @@ impl Owners {
         self.words[index] = tag << TAG_SHIFT | place;
     }
 
-    /// The word of a span that lies in one page, and the tag it has to have. The largest tag is nobody's, so
-    /// that no word that is in use reads as nothing.
+    /// The word of a span that lies in one page, and the tag it has to have. The largest tag is
+    /// nobody's, so that no word that is in use reads as nothing.
     fn place(&self, span: Span) -> Option<(usize, u64)> {
         let page = span.start / PAGE;
         let words = self.words.len() as u64;

@@ -60,9 +60,9 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    /// A layer has to load metadata: what the layers below will ask for next is loaded at the same time, so
-    /// that the first read through a long chain does not wait for one layer after the other. Uses the
-    /// operations that the slot has and does not need while it waits.
+    /// A layer has to load metadata: what the layers below will ask for next is loaded at the same
+    /// time, so that the first read through a long chain does not wait for one layer after the
+    /// other. Uses the operations that the slot has and does not need while it waits.
     fn load_ahead(&mut self, id: SlotId, file: FileId, stop: Stop, span: Span) {
         let Stop::Load(_) = stop else { return };
         let slot = &mut self.slots[usize::from(id.0)];

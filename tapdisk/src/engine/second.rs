@@ -1,13 +1,14 @@
-//! The secondary: a mirror that gets every change first, or a standby that takes over (spec/operations.md
-//! §4.4).
+//! The secondary: a mirror that gets every change first, or a standby that takes over
+//! (spec/operations.md §4.4).
 //!
 //! ```text
 //!   change ─► target = mirror ─► landed ─► target = top ─► landed ─► done
 //!                  │ remote, failed             │ ENOSPC
 //!                  └─► go on without it         └─► the secondary is the top now: target = it, from the start
 //! ```
-//! A change is one request to one image after the other, each in the phases of its own format; a target that
-//! changes means the request starts anew there. So nothing is acknowledged that is not where reads look.
+//! A change is one request to one image after the other, each in the phases of its own format; a
+//! target that changes means the request starts anew there. So nothing is acknowledged that is not
+//! where reads look.
 use image::Span;
 
 use super::chain::{Layer, Purpose};
@@ -81,7 +82,8 @@ impl<D: Disk> Engine<D> {
             return false;
         }
         if target != top {
-            // A mirror that is out of the chain (it was forgiven its failure), or the top of before.
+            // A mirror that is out of the chain (it was forgiven its failure), or the top of
+            // before.
             let current = self.chain.as_ref().and_then(|c| c.second).map(|s| s.file);
             let gone = self.forgiven(target) || current != Some(target) && errno == libc::ENOSPC;
             if gone {
@@ -99,7 +101,8 @@ impl<D: Disk> Engine<D> {
         taken
     }
 
-    /// Whether a failure of this file does not count: it is a remote mirror. The disk goes on without.
+    /// Whether a failure of this file does not count: it is a remote mirror. The disk goes on
+    /// without.
     pub(super) fn forgiven(&mut self, file: FileId) -> bool {
         if self.events.mirror_lost == Some(file) {
             return true;

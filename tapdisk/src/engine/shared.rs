@@ -36,8 +36,8 @@ impl<D: Disk> Engine<D> {
         self.written.contains(&Some(file))
     }
 
-    /// One flush at a time; it covers what completed before it began, so later comers take the next one.
-    /// Every file that requests were written to is flushed.
+    /// One flush at a time; it covers what completed before it began, so later comers take the next
+    /// one. Every file that requests were written to is flushed.
     fn begin_flush(&mut self) {
         if self.flushing.parts > 0 || self.flushing.queued.is_empty() {
             return;
@@ -110,7 +110,7 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    // ---- counting ------------------------------------------------------------------------------------
+    // ---- counting ------------------------------------------------------------------------------
 
     pub(super) fn hit(&mut self, layer: FileId, dir: usize, count: u32) {
         let chain = self.chain.as_mut().expect("a request runs on a chain");

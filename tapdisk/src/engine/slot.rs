@@ -13,7 +13,8 @@ pub enum State {
     Free,
     /// The transport fills its buffer.
     Filling,
-    /// The next part of the request is to be mapped or planned. Reads stay here until they are done.
+    /// The next part of the request is to be mapped or planned. Reads stay here until they are
+    /// done.
     Ask,
     /// This phase of the plans is being written.
     Landing {

@@ -1,7 +1,8 @@
-//! Blocking access to an image for opening and closing it: past the page cache, whatever the alignment.
+//! Blocking access to an image for opening and closing it: past the page cache, whatever the
+//! alignment.
 //!
-//! The engine and this never work on a file at the same time, except where the page cache is used for
-//! neither, so the two cannot disagree about its bytes.
+//! The engine and this never work on a file at the same time, except where the page cache is used
+//! for neither, so the two cannot disagree about its bytes.
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
@@ -27,7 +28,8 @@ pub struct DirectFile {
 }
 
 impl DirectFile {
-    /// Takes a file; `direct` if it was opened with O_DIRECT; `unit` is the sector size of its device.
+    /// Takes a file; `direct` if it was opened with O_DIRECT; `unit` is the sector size of its
+    /// device.
     pub fn new(file: File, direct: bool, device: bool, unit: usize) -> DirectFile {
         DirectFile { file, direct, device, unit: Cell::new(unit.clamp(SECTOR, PAGE)) }
     }

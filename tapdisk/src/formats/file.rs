@@ -75,8 +75,8 @@ pub fn open(
     Ok(OpenFile { file, identity, sector_size })
 }
 
-/// What a path leads to. Only regular files and block devices are touched: opening something else may
-/// wait for ever or have effects.
+/// What a path leads to. Only regular files and block devices are touched: opening something else
+/// may wait for ever or have effects.
 ///
 /// # Errors
 /// Those of the file system; EISDIR, EINVAL for what is neither file nor block device.
@@ -119,8 +119,8 @@ enum How {
     Refused,
 }
 
-/// With O_DIRECT, or where the file system refuses that, with O_DSYNC, so that what is acknowledged is
-/// on the disk all the same.
+/// With O_DIRECT, or where the file system refuses that, with O_DSYNC, so that what is acknowledged
+/// is on the disk all the same.
 fn direct(node: &Node, writable: bool, flags: i32) -> io::Result<(File, How)> {
     match with(node, writable, flags | libc::O_DIRECT) {
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {

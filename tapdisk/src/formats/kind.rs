@@ -53,8 +53,8 @@ pub enum Source {
 /// Parses `type:path`.
 ///
 /// # Errors
-/// EINVAL without a colon, ENAMETOOLONG, ENOENT for an unknown type; for a type that is known but not
-/// there, what the original gives where it fails.
+/// EINVAL without a colon, ENAMETOOLONG, ENOENT for an unknown type; for a type that is known but
+/// not there, what the original gives where it fails.
 pub fn parse(text: &[u8]) -> Result<Source, OpenError> {
     let shown = show::line(text);
     let Some(colon) = text.iter().position(|byte| *byte == b':') else {

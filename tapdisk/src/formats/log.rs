@@ -14,7 +14,8 @@ impl ChangeLog {
     /// Opens the log of a disk of this many sectors.
     ///
     /// # Errors
-    /// EINVAL for a log that does not cover the disk; EPERM, as the original, for one that cannot be had.
+    /// EINVAL for a log that does not cover the disk; EPERM, as the original, for one that cannot
+    /// be had.
     pub fn open(path: &Path, sectors: u64) -> Result<ChangeLog, OpenError> {
         cbt::Log::open(path, sectors).map(ChangeLog).map_err(|error| {
             let errno = match error.errno() {

@@ -3,8 +3,8 @@
 //! ```text
 //!   address ─► connect │ passed descriptor ─► greeting ─► Offer ─► disk::remote … DISC ─► closed │ put back
 //! ```
-//! All of it waits, for ten seconds at most, on a worker. Whatever fails is EPERM, as the original has it
-//! (spec/operations.md §5); the sentence says what it was.
+//! All of it waits, for ten seconds at most, on a worker. Whatever fails is EPERM, as the original
+//! has it (spec/operations.md §5); the sentence says what it was.
 mod address;
 mod greeting;
 mod talk;
@@ -99,8 +99,8 @@ impl RemoteImage {
         Peer { fd: Arc::clone(&self.fd), offer: self.offer, ended: self.ended.clone() }
     }
 
-    /// Waits until everything is on the server's disk. Nothing is in flight. A connection that has ended
-    /// has failed its requests already.
+    /// Waits until everything is on the server's disk. Nothing is in flight. A connection that has
+    /// ended has failed its requests already.
     ///
     /// # Errors
     /// What the server says, or that it says nothing.

@@ -61,7 +61,8 @@ fn wait_for_verdict(read: OwnedFd, child: libc::pid_t) -> ExitCode {
     }
 }
 
-/// In the child: a session of its own, the root directory, and nothing of the caller's but two pipes.
+/// In the child: a session of its own, the root directory, and nothing of the caller's but two
+/// pipes.
 fn detach(verdict: OwnedFd) -> Result<Caller, Failure> {
     let failed = |doing: &'static str| move |error: io::Error| Failure::io(doing, &error);
     // SAFETY: takes nothing; fails only for a process group leader, which a fork is not.
@@ -76,7 +77,8 @@ fn detach(verdict: OwnedFd) -> Result<Caller, Failure> {
     let stdout = stdout.or_else(|_| null.try_clone()).map_err(failed("keep standard output"))?;
     let stderr = stderr.or_else(|_| null.try_clone()).map_err(failed("keep standard error"))?;
     for fd in 0..3 {
-        // SAFETY: takes numbers; 0, 1 and 2 belong to nobody in this program but the standard streams.
+        // SAFETY: takes numbers; 0, 1 and 2 belong to nobody in this program but the standard
+        // streams.
         if unsafe { libc::dup2(null.as_raw_fd(), fd) } < 0 {
             return Err(Failure::io("close the standard streams", &io::Error::last_os_error()));
         }

@@ -47,8 +47,8 @@ pub enum Verb {
         fua: bool,
     },
     /// Which parts of the span hold data: extents are left in the slot's buffer, as many as fit, as
-    /// pairs of native u32: sectors, then 0 = data, 1 = hole that reads as zeros. May end before the
-    /// span does; at least one is given.
+    /// pairs of native u32: sectors, then 0 = data, 1 = hole that reads as zeros. May end before
+    /// the span does; at least one is given.
     Status,
 }
 
@@ -82,18 +82,19 @@ pub type Outcome = Result<u32, i32>;
 
 /// The engine as transports see it.
 pub trait Slots {
-    /// A free slot whose buffer has at least `bytes` bytes, now the caller's to fill; `None` if there is
-    /// none just now. `bytes` is at most [`Slots::slot_bytes_max`]. Small requests are given small
-    /// slots first.
+    /// A free slot whose buffer has at least `bytes` bytes, now the caller's to fill; `None` if
+    /// there is none just now. `bytes` is at most [`Slots::slot_bytes_max`]. Small requests are
+    /// given small slots first.
     fn reserve(&mut self, bytes: u32) -> Option<SlotId>;
-    /// Size of the largest slot buffer (64 KiB): longer requests are cut into pieces by the transport.
+    /// Size of the largest slot buffer (64 KiB): longer requests are cut into pieces by the
+    /// transport.
     fn slot_bytes_max(&self) -> u32;
     /// The buffer of a slot that is the caller's (reserved or done).
     fn buffer(&self, slot: SlotId) -> &[u8];
     /// The same, to change.
     fn buffer_mut(&mut self, slot: SlotId) -> &mut [u8];
-    /// Moves a request into its reserved slot and sets it going. A request that is wrong (outside the
-    /// disk, write to a read-only disk) is done at once with its errno.
+    /// Moves a request into its reserved slot and sets it going. A request that is wrong (outside
+    /// the disk, write to a read-only disk) is done at once with its errno.
     fn start(&mut self, slot: SlotId, request: Request);
     /// Makes a slot whose request is done a reserved one again, with the buffer as it is.
     fn reuse(&mut self, slot: SlotId);
@@ -109,7 +110,8 @@ pub trait Slots {
     fn read_only(&self) -> bool;
 }
 
-/// Reads and writes that somebody asked for, and what became of them. Pairs are of reads and of writes.
+/// Reads and writes that somebody asked for, and what became of them. Pairs are of reads and of
+/// writes.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(default)]
 pub struct Traffic {
@@ -153,15 +155,15 @@ pub struct SlotCounts {
     pub large_free: u16,
 }
 
-/// A source of requests. One turn of the server calls `take`, then the engine works, then `complete` is
-/// called for every finished slot of this transport, then `kick` once. None of them blocks or allocates
-/// in the steady state.
+/// A source of requests. One turn of the server calls `take`, then the engine works, then
+/// `complete` is called for every finished slot of this transport, then `kick` once. None of them
+/// blocks or allocates in the steady state.
 pub trait Transport {
-    /// Moves what has arrived into slots and starts it, as far as slots allow. True if more is waiting
-    /// that did not fit.
+    /// Moves what has arrived into slots and starts it, as far as slots allow. True if more is
+    /// waiting that did not fit.
     fn take(&mut self, slots: &mut dyn Slots) -> bool;
-    /// A request of this transport is done. Its slot is the transport's until it releases it (NBD: when
-    /// the bytes are sent).
+    /// A request of this transport is done. Its slot is the transport's until it releases it (NBD:
+    /// when the bytes are sent).
     fn complete(
         &mut self,
         slots: &mut dyn Slots,

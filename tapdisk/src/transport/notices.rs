@@ -1,4 +1,5 @@
-//! What a transport has to say, kept until somebody between turns takes it: a fixed ring, nothing allocated.
+//! What a transport has to say, kept until somebody between turns takes it: a fixed ring, nothing
+//! allocated.
 
 /// At most `N` notices, oldest first.
 #[derive(Debug)]

@@ -44,8 +44,8 @@ impl Held {
         slots.release(slot);
     }
 
-    /// Whether the client may have another slot. Beyond a few it gets its share, and leaves a few to
-    /// whoever comes next.
+    /// Whether the client may have another slot. Beyond a few it gets its share, and leaves a few
+    /// to whoever comes next.
     pub(super) fn may(&self, counts: SlotCounts, bytes: u32) -> bool {
         let large = bytes > SMALL_BYTES || counts.small_free == 0;
         let (held, total, free) = match large {

@@ -1,16 +1,16 @@
-//! How idle the host is, for adaptive polling: read from a file that all tapdisks of the host share,
-//! which whoever finds it old renews. No daemon is needed for it.
+//! How idle the host is, for adaptive polling: read from a file that all tapdisks of the host
+//! share, which whoever finds it old renews. No daemon is needed for it.
 //!
 //! ```text
 //!   /dev/shm/cpu_util_monitor ─► fresh ─────────────────────► its percent
 //!                             ├► of cpumond, and it changes ─► its percent
 //!                             └► old, of nobody, foreign ───► /proc/stat, written there
 //! ```
-//! The file is the one that the original's cpumond keeps for its tapdisks (spec/operations.md §6): two
-//! f32, busy and idle, in percent of the last second. Ours is longer by what the next one who measures
-//! needs, so that an original tapdisk beside ours polls as well. `/proc/uptime` would be cheaper to
-//! read, but before Linux 5.15 it does not know of CPUs that sleep without ticks; `/proc/stat` costs
-//! some 0.1 ms on hosts with many event channels, once a second and host.
+//! The file is the one that the original's cpumond keeps for its tapdisks (spec/operations.md §6):
+//! two f32, busy and idle, in percent of the last second. Ours is longer by what the next one who
+//! measures needs, so that an original tapdisk beside ours polls as well. `/proc/uptime` would be
+//! cheaper to read, but before Linux 5.15 it does not know of CPUs that sleep without ticks;
+//! `/proc/stat` costs some 0.1 ms on hosts with many event channels, once a second and host.
 //!
 //! Files are read, not mapped: one that is cut short under a mapping would kill the process.
 use std::fs::File;

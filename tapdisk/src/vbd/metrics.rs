@@ -1,4 +1,5 @@
-//! What a tapdisk tells in shared memory of itself and its disks (spec/xenstore-tapback.md §9.1, 9.3).
+//! What a tapdisk tells in shared memory of itself and its disks (spec/xenstore-tapback.md §9.1,
+//! 9.3).
 //!
 //! ```text
 //!   /dev/shm/td3-<pid>/                         from the start to the end of the process

@@ -4,10 +4,11 @@
 //!   OPEN ─► images open ─► Adding ─► (tags fetched) ─► Starting ─► Open
 //!   CLOSE ─► Checking (in use?) ─► Stopping ─► Ending (idle, ring closed) ─► Deleting ─► the rest of CLOSE
 //! ```
-//! What the driver makes us wait for is done by a worker ([`crate::job`]), while the data path goes on: the
-//! kernel reads from a device before it says that it has started, and waits for requests before it stops.
-//! Beside the sockets lies a file with the OPEN message that serves the device again: if this process dies,
-//! the device waits, and `tap-ctl recover` sends the message to another one.
+//! What the driver makes us wait for is done by a worker ([`crate::job`]), while the data path goes
+//! on: the kernel reads from a device before it says that it has started, and waits for requests
+//! before it stops. Beside the sockets lies a file with the OPEN message that serves the device
+//! again: if this process dies, the device waits, and `tap-ctl recover` sends the message to
+//! another one.
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use slog::{info, warn};
@@ -184,8 +185,8 @@ impl Vbd {
             Ok(device) => {
                 served.device = Some(Box::new(device));
                 self.device = Some(Device::Ublk(number));
-                // Before it starts: the kernel reads from it then, and if we are killed in the middle the device stays,
-                // with that read, and somebody must find it.
+                // Before it starts: the kernel reads from it then, and if we are killed in the
+                // middle the device stays, with that read, and somebody must find it.
                 self.write_record(env);
                 let pid = env.pid;
                 let job = Job::start(&env.waker, move || device::go(number, pid, taken_over));
@@ -203,7 +204,8 @@ impl Vbd {
         }
     }
 
-    /// There is no device, so the disk is not opened; one that had clients before it goes on without.
+    /// There is no device, so the disk is not opened; one that had clients before it goes on
+    /// without.
     fn not_plugged(&mut self, env: &Env, error: &DeviceError) -> Next {
         if std::mem::take(&mut self.goes_without) {
             warn!(env.log, "minor {}: goes on without its block device: {error}", self.minor);

@@ -1,13 +1,14 @@
-//! What rings tell in shared memory, for `xentop`, rrdp-iostat and the ring watch (spec/xenstore-tapback.md
-//! §9.1–9.2): a few files a device, there while its rings are connected, written once a second.
+//! What rings tell in shared memory, for `xentop`, rrdp-iostat and the ring watch
+//! (spec/xenstore-tapback.md §9.1–9.2): a few files a device, there while its rings are connected,
+//! written once a second.
 //!
 //! ```text
 //!   /dev/shm/td3-<pid>/vbd-<domid>-<devid>      requests, sectors, times
 //!   /dev/shm/vbd3-<domid>-<devid>/statistics    the same as blkback's, /io_ring: indices of the first ring
 //! ```
-//! They are written, not mapped: nobody who cuts them short can harm us; `io_ring` every five seconds, and all only
-//! when there is something new. A file that cannot be made is
-//! said in the log and does without; the ring is served all the same.
+//! They are written, not mapped: nobody who cuts them short can harm us; `io_ring` every five
+//! seconds, and all only when there is something new. A file that cannot be made is said in the log
+//! and does without; the ring is served all the same.
 use std::cell::Cell;
 use std::fs::File;
 use std::io;

@@ -3,8 +3,8 @@
 //! ```text
 //!   connect ─► early (the disk is not open) ── OPEN ──► Served, beside its NBD clients ── CLOSE ──► gone
 //! ```
-//! The devices of Xen are opened with a disk's first ring and closed when the disk is. What is wrong
-//! is said in the log and in the reply.
+//! The devices of Xen are opened with a disk's first ring and closed when the disk is. What is
+//! wrong is said in the log and in the reply.
 use std::os::fd::{AsFd, AsRawFd};
 
 use mio::Registry;
@@ -80,7 +80,8 @@ impl Vbd {
         if !open {
             rings.suspend();
         }
-        // Also when this ring is refused: the devices are open now, and the next ring finds them so.
+        // Also when this ring is refused: the devices are open now, and the next ring finds them
+        // so.
         if fresh && self.served.is_some() {
             self.poll_rings(env);
         }
@@ -155,8 +156,8 @@ impl Vbd {
     }
 }
 
-/// Level-triggered, unlike everything else: a port that fires while others are being read does not wake
-/// anybody again.
+/// Level-triggered, unlike everything else: a port that fires while others are being read does not
+/// wake anybody again.
 fn watch(registry: &Registry, devices: &Devices, token: usize) -> std::io::Result<()> {
     sys::watch_level(registry.as_raw_fd(), devices.as_fd(), token as u64)
 }

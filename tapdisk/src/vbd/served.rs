@@ -1,4 +1,5 @@
-//! A disk that is served: its engine, its sockets, and its images while they are open; and the turn.
+//! A disk that is served: its engine, its sockets, and its images while they are open; and the
+//! turn.
 //!
 //! ```text
 //!   nbd, rings, device: take ─► engine.step ─► complete ─► kick          submit: the server's, once a turn
@@ -270,8 +271,8 @@ impl Served {
         device || tap || self.rings.as_mut().is_some_and(|rings| rings.event())
     }
 
-    /// The sealed part of a turn: nothing here allocates, blocks, logs or loops without a bound. True if
-    /// there is more to do without waiting.
+    /// The sealed part of a turn: nothing here allocates, blocks, logs or loops without a bound.
+    /// True if there is more to do without waiting.
     pub fn turn(&mut self, now: u64) -> bool {
         let mut more = false;
         if let Some(rings) = &mut self.rings {
@@ -348,8 +349,9 @@ impl Served {
         any
     }
 
-    /// This disk sleeps for all: its engine reads the event channels of its rings and unmasks them, in the
-    /// call that sleeps, if it can. They need not be in the poll then; `poll` takes them out.
+    /// This disk sleeps for all: its engine reads the event channels of its rings and unmasks them,
+    /// in the call that sleeps, if it can. They need not be in the poll then; `poll` takes them
+    /// out.
     pub fn listen(&mut self, poll: RawFd) {
         let Some(rings) = &mut self.rings else { return };
         let disk = self.engine.disk().inner().inner();
@@ -497,8 +499,8 @@ fn chain(images: &mut Images, remember: bool) -> Chain {
     chain
 }
 
-/// The leaf has no space left and the secondary took over: a file tells management, which neither the
-/// original nor we ever look at (spec/operations.md §4.4).
+/// The leaf has no space left and the secondary took over: a file tells management, which neither
+/// the original nor we ever look at (spec/operations.md §4.4).
 fn takeover(env: &Env, minor: u16) {
     let path = env.run.enospc(minor);
     warn!(
@@ -529,12 +531,14 @@ fn export(images: &Images) -> Export {
     }
 }
 
-/// Whether the owner of the storage says that its cache is volatile (docs/decisions.md, "VHD choices").
+/// Whether the owner of the storage says that its cache is volatile (docs/decisions.md, "VHD
+/// choices").
 fn barriers() -> bool {
     std::env::var_os("TAPDISK_BARRIERS").is_some_and(|value| !value.is_empty() && value != "0")
 }
 
-/// A cache that holds the bitmaps of a long chain: without it each read would load many of them again.
+/// A cache that holds the bitmaps of a long chain: without it each read would load many of them
+/// again.
 fn for_chain(limits: Limits, bitmaps: usize) -> Limits {
     const META_BLOCKS_MAX: usize = 16384;
     let spare = usize::from(Limits::NORMAL.meta_blocks);
@@ -553,8 +557,8 @@ fn remotes(images: &Images) -> Vec<(FileId, Peer)> {
     peers.flatten().collect()
 }
 
-/// An arena and a disk engine over it. One bounce buffer is always there: a snapshot may bring a leaf with
-/// larger sectors later.
+/// An arena and a disk engine over it. One bounce buffer is always there: a snapshot may bring a
+/// leaf with larger sectors later.
 fn disk(limits: &Limits, images: &Images) -> Result<(Aligned<Remote<AnyDisk>>, String), OpenError> {
     let failed = |what: &str, error: &std::io::Error| {
         let errno = error.raw_os_error().unwrap_or(libc::ENOSYS);

@@ -1,5 +1,5 @@
-//! The ring of the kernel module blktap2: attached with the disk, served while it is open, and its block
-//! device.
+//! The ring of the kernel module blktap2: attached with the disk, served while it is open, and its
+//! block device.
 //!
 //! ```text
 //!   ATTACH ─► ring mapped        OPEN ─► images open ─► Creating ─► Open
@@ -7,8 +7,8 @@
 //!              ▲       └─► in use: waits as long as somebody waits for it, then stays open (EBUSY)
 //!              └──────────────┘
 //! ```
-//! Unlike other block devices this one ends with the tapdisk: the module fails what is outstanding. What the
-//! module makes us wait for is done by a worker ([`crate::job`]).
+//! Unlike other block devices this one ends with the tapdisk: the module fails what is outstanding.
+//! What the module makes us wait for is done by a worker ([`crate::job`]).
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use slog::{info, warn};
@@ -83,7 +83,8 @@ impl Vbd {
         self.tap = Some(Box::new(Tap::new(ring)));
     }
 
-    /// Whether the disk that is being opened gets the module's block device: unless another is named.
+    /// Whether the disk that is being opened gets the module's block device: unless another is
+    /// named.
     pub(super) fn wants_tapdev(&self, wish: Option<&DeviceWish>) -> bool {
         let any = |wish: &DeviceWish| match wish.driver {
             0 => true,
@@ -143,8 +144,8 @@ impl Vbd {
         }
     }
 
-    /// Begins to take the block device away. Where a signal ends the process, what was written to it comes
-    /// first: it ends with us.
+    /// Begins to take the block device away. Where a signal ends the process, what was written to
+    /// it comes first: it ends with us.
     pub(super) fn remove_tapdev(&mut self, env: &Env, force: bool, way: Way) -> State {
         let tap = self.served.as_ref().and_then(|served| served.tap.as_deref());
         let Some(handle) = tap.and_then(Tap::side).map(Ring::handle) else {

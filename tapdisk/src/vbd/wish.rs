@@ -1,5 +1,5 @@
-//! What OPEN and RESUME ask for, checked: an option that is not there yet is refused with a sentence,
-//! never ignored in silence.
+//! What OPEN and RESUME ask for, checked: an option that is not there yet is refused with a
+//! sentence, never ignored in silence.
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,8 @@ pub fn wish(params: &Params, extra: &Extra, run: &RunDir, log: &Logger) -> Resul
     })
 }
 
-/// The wish of a RESUME: what was open, with what the request changes (spec/control-socket.md §5.6).
+/// The wish of a RESUME: what was open, with what the request changes (spec/control-socket.md
+/// §5.6).
 pub fn resumed(before: &Wish, params: &Params, extra: &Extra) -> Wish {
     // The parents that the leaf names now: it may be another leaf, or have others by now.
     let mut wish = Wish { log: extra.log_path, parent: None, ..before.clone() };
@@ -83,8 +84,8 @@ fn key(params: &Params, extra: &Extra) -> Result<Option<Arc<Key>>, OpenError> {
     Key::new(bytes).map(|key| Some(Arc::new(key)))
 }
 
-/// `-e`: the other disk is found by its socket (spec/operations.md §4.3). A tapdisk that was killed leaves its
-/// own behind, so that of several only those count behind which somebody listens.
+/// `-e`: the other disk is found by its socket (spec/operations.md §4.3). A tapdisk that was killed
+/// leaves its own behind, so that of several only those count behind which somebody listens.
 fn parent_socket(run: &RunDir, minor: u32) -> Result<Text, OpenError> {
     let mut found = sockets(run, minor);
     if found.len() > 1 {

@@ -1,5 +1,5 @@
-//! The real daemon in a run directory of its own, the control protocol byte by byte, and a small NBD
-//! client. Nothing here sleeps: whatever is waited for has an event or a deadline.
+//! The real daemon in a run directory of its own, the control protocol byte by byte, and a small
+//! NBD client. Nothing here sleeps: whatever is waited for has an event or a deadline.
 #![allow(dead_code)]
 pub mod fuse;
 pub mod images;
@@ -385,8 +385,8 @@ pub fn pass(receiver: &Path, text: &str, fd: &impl AsRawFd) {
     let stream = UnixStream::connect(receiver).expect("the receiver accepts");
     let mut room = [0u64; 4];
     let mut part = libc::iovec { iov_base: text.as_ptr().cast_mut().cast(), iov_len: text.len() };
-    // SAFETY: zeros are a valid msghdr; it names memory that outlives the call; `room` is large enough
-    // for one descriptor and aligned for its header.
+    // SAFETY: zeros are a valid msghdr; it names memory that outlives the call; `room` is large
+    // enough for one descriptor and aligned for its header.
     unsafe {
         let mut header: libc::msghdr = std::mem::zeroed();
         header.msg_iov = &mut part;

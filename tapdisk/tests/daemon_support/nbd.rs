@@ -1,4 +1,5 @@
-//! The least NBD client: EXPORT_NAME, simple replies, one request at a time or as many as one likes.
+//! The least NBD client: EXPORT_NAME, simple replies, one request at a time or as many as one
+//! likes.
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;

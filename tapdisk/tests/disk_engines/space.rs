@@ -11,7 +11,8 @@ use tapdisk::pool::Buf;
 use crate::support::{BLOCK, block, direct, directory, finish, give, on_each, one, op, root};
 
 const MIB: u64 = 1 << 20;
-/// What the filesystem may take for its own notes about holes (an extent block), counted as the file's.
+/// What the filesystem may take for its own notes about holes (an extent block), counted as the
+/// file's.
 const NOTES: u64 = 65536;
 
 /// Whether everything from `at` on reads as `byte`, past every cache.

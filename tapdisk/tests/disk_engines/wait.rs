@@ -102,8 +102,8 @@ fn one_more_than_the_depth_is_a_broken_promise() {
     }
 }
 
-/// The mio server has edge-triggered epoll: each wakeup is told once. Random batches, and only submit
-/// and reap after a wakeup.
+/// The mio server has edge-triggered epoll: each wakeup is told once. Random batches, and only
+/// submit and reap after a wakeup.
 #[test]
 fn an_edge_triggered_epoll_loses_no_wakeup() {
     on_each(|mut disk| {

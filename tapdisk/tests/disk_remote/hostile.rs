@@ -1,5 +1,5 @@
-//! Servers that break off, lie, or say nothing: whatever is in flight fails with EIO, whatever comes later with
-//! ETIMEDOUT, and nothing else is harmed.
+//! Servers that break off, lie, or say nothing: whatever is in flight fails with EIO, whatever
+//! comes later with ETIMEDOUT, and nothing else is harmed.
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 

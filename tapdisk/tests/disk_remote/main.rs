@@ -1,5 +1,5 @@
-//! Operations on NBD servers, byte by byte: the server's end of the connection is the test's. Each test runs
-//! on both disk engines.
+//! Operations on NBD servers, byte by byte: the server's end of the connection is the test's. Each
+//! test runs on both disk engines.
 #[path = "../counting/mod.rs"]
 mod counting;
 mod hostile;

@@ -158,7 +158,8 @@ fn more_than_the_socket_takes_is_sent_as_it_takes_it() {
     });
 }
 
-/// Takes writes slowly; gives offset and sum of bytes of each. Each pair is answered in the other order.
+/// Takes writes slowly; gives offset and sum of bytes of each. Each pair is answered in the other
+/// order.
 fn echo(mut from: std::os::unix::net::UnixStream, count: usize) -> Vec<(u64, u64)> {
     use std::io::{Read, Write};
     let (mut seen, mut held) = (Vec::new(), Vec::new());

@@ -1,5 +1,5 @@
-//! A server that answers in any order and in any pieces, and now and then with an error; what is read and written is
-//! compared with its memory. Everything comes from a seed.
+//! A server that answers in any order and in any pieces, and now and then with an error; what is
+//! read and written is compared with its memory. Everything comes from a seed.
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 
@@ -90,7 +90,8 @@ struct Asked {
     value: u8,
 }
 
-/// Gives a tag something to do on its own part of the disk, so that the order of others does not matter.
+/// Gives a tag something to do on its own part of the disk, so that the order of others does not
+/// matter.
 fn ask(b: &mut Bench, tag: Tag, rng: &mut Rng) -> Asked {
     let part = DISK_BYTES / DEPTH as usize;
     let bytes = 512 * (1 + rng.below(part as u64 / 512) as usize);

@@ -1,5 +1,6 @@
-//! A load on a block device or a file, for machines that have no fio: patterns that can be checked by someone
-//! else later, and a load to measure. It keeps a number of requests in flight with `io_uring` and `O_DIRECT`.
+//! A load on a block device or a file, for machines that have no fio: patterns that can be checked
+//! by someone else later, and a load to measure. It keeps a number of requests in flight with
+//! `io_uring` and `O_DIRECT`.
 //!
 //! ```text
 //! disk-load write PATH [key=value ...]    blocks in a seeded order, every sector's bytes from seed and place
@@ -144,8 +145,8 @@ impl<'a> Flight<'a> {
         } else {
             opcode::Read::new(fd, data, bytes).offset(place).build()
         };
-        // SAFETY: the buffer belongs to the slot, lives as long as the ring, and nobody touches it before the
-        // completion of this request has been taken.
+        // SAFETY: the buffer belongs to the slot, lives as long as the ring, and nobody touches it
+        // before the completion of this request has been taken.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(index as u64)) };
         pushed.expect("there are as many entries as slots");
     }
@@ -173,7 +174,8 @@ impl<'a> Flight<'a> {
     }
 }
 
-/// Every block once, in an order that the seed determines: a stride that has no factor with the count.
+/// Every block once, in an order that the seed determines: a stride that has no factor with the
+/// count.
 struct Order {
     next: u64,
     stride: u64,

@@ -1,11 +1,12 @@
-//! A guest with bad intentions, played in dom0: it connects rings to a tapdisk's disk and puts into them what no
-//! honest front end would. After each scenario the same tapdisk must serve an honest ring.
+//! A guest with bad intentions, played in dom0: it connects rings to a tapdisk's disk and puts into
+//! them what no honest front end would. After each scenario the same tapdisk must serve an honest
+//! ring.
 //!
 //! ```text
 //! hostile-front PID MINOR [SEED]
 //! ```
-//! The disk is written to, its first MiB with known bytes. Nothing else that the tapdisk has may change, which the
-//! caller checks.
+//! The disk is written to, its first MiB with known bytes. Nothing else that the tapdisk has may
+//! change, which the caller checks.
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

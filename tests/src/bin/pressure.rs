@@ -1,4 +1,5 @@
-//! Loads and a watchman for the machine of `tests/vm/pressure.sh`, where memory is short on purpose.
+//! Loads and a watchman for the machine of `tests/vm/pressure.sh`, where memory is short on
+//! purpose.
 //!
 //! ```text
 //! pressure hog MIB SECONDS SEED           anonymous memory, written and compared over and over

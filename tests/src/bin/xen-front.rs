@@ -1,5 +1,5 @@
-//! A front end in dom0 that is made of keys, grants and an event channel, for a disk that xl has plugged into dom0 while no
-//! kernel's front end was loaded. tapback connects it as any other.
+//! A front end in dom0 that is made of keys, grants and an event channel, for a disk that xl has
+//! plugged into dom0 while no kernel's front end was loaded. tapback connects it as any other.
 //!
 //! ```text
 //! xen-front use DEVID [ORDER [PROTOCOL]]     honest: connects, uses every operation, checks the data, closes,
@@ -169,7 +169,8 @@ const STATES: [&[u8]; 20] = [
     b"03",
 ];
 
-/// States in random order. The ring is a good one half of the time; the node goes away now and then.
+/// States in random order. The ring is a good one half of the time; the node goes away now and
+/// then.
 fn jump(devid: &str, seed: u64, count: u64) -> Outcome {
     println!("xen-front: jumps by seed {seed}");
     let mut rng = Rng::new(seed);

@@ -1,7 +1,7 @@
 //! The allocator of the fuzzing tests: the system's, with a count of what a thread holds.
 //!
-//! A few bytes of input must not make a parser take all of the memory; what one run takes is the peak over
-//! what its thread held before.
+//! A few bytes of input must not make a parser take all of the memory; what one run takes is the
+//! peak over what its thread held before.
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -13,8 +13,8 @@ thread_local! {
 /// Counts for each thread.
 pub struct Counting;
 
-// SAFETY: every call goes to the system's allocator unchanged; the count beside it does not allocate, as the
-// thread's variables are plain numbers without destructors.
+// SAFETY: every call goes to the system's allocator unchanged; the count beside it does not
+// allocate, as the thread's variables are plain numbers without destructors.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size() as isize);

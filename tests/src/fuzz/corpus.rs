@@ -37,7 +37,8 @@ pub(super) fn replace(target: &str, inputs: &[Vec<u8>]) {
     }
 }
 
-/// Keeps an input that failed outside the tree; it belongs into the corpus once the fault is mended.
+/// Keeps an input that failed outside the tree; it belongs into the corpus once the fault is
+/// mended.
 pub(super) fn failed(target: &str, input: &[u8]) -> Option<PathBuf> {
     let path = std::env::temp_dir().join(format!("fuzz-{target}-{}", name(input)));
     fs::write(&path, input).ok().map(|()| path)

@@ -1,8 +1,9 @@
 //! Which branches were taken, by counters that the compiler puts into the program.
 //!
-//! LLVM's coverage pass is part of every Rust tool chain: with `-C passes=sancov-module` and its options (see
-//! `make fuzz`) each edge of the program adds one to a byte, and each module says at start-up where
-//! its bytes are. Without the options there are no counters, and only outcomes guide the search.
+//! LLVM's coverage pass is part of every Rust tool chain: with `-C passes=sancov-module` and its
+//! options (see `make fuzz`) each edge of the program adds one to a byte, and each module says at
+//! start-up where its bytes are. Without the options there are no counters, and only outcomes guide
+//! the search.
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -50,8 +51,8 @@ pub fn reset() {
     }
 }
 
-/// Calls `each` with every branch taken since [`reset`] and how often it was. Most are not, so eight are
-/// looked at together.
+/// Calls `each` with every branch taken since [`reset`] and how often it was. Most are not, so
+/// eight are looked at together.
 pub fn taken(mut each: impl FnMut(usize, u8)) {
     let mut number = 0;
     let mut tell = |count: u8| {
@@ -73,7 +74,7 @@ pub fn taken(mut each: impl FnMut(usize, u8)) {
 type InWords<'a> = (&'a [AtomicU8], &'a [AtomicU64], &'a [AtomicU8]);
 
 fn in_words(counters: &[AtomicU8]) -> InWords<'_> {
-    // SAFETY: eight counters have the size of a word, any bytes are a valid one, and it is aligned; the
-    // compiler's additions, which are not atomic, may get lost as they may anyway.
+    // SAFETY: eight counters have the size of a word, any bytes are a valid one, and it is aligned;
+    // the compiler's additions, which are not atomic, may get lost as they may anyway.
     unsafe { counters.align_to::<AtomicU64>() }
 }

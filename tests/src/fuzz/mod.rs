@@ -6,10 +6,10 @@
 //!                                              └─────────────────┴─► panic, too slow, too much memory:
 //!                                                                    shrink, report, keep the input
 //! ```
-//! What is *new* is what the target says happened (a number: which error, which answer) and, in a build
-//! with the compiler's coverage counters (`make fuzz`), every branch that was not taken before.
-//! `make test` runs the kept inputs and a fixed number of new ones; everything follows from one seed,
-//! which is printed with a failure.
+//! What is *new* is what the target says happened (a number: which error, which answer) and, in a
+//! build with the compiler's coverage counters (`make fuzz`), every branch that was not taken
+//! before. `make test` runs the kept inputs and a fixed number of new ones; everything follows from
+//! one seed, which is printed with a failure.
 //!
 //! | variable | effect |
 //! |---|---|
@@ -68,8 +68,8 @@ impl Target {
 /// For targets without checksums.
 pub fn as_it_is(_: &mut [u8]) {}
 
-/// A number for what happened: equal for equal texts, but for the numbers in them, which are different
-/// for every input.
+/// A number for what happened: equal for equal texts, but for the numbers in them, which are
+/// different for every input.
 pub fn outcome(text: &str) -> u64 {
     let letters = text.bytes().filter(|b| !b.is_ascii_digit());
     letters

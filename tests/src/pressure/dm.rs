@@ -32,7 +32,8 @@ impl Call {
     }
 
     fn send(&mut self, control: &File, code: u64) -> io::Result<()> {
-        // SAFETY: the structure says its own size, which is that of the vector, and outlives the call.
+        // SAFETY: the structure says its own size, which is that of the vector, and outlives the
+        // call.
         match unsafe { libc::ioctl(control.as_raw_fd(), code, self.0.as_mut_ptr()) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -40,8 +41,8 @@ impl Call {
     }
 }
 
-/// Makes a device of one target, `START SECTORS TYPE [PARAMETERS]`, or gives the one that is there another target, and
-/// says its path.
+/// Makes a device of one target, `START SECTORS TYPE [PARAMETERS]`, or gives the one that is there
+/// another target, and says its path.
 ///
 /// # Errors
 /// Those of the kernel; a table that is none.
@@ -65,8 +66,8 @@ pub fn create(name: &str, table: &str) -> io::Result<String> {
     load.put(336, kind.as_bytes());
     load.put(352, parameters.as_bytes());
     load.send(&control, TABLE_LOAD)?;
-    // Also of a device that is in use: the call without the flag to suspend takes the new table. A file system on it
-    // may have given up, and is not frozen.
+    // Also of a device that is in use: the call without the flag to suspend takes the new table. A
+    // file system on it may have given up, and is not frozen.
     let mut resume = Call::new(name);
     resume.put(28, &SKIP_LOCKFS.to_le_bytes());
     resume.send(&control, DEV_SUSPEND)?;

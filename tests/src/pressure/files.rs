@@ -1,4 +1,5 @@
-//! Dirty files: written through the page cache as fast as it takes them, compared and removed later, never flushed.
+//! Dirty files: written through the page cache as fast as it takes them, compared and removed
+//! later, never flushed.
 use super::{compare, fill};
 use std::fs::{self, File};
 use std::io::{Read, Write};

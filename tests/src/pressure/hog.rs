@@ -1,12 +1,13 @@
-//! Anonymous memory that is written and compared over and over: with several of them, more than there is.
+//! Anonymous memory that is written and compared over and over: with several of them, more than
+//! there is.
 use super::{compare, fill};
 use std::time::{Duration, Instant};
 
 /// Pages that are visited one after the other before the next jump.
 const CHUNK: usize = 32;
 
-/// Owns `mib` MiB for `seconds`, or until all of it was compared once. Each round changes a third of the pages and
-/// compares all, in an order that jumps about.
+/// Owns `mib` MiB for `seconds`, or until all of it was compared once. Each round changes a third
+/// of the pages and compares all, in an order that jumps about.
 ///
 /// # Errors
 /// A page that does not hold what was written.

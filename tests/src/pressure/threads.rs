@@ -1,5 +1,5 @@
-//! What the kernel tells of a process's threads, without touching the process's memory (`/proc/PID/cmdline`
-//! would wait for it).
+//! What the kernel tells of a process's threads, without touching the process's memory
+//! (`/proc/PID/cmdline` would wait for it).
 use std::fs;
 
 /// Of one thread.
@@ -40,7 +40,8 @@ fn one(pid: u64, id: u64) -> Option<Thread> {
     })
 }
 
-/// A line a thread: number, name, flags in hexadecimal, whether NOIO and LOCAL_THROTTLE are among them.
+/// A line a thread: number, name, flags in hexadecimal, whether NOIO and LOCAL_THROTTLE are among
+/// them.
 pub fn flags(pid: u64) -> String {
     let flusher =
         |flags: u64| if flags & 0x0018_0000 == 0x0018_0000 { "io-flusher" } else { "plain" };

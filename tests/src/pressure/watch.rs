@@ -1,8 +1,10 @@
-//! The watchman: looks once a second at what a block device has moved, without needing memory for it.
+//! The watchman: looks once a second at what a block device has moved, without needing memory for
+//! it.
 //!
-//! If the device has requests in flight and moves nothing for `REPORT_SECONDS`, it tells the console where
-//! the threads of its daemon are; after `PANIC_SECONDS` it ends the machine, in case the kernel's own
-//! detection of hung tasks looks away (it does not count a killable wait, such as one for a page).
+//! If the device has requests in flight and moves nothing for `REPORT_SECONDS`, it tells the
+//! console where the threads of its daemon are; after `PANIC_SECONDS` it ends the machine, in case
+//! the kernel's own detection of hung tasks looks away (it does not count a killable wait, such as
+//! one for a page).
 use super::threads;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -34,9 +36,10 @@ impl Counter {
     }
 }
 
-/// Watches for `seconds`, or until SIGTERM ends it; then says of each interval of five seconds how many bytes it moved,
-/// how many requests were in flight at most, and the longest time in ms so far that some were and nothing moved.
-/// It writes nothing before: a page of a tmpfs may be on the very device.
+/// Watches for `seconds`, or until SIGTERM ends it; then says of each interval of five seconds how
+/// many bytes it moved, how many requests were in flight at most, and the longest time in ms so far
+/// that some were and nothing moved. It writes nothing before: a page of a tmpfs may be on the very
+/// device.
 ///
 /// # Errors
 /// The device is not there.
@@ -114,7 +117,8 @@ fn ended(milliseconds: i64) -> bool {
     }
 }
 
-/// Memory of its own, no wait for anybody's pages, before all others, and never chosen by the OOM killer.
+/// Memory of its own, no wait for anybody's pages, before all others, and never chosen by the OOM
+/// killer.
 fn stand_apart() {
     let _ = fs::write("/proc/self/oom_score_adj", "-1000");
     // SAFETY: numbers only, and a structure that outlives its call.

@@ -1,5 +1,6 @@
 //! The blktap device as the process sees it that serves a disk: control device, ring, data pages
-//! (xen/blktap-dkms/README.md). Shared by the honest and the hostile programs of the machines' tests.
+//! (xen/blktap-dkms/README.md). Shared by the honest and the hostile programs of the machines'
+//! tests.
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -337,8 +338,9 @@ impl Ring {
     /// The data pages of a request.
     pub fn data(&mut self, id: u32) -> &mut [u8] {
         assert!(id < REQUESTS);
-        // SAFETY: within the mapping. Until the request is answered nobody else uses its pages; after that
-        // the kernel may write into them, but the borrow ends before `answer` can be called.
+        // SAFETY: within the mapping. Until the request is answered nobody else uses its pages;
+        // after that the kernel may write into them, but the borrow ends before `answer` can be
+        // called.
         unsafe {
             let at = self.base().add(PAGE + id as usize * DATA);
             std::slice::from_raw_parts_mut(at.as_ptr(), DATA)

@@ -138,7 +138,8 @@ impl Rig {
         Ok(Served { rig: self, pid, minor, ended: Cell::new(false) })
     }
 
-    /// Serves an image with a key, step by step as a storage manager does it, or tells how the open ended.
+    /// Serves an image with a key, step by step as a storage manager does it, or tells how the open
+    /// ended.
     ///
     /// # Errors
     /// What `tap-ctl open` did; nothing is left then.
@@ -172,7 +173,8 @@ impl Rig {
         files.map(|file| fs::read_to_string(file.path()).unwrap_or_default()).collect()
     }
 
-    /// Waits until no daemon is left, then demands that none left anything behind: no socket, no marker.
+    /// Waits until no daemon is left, then demands that none left anything behind: no socket, no
+    /// marker.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
         for (pid, process) in self.daemons() {

@@ -4,9 +4,10 @@
 //!   data/golden-*.json ─► step: argv, rc, out, err ─► our tap-ctl ─► compare ─► Difference? ─► report
 //!                         @W@ @RUN@ @P1@ … stand for folders and pids; pids are learned on the way
 //! ```
-//! What a tapdisk of ours refuses it explains in a line of its own on standard error, which is not compared.
-//! A step that differs on purpose is listed by the test with what ours does and why. A listed difference that
-//! does not occur fails too, so that the list stays true. All steps are run before the test fails.
+//! What a tapdisk of ours refuses it explains in a line of its own on standard error, which is not
+//! compared. A step that differs on purpose is listed by the test with what ours does and why. A
+//! listed difference that does not occur fails too, so that the list stays true. All steps are run
+//! before the test fails.
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
@@ -34,8 +35,8 @@ pub struct Difference {
 pub enum Ours {
     /// Another exit code, with its text on standard error; standard output is the same.
     Code(i32),
-    /// Refuses with an exit code what the original accepts; nothing on standard output, and as many of the
-    /// following steps, which need the success, are left out.
+    /// Refuses with an exit code what the original accepts; nothing on standard output, and as many
+    /// of the following steps, which need the success, are left out.
     Refuses(i32, usize),
     /// The same exit code, but this output.
     Says(&'static str),

@@ -1,5 +1,5 @@
-//! What the tests need to drive the real programs: built once, run in a folder of their own, killed at the
-//! end whatever happens.
+//! What the tests need to drive the real programs: built once, run in a folder of their own, killed
+//! at the end whatever happens.
 //!
 //! ```text
 //!   Rig ── tap-ctl ──► tapdisk ◄── nbd::Client      (ours, so that no test needs another program)

@@ -1,5 +1,5 @@
-//! A small NBD client of our own: fixed newstyle, structured replies, `base:allocation`, extents. Errors
-//! are values, so that tests can ask for what must fail; a broken protocol panics.
+//! A small NBD client of our own: fixed newstyle, structured replies, `base:allocation`, extents.
+//! Errors are values, so that tests can ask for what must fail; a broken protocol panics.
 //!
 //! ```text
 //!   read, write, flush …  = send, then receive       one request at a time
@@ -120,7 +120,7 @@ impl Client {
         client
     }
 
-    // ---- one at a time ---------------------------------------------------------------------------------
+    // ---- one at a time -------------------------------------------------------------------------
 
     /// Reads.
     ///
@@ -210,7 +210,7 @@ impl Client {
         all
     }
 
-    // ---- many in flight --------------------------------------------------------------------------------
+    // ---- many in flight ------------------------------------------------------------------------
 
     /// Sends a request; gives its cookie.
     ///
@@ -257,8 +257,8 @@ impl Client {
         self.try_receive().expect("the server answers")
     }
 
-    /// Receives until a reply is whole, of a server that may be gone. Chunks of several replies may come
-    /// mixed.
+    /// Receives until a reply is whole, of a server that may be gone. Chunks of several replies may
+    /// come mixed.
     ///
     /// # Errors
     /// It is.
@@ -309,7 +309,7 @@ impl Client {
         reply
     }
 
-    // ---- bytes -----------------------------------------------------------------------------------------
+    // ---- bytes ---------------------------------------------------------------------------------
 
     fn bytes(&mut self, count: usize) -> std::io::Result<Vec<u8>> {
         let mut bytes = vec![0; count];

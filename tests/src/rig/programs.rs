@@ -1,7 +1,7 @@
 //! The programs under test, built once for every test of the workspace.
 //!
-//! `cargo test` of one package does not build the programs of others, so this does it; with everything
-//! built already that takes a fraction of a second.
+//! `cargo test` of one package does not build the programs of others, so this does it; with
+//! everything built already that takes a fraction of a second.
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};

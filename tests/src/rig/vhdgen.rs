@@ -1,5 +1,5 @@
-//! A writer of VHD images of its own: it shares no line with `vhd-rs`, so it is a second opinion about
-//! the format (spec/vhd.md), and it writes what no proper writer would.
+//! A writer of VHD images of its own: it shares no line with `vhd-rs`, so it is a second opinion
+//! about the format (spec/vhd.md), and it writes what no proper writer would.
 //!
 //! ```text
 //!   footer | header | BAT | batmap header, batmap | locators | bitmap, data | bitmap, data … | footer

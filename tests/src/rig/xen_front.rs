@@ -1,6 +1,6 @@
-//! The front end of a block ring, run in dom0 for domain 0 itself: pages from `/dev/xen/gntalloc`, a port of
-//! `/dev/xen/evtchn`, and a ring into which any bytes may be put. It goes to tapdisk directly, with the control
-//! message that tapback would send; xenstore has no part in it.
+//! The front end of a block ring, run in dom0 for domain 0 itself: pages from `/dev/xen/gntalloc`,
+//! a port of `/dev/xen/evtchn`, and a ring into which any bytes may be put. It goes to tapdisk
+//! directly, with the control message that tapback would send; xenstore has no part in it.
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::size_of;
@@ -272,7 +272,8 @@ impl Front {
         }
     }
 
-    /// A request in this ring's layout: operation, the byte after it, sector, and what stands where segments do.
+    /// A request in this ring's layout: operation, the byte after it, sector, and what stands where
+    /// segments do.
     pub fn entry(&self, operation: u8, second: u8, id: u64, sector: u64, tail: &[u8]) -> Vec<u8> {
         let mut entry = vec![0; self.layout.entry_bytes];
         (entry[0], entry[1]) = (operation, second);

@@ -1,5 +1,5 @@
-//! xenstore for tests, one request at a time and blocking: the keys of a front end in dom0, and waiting for those of
-//! its back end.
+//! xenstore for tests, one request at a time and blocking: the keys of a front end in dom0, and
+//! waiting for those of its back end.
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -88,8 +88,8 @@ impl Keys {
         self.receive(kind).map_err(|e| format!("{}: {e}", what()))
     }
 
-    /// The next packet of a kind. A watch that fires meanwhile is heard when it is waited for, as every wait
-    /// reads the key first.
+    /// The next packet of a kind. A watch that fires meanwhile is heard when it is waited for, as
+    /// every wait reads the key first.
     fn receive(&mut self, kind: Kind) -> Result<Vec<u8>, String> {
         loop {
             let packet = self.packet().map_err(|e| e.to_string())?;

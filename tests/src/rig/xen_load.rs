@@ -1,5 +1,6 @@
-//! What an honest front end asks of its disk, with the data checked: by hostile-front after each scenario, and by
-//! xen-front for the layouts and sizes of rings that Linux's blkfront does not use here.
+//! What an honest front end asks of its disk, with the data checked: by hostile-front after each
+//! scenario, and by xen-front for the layouts and sizes of rings that Linux's blkfront does not use
+//! here.
 use std::ops::Range;
 
 use xen_sys::blkif::{Segment, op, status};
@@ -32,7 +33,8 @@ pub fn demand(front: &mut Front, entry: &[u8], what: &str, want: i16) -> Result<
     front.notify().map_err(|e| e.to_string())?;
     let Answer { id, operation, status } = front.answers(1)?[0];
     let sent = u64::from_le_bytes(entry[id_of(entry)].try_into().expect("eight bytes"));
-    // An indirect request is answered as the operation inside it (Linux's blkfront takes nothing else).
+    // An indirect request is answered as the operation inside it (Linux's blkfront takes nothing
+    // else).
     let asked = if entry[0] == op::INDIRECT { entry[1] } else { entry[0] };
     if (id, operation) != (sent, asked) {
         return Err(format!(

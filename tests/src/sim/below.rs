@@ -1,5 +1,5 @@
-//! The disk below a transport that is simulated: the daemon's engine over a disk in memory, the images on it, and
-//! what each sector may hold.
+//! The disk below a transport that is simulated: the daemon's engine over a disk in memory, the
+//! images on it, and what each sector may hold.
 use std::path::Path;
 
 use image::{Image, MemStorage, Span, blocking};
@@ -80,7 +80,8 @@ impl Below {
         Ok(())
     }
 
-    /// What a pause does: closes the images, and opens them again, perhaps under a new leaf, whose name is `value`.
+    /// What a pause does: closes the images, and opens them again, perhaps under a new leaf, whose
+    /// name is `value`.
     ///
     /// # Errors
     /// They do not close or open.

@@ -1,5 +1,5 @@
-//! A disk served through the ring of the blktap module: the transport over the daemon's engine over a disk in
-//! memory, a kernel in memory above.
+//! A disk served through the ring of the blktap module: the transport over the daemon's engine over
+//! a disk in memory, a kernel in memory above.
 //!
 //! ```text
 //!   World (the kernel) ─► ring page ─► Tap (the daemon's) ─► Engine (the daemon's) ─► SimDisk
@@ -269,7 +269,8 @@ impl World {
         Ok(())
     }
 
-    /// The ring goes with requests at work: what was not answered may have landed or not, at any time.
+    /// The ring goes with requests at work: what was not answered may have landed or not, at any
+    /// time.
     fn die(&mut self) -> Result<(), String> {
         self.ran.deaths += 1;
         self.tap.take_side();

@@ -1,5 +1,5 @@
-//! A disk in memory under the engine: completes what is queued in seeded random order, cuts transfers
-//! short, fails, runs out of space, and can lose power.
+//! A disk in memory under the engine: completes what is queued in seeded random order, cuts
+//! transfers short, fails, runs out of space, and can lose power.
 use std::io;
 use std::os::fd::RawFd;
 
@@ -33,8 +33,8 @@ pub struct Faults {
     pub lazy_flush: bool,
 }
 
-/// The bytes of one file: as the operations that completed left them, and what of that is not on the
-/// medium yet.
+/// The bytes of one file: as the operations that completed left them, and what of that is not on
+/// the medium yet.
 #[derive(Clone, Debug)]
 pub struct SimFile {
     /// As seen by reads.
@@ -349,7 +349,8 @@ impl SimDisk {
         self.files
     }
 
-    /// Power goes: what is in flight lands whole, by sectors or not; what was not flushed may be lost.
+    /// Power goes: what is in flight lands whole, by sectors or not; what was not flushed may be
+    /// lost.
     pub fn power_cut(mut self) -> (Vec<SimFile>, Rng) {
         for (_, op, _) in std::mem::take(&mut self.queue) {
             if self.rng.one_in(2) {
@@ -362,7 +363,8 @@ impl SimDisk {
         (self.files, self.rng)
     }
 
-    /// The process is killed: what is in flight lands whole, by sectors or not; the disk's cache lives on.
+    /// The process is killed: what is in flight lands whole, by sectors or not; the disk's cache
+    /// lives on.
     pub fn kill(mut self) -> (Vec<SimFile>, Rng) {
         for (_, op, _) in std::mem::take(&mut self.queue) {
             if self.rng.one_in(2) {

@@ -1,8 +1,8 @@
 //! What each sector may hold: the values that some order of the requests allows.
 //!
-//! Every write has a value of its own. A value stays possible until a write that began after it was over
-//! has succeeded; so requests that overlap in time may land in any order, and a failed one may have
-//! landed or not.
+//! Every write has a value of its own. A value stays possible until a write that began after it was
+//! over has succeeded; so requests that overlap in time may land in any order, and a failed one may
+//! have landed or not.
 
 /// The value of sectors that read as zeros.
 pub const ZERO: u64 = 0;

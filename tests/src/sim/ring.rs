@@ -1,4 +1,5 @@
-//! A disk served through guest rings: the blkif transport over the daemon's engine over a disk in memory.
+//! A disk served through guest rings: the blkif transport over the daemon's engine over a disk in
+//! memory.
 //!
 //! ```text
 //!   RingGuest ─► rings in memory ─► Rings (the daemon's) ─► Watch ─► Engine (the daemon's) ─► SimDisk
@@ -131,7 +132,7 @@ impl World {
         Ok(())
     }
 
-    // ---- living ----------------------------------------------------------------------------------------
+    // ---- living --------------------------------------------------------------------------------
 
     fn live(&mut self, requests: u32) -> Result<(), String> {
         let spot = self.hot.then(|| self.rng.below(SECTORS - 300));
@@ -235,7 +236,8 @@ impl World {
         Ok(())
     }
 
-    /// The front end goes, with requests at work, and comes back. What was not answered may land at any time.
+    /// The front end goes, with requests at work, and comes back. What was not answered may land at
+    /// any time.
     fn reconnect(&mut self) -> Result<(), String> {
         self.ran.reconnects += 1;
         self.rings.disconnect_all();

@@ -1,5 +1,5 @@
-//! The guest of a ring-driven world: what it asked, what it may be answered, and what the model learns of it.
-//! It looks at a ring only when it was notified, as a driver does.
+//! The guest of a ring-driven world: what it asked, what it may be answered, and what the model
+//! learns of it. It looks at a ring only when it was notified, as a driver does.
 use std::collections::{BTreeMap, BTreeSet};
 
 use xen::fake::{Access, Answer, FrontRing, Guest, entry, indirect_entry};

@@ -1,5 +1,5 @@
-//! What stands beside the chain of a simulated disk: encryption, the local cache, a secondary, a log of
-//! changes. Its chances are its own, so that old seeds stay what they were.
+//! What stands beside the chain of a simulated disk: encryption, the local cache, a secondary, a
+//! log of changes. Its chances are its own, so that old seeds stay what they were.
 use std::sync::{Arc, Mutex};
 
 use image::Span;
@@ -81,8 +81,9 @@ impl Stack {
         order
     }
 
-    /// Whether a crash leaves the secondary useless: a mirror may hold what was never acknowledged and is not
-    /// in the leaf, which would come to light under the next snapshot. Who mirrors makes it anew.
+    /// Whether a crash leaves the secondary useless: a mirror may hold what was never acknowledged
+    /// and is not in the leaf, which would come to light under the next snapshot. Who mirrors makes
+    /// it anew.
     pub fn stale_mirror(&self) -> bool {
         self.second.is_some_and(|s| s.purpose == Purpose::Mirror && !s.remote && !s.taken_over)
     }

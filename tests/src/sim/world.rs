@@ -43,7 +43,8 @@ pub struct Setup {
     pub careless_cache: bool,
     /// Places in the leaf are remembered as if it did not change (a planted bug).
     pub remembers_too_much: bool,
-    /// With what only the wide world has, that is: killed daemons, several BAT sectors, no barriers.
+    /// With what only the wide world has, that is: killed daemons, several BAT sectors, no
+    /// barriers.
     pub wide: bool,
     /// Overrides the chance of EIO: one operation in so many.
     pub eio: Option<u64>,
@@ -206,7 +207,8 @@ pub fn run(setup: Setup) -> Result<Ran, String> {
     if world.wide.as_ref().is_some_and(|wide| wide.striped) {
         world.stripe()?;
     }
-    // Hot seeds: many short lives, with requests that fight for the same few sectors of a fresh place.
+    // Hot seeds: many short lives, with requests that fight for the same few sectors of a fresh
+    // place.
     let (cuts, requests) =
         if world.hot { (setup.cuts * 6, 30) } else { (setup.cuts, setup.requests) };
     for _ in 0..cuts {
@@ -335,7 +337,7 @@ impl World {
         Ok(world)
     }
 
-    // ---- opening and closing ---------------------------------------------------------------------------
+    // ---- opening and closing -------------------------------------------------------------------
 
     fn open(&mut self, mut files: Vec<SimFile>) -> Result<(), String> {
         let chain = self.chain_to_write(&mut files)?;
@@ -398,8 +400,8 @@ impl World {
         self.volatile && self.wide.as_ref().is_some_and(|wide| wide.no_barriers)
     }
 
-    /// Gives a fresh file its sectors. A file whose length says where the disk or its footer ends is
-    /// not made longer by a write, so its last large sector must not be a shared one.
+    /// Gives a fresh file its sectors. A file whose length says where the disk or its footer ends
+    /// is not made longer by a write, so its last large sector must not be a shared one.
     fn unit(&mut self, file: SimFile, format: Format) -> SimFile {
         let fits = file.device || format == Format::Dynamic || self.sectors.is_multiple_of(8);
         let all = self.setup.large_sectors == Some(true);
@@ -577,7 +579,7 @@ impl World {
         self.formats.rotate_right(1);
     }
 
-    // ---- living ----------------------------------------------------------------------------------------
+    // ---- living --------------------------------------------------------------------------------
 
     fn live(&mut self, requests: u32) -> Result<(), String> {
         let mut left = requests;
@@ -839,7 +841,7 @@ impl World {
         Ok(())
     }
 
-    // ---- checking --------------------------------------------------------------------------------------
+    // ---- checking ------------------------------------------------------------------------------
 
     /// Reads the whole disk with the blocking executor, which shares no engine with the daemon.
     fn verify_all(&mut self, when: &str, cut: bool) -> Result<Vec<u64>, String> {
@@ -884,7 +886,7 @@ impl World {
 }
 
 impl World {
-    // ---- what stands beside the chain --------------------------------------------------------------
+    // ---- what stands beside the chain -----------------------------------------------------------
 
     /// What happened to the secondary since the last look.
     fn note_events(&mut self) {

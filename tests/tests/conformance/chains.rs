@@ -121,8 +121,8 @@ both_engines! {
         rig.assert_nothing_left();
     }
 
-    /// I13 without coalesce: while paused, the middle of the chain is folded into its parent by hand and
-    /// the leaf named its grandparent's child. The disk looks the same.
+    /// I13 without coalesce: while paused, the middle of the chain is folded into its parent by
+    /// hand and the leaf named its grandparent's child. The disk looks the same.
     fn a_chain_made_shorter_under_a_pause(rig) {
         let at = family(rig);
         let served = rig.serve(&rig.name("vhd", "c.vhd"), &[]);
@@ -229,7 +229,8 @@ both_engines! {
         refused(rig, &rig.name("vhd", "c.vhd"), 22, &["p.vhd", "version"]);
     }
 
-    /// A child whose header says that its parent is raw, and finds a file that is too short to be a disk.
+    /// A child whose header says that its parent is raw, and finds a file that is too short to be a
+    /// disk.
     fn an_empty_raw_parent(rig) {
         files::sparse(&rig.path("p.raw"), 511);
         let mut c = Gen::child(10 * MIB, "p.raw", [0; 16]);

@@ -25,7 +25,8 @@ both_engines! {
         rig.assert_nothing_left();
     }
 
-    /// A pause and a resume that changes nothing leave the image valid, also without a write after it.
+    /// A pause and a resume that changes nothing leave the image valid, also without a write after
+    /// it.
     fn a_pause_without_writes(rig) {
         rig.vhd_util(&["create", "-n", "a.vhd", "-s", "10"]).ok();
         let served = rig.serve(&rig.name("vhd", "a.vhd"), &[]);
@@ -55,7 +56,8 @@ both_engines! {
         disk.expect(20 * MIB, 2 * MIB, 0x33);
         disk.expect(22 * MIB, 28 * MIB, 0);
         served.destroy();
-        // Better than the original: any orderly close of a writable image restores the footer at the end.
+        // Better than the original: any orderly close of a writable image restores the footer at
+        // the end.
         rig.vhd_util(&["check", "-n", "a.vhd"]).ok().says("a.vhd is valid");
         rig.assert_nothing_left();
     }
@@ -78,7 +80,8 @@ both_engines! {
         assert_eq!(sector.bytes, [0x22; 512]);
     }
 
-    /// Killed right after a resume, before any write: the mark of a running writer is all that is there.
+    /// Killed right after a resume, before any write: the mark of a running writer is all that is
+    /// there.
     fn killed_after_unpause_without_writes(rig) {
         rig.vhd_util(&["create", "-n", "a.vhd", "-s", "10"]).ok();
         let served = rig.serve(&rig.name("vhd", "a.vhd"), &[]);
@@ -108,7 +111,8 @@ both_engines! {
         }
     }
 
-    /// A resume with a disk of another size is refused with 124 and stays paused; the right one works.
+    /// A resume with a disk of another size is refused with 124 and stays paused; the right one
+    /// works.
     fn a_resume_with_another_size(rig) {
         rig.vhd_util(&["create", "-n", "a.vhd", "-s", "10"]).ok();
         rig.vhd_util(&["create", "-n", "b.vhd", "-s", "12"]).ok();

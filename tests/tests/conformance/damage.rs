@@ -1,5 +1,5 @@
-//! Damaged BATs, bitmaps and batmaps: group E, and I25. A sector that cannot be read is an error; the rest
-//! of the disk goes on.
+//! Damaged BATs, bitmaps and batmaps: group E, and I25. A sector that cannot be read is an error;
+//! the rest of the disk goes on.
 use tests::both_engines;
 use tests::rig::vhdgen::Gen;
 use tests::rig::{MIB, files};
@@ -54,8 +54,8 @@ both_engines! {
         }
     }
 
-    /// E04: of blocks that overlap none can be trusted, so both may read as errors, and no write goes there;
-    /// the other blocks go on.
+    /// E04: of blocks that overlap none can be trusted, so both may read as errors, and no write
+    /// goes there; the other blocks go on.
     fn blocks_that_overlap(rig) {
         let image = rig.path("x.vhd");
         let both = Gen::new(10 * MIB).full(0, 0x11).full(1, 0x12).full(2, 0x13);
@@ -151,7 +151,8 @@ both_engines! {
         served.client().expect(8192 * MIB, 2 * MIB, 0x11);
     }
 
-    /// A bitmap that says "all there" over a block that the file does not hold whole: an error, not zeros.
+    /// A bitmap that says "all there" over a block that the file does not hold whole: an error, not
+    /// zeros.
     fn a_block_that_is_cut_off(rig) {
         let image = rig.path("x.vhd");
         let layout = Gen::new(10 * MIB).full(0, 0x11).full(1, 0x12).write(&image);

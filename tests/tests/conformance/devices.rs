@@ -1,4 +1,5 @@
-//! Small file systems and block devices, which only root can make: I23, I38, I41; sectors of 4096 bytes.
+//! Small file systems and block devices, which only root can make: I23, I38, I41; sectors of 4096
+//! bytes.
 use std::fs;
 
 use tests::both_engines;
@@ -130,7 +131,8 @@ both_engines! {
         assert_eq!(files::bytes_at(&file, MIB, 512), [0; 512]);
     }
 
-    /// A raw device with sectors of 4096 bytes: told to the client, smaller requests refused or exact.
+    /// A raw device with sectors of 4096 bytes: told to the client, smaller requests refused or
+    /// exact.
     fn a_raw_4096_byte_sector_device(rig) {
         if !root("a loop device with sectors of 4096 bytes") {
             return;
@@ -156,8 +158,8 @@ both_engines! {
         assert_eq!(files::bytes_at(device.path(), 4096, 4096), [0x11; 4096]);
     }
 
-    /// A VHD places bitmaps and footers in single sectors of 512 bytes, which such a device cannot write
-    /// alone. The original refuses it.
+    /// A VHD places bitmaps and footers in single sectors of 512 bytes, which such a device cannot
+    /// write alone. The original refuses it.
     fn vhd_on_a_4096_byte_sector_device(rig) {
         if !root("a loop device with sectors of 4096 bytes") {
             return;

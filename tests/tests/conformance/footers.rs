@@ -1,5 +1,5 @@
-//! Damaged footers and headers: group D, and I35. What can be recovered is served, the rest is refused with
-//! a sentence that names the file and the field.
+//! Damaged footers and headers: group D, and I35. What can be recovered is served, the rest is
+//! refused with a sentence that names the file and the field.
 use std::fs;
 
 use tests::both_engines;
@@ -16,7 +16,8 @@ fn image(rig: &Rig) -> (std::path::PathBuf, u64) {
     (path, end)
 }
 
-/// Serves `x.vhd`, reads what `image` has put there, writes a sector, and checks the image afterwards.
+/// Serves `x.vhd`, reads what `image` has put there, writes a sector, and checks the image
+/// afterwards.
 #[track_caller]
 fn is_served(rig: &Rig) {
     let before = fs::read(rig.path("x.vhd")).unwrap();
@@ -220,8 +221,8 @@ both_engines! {
             fs::write(&path, &whole[..usize::try_from(length).unwrap()]).unwrap();
             for options in [&["-R"][..], &[]] {
                 match rig.try_serve(&rig.name("vhd", "x.vhd"), options) {
-                    // The copy of the footer, the header and the five entries of the BAT are whole. What is cut
-                    // off is an error, never zeros.
+                    // The copy of the footer, the header and the five entries of the BAT are whole.
+                    // What is cut off is an error, never zeros.
                     Ok(served) => {
                         assert!(length >= 1536 + 20, "opened with {length} bytes");
                         let read = served.client().read(4 * MIB, 2 << 20);

@@ -8,7 +8,8 @@ use tests::rig::{MIB, SECTOR, files, qemu_img, qemu_io};
 const BEYOND: [u32; 2] = [22, 28];
 
 both_engines! {
-    /// I01: bitmap in sector 7, data from sector 8, footer after 2 MiB; only the written sector's bit is set.
+    /// I01: bitmap in sector 7, data from sector 8, footer after 2 MiB; only the written sector's
+    /// bit is set.
     fn one_sector_into_an_empty_image(rig) {
         let image = rig.path("a.vhd");
         rig.vhd_util(&["create", "-n", "a.vhd", "-s", "10"]).ok();
@@ -42,7 +43,8 @@ both_engines! {
         rig.vhd_util(&["check", "-n", "a.vhd"]).ok();
     }
 
-    /// I10: a batmap with a wrong checksum is distrusted, not fatal, also when the image is written.
+    /// I10: a batmap with a wrong checksum is distrusted, not fatal, also when the image is
+    /// written.
     fn a_damaged_batmap_is_only_a_hint(rig) {
         let image = rig.path("x.vhd");
         let layout = Gen::new(10 * MIB).full(2, 0x5a).write(&image);

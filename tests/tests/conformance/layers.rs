@@ -1,5 +1,5 @@
-//! What stands beside the images of a disk: the changed-block log (I29), the local cache (I31), encryption
-//! (I18), a mirror and a standby.
+//! What stands beside the images of a disk: the changed-block log (I29), the local cache (I31),
+//! encryption (I18), a mirror and a standby.
 use std::fs;
 
 use tests::both_engines;
@@ -62,7 +62,8 @@ both_engines! {
         assert_eq!(files::bytes_at(&rig.path("a.log"), 0, 40), [0; 40], "the header is untouched");
     }
 
-    /// operations.md §12.9: the log of a resume replaces the one before; without one nothing is marked.
+    /// operations.md §12.9: the log of a resume replaces the one before; without one nothing is
+    /// marked.
     fn a_resume_brings_its_own_log(rig) {
         rig.vhd_util(&["create", "-n", "a.vhd", "-s", "10"]).ok();
         log(rig, "1.log", 10 * MIB);
@@ -192,7 +193,8 @@ both_engines! {
         }
     }
 
-    /// An image without batmap has the hash of its key in an extended attribute, as the original keeps it.
+    /// An image without batmap has the hash of its key in an extended attribute, as the original
+    /// keeps it.
     fn the_key_hash_of_the_attribute_counts(rig) {
         Gen::new(10 * MIB).id(1).foreign(b"vpc ").write(&rig.path("old.vhd"));
         let key: Vec<u8> = (0..64).collect();
@@ -238,7 +240,8 @@ both_engines! {
         assert!(!rig.log().contains(&"07".repeat(8)), "no key in the log");
     }
 
-    /// Every write goes to both, also after a pause; reads of what only the mirror has come from there.
+    /// Every write goes to both, also after a pause; reads of what only the mirror has come from
+    /// there.
     fn a_mirror_gets_every_write(rig) {
         family(rig);
         rig.vhd_util(&["create", "-n", "m.vhd", "-s", "10"]).ok();
@@ -298,7 +301,8 @@ both_engines! {
         served.destroy();
     }
 
-    /// A disk mirrored into another tapdisk, which dies: no write is lost or fails, the statistics tell.
+    /// A disk mirrored into another tapdisk, which dies: no write is lost or fails, the statistics
+    /// tell.
     fn a_remote_mirror_that_dies_is_left_behind(rig) {
         rig.vhd_util(&["create", "-n", "a.vhd", "-s", "10"]).ok();
         rig.vhd_util(&["create", "-n", "b.vhd", "-s", "10"]).ok();
@@ -329,7 +333,8 @@ both_engines! {
         is_whole(rig, "a.vhd");
     }
 
-    /// A leaf that runs out of space hands over: no write fails, nothing is lost, a file tells management.
+    /// A leaf that runs out of space hands over: no write fails, nothing is lost, a file tells
+    /// management.
     fn a_standby_takes_over_when_the_leaf_is_full(rig) {
         takes_over(rig, &["-s"]);
     }

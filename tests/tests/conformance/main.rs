@@ -1,5 +1,6 @@
-//! What a replacement of the original daemon has to do with raw and VHD images, through the real programs:
-//! groups D, E, F and I of docs/spec/corpus.md, in our own form. Numbers like I04 are the corpus's.
+//! What a replacement of the original daemon has to do with raw and VHD images, through the real
+//! programs: groups D, E, F and I of docs/spec/corpus.md, in our own form. Numbers like I04 are the
+//! corpus's.
 //!
 //! Everything runs on both disk engines. I13 (coalesce and modify) is here
 //! in `chains` by reparenting with the generator instead.

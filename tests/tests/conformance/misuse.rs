@@ -1,4 +1,5 @@
-//! Bad input to `open` and `create`: the exit code of the original, one sentence, and nothing left behind.
+//! Bad input to `open` and `create`: the exit code of the original, one sentence, and nothing left
+//! behind.
 use std::fs::File;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
@@ -46,8 +47,9 @@ both_engines! {
         refused(rig, &rig.name(&"t".repeat(32), "a.raw"), 36, &["ttt"]);
     }
 
-    /// control-socket.md: the field has 256 bytes; 255 are taken, and more are refused before anything is.
-    /// A script that sends both outputs to one place gets the original's line and nothing else.
+    /// control-socket.md: the field has 256 bytes; 255 are taken, and more are refused before
+    /// anything is. A script that sends both outputs to one place gets the original's line and
+    /// nothing else.
     fn a_refusal_in_a_script(rig) {
         let create = |more: &str| {
             let mut shell = rig.command(&tool("sh"));
@@ -197,11 +199,12 @@ both_engines! {
     }
 }
 
-/// `tap-ctl create` and, when that works, `destroy`, as a user without rights and with 64 KiB to lock.
+/// `tap-ctl create` and, when that works, `destroy`, as a user without rights and with 64 KiB to
+/// lock.
 fn as_nobody(rig: &Rig, image: &str) -> tests::rig::Outcome {
-    // The programs must be where that user can reach them. Copied by a process of its own: a file that
-    // this one has open for writing may be open in a child of another test as well, and then it
-    // cannot be run (ETXTBSY).
+    // The programs must be where that user can reach them. Copied by a process of its own: a file
+    // that this one has open for writing may be open in a child of another test as well, and then
+    // it cannot be run (ETXTBSY).
     let bin = rig.path("bin");
     std::fs::create_dir(&bin).unwrap();
     for program in [&programs().tap_ctl, &programs().tapdisk] {

@@ -1,5 +1,5 @@
-//! Images that the original made (blktap 4.0.8), kept in tests/tests/data: what they hold is known, since
-//! the recording says how each was written.
+//! Images that the original made (blktap 4.0.8), kept in tests/tests/data: what they hold is known,
+//! since the recording says how each was written.
 use std::fs;
 
 use tests::both_engines;

@@ -1,4 +1,5 @@
-//! Parents that a daemon opens, and those that it refuses. The same rules for the tools are in the corpus's tests.
+//! Parents that a daemon opens, and those that it refuses. The same rules for the tools are in the
+//! corpus's tests.
 use std::fs;
 
 use tests::both_engines;

@@ -1,5 +1,6 @@
-//! What every refusal must be: the right exit code, a sentence on standard error and in the log that names
-//! what is wrong, then the original's line, and not a byte changed, no daemon, socket or marker left.
+//! What every refusal must be: the right exit code, a sentence on standard error and in the log
+//! that names what is wrong, then the original's line, and not a byte changed, no daemon, socket or
+//! marker left.
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
@@ -10,7 +11,8 @@ use tests::rig::Rig;
 /// Of larger files only the beginning is compared.
 const COMPARED_BYTES: u64 = 64 << 20;
 
-/// Demands that an image is refused with an errno and a sentence with these words, read-only as well.
+/// Demands that an image is refused with an errno and a sentence with these words, read-only as
+/// well.
 #[track_caller]
 pub fn refused(rig: &Rig, image: &str, errno: i32, words: &[&str]) {
     refused_with(rig, image, &[], errno, words);

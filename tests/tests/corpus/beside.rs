@@ -1,5 +1,5 @@
-//! Offline commands beside a disk that runs: what a storage manager does to its leaf and its parents goes,
-//! what would destroy them does not (docs/locks.md has the table).
+//! Offline commands beside a disk that runs: what a storage manager does to its leaf and its
+//! parents goes, what would destroy them does not (docs/locks.md has the table).
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tests::rig::places::{LoopDevice, root};
@@ -23,8 +23,8 @@ fn refused(b: &Bench, line: &str, holder: i32) {
     assert!(outcome.err.contains(&who), "{outcome:?}");
 }
 
-/// What the garbage collector does before it pauses and unpauses the disk. Header and first part of the
-/// table lie in one page: neither may take back what the other writes.
+/// What the garbage collector does before it pauses and unpauses the disk. Header and first part of
+/// the table lie in one page: neither may take back what the other writes.
 #[test]
 fn the_leaf_of_a_running_disk_is_relinked_while_it_adds_blocks() {
     for engine in [Engine::Uring, Engine::Aio] {
@@ -109,7 +109,8 @@ fn a_disk_at_work_is_not_copied() {
     disk.destroy();
 }
 
-/// A storage manager fills a cache of a base while it puts more leaves over it, by exactly this command.
+/// A storage manager fills a cache of a base while it puts more leaves over it, by exactly this
+/// command.
 #[test]
 fn a_leaf_is_put_over_a_cache_that_is_being_filled() {
     let b = Bench::new();
@@ -119,7 +120,8 @@ fn a_leaf_is_put_over_a_cache_that_is_being_filled() {
     disk.destroy();
 }
 
-/// What lies below a running disk is coalesced, hidden, relinked and measured; its blocks do not move.
+/// What lies below a running disk is coalesced, hidden, relinked and measured; its blocks do not
+/// move.
 #[test]
 fn parents_below_a_running_disk_are_changed_but_not_moved() {
     let b = Bench::new();
@@ -202,8 +204,8 @@ fn a_leaf_on_a_device_is_relinked_while_it_runs() {
     b.ok(&format!("check -n {} -p", leaf.name()));
 }
 
-/// `tap-ctl create` of what another tapdisk writes: status 0 and the minor as ever, and a word to the
-/// person who did it.
+/// `tap-ctl create` of what another tapdisk writes: status 0 and the minor as ever, and a word to
+/// the person who did it.
 #[test]
 fn tap_ctl_says_who_has_the_image() {
     let b = Bench::new();

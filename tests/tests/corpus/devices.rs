@@ -1,4 +1,5 @@
-//! VHDs on block devices, and volumes of LVM: what lies where, inflating and deflating, scans of inactive volumes.
+//! VHDs on block devices, and volumes of LVM: what lies where, inflating and deflating, scans of
+//! inactive volumes.
 use std::fs;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::process::Command;
@@ -162,7 +163,8 @@ fn an_image_on_a_read_only_file_system_is_looked_at_and_not_changed() {
     drop(small);
 }
 
-/// Programs that answer like LVM about two volumes on one physical volume; the second one lies in two pieces.
+/// Programs that answer like LVM about two volumes on one physical volume; the second one lies in
+/// two pieces.
 fn lvm(b: &Bench, physical: &str) {
     let script = |name: &str, lines: &str| {
         let check =

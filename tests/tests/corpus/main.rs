@@ -1,5 +1,5 @@
-//! What a replacement of `vhd-util` has to do: groups A to G of docs/spec/corpus.md, in our own form, with
-//! the real program and qemu-img as the second party. Numbers like C05 are the corpus's.
+//! What a replacement of `vhd-util` has to do: groups A to G of docs/spec/corpus.md, in our own
+//! form, with the real program and qemu-img as the second party. Numbers like C05 are the corpus's.
 //!
 //! B05, G13 and G14 are about `coalesce` and stand with its tests.
 mod beside;

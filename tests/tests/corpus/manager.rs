@@ -1,4 +1,5 @@
-//! The storage manager's own conduct: the sequences of commands that it runs, and what it reads from their output.
+//! The storage manager's own conduct: the sequences of commands that it runs, and what it reads
+//! from their output.
 use std::process::Command;
 
 use tests::rig::places::{LoopDevice, root};
@@ -186,7 +187,8 @@ fn a_leaf_is_coalesced_and_the_disk_goes_on_with_its_parent() {
     b.ok("check --debug -n b.vhd -p");
 }
 
-/// Runs `vhd-util` with a variable of the tests of storage managers; it ends at that point as by a crash.
+/// Runs `vhd-util` with a variable of the tests of storage managers; it ends at that point as by a
+/// crash.
 fn stopped_at(b: &Bench, point: &str, line: &str) {
     let words: Vec<&str> = line.split(' ').collect();
     let mut command: Command = b.0.command(&programs().vhd_util);
@@ -303,8 +305,8 @@ fn what_cannot_be_written_is_refused_with_its_number_and_left_as_it_was() {
     let b = Bench::new();
     Gen::new(10 * MIB).id(1).sectors(0, &[(0, 0x11)]).write(&b.path("x.vhd"));
     let good = b.bytes("x.vhd");
-    // Truncated in many places, and random bytes: every command ends with a number, none by a signal, and those
-    // that fail have changed nothing.
+    // Truncated in many places, and random bytes: every command ends with a number, none by a
+    // signal, and those that fail have changed nothing.
     let mut noise = vec![0u8; 8192];
     let mut state = 1u64;
     for byte in &mut noise {

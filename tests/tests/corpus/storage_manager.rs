@@ -1,5 +1,6 @@
-//! What a storage manager does to VHDs on logical volumes, call by call as in spec/vhd-util.md §5, on block devices.
-//! A volume here is a loop device over a file, so that lvextend and lvreduce are a new length of the file.
+//! What a storage manager does to VHDs on logical volumes, call by call as in spec/vhd-util.md §5,
+//! on block devices. A volume here is a loop device over a file, so that lvextend and lvreduce are
+//! a new length of the file.
 use std::fs;
 use std::process::Command;
 
@@ -137,7 +138,8 @@ fn a_running_disk_on_volumes_is_snapshotted_and_its_chain_coalesced() {
     }
     assert_eq!(sm.depth(&leaf), "chain depth: 3");
 
-    // Inner coalesce while the leaf is written: middle into base, which is inflated for it and deflated after.
+    // Inner coalesce while the leaf is written: middle into base, which is inflated for it and
+    // deflated after.
     sm.deflate(&base);
     let size = sm.size_phys(&base) + sm.size_phys(&middle);
     sm.inflate(&base, size.next_multiple_of(EXTENT));

@@ -1,7 +1,7 @@
 //! A guest's ring: any entries, any lists of segments, any word of the shared page overwritten.
 //!
-//! An input is two bytes that choose the ring, and steps: a byte that says what the guest does, and what
-//! it needs for that.
+//! An input is two bytes that choose the ring, and steps: a byte that says what the guest does, and
+//! what it needs for that.
 use crate::blkif_support::engine::Memory;
 use crate::blkif_support::{Bench, answers};
 use std::cell::RefCell;

@@ -1,8 +1,8 @@
-//! Every parser that takes bytes from a stranger, under the fuzzer of `tests::fuzz`: kept inputs first, then
-//! new ones. A finding prints its seed and its input.
+//! Every parser that takes bytes from a stranger, under the fuzzer of `tests::fuzz`: kept inputs
+//! first, then new ones. A finding prints its seed and its input.
 //!
-//! `vhd-rs` and `xenstore-rs` have property tests of their own; here are the searches that learn from
-//! what happened, and everything that works on an image after it was opened.
+//! `vhd-rs` and `xenstore-rs` have property tests of their own; here are the searches that learn
+//! from what happened, and everything that works on an image after it was opened.
 // Both benches have the same engine.
 #![allow(clippy::duplicate_mod)]
 

@@ -46,7 +46,8 @@ fn option_reply(kind: u32, data: &[u8]) -> Vec<u8> {
     [OPTION_REPLY, &7_u32.to_be_bytes(), &kind, &length, data].concat()
 }
 
-/// Answers to the operations of a run, in order: each place of the table is used for the first time.
+/// Answers to the operations of a run, in order: each place of the table is used for the first
+/// time.
 fn replies() -> Vec<u8> {
     let mut all = Vec::new();
     for id in 0..DEPTH {

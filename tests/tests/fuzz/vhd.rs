@@ -1,7 +1,7 @@
 //! A whole VHD: what every command and the driver do with an image of a stranger's.
 //!
-//! An input is six bytes that say what is done, and an image; a tail of zeros follows it, so that blocks
-//! have room without long inputs.
+//! An input is six bytes that say what is done, and an image; a tail of zeros follows it, so that
+//! blocks have room without long inputs.
 use crate::sparse::Sparse;
 use image::blocking::{Layer, Writer, read};
 use image::{SECTOR_BYTES, Span, Storage};

@@ -1,7 +1,7 @@
 //! A child and its parent, as files: what moves data between images of a stranger's.
 //!
-//! An input is six bytes that say what is done and where the parent begins, the child, and the parent.
-//! Both lie in files in memory, with tails of zeros.
+//! An input is six bytes that say what is done and where the parent begins, the child, and the
+//! parent. Both lie in files in memory, with tails of zeros.
 use crate::vhd::sealed;
 use std::fs::File;
 use std::os::unix::fs::FileExt;

@@ -1,5 +1,5 @@
-//! `tap-ctl-create`: creating disks of each kind and with each option, several disks in one daemon, and a
-//! daemon that was killed.
+//! `tap-ctl-create`: creating disks of each kind and with each option, several disks in one daemon,
+//! and a daemon that was killed.
 use tests::rig::golden::{Difference, Ours, replay};
 use tests::rig::{Engine, Rig};
 

@@ -1,9 +1,10 @@
-//! Recorded runs of the original's tap-ctl (blktap 4.0.8), replayed against ours: exit code, standard output
-//! and standard error of every command, and the run directory in between. Every deliberate difference is in
-//! a table, with its reason.
+//! Recorded runs of the original's tap-ctl (blktap 4.0.8), replayed against ours: exit code,
+//! standard output and standard error of every command, and the run directory in between. Every
+//! deliberate difference is in a table, with its reason.
 //!
-//! Of the recording of `create`, what needs `vhd-util key` and a right key is left out: there `read -r` differs,
-//! which gives the original's cipher text (docs/compatibility.md); tests/tests/conformance has the rest.
+//! Of the recording of `create`, what needs `vhd-util key` and a right key is left out: there `read
+//! -r` differs, which gives the original's cipher text (docs/compatibility.md);
+//! tests/tests/conformance has the rest.
 /// What `ls` shows of the run directory: of a daemon with its name, and of minor 0.
 macro_rules! run_dir {
     (no minors) => {

@@ -1,5 +1,5 @@
-//! Coalesce while the chain is in use, as storage managers do it: an inner image under a running disk,
-//! then its children get another parent during a pause; a leaf during a pause.
+//! Coalesce while the chain is in use, as storage managers do it: an inner image under a running
+//! disk, then its children get another parent during a pause; a leaf during a pause.
 use tests::both_engines;
 
 use super::writer::{Writer, verify};
@@ -10,7 +10,8 @@ const SECTORS: u64 = 32 << 10;
 const WRITES: u64 = 300;
 
 both_engines! {
-    /// 0 ◄ 1 ◄ 2 ◄ leaf: 2 goes into 1 and 1 into 0 while the leaf is written, and at last the leaf into 0.
+    /// 0 ◄ 1 ◄ 2 ◄ leaf: 2 goes into 1 and 1 into 0 while the leaf is written, and at last the leaf
+    /// into 0.
     fn a_chain_coalesces_under_a_writer(rig) {
         rig.vhd_util(&["create", "-n", "0.vhd", "-s", "20"]).ok();
         let served = rig.serve(&rig.name("vhd", "0.vhd"), &[]);

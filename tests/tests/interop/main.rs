@@ -1,5 +1,5 @@
-//! Beside others: qemu and libnbd as second party, random work compared with a shadow, pauses and crashes
-//! under a writer, space given back, other servers as images.
+//! Beside others: qemu and libnbd as second party, random work compared with a shadow, pauses and
+//! crashes under a writer, space given back, other servers as images.
 mod clients;
 mod coalescing;
 mod qemu;

@@ -1,4 +1,5 @@
-//! Random requests, many at once, against a shadow in memory; at the end qemu compares the image with it.
+//! Random requests, many at once, against a shadow in memory; at the end qemu compares the image
+//! with it.
 use std::fs;
 use std::ops::Range;
 

@@ -1,5 +1,5 @@
-//! Other people's NBD servers as images: nbdkit and qemu-nbd, on both disk engines. Random work is compared
-//! with a shadow, through our daemon and then from the server's side.
+//! Other people's NBD servers as images: nbdkit and qemu-nbd, on both disk engines. Random work is
+//! compared with a shadow, through our daemon and then from the server's side.
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -75,8 +75,8 @@ impl Drop for Server {
     }
 }
 
-/// Random work on an empty image, with a pause in the middle, compared with a shadow: through our daemon, and
-/// through a second one after it.
+/// Random work on an empty image, with a pause in the middle, compared with a shadow: through our
+/// daemon, and through a second one after it.
 fn work(rig: &Rig, image: &str) {
     let served = rig.serve(image, &[]);
     let mut disk = served.client();
@@ -128,7 +128,8 @@ both_engines! {
         }
     }
 
-    /// In oldstyle nbdkit announces flush, trim and zeroes and then refuses them with EINVAL (1.32).
+    /// In oldstyle nbdkit announces flush, trim and zeroes and then refuses them with EINVAL
+    /// (1.32).
     fn nbdkit_in_oldstyle(rig) {
         let server = Server::nbdkit(rig, &["-o", "memory", "16M"]);
         let served = rig.serve(&server.name(), &[]);

@@ -1,4 +1,5 @@
-//! `tap-ctl upgrade`: the program of a running tapdisk is replaced under its clients (docs/upgrade.md).
+//! `tap-ctl upgrade`: the program of a running tapdisk is replaced under its clients
+//! (docs/upgrade.md).
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -118,8 +119,8 @@ both_engines! {
         rig.assert_nothing_left();
     }
 
-    /// A key, a changed-block log, a mirror, a descriptor of a client that came through the receiver:
-    /// nothing of it is lost.
+    /// A key, a changed-block log, a mirror, a descriptor of a client that came through the
+    /// receiver: nothing of it is lost.
     fn what_was_asked_for_at_open_stays(rig) {
         let key: Vec<u8> = (0..64).collect();
         rig.vhd_util(&["create", "-n", "a.vhd", "-s", "20"]).ok();

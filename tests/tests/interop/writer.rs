@@ -1,7 +1,8 @@
 //! A thread that writes, and remembers what was acknowledged: the witness that nothing is lost.
 //!
-//! Every sector belongs to the writer alone and holds the number of the write that came last, so after any
-//! accident a sector must hold the last acknowledged number, or one that was sent after it.
+//! Every sector belongs to the writer alone and holds the number of the write that came last, so
+//! after any accident a sector must hold the last acknowledged number, or one that was sent after
+//! it.
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,6 +1,7 @@
-# The machine with the kernel for debugging, and nowhere else (TAPDISK_VM_KERNEL=debug): our blktap module when
-# memory for it cannot be had. Every allocation that its functions ask for, or that is asked for on their behalf,
-# fails once (CONFIG_FAULT_INJECTION); at the end no memory is left that nobody refers to (kmemleak).
+# The machine with the kernel for debugging, and nowhere else (TAPDISK_VM_KERNEL=debug): our blktap
+# module when memory for it cannot be had. Every allocation that its functions ask for, or that is
+# asked for on their behalf, fails once (CONFIG_FAULT_INJECTION); at the end no memory is left that
+# nobody refers to (kmemleak).
 # shellcheck shell=bash disable=SC2119,SC2120
 # shellcheck source=tests/vm/cases/lib.sh
 export case_limit=${case_limit:-1200}
@@ -125,7 +126,8 @@ case_failing_under_tapdisk() {
     rm /srv/*
 }
 
-# What all of it left: kmemleak looks at objects that are older than five seconds, and tells those seen twice.
+# What all of it left: kmemleak looks at objects that are older than five seconds, and tells those
+# seen twice.
 case_failing_leaks_nothing() {
     sleep 6
     echo scan >$faults/kmemleak

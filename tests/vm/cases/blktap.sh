@@ -1,5 +1,5 @@
-# The machine without Xen: our blktap module (xen/blktap-dkms). First the module alone, with a server of the tests
-# (blktap-ring), then tapdisk on it.
+# The machine without Xen: our blktap module (xen/blktap-dkms). First the module alone, with a
+# server of the tests (blktap-ring), then tapdisk on it.
 # shellcheck shell=bash disable=SC2119,SC2120
 # shellcheck source=tests/vm/cases/lib.sh
 # The kernel for debugging (debug-kernel.sh) does all of it as well, some times slower.
@@ -7,7 +7,8 @@ leaks=/sys/kernel/debug/kmemleak
 slower=1
 if [ -e $leaks ]; then
     slower=4
-    # Each case does it itself, when there is little to look at: it takes minutes with all minors there.
+    # Each case does it itself, when there is little to look at: it takes minutes with all minors
+    # there.
     echo scan=off >$leaks
 fi
 export case_limit=${case_limit:-$((480 * slower))}
@@ -85,7 +86,8 @@ case_ring_load() {
     grep -q ' tapdev$' /proc/devices || fail "no major for disks"
 }
 
-# A file system on the module with our own server: every byte comes back, and the file is what the disk was.
+# A file system on the module with our own server: every byte comes back, and the file is what the
+# disk was.
 case_ring_file_system() {
     truncate -s 128M /srv/disk
     ring /srv/disk
@@ -110,7 +112,8 @@ case_ring_errors() {
     blktap-ring errors
 }
 
-# What may be done with the mapping; device I/O between its pages and a file, also while the ring goes away.
+# What may be done with the mapping; device I/O between its pages and a file, also while the ring
+# goes away.
 case_ring_mappings() {
     truncate -s 2M /srv/file
     blktap-ring mappings /srv/file
@@ -198,8 +201,8 @@ case_ring_read_only() {
     rm /srv/*
 }
 
-# Killed under a mounted file system in use: writers get errors, it can be unmounted, the minor is free, a new server
-# serves the file, and the file system is as a power cut leaves it.
+# Killed under a mounted file system in use: writers get errors, it can be unmounted, the minor is
+# free, a new server serves the file, and the file system is as a power cut leaves it.
 case_ring_killed_under_a_file_system() {
     truncate -s 64M /srv/disk
     local answers

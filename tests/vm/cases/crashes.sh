@@ -1,5 +1,5 @@
-# The machine without Xen: kills and power cuts under tapdisk on real file systems, with this kernel. CUTS and KILLS
-# are how many of each, over all cases; SEED another course of them.
+# The machine without Xen: kills and power cuts under tapdisk on real file systems, with this
+# kernel. CUTS and KILLS are how many of each, over all cases; SEED another course of them.
 # shellcheck shell=bash
 case_limit=$((1200 + 8 * (${CUTS:-40} + ${KILLS:-40})))
 # shellcheck source=tests/vm/cases/lib.sh

@@ -1,6 +1,6 @@
-# Block devices side by side, in one boot: tapdisk by ublk, by the ring of our kernel module and by the kernel's NBD
-# client, qemu-nbd by the same client, and the loop driver, all over one memory disk. Rounds are interleaved, the table
-# has medians. Ratios only: the machine is emulated.
+# Block devices side by side, in one boot: tapdisk by ublk, by the ring of our kernel module and by
+# the kernel's NBD client, qemu-nbd by the same client, and the loop driver, all over one memory
+# disk. Rounds are interleaved, the table has medians. Ratios only: the machine is emulated.
 #
 #   make bench-device          the table is left in the folder of the logs, bench.txt; bench_rounds, bench_seconds
 # shellcheck shell=bash disable=SC2016,SC2034

@@ -1,5 +1,6 @@
-# The machine without Xen: tapdisk's own block devices (tap-ctl create --device), by ublk and by the kernel's NBD
-# client. File systems, a tapdisk that is killed under a mounted one, pause, discard, 4096-byte sectors, refusals.
+# The machine without Xen: tapdisk's own block devices (tap-ctl create --device), by ublk and by the
+# kernel's NBD client. File systems, a tapdisk that is killed under a mounted one, pause, discard,
+# 4096-byte sectors, refusals.
 # shellcheck shell=bash disable=SC2119,SC2120,SC2012
 # shellcheck source=tests/vm/cases/lib.sh
 # Emulated, and kills and recoveries take their time on a busy host.
@@ -89,7 +90,8 @@ case_no_partitions_are_looked_for() {
     rm /srv/*
 }
 
-# Killed with -9 while a mounted file system is written to: the next tapdisk takes over, and the writer sees nothing.
+# Killed with -9 while a mounted file system is written to: the next tapdisk takes over, and the
+# writer sees nothing.
 case_killed_under_a_mounted_file_system() {
     # Others make errors on purpose.
     dmesg -C
@@ -160,8 +162,8 @@ case_pause_and_snapshot_under_a_mounted_file_system() {
     rm /srv/*
 }
 
-# The tapdisk goes on with another program under a mounted file system: the same process, and the writer
-# sees nothing. For /dev/nbdN as well, which is a client like any other.
+# The tapdisk goes on with another program under a mounted file system: the same process, and the
+# writer sees nothing. For /dev/nbdN as well, which is a client like any other.
 case_upgraded_under_a_mounted_file_system() {
     dmesg -C
     local driver program=/srv/libexec/tapdisk before
@@ -334,7 +336,8 @@ case_no_privilege_and_lost_storage() {
     rm -rf /srv/* /tmp/user
 }
 
-# An older kernel: no ublk, so the kernel's NBD client is what --device takes; killed and recovered as well.
+# An older kernel: no ublk, so the kernel's NBD client is what --device takes; killed and recovered
+# as well.
 case_nbd_where_there_is_no_ublk() {
     modprobe -r ublk_drv
     mkdir -p /etc/modprobe.d

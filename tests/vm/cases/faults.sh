@@ -1,6 +1,7 @@
-# The machine without Xen: what goes wrong around a block device, for each of the three ways to have one (ublk, the
-# blktap module, the kernel's NBD client): a module of another version, no privilege, numbers that are in use, a store
-# that vanishes under load, a user that dies in the middle of a request, a tapdisk killed at any moment. Each time:
+# The machine without Xen: what goes wrong around a block device, for each of the three ways to have
+# one (ublk, the blktap module, the kernel's NBD client): a module of another version, no privilege,
+# numbers that are in use, a store that vanishes under load, a user that dies in the middle of a
+# request, a tapdisk killed at any moment. Each time:
 # shellcheck shell=bash disable=SC2119,SC2120,SC2012
 # Modules to be built beside the true one, with another value of a constant:
 # module: BLKTAP_CTL_ALLOC=210
@@ -212,7 +213,8 @@ case_numbers_in_use() {
 }
 
 # ---- the store vanishes --------------------------------------------------------------------------------------
-# Under load, below a disk that is a block device (raw) and a VHD in a file system; then it comes back.
+# Under load, below a disk that is a block device (raw) and a VHD in a file system; then it comes
+# back.
 vanishes() { # kind
     driver "$1"
     truncate -s 64M /srv/store
@@ -344,7 +346,8 @@ bury() { # round
         freed=$((freed + 1))
     done
     rm -f /run/blktap-control/{nbd,ctl}*
-    # What was not a device yet, or not any more, or has no record yet, goes when the next one is made.
+    # What was not a device yet, or not any more, or has no record yet, goes when the next one is
+    # made.
     if [ -n "$(ls -d /sys/class/ublk-char/* /sys/block/nbd*/pid 2>/dev/null)" ]; then
         orphans=$((orphans + 1))
         device aio:/srv/other
@@ -434,7 +437,8 @@ second_opener() { # kind
     same "disks" "$first_minor" "$(tap-ctl list | sed -n 's/.*minor=\([0-9]*\).*/\1/p')"
     disk-load check "$served" bytes=$((4 << 20)) seed=1
 
-    # The first is killed: the second has the image, and nothing is left of the first but its device.
+    # The first is killed: the second has the image, and nothing is left of the first but its
+    # device.
     begin_second
     kill -9 "$first_pid"
     wait "$creating" || fail "the second create: $(cat /srv/said)"

@@ -1,6 +1,7 @@
-# Sourced by the lists of cases, inside the machine. A list defines functions named case_*, in the order in which
-# they run, and ends with `run_cases "$@"`. Each case runs in a shell of its own with a limit, so that one that
-# fails or hangs takes nothing away from the next; its last act is `nothing_left`.
+# Sourced by the lists of cases, inside the machine. A list defines functions named case_*, in the
+# order in which they run, and ends with `run_cases "$@"`. Each case runs in a shell of its own with
+# a limit, so that one that fails or hangs takes nothing away from the next; its last act is
+# `nothing_left`.
 # shellcheck shell=bash
 
 # A case may take this long on a busy host; the usual is a twentieth of it.
@@ -49,7 +50,8 @@ noise() { # seed, MiB, file
 }
 
 # shellcheck disable=SC2154 # disk is the list's
-# A file system on $disk with files in it, whose sums are kept: noise, and a copy of these files and folders.
+# A file system on $disk with files in it, whose sums are kept: noise, and a copy of these files and
+# folders.
 fill_disk() { # MiB of noise, what to copy ... [-- options of mke2fs]
     local mib=$1
     shift
@@ -76,7 +78,8 @@ files_are_there() { # raw image
     umount /mnt
 }
 
-# A disk of the kernel's own that holds its data in memory and can be made with any sectors; sets scsi_disk, its name.
+# A disk of the kernel's own that holds its data in memory and can be made with any sectors; sets
+# scsi_disk, its name.
 scsi_disk() { # parameters of scsi_debug
     modprobe scsi_debug "$@"
     await 20 "the scsi_debug disk" sh -c 'ls /sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/'
@@ -94,7 +97,8 @@ serve() { # type:path, more options of tap-ctl create
     [ -S "$socket" ] || fail "no socket $socket"
 }
 
-# What tapdisk promises of its data path: it asks for no memory while it serves, and waits for no page.
+# What tapdisk promises of its data path: it asks for no memory while it serves, and waits for no
+# page.
 promises_kept() {
     local stats
     stats=$(tap-ctl stats -p "$pid" -m "$minor")

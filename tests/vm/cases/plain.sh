@@ -1,5 +1,6 @@
-# The machine without Xen: tapdisk's disks as block devices of the kernel, by its NBD client. File systems, the
-# block layer's own sizes and queues, and real errors of devices, which no test on the host can make.
+# The machine without Xen: tapdisk's disks as block devices of the kernel, by its NBD client. File
+# systems, the block layer's own sizes and queues, and real errors of devices, which no test on the
+# host can make.
 # shellcheck shell=bash
 # shellcheck source=tests/vm/cases/lib.sh
 . /share/vm/cases/lib.sh
@@ -96,7 +97,8 @@ case_discard_frees_the_image() {
     rm /srv/*
 }
 
-# A disk whose sectors have 4096 bytes shows them, and a VHD on such a disk still has sectors of 512.
+# A disk whose sectors have 4096 bytes shows them, and a VHD on such a disk still has sectors of
+# 512.
 case_disk_with_4096_byte_sectors() {
     scsi_disk dev_size_mb=256 sector_size=4096 lbpu=1
     local device=/dev/$scsi_disk
@@ -151,7 +153,8 @@ case_snapshots_under_writes() {
     rm /srv/*
 }
 
-# A tapdisk that is killed: the client sees errors, the image is in order, and a new tapdisk serves it.
+# A tapdisk that is killed: the client sees errors, the image is in order, and a new tapdisk serves
+# it.
 case_killed_tapdisk() {
     vhd-util create -n /srv/disk.vhd -s 128
     serve vhd:/srv/disk.vhd
@@ -185,8 +188,8 @@ case_killed_tapdisk() {
     rm /srv/*
 }
 
-# The file system below fills up: the write that needs space fails, what was written stays, and space that is
-# made helps at once.
+# The file system below fills up: the write that needs space fails, what was written stays, and
+# space that is made helps at once.
 case_full_file_system_below() {
     truncate -s 48M /srv/small
     mke2fs -q -F -t ext4 -m 0 /srv/small

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# In a machine with little memory: one scenario in which the memory of the machine can only become free through a
-# disk that a user-space process serves. Started by tests/vm/pressure.py.
+# In a machine with little memory: one scenario in which the memory of the machine can only become
+# free through a disk that a user-space process serves. Started by tests/vm/pressure.py.
 #
 #   pressure.sh SCENARIO DEVICE ENGINE FORMAT DAEMON [LEFT_OUT]
 #
@@ -9,7 +9,8 @@
 #            it goes without, all by default), qemu-nbd (with the kernel's NBD client), loop (the kernel's own
 #            driver, for comparison)
 #
-# A task that hangs ends the machine. What came of the rest is in /share/result, a line `key value` each.
+# A task that hangs ends the machine. What came of the rest is in /share/result, a line `key value`
+# each.
 # shellcheck disable=SC2012
 set -euo pipefail
 # shellcheck source=tests/vm/cases/lib.sh

@@ -1,6 +1,7 @@
-# The machine without Xen, with our kernel module (xen/blktap-dkms): disks by tap-ctl and tapdisk as releases 3.x
-# made them, block devices /dev/xen/blktap-2/tapdevN. File systems, patterns, chains, pause, flush, trim and zeros,
-# kills, refusals. What the module itself does with a process that is not tapdisk: blktap.sh.
+# The machine without Xen, with our kernel module (xen/blktap-dkms): disks by tap-ctl and tapdisk as
+# releases 3.x made them, block devices /dev/xen/blktap-2/tapdevN. File systems, patterns, chains,
+# pause, flush, trim and zeros, kills, refusals. What the module itself does with a process that is
+# not tapdisk: blktap.sh.
 # shellcheck shell=bash disable=SC2119,SC2120,SC2012
 # shellcheck source=tests/vm/cases/lib.sh
 export case_limit=${case_limit:-240}
@@ -224,7 +225,8 @@ case_sectors_of_4096_bytes_and_read_only() {
     rm /srv/*
 }
 
-# The module fails what is outstanding and takes the disk away; nothing hangs, and the minor can be freed.
+# The module fails what is outstanding and takes the disk away; nothing hangs, and the minor can be
+# freed.
 case_killed_under_a_mounted_file_system() {
     dmesg -C
     vhd-util create -n /srv/disk.vhd -s 96
@@ -257,7 +259,8 @@ case_killed_under_a_mounted_file_system() {
     rm /srv/*
 }
 
-# Another program: the device that nobody uses goes and comes again; one that is in use keeps its tapdisk as it is.
+# Another program: the device that nobody uses goes and comes again; one that is in use keeps its
+# tapdisk as it is.
 case_upgraded_with_a_ring_of_the_module() {
     dmesg -C
     local program=/srv/libexec/tapdisk before status=0 upgrades said
@@ -384,7 +387,8 @@ case_refusals_are_sentences_and_leave_nothing() {
     rm /srv/*
 }
 
-# Nonsense in the ring page ends the service of that ring alone; a new one is made. And the module may ask for the end.
+# Nonsense in the ring page ends the service of that ring alone; a new one is made. And the module
+# may ask for the end.
 case_nonsense_in_the_ring_and_a_request_to_end() {
     vhd-util create -n /srv/disk.vhd -s 16
     device vhd:/srv/disk.vhd

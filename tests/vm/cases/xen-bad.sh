@@ -1,11 +1,13 @@
-# Real Xen, where everybody but tapback and tapdisk does what they should not: scripts, toolstacks, frontends, xenstored,
-# and /dev. Meanwhile another guest uses its disk; each case ends with an honest front end on the disk it was about, and
-# with as many watches, grants, event channels, descriptors and tapdisks as there were before.
+# Real Xen, where everybody but tapback and tapdisk does what they should not: scripts, toolstacks,
+# frontends, xenstored, and /dev. Meanwhile another guest uses its disk; each case ends with an
+# honest front end on the disk it was about, and with as many watches, grants, event channels,
+# descriptors and tapdisks as there were before.
 # shellcheck shell=bash disable=SC2016
 # shellcheck source=tests/vm/cases/xen-lib.sh
 . /share/vm/cases/xen-lib.sh
 
-# The disk that most cases are about: dom0's own, whose front end is made of keys, by xenstore-write and by xen-front.
+# The disk that most cases are about: dom0's own, whose front end is made of keys, by xenstore-write
+# and by xen-front.
 back=/local/domain/0/backend/vbd3/0/51712 front=/local/domain/0/device/vbd/51712
 said=/local/domain/0/error/backend/vbd3/0/51712/error
 log=/run/tapback.log
@@ -155,7 +157,8 @@ case_a_script_that_never_ends() {
     rm /srv/*
 }
 
-# The path of no tapdisk, of a dead one, of something else; the right one, written later, makes the disk work.
+# The path of no tapdisk, of a dead one, of something else; the right one, written later, makes the
+# disk work.
 case_scripts_that_name_no_tapdisk() {
     need_canary
     script names 'xenstore-write "$XENBUS_PATH/physical-device-path" "$(</run/named)" "$XENBUS_PATH/hotplug-status" connected'
@@ -184,7 +187,8 @@ case_scripts_that_name_no_tapdisk() {
         unplug
     done
     give_back
-    # What a killed tapdisk leaves. (The other guest's files in /dev/shm stay, which sweep would take.)
+    # What a killed tapdisk leaves. (The other guest's files in /dev/shm stay, which sweep would
+    # take.)
     rm -rf /run/blktap-control/{ctl,nbdclient}"$dead" /run/blktap-control/nbd*"$dead.$dead_minor" \
         "/dev/shm/td3-$dead" "/dev/shm/metrics/tap-$dead-$dead_minor"
     tap-ctl free -m "$dead_minor" || true
@@ -193,7 +197,8 @@ case_scripts_that_name_no_tapdisk() {
 
 # ---- keys -----------------------------------------------------------------------------------------------------------
 
-# Sets the keys of a ring, then a wrong one (none: removes it), and asks for the sentence that says so.
+# Sets the keys of a ring, then a wrong one (none: removes it), and asks for the sentence that says
+# so.
 frontend_is_refused() { # key, value, sentence
     xenstore-write "$front/protocol" x86_64-abi "$front/ring-ref" 4000000 "$front/event-channel" 4000000
     if [ "$2" = none ]; then
@@ -286,7 +291,8 @@ case_frontends_that_jump_states() {
 
 # ---- rings that Linux's blkfront does not make here --------------------------------------------------------------------
 
-# A 32-bit guest's, and one that does not say what it is; one to eight pages. Data, indirect, flush, barrier, discard.
+# A 32-bit guest's, and one that does not say what it is; one to eight pages. Data, indirect, flush,
+# barrier, discard.
 case_layouts_and_sizes_of_rings() {
     need_canary
     plug ""

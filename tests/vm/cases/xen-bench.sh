@@ -1,13 +1,14 @@
-# Back ends of Xen side by side, in one boot, for one guest that has all the disks at once: tapdisk, QEMU's qdisk and
-# the kernel's xen-blkback. Ratios only: the machine is emulated. On demand, `make bench-xen`; the table is left in
-# the folder of the logs, bench.txt.
+# Back ends of Xen side by side, in one boot, for one guest that has all the disks at once: tapdisk,
+# QEMU's qdisk and the kernel's xen-blkback. Ratios only: the machine is emulated. On demand, `make
+# bench-xen`; the table is left in the folder of the logs, bench.txt.
 #
-# Raw: three memory disks of the kernel's, one a back end. tapdisk and xen-blkback read and write them past the page
-# cache. qdisk goes through it, which costs it a copy and saves it the disk: Debian's QEMU for Xen is built without
-# aio=native, so that `direct-io-safe` makes it refuse the disk, and xl has no other word for it. VHD: files on one
-# ext4 on a memory disk, all of them written once before. That QEMU has no driver for VHD either, so qdisk has two
-# stand-ins: its own sparse format, qcow2, in one process; and the same kind of VHD behind `qemu-nbd -f vpc` (io
-# by threads, past the page cache) and the kernel's NBD client.
+# Raw: three memory disks of the kernel's, one a back end. tapdisk and xen-blkback read and write
+# them past the page cache. qdisk goes through it, which costs it a copy and saves it the disk:
+# Debian's QEMU for Xen is built without aio=native, so that `direct-io-safe` makes it refuse the
+# disk, and xl has no other word for it. VHD: files on one ext4 on a memory disk, all of them
+# written once before. That QEMU has no driver for VHD either, so qdisk has two stand-ins: its own
+# sparse format, qcow2, in one process; and the same kind of VHD behind `qemu-nbd -f vpc` (io by
+# threads, past the page cache) and the kernel's NBD client.
 # shellcheck shell=bash disable=SC2016
 export case_limit=${case_limit:-2400}
 # shellcheck source=tests/vm/cases/xen-lib.sh
@@ -90,8 +91,8 @@ report() {
 
 # ---- system calls ------------------------------------------------------------------------------------------------
 
-# The kernel counts them by itself (tracefs, hist triggers): unlike strace that hardly slows the process down, so it
-# does as much in a turn as without anybody looking.
+# The kernel counts them by itself (tracefs, hist triggers): unlike strace that hardly slows the
+# process down, so it does as much in a turn as without anybody looking.
 readonly calls='hist:keys=common_pid,id.syscall' controls='hist:keys=common_pid,cmd.hex' hypercalls='hist:keys=common_pid'
 
 begin_count() {

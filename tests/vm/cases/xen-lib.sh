@@ -1,5 +1,6 @@
-# Sourced by the lists of cases that run under Xen: tapback, guests, and disks plugged by xl with Xen's own block-tap
-# script. Starting a guest is dear: cases share some that live long, and get their disks while they run.
+# Sourced by the lists of cases that run under Xen: tapback, guests, and disks plugged by xl with
+# Xen's own block-tap script. Starting a guest is dear: cases share some that live long, and get
+# their disks while they run.
 # shellcheck shell=bash
 # shellcheck source=tests/vm/cases/lib.sh
 . /share/vm/cases/lib.sh

@@ -1,5 +1,6 @@
-# More of real Xen, for `make test-vm`: several queues, frontends that come back, 4096-byte sectors, media changes,
-# unplugging in several states, migration, a driver domain, and a xenstored that dies.
+# More of real Xen, for `make test-vm`: several queues, frontends that come back, 4096-byte sectors,
+# media changes, unplugging in several states, migration, a driver domain, and a xenstored that
+# dies.
 # shellcheck shell=bash
 # shellcheck source=tests/vm/cases/xen-lib.sh
 . /share/vm/cases/xen-lib.sh
@@ -28,9 +29,10 @@ case_two_queues() {
     rm /srv/*
 }
 
-# The guest's driver lets go of a disk that stays plugged, and the frontend goes back to 1, as at the start of another
-# kernel: the ring is given back, and the back end waits in 2 for the next. (Linux's blkfront itself takes no disk a
-# second time: its device stays closed until the toolstack makes a new one.)
+# The guest's driver lets go of a disk that stays plugged, and the frontend goes back to 1, as at
+# the start of another kernel: the ring is given back, and the back end waits in 2 for the next.
+# (Linux's blkfront itself takes no disk a second time: its device stays closed until the toolstack
+# makes a new one.)
 case_frontend_begins_again() {
     need_guest one
     vhd-util create -n /srv/disk.vhd -s 16
@@ -53,8 +55,8 @@ case_frontend_begins_again() {
     rm /srv/*
 }
 
-# The program of a running tapdisk is replaced, again and again, while a guest writes and reads back: one process, one
-# ring, and the guest sees pauses.
+# The program of a running tapdisk is replaced, again and again, while a guest writes and reads
+# back: one process, one ring, and the guest sees pauses.
 case_upgraded_under_guest_io() {
     need_guest one
     local program=/srv/libexec/tapdisk upgrades=0 before
@@ -87,8 +89,8 @@ case_upgraded_under_guest_io() {
     rm -r /srv/*
 }
 
-# What rrdp-iostat reads of a guest's disk each five seconds is what the guest's own kernel has counted, and goes on
-# over an upgrade of the tapdisk.
+# What rrdp-iostat reads of a guest's disk each five seconds is what the guest's own kernel has
+# counted, and goes on over an upgrade of the tapdisk.
 case_what_rrdd_reads_of_a_vbd() {
     need_guest one
     truncate -s 24M /srv/disk.raw
@@ -113,9 +115,10 @@ case_what_rrdd_reads_of_a_vbd() {
     rm /srv/*
 }
 
-# Polling as xapi asks for it, by keys of the back end; the same disk twice. How idle the host is tapdisk measures
-# itself, in cpumond's file, where there is no cpumond. The emulated machine is never idle, so the number comes from a
-# stand-in for cpumond then. What polling gains at depth 1 is printed, not demanded: one processor has to do all.
+# Polling as xapi asks for it, by keys of the back end; the same disk twice. How idle the host is
+# tapdisk measures itself, in cpumond's file, where there is no cpumond. The emulated machine is
+# never idle, so the number comes from a stand-in for cpumond then. What polling gains at depth 1 is
+# printed, not demanded: one processor has to do all.
 case_polling_as_xapi_asks_for_it() {
     local idle=/dev/shm/cpu_util_monitor monitor first disk rate rates=''
     truncate -s 16M /srv/polled.raw /srv/plain.raw
@@ -209,8 +212,9 @@ unplug_drive() {
     xenstore-rm "$back"
 }
 
-# A drive as xenopsd plugs it, by keys alone: empty at first; a medium is put in; another one that the keys name does not
-# disturb the ring in use, and counts when the drive is plugged anew. The frontend is dom0's own kernel.
+# A drive as xenopsd plugs it, by keys alone: empty at first; a medium is put in; another one that
+# the keys name does not disturb the ring in use, and counts when the drive is plugged anew. The
+# frontend is dom0's own kernel.
 case_media_change() {
     need_tapback
     local medium
@@ -245,7 +249,8 @@ case_media_change() {
     rm /srv/*
 }
 
-# A disk that no frontend ever took; one of a frontend whose ring was refused; one whose tapdisk is dead.
+# A disk that no frontend ever took; one of a frontend whose ring was refused; one whose tapdisk is
+# dead.
 case_unplugged_in_several_states() {
     need_tapback
     local back front
@@ -283,9 +288,10 @@ case_unplugged_in_several_states() {
     modprobe -r xen-blkfront
 }
 
-# A guest moves to another domain of the same host while it writes: the new domain's disk is plugged before the old
-# one's is unplugged, and its frontend connects (3, without waiting for 2) when the guest runs on. It is a PVH guest: the
-# rings of a domain whose memory is not Xen's to see are the same to us.
+# A guest moves to another domain of the same host while it writes: the new domain's disk is plugged
+# before the old one's is unplugged, and its frontend connects (3, without waiting for 2) when the
+# guest runs on. It is a PVH guest: the rings of a domain whose memory is not Xen's to see are the
+# same to us.
 case_migrated_to_the_same_host() {
     need_tapback
     vhd-util create -n /srv/disk.vhd -s 48
@@ -320,7 +326,8 @@ case_migrated_to_the_same_host() {
     rm /srv/*
 }
 
-# tapback and tapdisk in a guest, which serves another guest. Xen's script is played by hand: there is no libxl in it.
+# tapback and tapdisk in a guest, which serves another guest. Xen's script is played by hand: there
+# is no libxl in it.
 case_driver_domain() {
     local path back
     # shellcheck disable=SC2119
@@ -349,8 +356,8 @@ case_driver_domain() {
     guest stop driver
 }
 
-# xenstored is killed, and nothing brings it back while Xen runs: tapback says so and stays, disks are served on. The last
-# of the list, as nothing can be unplugged after it.
+# xenstored is killed, and nothing brings it back while Xen runs: tapback says so and stays, disks
+# are served on. The last of the list, as nothing can be unplugged after it.
 case_xenstored_is_gone() {
     need_guest one
     # One whose words can be read.

@@ -1,5 +1,6 @@
-# Real Xen: dom0 with tapback and tapdisk, disks plugged by xl with Xen's own block-tap script, and guests whose
-# kernel's blkfront uses them. Two guests live through all cases; the last case destroys one.
+# Real Xen: dom0 with tapback and tapdisk, disks plugged by xl with Xen's own block-tap script, and
+# guests whose kernel's blkfront uses them. Two guests live through all cases; the last case
+# destroys one.
 # shellcheck shell=bash
 # shellcheck source=tests/vm/cases/xen-lib.sh
 . /share/vm/cases/xen-lib.sh
@@ -62,7 +63,8 @@ case_file_system_across_plugs() {
     rm /srv/*
 }
 
-# Every layer holds a part; the guest sees all of it as one disk, and what it writes goes to the top.
+# Every layer holds a part; the guest sees all of it as one disk, and what it writes goes to the
+# top.
 case_chain_of_five() {
     need_guest one
     local layer below=''
@@ -128,8 +130,9 @@ case_read_only_disk() {
     rm /srv/*
 }
 
-# Xen's own xen-blkback serves a guest from a disk of our kernel module (xen/blktap-dkms), plugged by Xen's block-tap
-# script in its other form, which backend type `phy` and a kernel with the module want.
+# Xen's own xen-blkback serves a guest from a disk of our kernel module (xen/blktap-dkms), plugged
+# by Xen's block-tap script in its other form, which backend type `phy` and a kernel with the module
+# want.
 case_blkback_on_the_blktap_module() {
     need_guest one
     modprobe -a blktap xen-blkback
@@ -161,8 +164,8 @@ case_blkback_on_the_blktap_module() {
     rm /srv/*
 }
 
-# The same with a device that outlives its tapdisk, plugged by our own script, as on a Xen that knows
-# no backendtype=tap.
+# The same with a device that outlives its tapdisk, plugged by our own script, as on a Xen that
+# knows no backendtype=tap.
 case_blkback_on_block_tapdisk() {
     need_guest one
     modprobe -a ublk_drv xen-blkback
@@ -263,8 +266,9 @@ case_restarted_tapback() {
     rm /srv/*
 }
 
-# A disk of dom0 itself, whose front end is made of keys at first: each kind of nonsense is refused where the toolstack
-# can read why, and does not keep the kernel's front end from using the same disk, on a ring of eight pages, afterwards.
+# A disk of dom0 itself, whose front end is made of keys at first: each kind of nonsense is refused
+# where the toolstack can read why, and does not keep the kernel's front end from using the same
+# disk, on a ring of eight pages, afterwards.
 case_front_end_that_writes_nonsense() {
     need_tapback
     local back=/local/domain/0/backend/vbd3/0/51712 front=/local/domain/0/device/vbd/51712 says
@@ -301,8 +305,8 @@ case_front_end_that_writes_nonsense() {
     rm /srv/*
 }
 
-# Rings that no honest guest would make, from dom0's own grants. The same process serves another disk, whose bytes
-# must stay what they are.
+# Rings that no honest guest would make, from dom0's own grants. The same process serves another
+# disk, whose bytes must stay what they are.
 case_hostile_front_end() {
     local canary
     vhd-util create -n /srv/hostile.vhd -s 32
@@ -330,7 +334,8 @@ case_hostile_front_end() {
 
 # ---- ends of guests ------------------------------------------------------------------------------------------------
 
-# Saved to a file, restored from it as another domain, then rebooted as yet another: with its disk each time.
+# Saved to a file, restored from it as another domain, then rebooted as yet another: with its disk
+# each time.
 case_saved_restored_rebooted() {
     need_guest two
     vhd-util create -n /srv/disk.vhd -s 32
@@ -352,8 +357,8 @@ case_saved_restored_rebooted() {
     rm /srv/*
 }
 
-# An image that is not there: xl says so, no tapdisk is left, and the place can be used again. (xl leaves the entry in
-# xenstore until it is told to detach.)
+# An image that is not there: xl says so, no tapdisk is left, and the place can be used again. (xl
+# leaves the entry in xenstore until it is told to detach.)
 case_missing_image() {
     need_guest one
     if xl block-attach one "$(xl_disk xvda vhd /srv/no-such.vhd)"; then
@@ -369,8 +374,8 @@ case_missing_image() {
     rm /srv/*
 }
 
-# A guest destroyed in the middle of its writes, with one tapdisk killed before and one that lives: nothing that was
-# acknowledged is lost, nothing is left, and the disks can be plugged elsewhere.
+# A guest destroyed in the middle of its writes, with one tapdisk killed before and one that lives:
+# nothing that was acknowledged is lost, nothing is left, and the disks can be plugged elsewhere.
 case_killed_tapdisk_and_destroyed_guest() {
     need_guest two
     vhd-util create -n /srv/killed.vhd -s 32

@@ -100,8 +100,8 @@ impl Daemon {
         self.stop.clone()
     }
 
-    /// Serve until told to stop. Rings that are connected stay so: the next tapback finds them. `ready` is
-    /// called once all disks that are there have been found.
+    /// Serve until told to stop. Rings that are connected stay so: the next tapback finds them.
+    /// `ready` is called once all disks that are there have been found.
     ///
     /// # Errors
     /// A sentence, if events cannot be waited for.

@@ -1,4 +1,5 @@
-//! What to do next about a disk: a function of what the store says and of what this process knows. No I/O.
+//! What to do next about a disk: a function of what the store says and of what this process knows.
+//! No I/O.
 //!
 //! ```text
 //!   frontend        backend
@@ -10,8 +11,8 @@
 //!   gone ─────────► 6   and hotplug-status goes: both are waited for by somebody
 //!   not there yet       the backend's half is at 1 and online: wait
 //! ```
-//! The rules are those of `xenstore-tapback.md` §4 and §8. One step at a time: whoever has taken it looks
-//! again and asks again, until the answer is [`Step::Nothing`] or [`Step::Forget`].
+//! The rules are those of `xenstore-tapback.md` §4 and §8. One step at a time: whoever has taken it
+//! looks again and asks again, until the answer is [`Step::Nothing`] or [`Step::Forget`].
 
 use crate::ring::tap_of_print;
 use crate::view::{Front, Mode, Node, Tap, TapId, View, state};
@@ -81,7 +82,8 @@ pub fn decide(view: &View, memory: &Memory) -> Step {
         Node::Full => {}
     }
     if !view.announced {
-        // Nobody has connected to this node; a ring that is up belongs to one of the same name before it.
+        // Nobody has connected to this node; a ring that is up belongs to one of the same name
+        // before it.
         let stale = matches!(memory.ring, Ring::Up(_) | Ring::Unsure(Some(_)));
         return if stale { Step::Disconnect } else { Step::Announce };
     }
@@ -103,7 +105,8 @@ pub fn decide(view: &View, memory: &Memory) -> Step {
 }
 
 fn frontend_gone(view: &View, memory: &Memory) -> Step {
-    // Not every toolstack writes both halves at once. To end such a disk, all of them take online away.
+    // Not every toolstack writes both halves at once. To end such a disk, all of them take online
+    // away.
     let not_yet = view.backend == Some(state::INITIALISING) && view.online;
     match () {
         () if memory.ring.may_be_up() => Step::Disconnect,
@@ -113,8 +116,8 @@ fn frontend_gone(view: &View, memory: &Memory) -> Step {
     }
 }
 
-/// A frontend that begins, or that begins again without having closed (kexec, a crash): its old ring is
-/// nobody's. One that is being unplugged before it has begun is let go at once.
+/// A frontend that begins, or that begins again without having closed (kexec, a crash): its old
+/// ring is nobody's. One that is being unplugged before it has begun is let go at once.
 fn initialising(view: &View, memory: &Memory) -> Step {
     match () {
         () if memory.ring.may_be_up() => Step::Disconnect,

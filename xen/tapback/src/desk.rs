@@ -1,5 +1,5 @@
-//! What all disks share, and how they are found: the connection to xenstore, the watch on all backends, and
-//! who is rung for which event.
+//! What all disks share, and how they are found: the connection to xenstore, the watch on all
+//! backends, and who is rung for which event.
 
 use crate::bell::Bell;
 use crate::config::{Config, DeviceId, decimal};
@@ -20,7 +20,8 @@ use xenstore::{Error, Fired, Link, Store, Watch};
 const RELEASE: &str = "@releaseDomain";
 /// Pause between tries to reach a xenstored that is gone.
 const RECONNECT: Duration = Duration::from_millis(500);
-/// Keys of a backend whose change means something; all others are ours, or read when they are needed.
+/// Keys of a backend whose change means something; all others are ours, or read when they are
+/// needed.
 const KEYS: [&str; 7] = [
     "frontend",
     "hotplug-status",
@@ -132,7 +133,8 @@ impl Desk {
         Ok([Some(backends), domains])
     }
 
-    /// Go through all backends: those that are not known get a task, the others a ring of their bell.
+    /// Go through all backends: those that are not known get a task, the others a ring of their
+    /// bell.
     async fn find(self: &Rc<Self>) -> Result<(), Error> {
         let root = self.root();
         for domid in self.store.directory(&root).await?.unwrap_or_default() {

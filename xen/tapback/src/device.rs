@@ -1,5 +1,5 @@
-//! The life of one disk, a task: look, decide, do one step, until there is nothing to do; then sleep until
-//! the bell rings, or until it is time to try again what has failed.
+//! The life of one disk, a task: look, decide, do one step, until there is nothing to do; then
+//! sleep until the bell rings, or until it is time to try again what has failed.
 
 use crate::bell::Bell;
 use crate::config::DeviceId;
@@ -243,7 +243,8 @@ impl Device {
         mut doing: impl Future<Output = Result<(), Trouble>> + Unpin,
     ) -> Option<Result<(), Trouble>> {
         let bell = Rc::clone(&self.bell);
-        // As it was decided: an order without an answer yet changes what is remembered, not what is wanted.
+        // As it was decided: an order without an answer yet changes what is remembered, not what is
+        // wanted.
         loop {
             let mut heard = pin!(bell.heard());
             match either(&mut doing, &mut heard).await {
@@ -260,7 +261,8 @@ impl Device {
     }
 
     async fn done(&mut self, step: Step, frontend: &str) -> Then {
-        // A tapdisk that was asked again after it could not connect: what was said of that still holds.
+        // A tapdisk that was asked again after it could not connect: what was said of that still
+        // holds.
         let connects = matches!(&self.retry, Some(Retry { step: Step::Connect(_), .. }));
         let only_asked = matches!(step, Step::Meet(_)) && connects;
         if !only_asked {

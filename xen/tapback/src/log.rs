@@ -1,4 +1,5 @@
-//! The log: standard error in the foreground, syslog's socket in the background. Nothing waits for either.
+//! The log: standard error in the foreground, syslog's socket in the background. Nothing waits for
+//! either.
 
 use slog::{Drain, KV, Level, Logger, Never, OwnedKVList, Record, Serializer, o};
 use std::fmt::Write as _;

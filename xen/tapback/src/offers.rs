@@ -1,5 +1,5 @@
-//! The keys that tell a frontend what it can have. Those that shape its ring are written before state 2, the
-//! others before state 4 (`xenstore-tapback.md` §10).
+//! The keys that tell a frontend what it can have. Those that shape its ring are written before
+//! state 2, the others before state 4 (`xenstore-tapback.md` §10).
 
 use crate::config::{Config, QUEUES_MAX, SEGMENTS_MAX};
 use crate::ring::ORDER_MAX;
@@ -15,8 +15,8 @@ const READ_ONLY: u32 = 4;
 /// What a discard has to cover to free something in a file: a page of the file system.
 const DISCARD_BYTES: u32 = 4096;
 
-/// Before state 2. Persistent grants are answered with no: data are copied by grant copy, and a frontend that
-/// wanted them falls back to granting each request.
+/// Before state 2. Persistent grants are answered with no: data are copied by grant copy, and a
+/// frontend that wanted them falls back to granting each request.
 pub(crate) fn for_the_ring(config: &Config) -> Vec<Offer> {
     let mut offers =
         vec![("max-ring-page-order", ORDER_MAX.to_string()), ("feature-persistent", "0".into())];

@@ -1,4 +1,5 @@
-//! The command line. Letters are the original's; long names work, with their values, where the original's crash.
+//! The command line. Letters are the original's; long names work, with their values, where the
+//! original's crash.
 
 use cli::{Options as Words, Spec, number};
 use std::ffi::OsString;

@@ -1,5 +1,5 @@
-//! What a frontend wrote about its rings. All of it is the guest's, so all of it is checked: numbers, page
-//! orders and counts are refused before anything is made of them.
+//! What a frontend wrote about its rings. All of it is the guest's, so all of it is checked:
+//! numbers, page orders and counts are refused before anything is made of them.
 
 use crate::config::{QUEUES_MAX, decimal};
 use crate::view::{TapId, is_denied, shown, text};

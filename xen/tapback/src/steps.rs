@@ -1,7 +1,7 @@
 //! The steps of a disk: what is written to the store and said to the tapdisk.
 //!
-//! Nothing is ever written into a directory that has gone: every transaction looks first whether the node is
-//! there and names the frontend that the step is about.
+//! Nothing is ever written into a directory that has gone: every transaction looks first whether
+//! the node is there and names the frontend that the step is about.
 
 use crate::config::{DeviceId, decimal};
 use crate::decide::{Memory, Ring};
@@ -40,7 +40,8 @@ impl Steps<'_> {
             .await
     }
 
-    /// State 6 for those who wait for that, and no `hotplug-status` for those who wait for that (§8).
+    /// State 6 for those who wait for that, and no `hotplug-status` for those who wait for that
+    /// (§8).
     pub async fn abandon(&self) -> Result<(), Trouble> {
         self.within(async |tx| {
             tx.write(&self.key("state"), state::CLOSED.to_string().as_bytes()).await?;
@@ -107,8 +108,8 @@ impl Steps<'_> {
         .await
     }
 
-    /// Connect, `true`: it was connected already, and rightly. A tapdisk that knows a ring of this disk which
-    /// is not the frontend's of now has to leave that one first.
+    /// Connect, `true`: it was connected already, and rightly. A tapdisk that knows a ring of this
+    /// disk which is not the frontend's of now has to leave that one first.
     async fn join(
         &self,
         tap: TapId,
@@ -219,8 +220,8 @@ impl Steps<'_> {
             Reader { store: &self.desk.store, path: self.path, run: &self.desk.config.run };
         let kind = match reader.key("device-type").await? {
             Some(kind) => Some(kind),
-            // xenopsd writes it for the frontend only; there it is the guest's to change, and its only to be
-            // fooled.
+            // xenopsd writes it for the frontend only; there it is the guest's to change, and its
+            // only to be fooled.
             None => {
                 let path = format!("{}/device-type", self.frontend);
                 self.desk.store.read(&path).await?.map(|bytes| text(&bytes))
@@ -253,8 +254,8 @@ impl Steps<'_> {
         .await
     }
 
-    /// Take it back, with the domain's folder if this was the last in it: a driver domain may have so many nodes
-    /// and no more.
+    /// Take it back, with the domain's folder if this was the last in it: a driver domain may have
+    /// so many nodes and no more.
     pub async fn unpublish(&self) -> Result<(), Trouble> {
         let folder = format!("error/{}/{}", self.desk.root(), self.id.domid);
         let removed = self.desk.store.transact(async |tx| {
@@ -287,8 +288,8 @@ impl Steps<'_> {
         Ok(())
     }
 
-    /// In one transaction, if the node is still there and still names this frontend; else nothing is done,
-    /// and the next look finds out why.
+    /// In one transaction, if the node is still there and still names this frontend; else nothing
+    /// is done, and the next look finds out why.
     async fn within(
         &self,
         body: impl AsyncFn(&Transaction) -> Result<(), Error>,

@@ -1,4 +1,5 @@
-//! Signals as a descriptor, and a session of one's own. The only module of the crate with unsafe code.
+//! Signals as a descriptor, and a session of one's own. The only module of the crate with unsafe
+//! code.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -35,8 +36,8 @@ impl Signals {
     /// Those of `signalfd(2)`, such as EMFILE.
     pub fn open() -> io::Result<Signals> {
         let mut set = MaybeUninit::<libc::sigset_t>::zeroed();
-        // SAFETY: sigemptyset initialises the set, the numbers are those of real signals, and the set
-        // outlives the calls.
+        // SAFETY: sigemptyset initialises the set, the numbers are those of real signals, and the
+        // set outlives the calls.
         let fd = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
             for (number, _) in HANDLED {
@@ -79,7 +80,7 @@ impl Signals {
 
 /// Leave the caller's session.
 pub fn own_session() {
-    // SAFETY: takes nothing and touches no memory; it fails only for the leader of a group, which then
-    // already is apart from its caller.
+    // SAFETY: takes nothing and touches no memory; it fails only for the leader of a group, which
+    // then already is apart from its caller.
     unsafe { libc::setsid() };
 }

@@ -1,8 +1,8 @@
 //! One question to a tapdisk, without blocking: connect, 544 bytes out, 544 bytes in, hang up.
 //!
-//! A connection that is given up half-way undoes nothing at the other end (`control-socket.md` §2): the
-//! tapdisk does what it was asked when its turn comes. As it does one after the other, a later question
-//! finds the earlier one done.
+//! A connection that is given up half-way undoes nothing at the other end (`control-socket.md` §2):
+//! the tapdisk does what it was asked when its turn comes. As it does one after the other, a later
+//! question finds the earlier one done.
 
 use crate::reactor::{Either, Reactor, Registered, either};
 use mio::net::UnixStream;

@@ -1,4 +1,5 @@
-//! Tasks: futures that are polled when they were woken, on one thread. No runtime is needed for that.
+//! Tasks: futures that are polled when they were woken, on one thread. No runtime is needed for
+//! that.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};

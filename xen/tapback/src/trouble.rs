@@ -36,7 +36,8 @@ impl Trouble {
         Trouble { cause: Cause::Tapdisk, errno, text }
     }
 
-    /// Of a disk whose script is done, in what the toolstack wrote. A drive without a medium is none.
+    /// Of a disk whose script is done, in what the toolstack wrote. A drive without a medium is
+    /// none.
     pub fn of_view(view: &View, memory: &Memory) -> Option<Trouble> {
         if !view.hotplug {
             return None;

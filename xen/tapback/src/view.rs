@@ -1,4 +1,5 @@
-//! What the store says about a disk, read in one go. Everything is a stranger's text until it was parsed here.
+//! What the store says about a disk, read in one go. Everything is a stranger's text until it was
+//! parsed here.
 
 use crate::config::{DeviceId, decimal};
 use std::path::Path;
@@ -186,7 +187,8 @@ impl Reader<'_> {
         })
     }
 
-    /// A store that does not tell (a driver domain may not ask) is no reason to think the domain gone.
+    /// A store that does not tell (a driver domain may not ask) is no reason to think the domain
+    /// gone.
     async fn introduced(&self, domid: u32) -> Result<bool, Error> {
         match self.store.is_domain_introduced(domid).await {
             Err(error) if error.is_lost() => Err(error),
@@ -210,7 +212,8 @@ fn parse_mode(mode: Option<String>) -> Mode {
     }
 }
 
-/// `/run/blktap-control/nbd<pid>.<minor>`, the directory also as this process has it, or by its old name.
+/// `/run/blktap-control/nbd<pid>.<minor>`, the directory also as this process has it, or by its old
+/// name.
 fn parse_tap(path: &str, run: &RunDir) -> Tap {
     let bad = || {
         let run = run.path();

@@ -1,9 +1,9 @@
 //! Requests and responses of block rings.
 //!
-//! The entries of a ring have one of two layouts, by what the compiler of the front end makes of a u64:
-//! aligned to eight bytes (x86_64, and native on all 64-bit machines) or to four (x86_32). Ring entries
-//! are copied out as bytes and read at the offsets of [`Layout`]; the structures here are what the
-//! offsets are taken from, and are never laid over shared memory.
+//! The entries of a ring have one of two layouts, by what the compiler of the front end makes of a
+//! u64: aligned to eight bytes (x86_64, and native on all 64-bit machines) or to four (x86_32).
+//! Ring entries are copied out as bytes and read at the offsets of [`Layout`]; the structures here
+//! are what the offsets are taken from, and are never laid over shared memory.
 use std::mem::{offset_of, size_of};
 
 /// Operations (`BLKIF_OP_*`).
@@ -12,7 +12,8 @@ pub mod op {
     pub const READ: u8 = 0;
     /// Data from the guest.
     pub const WRITE: u8 = 1;
-    /// A write before which everything earlier is on the disk, and after which everything later comes.
+    /// A write before which everything earlier is on the disk, and after which everything later
+    /// comes.
     pub const WRITE_BARRIER: u8 = 2;
     /// What was answered so far goes to the disk.
     pub const FLUSH_DISKCACHE: u8 = 3;
@@ -146,8 +147,8 @@ macro_rules! layout {
 layout!(wide, 8, "Where a u64 is aligned to eight bytes: x86_64, and native on 64-bit machines.");
 layout!(narrow, 4, "Where a u64 is aligned to four bytes: x86_32.");
 
-/// Offsets of the fields of one layout. Byte 0 of every request is the operation; byte 1 is the number
-/// of segments, the flag of a discard or the operation behind an indirect request.
+/// Offsets of the fields of one layout. Byte 0 of every request is the operation; byte 1 is the
+/// number of segments, the flag of a discard or the operation behind an indirect request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
     /// Bytes of a ring entry.
@@ -189,8 +190,8 @@ impl Layout {
     /// x86_32.
     pub const NARROW: Layout = offsets!(narrow);
 
-    /// The layout of a protocol number of the control message (spec/control-socket.md §3.1): 1 native,
-    /// 2 x86_32, 3 x86_64.
+    /// The layout of a protocol number of the control message (spec/control-socket.md §3.1): 1
+    /// native, 2 x86_32, 3 x86_64.
     pub fn of_protocol(number: u32) -> Option<Layout> {
         match number {
             // We are built for 64-bit machines only (see `gntdev`).

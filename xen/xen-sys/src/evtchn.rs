@@ -1,5 +1,5 @@
-//! `/dev/xen/evtchn`: event channels of a process. A read gives ports (u32) that fired, each masked from
-//! then on; writing a port back unmasks it. The calls that bind return the local port.
+//! `/dev/xen/evtchn`: event channels of a process. A read gives ports (u32) that fired, each masked
+//! from then on; writing a port back unmasks it. The calls that bind return the local port.
 use std::mem::{offset_of, size_of};
 
 use crate::ioc;

@@ -1,5 +1,5 @@
-//! `/dev/xen/gntalloc`: pages of ours that another domain may use. Back ends do not need it; test front
-//! ends in dom0 do.
+//! `/dev/xen/gntalloc`: pages of ours that another domain may use. Back ends do not need it; test
+//! front ends in dom0 do.
 use std::mem::{offset_of, size_of};
 
 use crate::ioc;

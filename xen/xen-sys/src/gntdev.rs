@@ -73,8 +73,8 @@ pub struct GrantCopy {
     pub segments: *mut CopySegment,
 }
 
-/// One side of a copy: an address of ours, or a place in a granted page, by the flags of its segment.
-/// The kernel declares a union of a pointer and [`Foreign`]; both have eight bytes.
+/// One side of a copy: an address of ours, or a place in a granted page, by the flags of its
+/// segment. The kernel declares a union of a pointer and [`Foreign`]; both have eight bytes.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CopySide(pub [u8; 8]);

@@ -1,6 +1,6 @@
 //! The ABI between a user-space block back end, the kernel's Xen devices and a guest: layouts and
-//! numbers, each asserted at compile time, and the arithmetic of rings. No system call is made here and
-//! nothing is unsafe; crate `xen` builds on it.
+//! numbers, each asserted at compile time, and the arithmetic of rings. No system call is made here
+//! and nothing is unsafe; crate `xen` builds on it.
 //!
 //! | module | what | source of the facts |
 //! |---|---|---|
@@ -20,8 +20,8 @@ pub mod ring;
 /// Bytes of a page that is granted. Xen's grants are of 4 KiB, whatever the kernel's pages are.
 pub const PAGE_BYTES: usize = 4096;
 
-/// `_IOC(_IOC_NONE, type, number, size)` of Linux `include/uapi/asm-generic/ioctl.h`: all calls of the
-/// Xen devices are declared without a direction.
+/// `_IOC(_IOC_NONE, type, number, size)` of Linux `include/uapi/asm-generic/ioctl.h`: all calls of
+/// the Xen devices are declared without a direction.
 const fn ioc(kind: u8, number: u8, bytes: usize) -> u64 {
     (bytes as u64) << 16 | (kind as u64) << 8 | number as u64
 }

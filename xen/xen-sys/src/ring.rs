@@ -1,7 +1,7 @@
 //! A shared ring: the header, and the macros of Xen's `public/io/ring.h` as functions.
 //!
-//! Indices are free-running u32s; all arithmetic wraps. The other end may put any number there at any
-//! time, so every function gives a defined answer for every input.
+//! Indices are free-running u32s; all arithmetic wraps. The other end may put any number there at
+//! any time, so every function gives a defined answer for every input.
 use std::mem::{offset_of, size_of};
 
 use crate::PAGE_BYTES;
@@ -40,7 +40,8 @@ pub const fn unconsumed(req_prod: u32, req_cons: u32) -> u32 {
 }
 
 /// Whether the front end claims more requests than there is room for
-/// (`RING_REQUEST_PROD_OVERFLOW`): its ring cannot be trusted any more. `rsp_prod` is our own count.
+/// (`RING_REQUEST_PROD_OVERFLOW`): its ring cannot be trusted any more. `rsp_prod` is our own
+/// count.
 pub const fn is_overflown(req_prod: u32, rsp_prod: u32, entries: u32) -> bool {
     req_prod.wrapping_sub(rsp_prod) > entries
 }

@@ -1,4 +1,5 @@
-//! The kernel's devices: `/dev/xen/gntdev` and `/dev/xen/evtchn`, one pair of descriptors for a disk.
+//! The kernel's devices: `/dev/xen/gntdev` and `/dev/xen/evtchn`, one pair of descriptors for a
+//! disk.
 //!
 //! Nothing here waits: the event channel descriptor is non-blocking, and copies are made by the
 //! hypervisor before the call returns.
@@ -56,7 +57,8 @@ impl Devices {
         Ok(Devices { events: File::from(events), ..Devices::open()? })
     }
 
-    /// From now on `unmask` only notes the port; the caller writes it, as a u32, to [`AsFd::as_fd`], soon.
+    /// From now on `unmask` only notes the port; the caller writes it, as a u32, to
+    /// [`AsFd::as_fd`], soon.
     pub fn put_off_unmasks(&mut self) {
         self.put_off = Some(Vec::with_capacity(PUT_OFF_MAX));
     }
@@ -103,7 +105,8 @@ impl AsFd for Devices {
 /// Calls a device; a positive result is the value of calls that give one.
 ///
 /// # Safety
-/// `argument` is what the call `request` of the device behind `file` takes, alive and exclusively ours.
+/// `argument` is what the call `request` of the device behind `file` takes, alive and exclusively
+/// ours.
 unsafe fn call<T>(file: &File, request: u64, argument: &mut T) -> io::Result<u32> {
     // SAFETY: the caller's promise.
     let got = unsafe {
@@ -173,7 +176,8 @@ impl EventChannels for Devices {
 
     fn fired<'a>(&mut self, room: &'a mut [Port]) -> &'a [Port] {
         let bytes = size_of_val(room);
-        // SAFETY: the kernel writes at most `bytes` bytes to `room`, which is ours; ports are numbers.
+        // SAFETY: the kernel writes at most `bytes` bytes to `room`, which is ours; ports are
+        // numbers.
         let got = unsafe { libc::read(self.events.as_raw_fd(), room.as_mut_ptr().cast(), bytes) };
         let count = usize::try_from(got).unwrap_or(0) / size_of::<Port>();
         &room[..count]
@@ -238,8 +242,8 @@ impl Mapping {
 
     /// All of it, as words.
     pub fn words(&self) -> &[AtomicU32] {
-        // SAFETY: the range is mapped until `drop`, page-aligned, and the other domain's changes are
-        // what atomics are for.
+        // SAFETY: the range is mapped until `drop`, page-aligned, and the other domain's changes
+        // are what atomics are for.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.pages * PAGE_BYTES / 4) }
     }
 }

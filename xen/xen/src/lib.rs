@@ -1,15 +1,15 @@
-//! What a block back end needs of Xen, behind safe types: grant copies in batches, event channels and
-//! shared rings; with the kernel's devices below ([`devices`]) or a guest in memory ([`fake`]).
+//! What a block back end needs of Xen, behind safe types: grant copies in batches, event channels
+//! and shared rings; with the kernel's devices below ([`devices`]) or a guest in memory ([`fake`]).
 //!
 //! ```text
 //!   back end ─► BackRing ─► RingPages ──┐
 //!      │  └───► GrantTable::copy        ├─► devices: /dev/xen/gntdev, /dev/xen/evtchn
 //!      └──────► EventChannels ──────────┘   or fake: a guest that tests drive
 //! ```
-//! What a guest can change at any time is copied once and then checked, and never looked at again: ring
-//! entries by [`BackRing::take`], lists of segments and data by grant copies. Data pages of a guest are
-//! never mapped; ring pages are, and are only reached as atomic words. Every byte of a response is
-//! written by us, so none of our memory leaks into a ring.
+//! What a guest can change at any time is copied once and then checked, and never looked at again:
+//! ring entries by [`BackRing::take`], lists of segments and data by grant copies. Data pages of a
+//! guest are never mapped; ring pages are, and are only reached as atomic words. Every byte of a
+//! response is written by us, so none of our memory leaks into a ring.
 #![deny(unsafe_code)]
 
 pub mod devices;
@@ -35,7 +35,8 @@ pub const RING_PAGES_MAX: usize = xen_sys::gntdev::MAP_MAX;
 /// A local event channel port.
 pub type Port = u32;
 
-/// One copy between a granted page and a piece of the caller's memory. Neither side crosses its end.
+/// One copy between a granted page and a piece of the caller's memory. Neither side crosses its
+/// end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Copy {
     /// Who granted the page.
@@ -59,9 +60,9 @@ pub struct Copy {
 /// The caller's memory, in pieces that have names.
 ///
 /// # Safety
-/// A piece stays where it is, and nobody but the caller of [`GrantTable::copy`] uses it, for as long as
-/// that call lasts, whichever other pieces are asked for meanwhile. Pieces with different names do not
-/// overlap.
+/// A piece stays where it is, and nobody but the caller of [`GrantTable::copy`] uses it, for as
+/// long as that call lasts, whichever other pieces are asked for meanwhile. Pieces with different
+/// names do not overlap.
 #[allow(unsafe_code)]
 pub unsafe trait Memory {
     /// A piece.

@@ -1,8 +1,8 @@
 //! The back end's side of a shared ring.
 //!
-//! Indices of our own are kept here and only written to the ring, never read back; the front end's are
-//! read when asked for, and checked. A front end that claims more requests than its ring holds has lost
-//! its mind ([`Runaway`]), and so nothing of it is looked at any more.
+//! Indices of our own are kept here and only written to the ring, never read back; the front end's
+//! are read when asked for, and checked. A front end that claims more requests than its ring holds
+//! has lost its mind ([`Runaway`]), and so nothing of it is looked at any more.
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use xen_sys::blkif::{ENTRY_BYTES_MAX, Layout};

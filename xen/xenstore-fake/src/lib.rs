@@ -6,9 +6,10 @@
 //!     └──────────────► World ◄──────────────┘   tree · transactions · watches · faults
 //! ```
 //!
-//! Like the real one: a transaction fails with EAGAIN when something it has touched has changed meanwhile,
-//! a removed node fires watches above and below it, permissions are asked for every domain but 0, a watch
-//! fires once at its start. Unlike the real one: no quotas, and nothing outlives the process.
+//! Like the real one: a transaction fails with EAGAIN when something it has touched has changed
+//! meanwhile, a removed node fires watches above and below it, permissions are asked for every
+//! domain but 0, a watch fires once at its start. Unlike the real one: no quotas, and nothing
+//! outlives the process.
 #![forbid(unsafe_code)]
 
 mod serve;

@@ -1,4 +1,5 @@
-//! Requests, one connection a thread. Everything is done under the world's lock, so packets never mix.
+//! Requests, one connection a thread. Everything is done under the world's lock, so packets never
+//! mix.
 
 use crate::Shared;
 use crate::tree::parent;

@@ -30,7 +30,8 @@ pub(crate) struct Transaction {
     pub tree: Tree,
     /// As it began.
     pub start: Tree,
-    /// Absolute paths with the time of their last change when the transaction began; `None`: not there.
+    /// Absolute paths with the time of their last change when the transaction began; `None`: not
+    /// there.
     pub touched: HashMap<String, Option<u64>>,
     /// What to do at the commit, in order.
     pub changes: Vec<Change>,

@@ -1,7 +1,9 @@
-//! One connection: requests in a row, one of them on its way, replies matched to it, watch events between.
+//! One connection: requests in a row, one of them on its way, replies matched to it, watch events
+//! between.
 //!
-//! One at a time, as Xen's own library does it: the device holds one message a descriptor, and no server has
-//! ever been asked to do more. A request takes tens of microseconds, so the row stays short.
+//! One at a time, as Xen's own library does it: the device holds one message a descriptor, and no
+//! server has ever been asked to do more. A request takes tens of microseconds, so the row stays
+//! short.
 
 use crate::error::{Errno, Error};
 use crate::link::Link;
@@ -104,8 +106,8 @@ impl Client {
         }
     }
 
-    /// Start the first request of the row if none is on its way, and push out its bytes. A message goes out
-    /// in one write, which the device demands; a socket may take it in pieces.
+    /// Start the first request of the row if none is on its way, and push out its bytes. A message
+    /// goes out in one write, which the device demands; a socket may take it in pieces.
     fn send(&mut self) -> Result<(), Error> {
         if self.on_its_way.is_none()
             && let Some((_, request)) = self.row.front()

@@ -8,13 +8,14 @@
 //!   Link                    /run/xenstored/socket · /dev/xen/xenbus
 //! ```
 //!
-//! Whoever owns the event loop registers the [`Store`] with mio, calls [`Store::turn`] when it is ready, and
-//! polls the futures that were woken. The crate needs no runtime and starts no thread.
+//! Whoever owns the event loop registers the [`Store`] with mio, calls [`Store::turn`] when it is
+//! ready, and polls the futures that were woken. The crate needs no runtime and starts no thread.
 //!
-//! What xenstored or a guest sent is data of a stranger: lengths are checked before they are used, and a
-//! packet that makes no sense ends the connection with an error and nothing else.
+//! What xenstored or a guest sent is data of a stranger: lengths are checked before they are used,
+//! and a packet that makes no sense ends the connection with an error and nothing else.
 //!
-//! Source of the protocol's numbers: `docs/misc/xenstore.txt` and `xen/include/public/io/xs_wire.h` of Xen.
+//! Source of the protocol's numbers: `docs/misc/xenstore.txt` and `xen/include/public/io/xs_wire.h`
+//! of Xen.
 #![forbid(unsafe_code)]
 
 mod client;

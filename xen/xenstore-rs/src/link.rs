@@ -23,8 +23,8 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
-    /// The usual places, the most likely first. `XENSTORED_PATH` names a socket or a device instead, as it
-    /// does for Xen's own library.
+    /// The usual places, the most likely first. `XENSTORED_PATH` names a socket or a device
+    /// instead, as it does for Xen's own library.
     pub fn usual() -> Vec<Endpoint> {
         if let Some(path) = std::env::var_os("XENSTORED_PATH").filter(|path| !path.is_empty()) {
             let path = PathBuf::from(path);

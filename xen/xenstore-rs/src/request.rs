@@ -1,5 +1,5 @@
-//! Requests, checked before they are sent: what xenstored would answer with nonsense, or what would be two
-//! fields instead of one, never leaves.
+//! Requests, checked before they are sent: what xenstored would answer with nonsense, or what would
+//! be two fields instead of one, never leaves.
 
 use crate::error::Error;
 use crate::perms::Permission;
@@ -172,7 +172,8 @@ fn with_nul(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// The names of nodes are xenstored's to judge; here it is only made sure that the path is one field.
+/// The names of nodes are xenstored's to judge; here it is only made sure that the path is one
+/// field.
 fn check_path(path: &str) -> Result<(), Error> {
     let max = if path.starts_with('/') { ABS_PATH_MAX } else { REL_PATH_MAX };
     let wrong = match path {

@@ -1,7 +1,8 @@
 //! The store as futures: one a request, and watches that clean up behind themselves.
 //!
 //! Everything that is dropped half-way is undone: the reply of a dropped request is thrown away, a
-//! transaction whose future was dropped is ended without its changes, a watch goes with its [`Watch`].
+//! transaction whose future was dropped is ended without its changes, a watch goes with its
+//! [`Watch`].
 
 use crate::client::{Client, Event};
 use crate::error::{Errno, Error};
@@ -227,8 +228,8 @@ impl Store {
         shared.watches
     }
 
-    /// Have [`Store::turn`] report changes at and below `path` under this number, until the [`Watch`] is
-    /// dropped. It fires once at the start.
+    /// Have [`Store::turn`] report changes at and below `path` under this number, until the
+    /// [`Watch`] is dropped. It fires once at the start.
     ///
     /// # Errors
     /// See [`Store::read`].

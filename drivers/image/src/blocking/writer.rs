@@ -3,8 +3,9 @@
 //! ```text
 //!   ask ─► (load, grow) ─► data ∥ along ─► barrier? ─► landed 1 ─► write ─► landed 2 … ─► free ─► finish
 //! ```
-//! After a failed operation nothing that was cached is believed any more; the driver itself remembers what it
-//! may have left half done and mends it with the next change, or in [`Writer::close`].
+//! After a failed operation nothing that was cached is believed any more; the driver itself
+//! remembers what it may have left half done and mends it with the next change, or in
+//! [`Writer::close`].
 use std::io;
 
 use super::{Cache, alone, run};
@@ -112,8 +113,8 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Makes sectors read as zeros. `below_zero` says that they do so in all layers below, so that blocks
-    /// may be given back; `keep` keeps their space.
+    /// Makes sectors read as zeros. `below_zero` says that they do so in all layers below, so that
+    /// blocks may be given back; `keep` keeps their space.
     ///
     /// # Errors
     /// As for [`Writer::write`].

@@ -4,8 +4,8 @@
 //!   what the layers have ─► read (short gaps along) ─► zeros found ─► long runs written, holes kept
 //!                                                                   └► a new block's bitmap
 //! ```
-//! A new block's bitmap is written here, because nothing points at it yet. The bitmap of a block that
-//! was there before is handed back: it may be written only when the data is on the disk.
+//! A new block's bitmap is written here, because nothing points at it yet. The bitmap of a block
+//! that was there before is handed back: it may be written only when the data is on the disk.
 use super::mask::Mask;
 use super::medium::PAGE;
 use super::memory::Pages;

@@ -1,13 +1,13 @@
-//! Giving space back: blocks without data leave the table, the last blocks move into the room between
-//! the others, the file ends behind the last one, and zeros within blocks become holes.
+//! Giving space back: blocks without data leave the table, the last blocks move into the room
+//! between the others, the file ends behind the last one, and zeros within blocks become holes.
 //!
 //! ```text
 //!   look at every block ─► batmap without the empty ones ─► flush ─► table without them ─► flush
 //!   copy last blocks into free room ─► flush ─► table ─► flush      (again, until nothing is free below)
 //!   footers, end of file, batmap ─► holes
 //! ```
-//! Room is used again only after the table that gave it up is on the disk; so a cut at any moment leaves
-//! the disk as it was.
+//! Room is used again only after the table that gave it up is on the disk; so a cut at any moment
+//! leaves the disk as it was.
 use std::path::Path;
 use std::time::Instant;
 
@@ -43,8 +43,8 @@ pub struct Compacted {
     pub physical: (u64, u64),
 }
 
-/// Compacts a dynamic or differencing image. Blocks of zeros are freed if the image has no parent; over
-/// a parent, and in encrypted images, only blocks without any sector are.
+/// Compacts a dynamic or differencing image. Blocks of zeros are freed if the image has no parent;
+/// over a parent, and in encrypted images, only blocks without any sector are.
 ///
 /// ```
 /// let dir = tempfile::tempdir()?;
@@ -56,8 +56,8 @@ pub struct Compacted {
 /// ```
 ///
 /// # Errors
-/// EBUSY while anybody has the image open, EINVAL for a fixed one, and those of the file; the disk is
-/// the same in any case.
+/// EBUSY while anybody has the image open, EINVAL for a fixed one, and those of the file; the disk
+/// is the same in any case.
 pub fn compact(
     name: &Path,
     others: Others,

@@ -1,7 +1,7 @@
 //! Conversion: a whole chain, or a raw image, into a new image that stands alone.
 //!
-//! It is a coalesce of all layers into an empty image: the same threads, the same zeros left out, the
-//! same sharing of space where the file system can.
+//! It is a coalesce of all layers into an empty image: the same threads, the same zeros left out,
+//! the same sharing of space where the file system can.
 //!
 //! ```
 //! use vhd_rs::coalesce::convert::{Format, Options, convert};
@@ -75,9 +75,9 @@ pub struct Converted {
 /// that can be read; the rest is named.
 ///
 /// # Errors
-/// Those of the old images and of the file system, EINVAL for an encrypted chain without its key and ENOKEY for a
-/// wrong one, EEXIST if the new file is there already. A new
-/// file that could not be completed is removed.
+/// Those of the old images and of the file system, EINVAL for an encrypted chain without its key
+/// and ENOKEY for a wrong one, EEXIST if the new file is there already. A new file that could not
+/// be completed is removed.
 pub fn convert(
     from: &Path,
     to: &Path,

@@ -1,14 +1,15 @@
-//! What is done next, and in which order: a pure machine that hands out jobs and is told how they ended.
-//! It never does I/O; threads run its jobs, and the simulator does, with power cuts.
+//! What is done next, and in which order: a pure machine that hands out jobs and is told how they
+//! ended. It never does I/O; threads run its jobs, and the simulator does, with power cuts.
 //!
 //! ```text
 //!   Move chunk ─┐
 //!   Move chunk ─┼─► landed ─► Flush ─► Write (bitmaps, table) ─► settled … ─► Flush ─► closing
 //!   Move chunk ─┘                                                               (footers, batmap)
 //! ```
-//! Moves go on while a batch that landed is flushed and its metadata written. So on the disk nothing
-//! ever points at data that is not there: the daemon's crash order (spec/vhd.md §10), a batch at a time.
-//! What was killed in between is started again from the beginning: the layers still hide the target.
+//! Moves go on while a batch that landed is flushed and its metadata written. So on the disk
+//! nothing ever points at data that is not there: the daemon's crash order (spec/vhd.md §10), a
+//! batch at a time. What was killed in between is started again from the beginning: the layers
+//! still hide the target.
 use std::collections::{BTreeMap, VecDeque};
 
 use super::mask::Mask;

@@ -1,5 +1,5 @@
-//! Merging layers of a chain into one image: coalesce into a parent, conversion into a new image; and
-//! what else looks at all data: the map of a disk, giving space back.
+//! Merging layers of a chain into one image: coalesce into a parent, conversion into a new image;
+//! and what else looks at all data: the map of a disk, giving space back.
 //!
 //! ```text
 //!   child ──┐  blocks the child has, bitmaps, runs       ┌─► data ─► flush ─► bitmaps, table ─► …
@@ -7,9 +7,10 @@
 //!            several threads, each with a block            one batch after the other
 //! ```
 //! Only what the upper layers have is read, and only that is written. The upper layers are never
-//! changed; whatever happens to the process, the machine or the power, the disk as seen through them
-//! stays the same, every sector of the target is its old or its new one, and a second run finishes
-//! the work of a first one that was cut off. The simulator in this module's tests checks that.
+//! changed; whatever happens to the process, the machine or the power, the disk as seen through
+//! them stays the same, every sector of the target is its old or its new one, and a second run
+//! finishes the work of a first one that was cut off. The simulator in this module's tests checks
+//! that.
 //!
 //! ```
 //! use vhd_rs::coalesce::{Options, coalesce};
@@ -133,9 +134,9 @@ impl std::error::Error for Failure {}
 /// Merges an image into its parent, or into an ancestor.
 ///
 /// # Errors
-/// EINVAL for an image without parent, EBUSY for one that is being written, ERANGE for a parent that
-/// is too small, ENOSPC when the parent has no room; the parent is a good image in any case, and
-/// except for ENOSPC and I/O errors it is untouched.
+/// EINVAL for an image without parent, EBUSY for one that is being written, ERANGE for a parent
+/// that is too small, ENOSPC when the parent has no room; the parent is a good image in any case,
+/// and except for ENOSPC and I/O errors it is untouched.
 pub fn coalesce(
     name: &Path,
     o: &Options,

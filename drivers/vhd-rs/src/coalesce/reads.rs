@@ -1,9 +1,10 @@
 //! Which operations read the extents of a chunk. Pure: it never does I/O.
 use super::source::Extent;
 
-/// A gap up to this many sectors is read, or filled with zeros, rather than skipped: that costs less
-/// than another operation does. Measured at scattered pages, a quarter of all: the disk's bandwidth is
-/// the limit, and bridging 32 KiB moved three times as many bytes and took 1.7 times as long.
+/// A gap up to this many sectors is read, or filled with zeros, rather than skipped: that costs
+/// less than another operation does. Measured at scattered pages, a quarter of all: the disk's
+/// bandwidth is the limit, and bridging 32 KiB moved three times as many bytes and took 1.7 times
+/// as long.
 pub(super) const BRIDGE: u32 = 8;
 /// Sectors that are read from a layer in one operation.
 #[derive(Clone, Debug, PartialEq, Eq)]

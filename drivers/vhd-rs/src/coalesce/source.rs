@@ -234,8 +234,8 @@ pub(super) fn read_bitmap(medium: &dyn Medium, name: &Path, lba: u32) -> Result<
 }
 
 /// What a stack of layers has of a range: for every sector the topmost layer that has it, with that
-/// layer's number, in the order of the sectors. A layer that ends before the disk does hides what is
-/// below (§9).
+/// layer's number, in the order of the sectors. A layer that ends before the disk does hides what
+/// is below (§9).
 pub(super) fn topmost(
     sources: &[Source],
     start: u64,

@@ -1,4 +1,5 @@
-//! The image that takes the sectors, chunk by chunk: a chunk is a block of it, or 2 MiB of a flat one.
+//! The image that takes the sectors, chunk by chunk: a chunk is a block of it, or 2 MiB of a flat
+//! one.
 use std::path::PathBuf;
 
 use super::chunk::Chunk;

@@ -1,4 +1,5 @@
-//! Files that lose power: all of them at the same operation, each with a random part of what was not flushed.
+//! Files that lose power: all of them at the same operation, each with a random part of what was
+//! not flushed.
 use image::Storage;
 use std::cell::{Cell, RefCell};
 use std::io;

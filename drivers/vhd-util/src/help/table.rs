@@ -1,4 +1,5 @@
-//! Every command and option in words: the one table that `--help`, the man page and the completions are made of.
+//! Every command and option in words: the one table that `--help`, the man page and the completions
+//! are made of.
 
 /// A command.
 pub(crate) struct Entry {

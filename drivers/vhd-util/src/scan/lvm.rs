@@ -1,8 +1,9 @@
-//! Logical volumes, active or not: where their bytes lie on the physical volumes, as LVM's tools tell.
+//! Logical volumes, active or not: where their bytes lie on the physical volumes, as LVM's tools
+//! tell.
 //!
-//! Reading them there needs no activation and no device node. What an earlier reader left in the page cache of a
-//! physical volume may be older than what was written through the logical volume, on this machine or on another
-//! one, so it is dropped first.
+//! Reading them there needs no activation and no device node. What an earlier reader left in the
+//! page cache of a physical volume may be older than what was written through the logical volume,
+//! on this machine or on another one, so it is dropped first.
 use image::Storage;
 use std::collections::HashMap;
 use std::fs::File;
@@ -44,7 +45,8 @@ impl Group {
     /// Asks LVM about a group.
     ///
     /// # Errors
-    /// EINVAL for a group that is not there or that LVM does not describe; those of the physical volumes.
+    /// EINVAL for a group that is not there or that LVM does not describe; those of the physical
+    /// volumes.
     pub(crate) fn read(name: &str) -> Result<Group, VhdError> {
         let mut extent_bytes = 0;
         let mut physical: HashMap<String, Physical> = HashMap::new();

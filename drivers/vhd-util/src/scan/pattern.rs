@@ -3,8 +3,8 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// Whether a name fits a pattern of `*`, `?`, `[…]`, `\` and the extended groups `?(…)`, `*(…)`, `+(…)`,
-/// `@(…)`, `!(…)` with alternatives between bars.
+/// Whether a name fits a pattern of `*`, `?`, `[…]`, `\` and the extended groups `?(…)`, `*(…)`,
+/// `+(…)`, `@(…)`, `!(…)` with alternatives between bars.
 pub(crate) fn matches(pattern: &[u8], name: &[u8]) -> bool {
     match pattern {
         [] => name.is_empty(),
@@ -127,8 +127,8 @@ fn braces(pattern: &[u8]) -> Vec<Vec<u8>> {
     vec![pattern.into()]
 }
 
-/// The files a pattern stands for, sorted. One without wildcards stands for itself, whether it is there or
-/// not.
+/// The files a pattern stands for, sorted. One without wildcards stands for itself, whether it is
+/// there or not.
 pub(crate) fn files(pattern: &Path) -> Vec<PathBuf> {
     braces(pattern.as_os_str().as_bytes()).iter().flat_map(|p| one_pattern(p)).collect()
 }

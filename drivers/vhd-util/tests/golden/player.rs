@@ -3,11 +3,12 @@
 //! ```text
 //!   data/golden-*.json ─► do: sh, write ─► argv, stdin ─► our vhd-util ─► rc, out (err) ─► Difference?
 //! ```
-//! A step that differs on purpose is listed by the test, with what ours does and why. A listed difference that
-//! does not occur fails too, so that the list stays true. All steps are run before the test fails.
+//! A step that differs on purpose is listed by the test, with what ours does and why. A listed
+//! difference that does not occur fails too, so that the list stays true. All steps are run before
+//! the test fails.
 //!
-//! Standard error: where the original says something about its use of options, ours says the same. Otherwise
-//! ours may explain a failure in a sentence and is silent about success.
+//! Standard error: where the original says something about its use of options, ours says the same.
+//! Otherwise ours may explain a failure in a sentence and is silent about success.
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};

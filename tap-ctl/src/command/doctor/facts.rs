@@ -113,7 +113,8 @@ fn may_block(path: &str) -> bool {
         || path == "/dev/console"
 }
 
-/// Flags, nice and policy: fields 9, 19 and 41. The name, field 2, may hold anything, even brackets.
+/// Flags, nice and policy: fields 9, 19 and 41. The name, field 2, may hold anything, even
+/// brackets.
 fn stat_fields(stat: &str) -> Option<(u64, i32, u32)> {
     let rest = stat.get(stat.rfind(')')? + 1..)?;
     let fields: Vec<&str> = rest.split_whitespace().collect();

@@ -102,7 +102,8 @@ impl Row {
         [format!("device={device} ").into_bytes(), self.for_machines()].concat()
     }
 
-    /// `program=… replaced=… pid=…` of a row that has a tapdisk. Blanks in the path are written out.
+    /// `program=… replaced=… pid=…` of a row that has a tapdisk. Blanks in the path are written
+    /// out.
     pub fn for_programs(&self) -> Vec<u8> {
         let Some(pid) = self.pid else { return Vec::new() };
         let text = Program::of(pid).map_or("program=- replaced=- ".into(), |program| {

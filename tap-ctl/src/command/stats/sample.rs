@@ -178,7 +178,8 @@ mod tests {
 
     #[test]
     fn percentiles_are_upper_bounds_of_buckets() {
-        // 990 of 1000 requests took 2 µs (bucket 2: [2, 2) is empty, its bound is B(3) = 2), 10 took ~1 ms.
+        // 990 of 1000 requests took 2 µs (bucket 2: [2, 2) is empty, its bound is B(3) = 2), 10
+        // took ~1 ms.
         let rates = daemon(1000, 20, 10).since(&daemon(0, 20, 0), 1.0);
         assert_eq!((rates.read.p50, rates.read.p99), (Some(2), Some(2)));
         let rates = daemon(1000, 20, 11).since(&daemon(0, 20, 0), 1.0);

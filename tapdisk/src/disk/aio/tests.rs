@@ -122,8 +122,8 @@ fn dropping_with_operations_in_flight_waits_for_them() {
     }
 }
 
-/// Through the page cache: what is there comes at once, also without anything in flight; the rest from
-/// the threads; writes as well.
+/// Through the page cache: what is there comes at once, also without anything in flight; the rest
+/// from the threads; writes as well.
 #[test]
 fn what_goes_through_the_page_cache_is_read_and_written_beside_the_ring() {
     use std::os::unix::fs::FileExt;

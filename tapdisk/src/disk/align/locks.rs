@@ -1,9 +1,9 @@
 //! Who may change which units of a file now: earlier changes first, in the order they came.
 //!
-//! A change that rewrites bytes of its neighbours stands alone on its units. It waits for every earlier
-//! change of them, and every later one waits for it. Each waits only for what came before it, so there
-//! is no circle and nobody is overtaken for ever. Changes that rewrite nobody's bytes do not wait for
-//! each other.
+//! A change that rewrites bytes of its neighbours stands alone on its units. It waits for every
+//! earlier change of them, and every later one waits for it. Each waits only for what came before
+//! it, so there is no circle and nobody is overtaken for ever. Changes that rewrite nobody's bytes
+//! do not wait for each other.
 use std::collections::VecDeque;
 use std::ops::Range;
 
@@ -45,7 +45,8 @@ impl Locks {
         Locks { held: Vec::with_capacity(depth), woken: VecDeque::with_capacity(depth), on: true }
     }
 
-    /// Takes whole units of a file. True if the change may begin; otherwise `woken` gives its tag later.
+    /// Takes whole units of a file. True if the change may begin; otherwise `woken` gives its tag
+    /// later.
     pub fn take(&mut self, tag: Tag, file: FileId, bytes: Range<u64>, alone: bool) -> bool {
         if !self.on {
             return true;

@@ -1,4 +1,5 @@
-//! Conflicts, lack of buffers and odd transfers, over a disk that does what it is told, when it is told.
+//! Conflicts, lack of buffers and odd transfers, over a disk that does what it is told, when it is
+//! told.
 use super::*;
 
 const FILE: FileId = FileId(0);

@@ -9,10 +9,10 @@ use super::{SECTOR, UNIT_MAX};
 use crate::disk::files::is_direct;
 use crate::sys;
 
-/// The alignment in bytes that offset and length of operations on `file` must have: the logical sector
-/// of a block device; of a file with O_DIRECT what its file system says (statx, Linux 6.1) or else the
-/// logical sector of the device below it; 512 for all that goes through the page cache or says nothing.
-/// Control path: waits.
+/// The alignment in bytes that offset and length of operations on `file` must have: the logical
+/// sector of a block device; of a file with O_DIRECT what its file system says (statx, Linux 6.1)
+/// or else the logical sector of the device below it; 512 for all that goes through the page cache
+/// or says nothing. Control path: waits.
 pub fn alignment_of(file: &File) -> u32 {
     let Ok(meta) = file.metadata() else { return SECTOR };
     let told = if meta.file_type().is_block_device() {
@@ -26,7 +26,8 @@ pub fn alignment_of(file: &File) -> u32 {
     told.filter(|bytes| bytes.is_power_of_two()).map_or(SECTOR, |bytes| bytes.max(SECTOR))
 }
 
-/// `stx_dio_offset_align` of statx(2). The system call itself: dom0's C library is older than statx.
+/// `stx_dio_offset_align` of statx(2). The system call itself: dom0's C library is older than
+/// statx.
 fn offset_align(file: &File) -> Option<u32> {
     let mut answer = MaybeUninit::<libc::statx>::zeroed();
     // SAFETY: the path is empty and ends, the kernel fills the structure; both outlive the call.

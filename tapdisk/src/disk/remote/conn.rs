@@ -127,7 +127,7 @@ impl Conn {
         (!std::mem::replace(&mut self.told, true)).then_some((self.file, why))
     }
 
-    // ---- asking ------------------------------------------------------------------------------------
+    // ---- asking --------------------------------------------------------------------------------
 
     /// An operation in the protocol's terms.
     pub fn ask(&self, op: &Op) -> Asked {
@@ -161,7 +161,7 @@ impl Conn {
         self.line.push_back(id);
     }
 
-    // ---- working -----------------------------------------------------------------------------------
+    // ---- working -------------------------------------------------------------------------------
 
     /// Sends what is in line and receives all that is there, as far as one turn goes.
     pub fn exchange(&mut self, turn: &mut Turn<'_>) {
@@ -360,8 +360,8 @@ impl Conn {
     }
 }
 
-/// What an error is worth. A server may announce a command and then say that it is invalid (nbdkit does in
-/// oldstyle); that is as good as not having it.
+/// What an error is worth. A server may announce a command and then say that it is invalid (nbdkit
+/// does in oldstyle); that is as good as not having it.
 fn refused(kind: Kind, errno: i32) -> Result<u32, i32> {
     match (kind, errno) {
         (Kind::Sync | Kind::Discard { .. }, libc::EINVAL | libc::EOPNOTSUPP) => Ok(0),

@@ -5,17 +5,19 @@
 //!         └─ a remote ─► table, line ── submit: one send ─► server
 //!   reap ◄─ done ◄────── table ◄─────── submit: receive ◄───┘        (data straight from and to the arena)
 //! ```
-//! Requests in flight have their places in a table as large as the engine's depth; their handles are place
-//! and generation. An error that the server reports fails its operation alone. A broken protocol, a closed
-//! connection, or a request without an answer for the disk's time limit ends the connection: whatever is in
-//! flight fails with EIO, whatever comes later with ETIMEDOUT, until the files are set anew (a resume
-//! negotiates again). Nothing reconnects in between: what the server had acknowledged may be lost with it.
+//! Requests in flight have their places in a table as large as the engine's depth; their handles
+//! are place and generation. An error that the server reports fails its operation alone. A broken
+//! protocol, a closed connection, or a request without an answer for the disk's time limit ends the
+//! connection: whatever is in flight fails with EIO, whatever comes later with ETIMEDOUT, until the
+//! files are set anew (a resume negotiates again). Nothing reconnects in between: what the server
+//! had acknowledged may be lost with it.
 //!
-//! Answers to what a server does not offer: FLUSH and TRIM succeed, there is nothing to do; WRITE_ZEROES and
-//! growth are EOPNOTSUPP. The same if a server offers one and then calls it invalid.
+//! Answers to what a server does not offer: FLUSH and TRIM succeed, there is nothing to do;
+//! WRITE_ZEROES and growth are EOPNOTSUPP. The same if a server offers one and then calls it
+//! invalid.
 //!
-//! The sockets are in an epoll descriptor of its own, which the caller polls besides `wake_fd`. Nothing here
-//! waits, and nothing allocates after `set_remotes`.
+//! The sockets are in an epoll descriptor of its own, which the caller polls besides `wake_fd`.
+//! Nothing here waits, and nothing allocates after `set_remotes`.
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -114,7 +116,8 @@ pub struct Remote<D: Disk> {
 }
 
 impl<D: Disk> Remote<D> {
-    /// Puts itself over `inner`, whose depth is `depth`. There are no remotes yet, and no memory for them.
+    /// Puts itself over `inner`, whose depth is `depth`. There are no remotes yet, and no memory
+    /// for them.
     ///
     /// # Errors
     /// When the process has no descriptors left.
@@ -132,9 +135,9 @@ impl<D: Disk> Remote<D> {
         })
     }
 
-    /// Tells which of the files of the next `set_files` are elsewhere; its descriptors for these do not
-    /// matter. A request without an answer for longer than `patience` ends its connection. Called while
-    /// nothing is in flight.
+    /// Tells which of the files of the next `set_files` are elsewhere; its descriptors for these do
+    /// not matter. A request without an answer for longer than `patience` ends its connection.
+    /// Called while nothing is in flight.
     ///
     /// # Errors
     /// When a connection cannot be polled; there are no remotes then.
@@ -171,14 +174,14 @@ impl<D: Disk> Remote<D> {
         (self.table, self.done) = (Table::default(), VecDeque::new());
     }
 
-    /// A descriptor that is readable when a connection has something. Only its edges count: it is not
-    /// emptied.
+    /// A descriptor that is readable when a connection has something. Only its edges count: it is
+    /// not emptied.
     pub fn poll_fd(&self) -> RawFd {
         self.poll.raw()
     }
 
-    /// Once a second: ends connections that leave a request without an answer for too long, and notices
-    /// those that ended while nothing was asked of them.
+    /// Once a second: ends connections that leave a request without an answer for too long, and
+    /// notices those that ended while nothing was asked of them.
     pub fn tick(&mut self, now: Instant) {
         let patience = self.patience;
         self.each(|conn, turn| conn.tick(turn, now, patience));

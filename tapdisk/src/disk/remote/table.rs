@@ -79,8 +79,8 @@ impl Table {
         Table { calls: vec![Call::FREE; depth as usize].into(), free: (0..depth).rev().collect() }
     }
 
-    /// Gives an operation a place; `head` becomes its request but for the handle. There is room for as
-    /// many as the engine has in flight.
+    /// Gives an operation a place; `head` becomes its request but for the handle. There is room for
+    /// as many as the engine has in flight.
     pub fn take(&mut self, tag: Tag, op: Op, head: RequestHead, conn: u8) -> u32 {
         let id = self.free.pop().expect("no more in flight than the depth given at open");
         let call = &mut self.calls[id as usize];

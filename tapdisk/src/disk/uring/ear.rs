@@ -1,13 +1,13 @@
-//! A descriptor that tells in u32s what has happened, and is told in u32s what has been seen (event channels of
-//! Xen), read and written inside the ring: no call of its own for either.
+//! A descriptor that tells in u32s what has happened, and is told in u32s what has been seen (event
+//! channels of Xen), read and written inside the ring: no call of its own for either.
 //!
 //! ```text
 //!   poll ─link─► read   queued before each sleep until it has brought something
 //!   write               queued with them
 //! ```
-//! The poll leaves no completion when it fires, so that the sleeper wakes with the numbers in hand; a write that
-//! succeeds leaves none, so that it wakes nobody. The descriptor is non-blocking: the read that follows the poll and
-//! the write are made at once, or fail.
+//! The poll leaves no completion when it fires, so that the sleeper wakes with the numbers in hand;
+//! a write that succeeds leaves none, so that it wakes nobody. The descriptor is non-blocking: the
+//! read that follows the poll and the write are made at once, or fail.
 use std::os::fd::RawFd;
 
 use io_uring::squeue::{Entry, Flags};

@@ -1,5 +1,5 @@
-//! The client's half of the negotiation (doc/proto.md of the NetworkBlockDevice project): oldstyle, newstyle,
-//! fixed newstyle.
+//! The client's half of the negotiation (doc/proto.md of the NetworkBlockDevice project): oldstyle,
+//! newstyle, fixed newstyle.
 //!
 //! ```text
 //!   NBDMAGIC ─┬─ oldstyle: size, flags ─────────────────────────────────────────► Offer

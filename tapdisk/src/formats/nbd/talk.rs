@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::socket::{self, Ready};
 
-/// A connection during a negotiation. The flags of its descriptor, which may be somebody else's as well,
-/// stay as they are.
+/// A connection during a negotiation. The flags of its descriptor, which may be somebody else's as
+/// well, stay as they are.
 pub(super) struct Talk<F: AsFd> {
     fd: F,
     until: Instant,

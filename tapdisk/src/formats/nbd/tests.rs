@@ -1,5 +1,5 @@
-//! Negotiations with servers of every kind, byte by byte. The server's end is the test's; what it will say is
-//! written before the client begins, so that nothing has to be timed.
+//! Negotiations with servers of every kind, byte by byte. The server's end is the test's; what it
+//! will say is written before the client begins, so that nothing has to be timed.
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 

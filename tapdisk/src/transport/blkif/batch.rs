@@ -38,8 +38,8 @@ impl Batch {
         self.copies.is_empty()
     }
 
-    /// Whether another piece of so many sectors surely fits. An empty batch takes any piece: a slot has
-    /// fewer sectors than a batch has copies.
+    /// Whether another piece of so many sectors surely fits. An empty batch takes any piece: a slot
+    /// has fewer sectors than a batch has copies.
     pub(super) fn has_room(&self, sectors: u32) -> bool {
         self.copies.len() + sectors as usize <= COPIES_MAX && self.pieces.len() < COPIES_MAX
     }

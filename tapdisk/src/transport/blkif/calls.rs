@@ -1,10 +1,11 @@
-//! Requests of guests between the ring and the answer: a fixed table, and beside it for each its list of
-//! segments, in the bytes in which the guest gave it, copied once.
+//! Requests of guests between the ring and the answer: a fixed table, and beside it for each its
+//! list of segments, in the bytes in which the guest gave it, copied once.
 use std::ops::{Index, IndexMut};
 
 use xen::{Segment, status};
 
-/// Requests taken from rings and not answered: more than slots, so that what waits for slots is known.
+/// Requests taken from rings and not answered: more than slots, so that what waits for slots is
+/// known.
 pub(super) const CALLS_MAX: usize = 256;
 /// Segments of an indirect request: 1 MiB of whole pages.
 pub const SEGMENTS_MAX: u16 = 256;

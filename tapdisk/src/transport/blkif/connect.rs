@@ -256,8 +256,8 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         self.parts.calls.used() == 0 && self.queues.iter().flatten().all(quiet)
     }
 
-    /// Lets go of all rings of a device. Requests in the engine go on and are not answered. False if
-    /// there are none.
+    /// Lets go of all rings of a device. Requests in the engine go on and are not answered. False
+    /// if there are none.
     pub fn disconnect(&mut self, domid: u32, devid: u32) -> bool {
         self.let_go(|name| u32::from(name.domid) == domid && name.devid == devid)
     }

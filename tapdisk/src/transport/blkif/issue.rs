@@ -1,8 +1,8 @@
 //! Requests, from the line of their ring into slots.
 //!
-//! A request longer than a slot is cut into pieces that proceed in parallel. Data of writes are copied
-//! before their pieces are started, all together (`batch`). A barrier waits until its device has nothing
-//! else in flight, and holds up what comes behind it (`order`).
+//! A request longer than a slot is cut into pieces that proceed in parallel. Data of writes are
+//! copied before their pieces are started, all together (`batch`). A barrier waits until its device
+//! has nothing else in flight, and holds up what comes behind it (`order`).
 use std::ops::ControlFlow::{self, Break, Continue};
 
 use image::Span;

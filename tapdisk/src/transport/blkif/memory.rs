@@ -24,9 +24,10 @@ pub(super) struct CopyMemory<'a> {
     pub calls: &'a mut Calls,
 }
 
-// SAFETY: a slot owns its buffer for life and `buffer_mut` demands that it is the transport's, which it
-// stays until it is started or released, and nobody can do so while `slots` is borrowed here; lists lie
-// in a box that never moves. Slots and lists are different memory, and so are any two of them.
+// SAFETY: a slot owns its buffer for life and `buffer_mut` demands that it is the transport's,
+// which it stays until it is started or released, and nobody can do so while `slots` is borrowed
+// here; lists lie in a box that never moves. Slots and lists are different memory, and so are any
+// two of them.
 unsafe impl Memory for CopyMemory<'_> {
     fn piece(&mut self, name: u32) -> &mut [u8] {
         match name & LIST {

@@ -5,13 +5,14 @@
 //!                                                                                   engine │
 //!   ring ◄─ show, notify once ◄─ answers ◄─ (data of reads: one copy call) ◄─ complete ◄───┘
 //! ```
-//! A disk may have several rings at once: those of several domains, and several queues of one device;
-//! all of them share the disk's slots under quotas. A guest can break its own rings and nothing else:
-//! entries and lists are copied once and then checked, and a ring whose producer index runs away is not
-//! served any more. Nothing on the path of a request allocates, blocks or logs.
+//! A disk may have several rings at once: those of several domains, and several queues of one
+//! device; all of them share the disk's slots under quotas. A guest can break its own rings and
+//! nothing else: entries and lists are copied once and then checked, and a ring whose producer
+//! index runs away is not served any more. Nothing on the path of a request allocates, blocks or
+//! logs.
 //!
-//! Facts: spec/xenstore-tapback.md §11, spec/control-socket.md §5.9–5.10, spec/operations.md §6; what is
-//! beyond them: docs/rings.md.
+//! Facts: spec/xenstore-tapback.md §11, spec/control-socket.md §5.9–5.10, spec/operations.md §6;
+//! what is beyond them: docs/rings.md.
 mod batch;
 mod calls;
 mod connect;
@@ -128,8 +129,8 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         fired > 0
     }
 
-    /// While the disk pauses or is paused: nothing is taken, ports stay masked once they have fired, and
-    /// answers are still given.
+    /// While the disk pauses or is paused: nothing is taken, ports stay masked once they have
+    /// fired, and answers are still given.
     pub fn suspend(&mut self) {
         self.suspended = true;
     }
@@ -165,7 +166,8 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         }
     }
 
-    /// Another turn would get something done: the server does not sleep now. To be asked after `kick`.
+    /// Another turn would get something done: the server does not sleep now. To be asked after
+    /// `kick`.
     pub fn pending(&self, slots: &dyn Slots) -> bool {
         let mut queues = self.queues.iter().flatten();
         !self.suspended

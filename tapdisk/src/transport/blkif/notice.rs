@@ -33,8 +33,8 @@ pub struct Counters {
     pub notices_lost: u64,
 }
 
-/// What one ring, or all rings of a device, have done since they were connected. Pairs are of reads and
-/// of writes.
+/// What one ring, or all rings of a device, have done since they were connected. Pairs are of reads
+/// and of writes.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(default)]
 pub struct Tally {

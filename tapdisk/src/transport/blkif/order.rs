@@ -1,13 +1,14 @@
-//! A barrier among the queues of its device: none of them has anything in flight while it is at work.
+//! A barrier among the queues of its device: none of them has anything in flight while it is at
+//! work.
 //!
 //! ```text
 //!   queue 0   w w │ barrier │ w       a ticket is drawn when the barrier is first in its line; from
 //!   queue 1   w w w │       │ w w     then on the device's other queues begin nothing new, and finish
 //!                                     what they have begun
 //! ```
-//! A request that is held up draws a ticket too. Whoever drew first goes first: so barriers of two queues
-//! do not wait for each other, and queues full of barriers hold up another one's request once. Other
-//! devices, and the disk's NBD clients, are not held up.
+//! A request that is held up draws a ticket too. Whoever drew first goes first: so barriers of two
+//! queues do not wait for each other, and queues full of barriers hold up another one's request
+//! once. Other devices, and the disk's NBD clients, are not held up.
 use super::calls::{Calls, Stage, Work};
 use super::queue::Queue;
 

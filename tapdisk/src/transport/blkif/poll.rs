@@ -1,6 +1,6 @@
-//! Adaptive polling (spec/operations.md §6): after a batch of requests the ring is looked at in every
-//! turn, without sleeping and without the guest having to notify, until nothing has come for a while;
-//! if the host has CPU to spare (`Rings::set_idle`).
+//! Adaptive polling (spec/operations.md §6): after a batch of requests the ring is looked at in
+//! every turn, without sleeping and without the guest having to notify, until nothing has come for
+//! a while; if the host has CPU to spare (`Rings::set_idle`).
 
 /// How a ring may be polled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -183,8 +183,8 @@ impl Queue {
         self.line.len() < LINE_MAX && !parts.calls.is_full()
     }
 
-    /// Nothing is taken from it or written to it any more. What waits in the line may be part of a batch
-    /// just now; the end of the turn gives it up.
+    /// Nothing is taken from it or written to it any more. What waits in the line may be part of a
+    /// batch just now; the end of the turn gives it up.
     fn break_off(&mut self, runaway: Runaway, parts: &mut Parts) {
         parts.log.note(Notice::Broken { name: self.name, runaway });
         self.broken = true;

@@ -4,7 +4,8 @@
 //!   page 0:  req_prod req_event rsp_prod rsp_event | message | … @64: 32 entries of 112 bytes
 //!   then:    11 pages for each of the 32 request ids, with the data of its segments
 //! ```
-//! Facts: spec/history.md §3; what is beyond them (flags of requests, zeros): `xen/blktap-dkms/README.md`.
+//! Facts: spec/history.md §3; what is beyond them (flags of requests, zeros):
+//! `xen/blktap-dkms/README.md`.
 use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 /// Bytes of a page.
@@ -63,7 +64,8 @@ pub mod device_flag {
     pub const FLUSH: u64 = 0x4;
     /// Trims are served.
     pub const TRIM: u64 = 0x8;
-    /// Trimmed sectors read as zeros: our own module never accepts it, so it always tells what it accepts.
+    /// Trimmed sectors read as zeros: our own module never accepts it, so it always tells what it
+    /// accepts.
     pub const TRIM_ZEROES: u64 = 0x10;
     /// Zeros are served.
     pub const ZEROES: u64 = 0x100;
@@ -221,7 +223,8 @@ impl Entry {
     }
 }
 
-/// The ring page, which the kernel may change at any time: every word is read once, as an atomic one.
+/// The ring page, which the kernel may change at any time: every word is read once, as an atomic
+/// one.
 #[derive(Clone, Copy, Debug)]
 pub struct Page<'a>(pub &'a [AtomicU32]);
 
@@ -231,7 +234,8 @@ impl Page<'_> {
         self.0[REQ_PROD].load(Ordering::Acquire)
     }
 
-    /// Asks to be woken when there is a request after `req_cons`; `req_prod` is to be looked at once more.
+    /// Asks to be woken when there is a request after `req_cons`; `req_prod` is to be looked at
+    /// once more.
     pub fn arm(&self, req_cons: u32) {
         self.0[REQ_EVENT].store(req_cons.wrapping_add(1), Ordering::Relaxed);
         fence(Ordering::SeqCst);

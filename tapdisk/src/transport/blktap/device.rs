@@ -50,8 +50,8 @@ fn request(shape: &Shape) -> DeviceInfo {
     }
 }
 
-/// What is offered, from the flags that were asked for and those that stand there now. A module that knows
-/// nothing but read-only leaves them as they were.
+/// What is offered, from the flags that were asked for and those that stand there now. A module
+/// that knows nothing but read-only leaves them as they were.
 fn offered(asked: u64, answered: u64) -> Offers {
     let told = answered != asked;
     Offers { flags: if told { answered } else { answered & device_flag::READ_ONLY } }

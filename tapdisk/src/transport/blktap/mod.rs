@@ -5,10 +5,11 @@
 //!        ▲                  └ waits for a slot                                    │
 //!        └──── responses, shown once a turn, one RESPOND call ◄───────────────────┘
 //! ```
-//! The data of a request lie in pages that the kernel puts into our mapping for as long as the request is not
-//! answered: they are copied between there and the slot that owns the buffer. A request has at most 44 KiB, so
-//! it fits a slot. What the ring page says is copied once and then checked; a page that makes no sense is not
-//! served any more. Nothing here allocates, blocks or logs.
+//! The data of a request lie in pages that the kernel puts into our mapping for as long as the
+//! request is not answered: they are copied between there and the slot that owns the buffer. A
+//! request has at most 44 KiB, so it fits a slot. What the ring page says is copied once and then
+//! checked; a page that makes no sense is not served any more. Nothing here allocates, blocks or
+//! logs.
 pub mod abi;
 pub mod device;
 pub mod fake;
@@ -31,7 +32,8 @@ use super::{Outcome, Request, SlotId, Slots, Transport, Verb};
 
 /// Set in the marks of requests of this ring, and in no others'.
 pub const BLKTAP_MARK: u64 = 1 << 61;
-/// Large slots that are the ring's own: with them every request gets on, whatever other clients hold.
+/// Large slots that are the ring's own: with them every request gets on, whatever other clients
+/// hold.
 pub const OWN_SLOTS: u16 = 4;
 /// Sectors of one piece of a trim or of zeros.
 const PIECE_MAX: u64 = 1 << 22;
@@ -41,7 +43,8 @@ const NOTICES_MAX: usize = 4;
 pub trait Side {
     /// The ring page, of [`abi::PAGE_WORDS`] words.
     fn page(&self) -> &[AtomicU32];
-    /// Copies data of a request, from byte `at` of its pages. Only of requests that are not answered.
+    /// Copies data of a request, from byte `at` of its pages. Only of requests that are not
+    /// answered.
     fn read(&self, id: u8, at: usize, into: &mut [u8]);
     /// The same, the other way.
     fn write(&mut self, id: u8, at: usize, from: &[u8]);
@@ -50,8 +53,8 @@ pub trait Side {
     /// # Errors
     /// Those of ioctl.
     fn respond(&mut self) -> io::Result<()>;
-    /// Makes the kernel put what had no room, where it does not do so by itself: modules without EVENTS
-    /// put requests only when they are polled.
+    /// Makes the kernel put what had no room, where it does not do so by itself: modules without
+    /// EVENTS put requests only when they are polled.
     fn push(&mut self);
 }
 
@@ -131,7 +134,8 @@ impl<S: Side> Tap<S> {
         }
     }
 
-    /// The disk is open: takes its own slots, and requests from now on. False if there are no slots.
+    /// The disk is open: takes its own slots, and requests from now on. False if there are no
+    /// slots.
     pub fn start(&mut self, slots: &mut dyn Slots) -> bool {
         let bytes = slots.slot_bytes_max();
         while self.own.len() < OWN_SLOTS.into() {

@@ -1,4 +1,5 @@
-//! The mapping of the ring device, and its ioctls: everything of the transport that needs unsafe code.
+//! The mapping of the ring device, and its ioctls: everything of the transport that needs unsafe
+//! code.
 #![allow(unsafe_code)]
 use std::fs::File;
 use std::io;
@@ -17,8 +18,8 @@ use super::abi::{
 const BYTES: usize = PAGES * PAGE_BYTES;
 const DATA_BYTES: usize = SEGMENTS_MAX * PAGE_BYTES;
 
-/// The ring device, open and mapped. When it is dropped the kernel fails what is outstanding and takes the
-/// disk away.
+/// The ring device, open and mapped. When it is dropped the kernel fails what is outstanding and
+/// takes the disk away.
 #[derive(Debug)]
 pub struct Ring {
     base: NonNull<u8>,
@@ -29,15 +30,16 @@ pub struct Ring {
 #[derive(Clone, Debug)]
 pub struct Handle(Arc<File>);
 
-// SAFETY: the mapping belongs to the process, not to a thread, and the type has no other owner of it.
+// SAFETY: the mapping belongs to the process, not to a thread, and the type has no other owner of
+// it.
 unsafe impl Send for Ring {}
 
 impl Ring {
     /// Opens and maps the ring device.
     ///
     /// # Errors
-    /// Those of open, such as EBUSY while another process has it; EINVAL of mmap where the module's ring has
-    /// another size.
+    /// Those of open, such as EBUSY while another process has it; EINVAL of mmap where the module's
+    /// ring has another size.
     pub fn open(path: &Path) -> io::Result<Ring> {
         let device = File::options().read(true).write(true).open(path)?;
         // SAFETY: a new mapping at an address of the kernel's choice.
@@ -84,16 +86,16 @@ impl Drop for Ring {
 
 impl Side for Ring {
     fn page(&self) -> &[AtomicU32] {
-        // SAFETY: the first page of the mapping, aligned as a page is, for as long as `self` is borrowed; the
-        // kernel writes to it too, which atomic words allow.
+        // SAFETY: the first page of the mapping, aligned as a page is, for as long as `self` is
+        // borrowed; the kernel writes to it too, which atomic words allow.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().cast(), PAGE_WORDS) }
     }
 
     fn read(&self, id: u8, at: usize, into: &mut [u8]) {
         let from = self.data(id, at, into.len());
-        // SAFETY: `data` checked the range, and the request is not answered, so the kernel has its pages there.
-        // Whoever wrote them may still change them: then these are the bytes of before or after, as with any
-        // disk, and nothing here looks at them.
+        // SAFETY: `data` checked the range, and the request is not answered, so the kernel has its
+        // pages there. Whoever wrote them may still change them: then these are the bytes of before
+        // or after, as with any disk, and nothing here looks at them.
         unsafe { std::ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) };
     }
 
@@ -140,8 +142,9 @@ impl Handle {
     }
 
     fn call(&self, number: u32, argument: *mut libc::c_void) -> io::Result<()> {
-        // SAFETY: the argument is what the ioctl takes: nothing, or a structure of ours that is borrowed for
-        // the call and at least as long as any module of this interface reads and writes.
+        // SAFETY: the argument is what the ioctl takes: nothing, or a structure of ours that is
+        // borrowed for the call and at least as long as any module of this interface reads and
+        // writes.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), number.into(), argument) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }

@@ -1,5 +1,5 @@
-//! The time limits of a client: for negotiating, for taking its replies, for leaving after DISC. Time only passes in
-//! `check` and `rest`, which the server's tick calls.
+//! The time limits of a client: for negotiating, for taking its replies, for leaving after DISC.
+//! Time only passes in `check` and `rest`, which the server's tick calls.
 use std::time::{Duration, Instant};
 
 use super::notice::Why;
@@ -12,8 +12,9 @@ const STUCK_MAX: Duration = Duration::from_secs(60);
 /// How long after DISC a client that connected has to close its end before it is greeted again.
 const FAREWELL: Duration = Duration::from_millis(50);
 
-/// How far a client has got with our replies: bytes sent, and those of them in the socket. A change of
-/// either is progress: a socket only becomes writable again when most of what is in it was taken.
+/// How far a client has got with our replies: bytes sent, and those of them in the socket. A change
+/// of either is progress: a socket only becomes writable again when most of what is in it was
+/// taken.
 pub(super) type Taken = (u64, i32);
 
 /// The clocks of one client.

@@ -4,8 +4,8 @@
 //!   Free ─► Negotiating ─► Serving ─► Ending (after DISC) ─► Negotiating …
 //!              └─► Closing (ABORT)  └──────────┴─► Dying ─► Free
 //! ```
-//! All memory is made when the place serves its first client and is kept. A dying client's descriptor
-//! is closed at once; its place is free again when the engine has given back every slot.
+//! All memory is made when the place serves its first client and is kept. A dying client's
+//! descriptor is closed at once; its place is free again when the engine has given back every slot.
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -289,9 +289,9 @@ impl Conn {
         self.out.is_empty() && self.calls.used() == 0
     }
 
-    /// After DISC: the client wants another greeting. One that was passed does (a migration negotiates
-    /// again when its disk is unpaused). One that connected, like libnbd, may be about to close and
-    /// would take a greeting for a broken reply: it is given a moment.
+    /// After DISC: the client wants another greeting. One that was passed does (a migration
+    /// negotiates again when its disk is unpaused). One that connected, like libnbd, may be about
+    /// to close and would take a greeting for a broken reply: it is given a moment.
     fn stays(&self) -> bool {
         self.passed || self.clock.stayed || self.rx.len() > 0
     }

@@ -85,8 +85,8 @@ impl Conn {
 }
 
 impl NbdServer {
-    /// Nobody is let in, and no new request is taken; what has begun to arrive is taken to its end and
-    /// answered.
+    /// Nobody is let in, and no new request is taken; what has begun to arrive is taken to its end
+    /// and answered.
     pub fn finish(&mut self) {
         self.finishing = true;
     }

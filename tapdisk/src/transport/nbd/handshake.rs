@@ -3,8 +3,9 @@
 //! ```text
 //!   greet ─► ClientFlags ─► Option ─► (Skip ─►) Option … ─► Ready | Close | Drop
 //! ```
-//! Nothing allocates: an option is answered once it lies whole in the receive buffer, and all answers
-//! of a negotiation together fit the text buffer, because there are at most [`OPTIONS_MAX`] of them.
+//! Nothing allocates: an option is answered once it lies whole in the receive buffer, and all
+//! answers of a negotiation together fit the text buffer, because there are at most [`OPTIONS_MAX`]
+//! of them.
 use super::{Export, notice::Why};
 use crate::nbd_proto::{self as proto, answer, feature, info, option, u32_at, u64_at};
 

@@ -190,7 +190,8 @@ impl Door {
 
     fn dismiss(&mut self, registry: &Registry) {
         if let Some((stream, _)) = self.courier.take() {
-            // He may hold a copy of his end only; leaving the poll cannot fail in a way that matters.
+            // He may hold a copy of his end only; leaving the poll cannot fail in a way that
+            // matters.
             let _ = registry.deregister(&mut SourceFd(&stream.as_raw_fd()));
         }
     }

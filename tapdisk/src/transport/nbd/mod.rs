@@ -5,16 +5,16 @@
 //!   socket ─► receive ─► intake ─► slots ─► engine ─► reply ─► outq ─► socket
 //!             one recvmsg, many requests            one sendmsg, many replies
 //! ```
-//! All clients of a disk share its slots under quotas (quota), so that a hostile or half-dead client
-//! costs only itself. Nothing on the path of a request allocates, blocks or logs: counters and a short
-//! ring of notices are for the server to fetch. Facts: control-socket.md §1, §6, §7.
+//! All clients of a disk share its slots under quotas (quota), so that a hostile or half-dead
+//! client costs only itself. Nothing on the path of a request allocates, blocks or logs: counters
+//! and a short ring of notices are for the server to fetch. Facts: control-socket.md §1, §6, §7.
 //!
 //! What the server's loop does:
 //! * every event with [`NbdServer::owns`] its token goes to [`NbdServer::event`];
 //! * every turn calls `take`, the engine, `complete`, `kick` as [`Transport`] says;
 //! * it sleeps only if [`NbdServer::pending`] is false after `kick`;
-//! * about every second (or [`NbdServer::tick_within`]) it calls [`NbdServer::tick`] and fetches the
-//!   notices.
+//! * about every second (or [`NbdServer::tick_within`]) it calls [`NbdServer::tick`] and fetches
+//!   the notices.
 mod calls;
 mod clock;
 mod conn;
@@ -221,14 +221,15 @@ impl NbdServer {
         }
     }
 
-    /// How soon `tick` should be called, where a second would be long: after DISC a client that stays is
-    /// greeted again by the second tick, at least 50 ms after the first.
+    /// How soon `tick` should be called, where a second would be long: after DISC a client that
+    /// stays is greeted again by the second tick, at least 50 ms after the first.
     pub fn tick_within(&self) -> Option<Duration> {
         let mut conns = self.places.iter().flatten();
         (!self.suspended && conns.any(|conn| conn.phase == Phase::Ending)).then_some(TICK)
     }
 
-    /// Another turn would get something done: the server does not sleep now. To be asked after `kick`.
+    /// Another turn would get something done: the server does not sleep now. To be asked after
+    /// `kick`.
     pub fn pending(&self, slots: &dyn Slots) -> bool {
         let mut conns = self.places.iter().flatten();
         conns.any(|conn| match self.suspended {

@@ -1,5 +1,5 @@
-//! What is to be sent on one connection, in order: the text of the negotiation, then reply heads with
-//! the slots whose buffers follow them. Slot buffers go to the socket from where they are.
+//! What is to be sent on one connection, in order: the text of the negotiation, then reply heads
+//! with the slots whose buffers follow them. Slot buffers go to the socket from where they are.
 use std::io;
 use std::os::fd::BorrowedFd;
 

@@ -1,9 +1,10 @@
 //! How far replies may run ahead of their reader.
 //!
-//! A client that finds all replies in its socket takes them all before it asks for more; meanwhile the disk
-//! has nothing to do, and then everybody waits for the disk. A short send buffer hands it a few at a time, so
-//! its next requests arrive while the rest is still being sent: a third more small reads a second at depth 32.
-//! Long reads are one request each, and for them a long buffer is better; so is one for a network.
+//! A client that finds all replies in its socket takes them all before it asks for more; meanwhile
+//! the disk has nothing to do, and then everybody waits for the disk. A short send buffer hands it
+//! a few at a time, so its next requests arrive while the rest is still being sent: a third more
+//! small reads a second at depth 32. Long reads are one request each, and for them a long buffer is
+//! better; so is one for a network.
 use std::os::fd::BorrowedFd;
 
 use super::life::SOCKET_BUFFER_BYTES;

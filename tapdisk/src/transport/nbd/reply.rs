@@ -1,10 +1,10 @@
 //! Finished pieces, from the engine into replies.
 //!
-//! With structured replies every piece of a read becomes a chunk at once, in the order in which pieces
-//! finish. Simple replies cannot be taken apart: the pieces of a read go out in order, and all other
-//! answers stand in line until it is over. A read may go first when all of its pieces have slots, or
-//! when nothing else has any: so the one that is being sent never waits for slots that those behind it
-//! hold.
+//! With structured replies every piece of a read becomes a chunk at once, in the order in which
+//! pieces finish. Simple replies cannot be taken apart: the pieces of a read go out in order, and
+//! all other answers stand in line until it is over. A read may go first when all of its pieces
+//! have slots, or when nothing else has any: so the one that is being sent never waits for slots
+//! that those behind it hold.
 use super::calls::{At, Kind, NO_PIECE, Piece};
 use super::conn::{Conn, Phase, Turn};
 use super::intake::Intake;

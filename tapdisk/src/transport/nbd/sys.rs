@@ -32,7 +32,8 @@ pub(super) fn receive_descriptor(fd: BorrowedFd<'_>) -> io::Result<Passed> {
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control) as _;
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
-    // SAFETY: `message` names `part` and `control`, both exclusively ours and alive during the call.
+    // SAFETY: `message` names `part` and `control`, both exclusively ours and alive during the
+    // call.
     outcome(unsafe { libc::recvmsg(fd.as_raw_fd(), &mut message, flags) })?;
     let mut first = None;
     // SAFETY: `message` was filled in by the kernel and its control buffer is alive and aligned.

@@ -1,7 +1,7 @@
 //! The numbers and layouts of linux/ublk_cmd.h (Linux 6.0 to 6.12), and nothing else.
 //!
-//! Structures that the kernel reads or writes through a pointer are `repr(C)` and checked below; the two
-//! that travel inside a submission entry are made as bytes.
+//! Structures that the kernel reads or writes through a pointer are `repr(C)` and checked below;
+//! the two that travel inside a submission entry are made as bytes.
 use std::mem::{offset_of, size_of};
 
 /// Where control commands go.
@@ -202,8 +202,8 @@ const _: () = assert!(offset_of!(Params, discard_segments_max) == 56);
 const _: () = assert!(size_of::<IoDesc>() == 24);
 const _: () = assert!(offset_of!(IoDesc, start) == 8);
 
-/// `struct ublksrv_ctrl_cmd` in the 80 bytes of a large submission entry: device, no queue, buffer, one
-/// word of data.
+/// `struct ublksrv_ctrl_cmd` in the 80 bytes of a large submission entry: device, no queue, buffer,
+/// one word of data.
 pub fn control_bytes(device: u32, buffer: (u64, u16), data: u64) -> [u8; 80] {
     let mut bytes = [0; 80];
     bytes[0..4].copy_from_slice(&device.to_ne_bytes());

@@ -5,8 +5,8 @@
 //!             ├─► opened ─► all tags fetched ─► go ┤
 //!   take_over ┘                                    └─► the server dies ─► quiesced ─► take_over
 //! ```
-//! `go` ends only when all queues are served, and the kernel reads the disk's first sectors before it
-//! returns; `stop` ends when no request is in flight: both need a data path that runs.
+//! `go` ends only when all queues are served, and the kernel reads the disk's first sectors before
+//! it returns; `stop` ends when no request is in flight: both need a data path that runs.
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -219,7 +219,8 @@ pub fn delete(number: u32) -> Result<(), DeviceError> {
     deleted.map_err(|e| DeviceError::io(&format!("{} is not removed", char_path(number)), &e))
 }
 
-/// Stops and removes a device whose server died: who uses it sees errors. One that is gone already is as well.
+/// Stops and removes a device whose server died: who uses it sees errors. One that is gone already
+/// is as well.
 ///
 /// # Errors
 /// EBUSY if it is served; what the kernel answers.
@@ -321,7 +322,8 @@ fn open_char(number: u32) -> Result<File, DeviceError> {
     }
 }
 
-/// A device that waits for a server keeps its size: another disk must not get under a mounted file system.
+/// A device that waits for a server keeps its size: another disk must not get under a mounted file
+/// system.
 fn same_size(number: u32, sectors: u64) -> Result<(), DeviceError> {
     let path = format!("/sys/block/ublkb{number}/size");
     let text = std::fs::read_to_string(&path)
@@ -334,7 +336,8 @@ fn same_size(number: u32, sectors: u64) -> Result<(), DeviceError> {
     Err(DeviceError::new(libc::EMEDIUMTYPE, text))
 }
 
-/// Whether a server lives that is not this process: of ours it is another program, which has let go.
+/// Whether a server lives that is not this process: of ours it is another program, which has let
+/// go.
 fn is_other(pid: i32) -> bool {
     is_running(pid) && u32::try_from(pid) != Ok(std::process::id())
 }

@@ -4,13 +4,14 @@
 //!   kernel ─► FETCH of a tag ends ─► take ─► engine ─► complete ─► COMMIT_AND_FETCH, one call a turn ─► kernel
 //!                  data of writes is there                data of reads is taken here
 //! ```
-//! A tag is a slot is a buffer, for as long as the device lives: the kernel copies data of writes into the
-//! tag's slot before we see the request, and data of reads out of it when we answer. So a request needs no
-//! system call and no copy of ours; the price is a slot of 64 KiB a tag, taken beside the disk's others
-//! (docs/devices.md). The kernel cuts longer requests, by the device's limits.
+//! A tag is a slot is a buffer, for as long as the device lives: the kernel copies data of writes
+//! into the tag's slot before we see the request, and data of reads out of it when we answer. So a
+//! request needs no system call and no copy of ours; the price is a slot of 64 KiB a tag, taken
+//! beside the disk's others (docs/devices.md). The kernel cuts longer requests, by the device's
+//! limits.
 //!
-//! What a FETCH gave is never read from the mapped table twice. Nothing here allocates, blocks or logs once
-//! the device is started.
+//! What a FETCH gave is never read from the mapped table twice. Nothing here allocates, blocks or
+//! logs once the device is started.
 pub mod abi;
 pub mod device;
 mod orphans;
@@ -34,8 +35,8 @@ pub const TAGS_MAX: u16 = 64;
 
 /// The kernel's side, or what stands in for it.
 pub trait Commands {
-    /// Queues FETCH (no answer) or COMMIT_AND_FETCH of a tag, by its place among all tags, with its buffer.
-    /// The buffer is the kernel's until the command is over.
+    /// Queues FETCH (no answer) or COMMIT_AND_FETCH of a tag, by its place among all tags, with its
+    /// buffer. The buffer is the kernel's until the command is over.
     fn queue(&mut self, place: u16, answer: Option<i32>, buffer: &mut [u8]);
     /// Hands what is queued to the kernel.
     ///

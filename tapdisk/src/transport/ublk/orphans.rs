@@ -1,7 +1,9 @@
-//! Devices that a tapdisk had begun to make, or had nearly taken away, when it was killed: `/dev/ublkcN` without a
-//! `/dev/ublkbN`. Nobody can use them and nobody recovers them, so whoever makes the next device removes them first.
+//! Devices that a tapdisk had begun to make, or had nearly taken away, when it was killed:
+//! `/dev/ublkcN` without a `/dev/ublkbN`. Nobody can use them and nobody recovers them, so whoever
+//! makes the next device removes them first.
 //!
-//! They are known by what we put into the field that the kernel keeps for servers: our mark, and the process.
+//! They are known by what we put into the field that the kernel keeps for servers: our mark, and
+//! the process.
 use std::fs::File;
 
 use super::abi::{self, DevInfo, state};
@@ -24,7 +26,8 @@ fn maker(ours: u64) -> Option<i32> {
     (ours & !0xffff_ffff == MARK).then(|| i32::try_from(low).ok())?
 }
 
-/// Removes them, as far as that can be done; a device that is left takes a number, and nothing else.
+/// Removes them, as far as that can be done; a device that is left takes a number, and nothing
+/// else.
 pub fn remove(control: &mut Control) {
     let entries = std::fs::read_dir(CLASS).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());

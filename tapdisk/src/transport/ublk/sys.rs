@@ -93,8 +93,8 @@ impl Control {
     fn send_as(&mut self, code: u32, bytes: [u8; 80]) -> io::Result<()> {
         let fd = types::Fd(self.device.as_raw_fd());
         let entry = opcode::UringCmd80::new(fd, code).cmd(bytes).build();
-        // SAFETY: the entry names a buffer of the caller's at most, which is borrowed until the command is
-        // over, and that is waited for below.
+        // SAFETY: the entry names a buffer of the caller's at most, which is borrowed until the
+        // command is over, and that is waited for below.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         assert!(pushed.is_ok(), "one command at a time");
         loop {
@@ -136,8 +136,8 @@ impl Table {
     fn get(&self, tag: u16) -> IoDesc {
         let tag = usize::from(tag);
         assert!((tag + 1) * size_of::<IoDesc>() <= self.bytes, "a tag lies in its table");
-        // SAFETY: checked just above; the kernel writes an entry only before it completes the FETCH of that
-        // tag, and any bits are a valid entry. It is copied once.
+        // SAFETY: checked just above; the kernel writes an entry only before it completes the FETCH
+        // of that tag, and any bits are a valid entry. It is copied once.
         unsafe { self.base.as_ptr().add(tag).read_volatile() }
     }
 }
@@ -161,15 +161,15 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Maps the tables and makes a ring. Commands belong to the thread that queues them: the one that calls
-    /// `queue` and `submit` from then on.
+    /// Maps the tables and makes a ring. Commands belong to the thread that queues them: the one
+    /// that calls `queue` and `submit` from then on.
     ///
     /// # Errors
     /// Those of mmap and io_uring_setup.
     pub fn open(device: File, (queues, depth): (u16, u16), encoded: bool) -> io::Result<Ring> {
         let entries = (u32::from(queues) * u32::from(depth)).next_power_of_two();
-        // Without DEFER_TASKRUN: requests become visible whenever this thread leaves the kernel, with the
-        // disk engine's calls too, and no call is needed to look for them.
+        // Without DEFER_TASKRUN: requests become visible whenever this thread leaves the kernel,
+        // with the disk engine's calls too, and no call is needed to look for them.
         let ring =
             IoUring::builder().setup_coop_taskrun().setup_r_disabled().dontfork().build(entries)?;
         restrict(&ring, &BOUNDS)?;
@@ -199,9 +199,9 @@ impl super::Commands for Ring {
         let bytes = abi::io_bytes(name, answer.unwrap_or(0), buffer.as_mut_ptr() as u64);
         let fd = types::Fd(self.device.as_raw_fd());
         let entry = opcode::UringCmd16::new(fd, code).cmd(bytes).build().user_data(place.into());
-        // SAFETY: the kernel writes to the buffer until the command is over, and reads from it when it takes
-        // it. It is a slot's, in the arena, which the transport keeps reserved and untouched while the
-        // command is with the kernel, and the ring is dropped before the arena.
+        // SAFETY: the kernel writes to the buffer until the command is over, and reads from it when
+        // it takes it. It is a slot's, in the arena, which the transport keeps reserved and
+        // untouched while the command is with the kernel, and the ring is dropped before the arena.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         assert!(pushed.is_ok(), "the ring has room for a command of each tag");
     }
@@ -232,10 +232,11 @@ impl super::Commands for Ring {
     }
 }
 
-/// Does something without CAP_SYS_ADMIN in this thread. A device whose tags were fetched so is not searched for
-/// partitions (drivers/block/ublk_drv.c, `nr_privileged_daemon`). Linux 6.12 searches while it holds the device's lock,
-/// so if the daemon is killed just then, the search waits for the daemon's successor, who waits for the lock: for ever.
-/// Nor is a guest's partition table dom0's to parse: the original's devices have no partitions either.
+/// Does something without CAP_SYS_ADMIN in this thread. A device whose tags were fetched so is not
+/// searched for partitions (drivers/block/ublk_drv.c, `nr_privileged_daemon`). Linux 6.12 searches
+/// while it holds the device's lock, so if the daemon is killed just then, the search waits for the
+/// daemon's successor, who waits for the lock: for ever. Nor is a guest's partition table dom0's to
+/// parse: the original's devices have no partitions either.
 fn without_admin<T>(act: impl FnOnce() -> T) -> T {
     use rustix::process::{dumpable_behavior, set_dumpable_behavior};
     use rustix::thread::{CapabilitySet, capabilities, set_capabilities};

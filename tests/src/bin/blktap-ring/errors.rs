@@ -237,7 +237,8 @@ fn busy_disk() -> Outcome {
         return Err("the node of a removed disk is there".to_string());
     }
 
-    // A request that nobody has answered keeps the disk as well, and it can have another disk afterwards.
+    // A request that nobody has answered keeps the disk as well, and it can have another disk
+    // afterwards.
     said("a second CREATE_DEVICE", session.ring.create(&mut info()))?;
     let reads = session.reads(1)?;
     let request = session.requests(1)?.remove(0);
@@ -328,7 +329,8 @@ fn sysfs_files() -> Outcome {
     Ok(())
 }
 
-/// A minor is in a pool of any name, which is there while it is used, and has the size it was given.
+/// A minor is in a pool of any name, which is there while it is used, and has the size it was
+/// given.
 fn pools(folder: &str) -> Outcome {
     let pool = format!("{folder}/pool");
     let set = |name: &str| fs::write(&pool, name);

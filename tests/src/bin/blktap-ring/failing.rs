@@ -1,9 +1,10 @@
-//! The module when the kernel has no memory for it, or cannot reach the caller's: each call again and again, first
-//! with its first allocation failing, then with its second, until there is none left to fail
-//! (`/proc/thread-self/fail-nth`, Linux's Documentation/fault-injection). A call fails with the error that README.md
-//! names, leaves nothing behind, and works at the next try.
+//! The module when the kernel has no memory for it, or cannot reach the caller's: each call again
+//! and again, first with its first allocation failing, then with its second, until there is none
+//! left to fail (`/proc/thread-self/fail-nth`, Linux's Documentation/fault-injection). A call fails
+//! with the error that README.md names, leaves nothing behind, and works at the next try.
 //!
-//! Whoever starts it sees to it that only the module's own functions are met (`require-start`, `require-end`).
+//! Whoever starts it sees to it that only the module's own functions are met (`require-start`,
+//! `require-end`).
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -67,7 +68,8 @@ struct Tally {
     refused: u32,
 }
 
-/// `round` does the call in which the nth fails, and undoes it; it says whether one failed, and the error.
+/// `round` does the call in which the nth fails, and undoes it; it says whether one failed, and the
+/// error.
 fn each(
     what: &str,
     errors: &[i32],
@@ -251,7 +253,8 @@ fn taking_away(nth: &Nth) -> Outcome {
     Ok(())
 }
 
-/// Requests and answers: the module asks for no memory, neither in the program's call nor in the server's.
+/// Requests and answers: the module asks for no memory, neither in the program's call nor in the
+/// server's.
 fn nothing_for_requests(nth: &Nth) -> Outcome {
     let mut session = Session::new()?;
     let disk = open_direct(&session.disk(), true)?;

@@ -1,5 +1,5 @@
-//! Processes that put into the ring what makes no sense. Each time: the kernel says EIO and closes the ring, or fails
-//! that one request; all I/O ends; and the next ring serves as it should.
+//! Processes that put into the ring what makes no sense. Each time: the kernel says EIO and closes
+//! the ring, or fails that one request; all I/O ends; and the next ring serves as it should.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -158,8 +158,8 @@ fn overwritten_counters() -> Outcome {
     session.end()
 }
 
-/// A process that writes anything anywhere while its disk is used, answers some requests, and repeats RESPOND; the
-/// one thing demanded is that all I/O ends when it has gone.
+/// A process that writes anything anywhere while its disk is used, answers some requests, and
+/// repeats RESPOND; the one thing demanded is that all I/O ends when it has gone.
 fn scribble(seed: u64) -> Outcome {
     let mut session = Session::new()?;
     let stop = Arc::new(AtomicBool::new(false));

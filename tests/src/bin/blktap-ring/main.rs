@@ -1,5 +1,5 @@
-//! A process that serves a disk through the blktap module, for tests of the module alone: an honest one, and some
-//! that are not.
+//! A process that serves a disk through the blktap module, for tests of the module alone: an honest
+//! one, and some that are not.
 //!
 //! ```text
 //! blktap-ring serve STORE [key=value ...]   serves a file until SIGTERM; prints `N device` first, counts last

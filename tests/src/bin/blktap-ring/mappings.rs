@@ -236,8 +236,8 @@ fn closed_before_unmapped() -> Outcome {
     until("FREE_TAP", || session.control.free(session.minor).is_ok())
 }
 
-/// Device I/O straight to and from the data pages, also as registered buffers of an io_uring, under mlockall; and
-/// while such I/O runs, the ring goes away.
+/// Device I/O straight to and from the data pages, also as registered buffers of an io_uring, under
+/// mlockall; and while such I/O runs, the ring goes away.
 fn device_io(file: &str) -> Outcome {
     let mut session = Session::new()?;
     // SAFETY: numbers.

@@ -204,7 +204,8 @@ pub fn serve(ring: &mut Ring, store: &mut [u8]) -> Outcome {
 
 /// Runs something in a child process, which does not come back from it; true: it said so.
 pub fn in_child(work: impl FnOnce() -> bool) -> bool {
-    // SAFETY: the child calls `work`, which makes system calls, and _exit; no other thread's lock is needed.
+    // SAFETY: the child calls `work`, which makes system calls, and _exit; no other thread's lock
+    // is needed.
     match unsafe { libc::fork() } {
         0 => {
             let fine = work();

@@ -1,7 +1,8 @@
 //! Rings that end while their disk is used, in every way and at any moment, again and again.
 //!
-//! A round: a disk, threads that read and write it (direct and through the page cache), others that open it, read
-//! sysfs, ask for the minor; then the end. All of them must come back, and the minor must be free.
+//! A round: a disk, threads that read and write it (direct and through the page cache), others that
+//! open it, read sysfs, ask for the minor; then the end. All of them must come back, and the minor
+//! must be free.
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
@@ -160,7 +161,8 @@ fn serve(store: &str, minor: u32, answers: u64) -> Result<Child, String> {
     let own = said("own program", std::env::current_exe())?;
     let mut command = Command::new(own);
     command.args(["serve", store, &format!("minor={minor}"), &format!("answers={answers}")]);
-    // SAFETY: a system call with numbers: it ends with this process, also when that is killed by its limit.
+    // SAFETY: a system call with numbers: it ends with this process, also when that is killed by
+    // its limit.
     unsafe {
         command.pre_exec(|| {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);

@@ -163,7 +163,8 @@ impl<'a, R: Fn() -> usize> Writer<'a, R> {
         for _ in 0..self.rng.below(changes as u64) {
             sent.remove(&self.client.receive().cookie);
         }
-        // Those of the same pages may be done in any order, and a later one is not known to be over.
+        // Those of the same pages may be done in any order, and a later one is not known to be
+        // over.
         let open: Vec<usize> = sent.into_values().collect();
         let first = self.model.events.len() - changes;
         let unknown: Vec<(u64, u64)> = (first..self.model.events.len())

@@ -10,7 +10,8 @@
 //! `qemu-img info` and `map` must find a whole image, and what was flushed (after a kill: what was
 //! answered) is there. Kills come while writes, a pause, a resume or a close are on their way. A
 //! power cut happens on paper: of the log everything up to a flush is on the medium, and of what
-//! follows, up to some point, a random part, in pieces of 512 bytes. The programs are those of `TAPDISK_TESTS_BIN`.
+//! follows, up to some point, a random part, in pieces of 512 bytes. The programs are those of
+//! `TAPDISK_TESTS_BIN`.
 mod disk;
 mod store;
 
@@ -86,7 +87,8 @@ fn hide_mounts() -> Result<(), String> {
 impl<'a> Mounted<'a> {
     fn over(device: &Path, folder: &'a Path) -> Result<Mounted<'a>, String> {
         // mount would take a loop device that has this file already, and with it a file system that
-        // is still mounted somewhere: what it remembers would be looked at, not what the file holds.
+        // is still mounted somewhere: what it remembers would be looked at, not what the file
+        // holds.
         let held = holders(device);
         if !held.is_empty() {
             return Err(format!("{} is still held: {held}", device.display()));
@@ -200,7 +202,7 @@ fn judge(rig: &Rig, image: &Path, expected: &BTreeMap<u64, u64>) -> Result<u64, 
     judged
 }
 
-// ---- power cuts ------------------------------------------------------------------------------------
+// ---- power cuts --------------------------------------------------------------------------------
 
 fn cuts(job: &Job) -> Result<bool, String> {
     let mut rng = Rng::new(job.seed);
@@ -269,7 +271,7 @@ fn record(job: &Job, rig: &Rig, store: &Store, rng: &mut Rng) -> Result<(Model, 
     Ok((model, begin))
 }
 
-// ---- kills -----------------------------------------------------------------------------------------
+// ---- kills -------------------------------------------------------------------------------------
 
 fn kills(job: &Job) -> Result<bool, String> {
     let mut rng = Rng::new(job.seed);

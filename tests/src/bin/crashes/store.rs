@@ -96,8 +96,8 @@ impl Store {
     }
 
     /// Shows what is left when the power goes at a record, later than the last one: all before the
-    /// last flush, and of the rest those pieces of so many bytes that `lands` says. The record of that
-    /// flush.
+    /// last flush, and of the rest those pieces of so many bytes that `lands` says. The record of
+    /// that flush.
     pub fn cut(&self, record: usize, piece: usize, mut lands: impl FnMut(usize) -> bool) -> usize {
         let mut state = self.state();
         let state = &mut *state;

@@ -1,5 +1,5 @@
-//! A guest in memory, for tests and for the simulator: its pages, rings and event channels, and the back
-//! end's view of them. It does whatever a test tells it, also what no decent guest would.
+//! A guest in memory, for tests and for the simulator: its pages, rings and event channels, and the
+//! back end's view of them. It does whatever a test tells it, also what no decent guest would.
 //!
 //! ```text
 //!   Guest ─► FrontRing, pages, notify          the test's side

@@ -1,5 +1,5 @@
-//! A server that sends anything. The client gives up or goes on; it never panics, and never keeps more than
-//! a packet.
+//! A server that sends anything. The client gives up or goes on; it never panics, and never keeps
+//! more than a packet.
 
 use crate::common::Rig;
 use proptest::prelude::*;

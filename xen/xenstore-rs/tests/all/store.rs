@@ -154,7 +154,8 @@ fn a_dropped_transaction_is_ended_wherever_it_was() {
     let fake = Fake::start();
     let mut rig = rig(&fake);
     let store = rig.store.clone();
-    // A transaction has four requests here: start, write, read, end. Drop it after every number of turns.
+    // A transaction has four requests here: start, write, read, end. Drop it after every number of
+    // turns.
     for turns in 0..8 {
         let work = store.transact(async |tx| {
             tx.write("/a", b"1").await?;

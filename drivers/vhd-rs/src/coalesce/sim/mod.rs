@@ -1,9 +1,9 @@
-//! The simulator of coalesce: the machine's jobs in random order over disks in memory that fail, run
-//! full and lose power by seed; and planted bugs, which it must find.
+//! The simulator of coalesce: the machine's jobs in random order over disks in memory that fail,
+//! run full and lose power by seed; and planted bugs, which it must find.
 //!
-//! Checked after every end, good or bad: the image opens; through the child every sector is what it was;
-//! in the parent every sector is its old or its new one. After a good end the parent shows all of the
-//! child, and the strict list of `check` finds nothing.
+//! Checked after every end, good or bad: the image opens; through the child every sector is what it
+//! was; in the parent every sector is its old or its new one. After a good end the parent shows all
+//! of the child, and the strict list of `check` finds nothing.
 mod disk;
 #[path = "../../../../../tests/src/sim/seeds.rs"]
 mod seeds;
