@@ -271,7 +271,8 @@ case_upgraded_with_a_ring_of_the_module() {
     before=$pid
     fill
     mount "$disk" /mnt
-    said=$(tap-ctl upgrade -p "$pid" --program $program 2>&1) || status=$?
+    tap-ctl upgrade -p "$pid" --program $program 2>/srv/said || status=$?
+    said=$(cat /srv/said)
     same "an upgrade while it is mounted" 16 "$status"
     case $said in *"$disk is in use"*) ;; *) fail "tap-ctl says: $said" ;; esac
     echo "goes on" >/mnt/goes-on
