@@ -122,8 +122,9 @@ impl Steps<'_> {
             && view.backend == Some(state::CONNECTED)
             && view.ring_key.as_deref().is_none_or(|noted| noted == print);
         match self.connect_all(tap, rings).await {
-            Ok(Joined::New) if ours && view.ring_key.is_some() => {
-                // The guest has used this ring, and a tapdisk begins at its index 0.
+            Ok(Joined::New) if ours => {
+                // The guest has used this ring, and a tapdisk begins at its index 0. So too where there
+                // is no note: a tapback of the original has connected it, which leaves none.
                 self.leave(tap).await?;
                 let text =
                     format!("{tap} has lost the guest's ring; the guest has to make it anew");

@@ -49,6 +49,37 @@ fn a_ring_that_its_tapdisk_lost_is_not_begun_again_in_the_middle() {
     assert!(tapdisk.state().rings.is_empty());
 }
 
+/// A tapback of the original was there before: it leaves no note about the ring.
+#[test]
+fn after_the_original_a_ring_is_found_and_a_lost_one_not_begun_again() {
+    for lost in [false, true] {
+        let mut rig = Rig::new();
+        let tapdisk = rig.tapdisk(77);
+        rig.connected(5, 51712, &tapdisk);
+        rig.stop();
+        let note = Guest::new(&rig.fake, 5, 51712).back("tapback-ring");
+        rig.fake.rm(&note);
+        if lost {
+            tapdisk.set(|state| state.rings.clear());
+        }
+        rig.start();
+        let guest = Guest::new(&rig.fake, 5, 51712);
+        match lost {
+            true => {
+                guest.wait_backend(5);
+                assert!(guest.error().expect("there").contains("has to make it anew"));
+                assert!(tapdisk.state().rings.is_empty());
+            }
+            false => {
+                rig.fake.wait("a note", |tree| tree.has(&note));
+                guest.wait_backend(4);
+                let state = tapdisk.state();
+                assert_eq!((state.rings.len(), state.disconnects), (1, 0));
+            }
+        }
+    }
+}
+
 #[test]
 fn what_happened_while_tapback_was_away_is_made_up_for() {
     let mut rig = Rig::new();
