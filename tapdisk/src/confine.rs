@@ -11,7 +11,6 @@
 //! and `vm.min_free_kbytes` asks for the user, not for a capability. What is kept, and why, is in
 //! docs/security.md. A kernel that lacks something is told of in the log, and the disk goes on.
 mod filter;
-pub mod rings;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 

@@ -29,7 +29,7 @@ use crate::vbd::Extra;
 use conn::{Conn, Input, Phase};
 pub use handover::ControlState;
 pub use upgrade::Arriving;
-pub use work::{Daemon, VBD_TOKENS, VBD_TOKENS_BASE};
+pub use work::Daemon;
 
 /// Clients at once. The original has 10.
 pub const CLIENTS_MAX: usize = 32;

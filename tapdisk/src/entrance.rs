@@ -55,7 +55,8 @@ impl fmt::Display for Stranger {
 /// Who is at the other end, unless it is root or ourselves. Whom the kernel does not name is a
 /// stranger.
 pub fn stranger(stream: BorrowedFd<'_>) -> Option<Stranger> {
-    let peer = socket::peer(stream).unwrap_or(Stranger { uid: u32::MAX, pid: 0 });
+    let (uid, pid) = socket::peer(stream).unwrap_or((u32::MAX, 0));
+    let peer = Stranger { uid, pid };
     (peer.uid != 0 && peer.uid != tap_ctl::sys::euid()).then_some(peer)
 }
 

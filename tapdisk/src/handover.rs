@@ -7,27 +7,28 @@
 //! ```
 //! Descriptors are carried by their numbers and stay open over the exec; keys follow the text, so
 //! that no other copy of them is made.
-mod carry;
-
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
-use tap_ctl::upgrade::FORMAT;
+use tap_ctl::upgrade::{FORMAT, RESUME};
 use vhd_rs::secret::Bytes;
 
+use crate::carry::{Carried, Carrier, Keys};
 use crate::control::ControlState;
-pub use crate::handover::carry::{Carrier, Fetcher};
 use crate::receiver::ReceiverState;
-use crate::transport::nbd::Carried;
 use crate::vbd::handover::DiskState;
 
 /// The first bytes of what is handed over.
 const MAGIC: &[u8; 8] = b"TAPDISK\n";
 /// Longer texts are no state.
 const TEXT_BYTES_MAX: u64 = 64 << 20;
+
+/// With `--resume`: why another program did not take over.
+pub const WHY: &str = "--why";
 
 /// Everything that the next program needs.
 #[derive(Debug, Deserialize, Serialize)]
@@ -50,9 +51,6 @@ pub struct State {
     /// In order of attachment.
     pub disks: Vec<DiskState>,
 }
-
-/// The keys of encrypted disks, in the order of the disks.
-pub type Keys = Vec<Bytes>;
 
 /// Puts the state into a descriptor that survives an exec.
 ///
@@ -103,6 +101,15 @@ pub fn read(state: &OwnedFd) -> io::Result<(State, Keys)> {
     Ok((state, keys))
 }
 
+/// The command line of a program that is to take over.
+pub fn resume_args(state: i32, foreground: bool, why: Option<&str>) -> Vec<CString> {
+    let text = |text: String| CString::new(text.replace('\0', " ")).expect("there is no NUL in it");
+    let mut args = vec![text("tapdisk".into()), text(format!("{RESUME}={state}"))];
+    args.extend(why.map(|why| text(format!("{WHY}={why}"))));
+    args.extend(foreground.then(|| text("-D".into())));
+    args
+}
+
 /// Nobody goes back any more: the keys in it are wiped.
 pub fn forget(state: OwnedFd) {
     let mut file = File::from(state);
@@ -118,13 +125,6 @@ pub fn forget(state: OwnedFd) {
 #[derive(Deserialize)]
 struct Format {
     format: u32,
-}
-
-/// µs of a clock that goes on over an exec.
-pub fn monotonic_us() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
-    u64::try_from(micros).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! ```
 #![deny(unsafe_code)]
 
+pub mod carry;
 pub mod confine;
 pub mod control;
 pub mod disk;
@@ -30,5 +31,7 @@ pub mod signals;
 mod socket;
 pub mod stats_json;
 pub mod sys;
+pub mod tokens;
 pub mod transport;
+pub mod uring_bounds;
 pub mod vbd;

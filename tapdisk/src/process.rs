@@ -10,21 +10,21 @@
 //! behind.
 mod detach;
 
-use std::ffi::CString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use mio::{Poll, Waker};
+use mio::{Poll, Registry, Waker};
 use slog::{Logger, info};
 use tap_ctl::messages::Text;
 use tap_ctl::paths::RunDir;
 use tap_ctl::upgrade::{CAN_RESUME, FORMAT, RESUME};
 
+use crate::carry::{Fetcher, Keys};
 use crate::confine::{self, Mode};
 use crate::control::{Arriving, Control, Daemon};
-use crate::handover::{self, Fetcher, Keys};
+use crate::handover::{self, WHY, resume_args};
 use crate::log::Log;
 use crate::memory::Memory;
 use crate::protection::{self, Protection};
@@ -47,8 +47,6 @@ const LOG_DIR: &str = "/var/log/blktap";
 const LOG_DIR_VARIABLE: &str = "TAPDISK_LOG_DIR";
 /// `abort` or `count`: what a call of the allocator in the sealed part does.
 const SEAL_VARIABLE: &str = "TAPDISK_SEAL";
-/// With `--resume`: why another program did not take over.
-const WHY: &str = "--why";
 /// Debug builds only: the program that is to take over does not.
 const FAULT_VARIABLE: &str = "TAPDISK_RESUME_FAULT";
 /// Descriptors at most.
@@ -261,15 +259,6 @@ fn resume(state: i32, foreground: bool, why: Option<String>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// The command line of a program that is to take over.
-pub(crate) fn resume_args(state: i32, foreground: bool, why: Option<&str>) -> Vec<CString> {
-    let text = |text: String| CString::new(text.replace('\0', " ")).expect("there is no NUL in it");
-    let mut args = vec![text("tapdisk".into()), text(format!("{RESUME}={state}"))];
-    args.extend(why.map(|why| text(format!("{WHY}={why}"))));
-    args.extend(foreground.then(|| text("-D".into())));
-    args
-}
-
 /// For a test of the way back: the first program that is to take over does not.
 fn fault(again: bool) -> Result<(), Failure> {
     let planted = cfg!(debug_assertions) && std::env::var_os(FAULT_VARIABLE).is_some();
@@ -319,28 +308,8 @@ fn prepare(foreground: bool, left: Option<Left<'_>>) -> Result<Ready, Failure> {
         Waker::new(poll.registry(), server::WAKER).map_err(|e| Failure::io("make a waker", &e))?;
     let signals = Signals::open().map_err(|e| Failure::io("receive signals", &e))?;
     let ctl = run.ctl(pid);
-    let listening = |path: &std::path::Path, e: &io::Error| {
-        let errno = e.raw_os_error().unwrap_or(libc::EINVAL);
-        Failure(errno, format!("cannot listen on {}: {e}", show::path(path)))
-    };
-    let path = run.nbdclient(pid);
-    let registry_of = poll.registry();
     let mut left = left;
-    let (control, receiver) = match &mut left {
-        None => {
-            let control = Control::open(ctl.clone(), registry_of, server::CONTROL);
-            let control = control.map_err(|e| listening(&ctl, &e))?;
-            let receiver = Receiver::open(path.clone(), registry_of, server::RECEIVER);
-            (control, receiver.map_err(|e| listening(&path, &e))?)
-        }
-        Some(Left { state, fetcher, .. }) => {
-            let wrong = |e: io::Error| Failure::io("take over the sockets", &e);
-            let place = (path, registry_of, server::RECEIVER);
-            let receiver = Receiver::adopt(place, &state.receiver, fetcher).map_err(wrong)?;
-            let place = (ctl.clone(), registry_of, server::CONTROL);
-            (Control::adopt(place, &state.control, fetcher).map_err(wrong)?, receiver)
-        }
-    };
+    let (control, receiver) = sockets((&run, pid), poll.registry(), left.as_mut())?;
     let memory = Memory::lock();
     if let Memory::Limited { why, .. } = &memory {
         sink.note(why);
@@ -372,6 +341,30 @@ fn prepare(foreground: bool, left: Option<Left<'_>>) -> Result<Ready, Failure> {
     #[cfg(feature = "unprotected")]
     slog::warn!(log, "{}", protection::MARK);
     Ok(Ready { server, ctl, log: sink })
+}
+
+/// The sockets of the process, new ones or those that another program has left.
+fn sockets(
+    (run, pid): (&RunDir, i32),
+    registry: &Registry,
+    left: Option<&mut Left<'_>>,
+) -> Result<(Control, Receiver), Failure> {
+    let (ctl, path) = (run.ctl(pid), run.nbdclient(pid));
+    let listening = |path: &Path, e: &io::Error| {
+        let errno = e.raw_os_error().unwrap_or(libc::EINVAL);
+        Failure(errno, format!("cannot listen on {}: {e}", show::path(path)))
+    };
+    let Some(Left { state, fetcher, .. }) = left else {
+        let control = Control::open(ctl.clone(), registry, server::CONTROL);
+        let control = control.map_err(|e| listening(&ctl, &e))?;
+        let receiver = Receiver::open(path.clone(), registry, server::RECEIVER);
+        return Ok((control, receiver.map_err(|e| listening(&path, &e))?));
+    };
+    let wrong = |e: io::Error| Failure::io("take over the sockets", &e);
+    let place = (path, registry, server::RECEIVER);
+    let receiver = Receiver::adopt(place, &state.receiver, fetcher).map_err(wrong)?;
+    let place = (ctl, registry, server::CONTROL);
+    Ok((Control::adopt(place, &state.control, fetcher).map_err(wrong)?, receiver))
 }
 
 /// Where log files go: the first that can be written.

@@ -10,10 +10,9 @@ use mio::{Interest, Registry, Token};
 use serde::{Deserialize, Serialize};
 use slog::{Logger, info, warn};
 
+use crate::carry::{Carried, Carrier, Fetcher};
 use crate::entrance::{Guard, listen};
-use crate::handover::{Carrier, Fetcher};
 use crate::sys;
-use crate::transport::nbd::Carried;
 
 /// Descriptors that are kept (spec).
 const PLACES: usize = 10;

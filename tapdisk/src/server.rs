@@ -23,15 +23,16 @@ use slog::{info, warn};
 use tap_ctl::messages::Text;
 use tap_ctl::upgrade::FORMAT;
 
+use crate::carry::Carrier;
 use crate::confine;
-use crate::control::{self, Control, Daemon, VBD_TOKENS, VBD_TOKENS_BASE};
+use crate::control::{self, Control, Daemon};
 use crate::disk::Disk;
 use crate::disk::probe::AnyDisk;
-use crate::handover::{self, Carrier};
-use crate::process::resume_args;
+use crate::handover::{self, resume_args};
 use crate::sealed::Seal;
 use crate::signals::{self, Signal, Signals};
 use crate::sys;
+use crate::tokens::{VBD_TOKENS, VBD_TOKENS_BASE};
 use crate::vbd::{DEVICE_TOKEN, REMOTE_TOKEN, RINGS_TOKEN, Served, TAP_TOKEN, Vbd};
 
 /// Wakes the loop when a worker is done.

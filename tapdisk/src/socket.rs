@@ -12,8 +12,6 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::entrance::Stranger;
-
 /// Most pieces of memory in one send (the kernel's limit is 1024).
 pub(crate) const PARTS_MAX: usize = 256;
 
@@ -95,14 +93,14 @@ pub(crate) fn listen_privately(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Who connected this stream, or made it.
-pub(crate) fn peer(fd: BorrowedFd<'_>) -> io::Result<Stranger> {
+pub(crate) fn peer(fd: BorrowedFd<'_>) -> io::Result<(u32, i32)> {
     let mut who = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
     let mut bytes = size_of::<libc::ucred>() as libc::socklen_t;
     let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
     let to = (&raw mut who).cast();
     // SAFETY: the kernel writes at most `bytes` bytes to `who`; both outlive the call.
     number(unsafe { libc::getsockopt(fd.as_raw_fd(), level, option, to, &raw mut bytes) })?;
-    Ok(Stranger { uid: who.uid, pid: who.pid })
+    Ok((who.uid, who.pid))
 }
 
 /// A buffer of a socket.

@@ -8,7 +8,7 @@
 #
 # A tapdisk that makes a system call which is not on its list is killed there (docs/security.md).
 # SEED and ROUNDS, if set, reach the cases that go by chance (faults.sh); CUTS and KILLS those of
-# crashes.sh.
+# crashes.sh, UPGRADES how many in a row (device.sh, xen-more.sh).
 #
 # The programs are those of $CARGO_TARGET_DIR/release (make build). Logs stay in
 # $CARGO_TARGET_DIR/vm/MACHINE.
@@ -35,7 +35,9 @@ case $machine in xen*) ;; *) options+=(-p) ;; esac
 started=$SECONDS
 ended=0
 "$vm_here/boot.sh" "${options[@]}" "$share" \
-    "cp -a programs/. / && depmod && export SEED=${SEED:-} ROUNDS=${ROUNDS:-} CUTS=${CUTS:-} KILLS=${KILLS:-} TAPDISK_SANDBOX=kill && exec bash vm/cases/$machine.sh $*" || ended=$?
+    "cp -a programs/. / && depmod && export SEED=${SEED:-} ROUNDS=${ROUNDS:-} CUTS=${CUTS:-} \
+        KILLS=${KILLS:-} UPGRADES=${UPGRADES:-} TAPDISK_SANDBOX=kill && \
+        exec bash vm/cases/$machine.sh $*" || ended=$?
 
 passed=0 failed=0
 if [ ! -s "$share/results.planned" ]; then

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Numbers of `errno.h` that this crate answers with.
 pub mod errno {
-    #![allow(missing_docs)]
+    #![allow(missing_docs, reason = "errno.h's names")]
     pub const EPERM: i32 = 1;
     pub const ENOENT: i32 = 2;
     pub const EIO: i32 = 5;

@@ -86,7 +86,7 @@ pub(crate) fn refuse_fixed(
     }
 }
 
-#[allow(clippy::too_many_arguments)]
+#[allow(clippy::too_many_arguments, reason = "the parts of one image, named once")]
 fn assemble(
     storage: &dyn Storage,
     name: &Path,

@@ -12,9 +12,8 @@ use tap_ctl::messages::{MESSAGE_BYTES, Request, Text, validate_request};
 
 use super::conn::Conn;
 use super::{CLIENTS_MAX, ClientId, Control, Queued, Running};
+use crate::carry::{Carried, Carrier, Fetcher};
 use crate::entrance::Guard;
-use crate::handover::{Carrier, Fetcher};
-use crate::transport::nbd::Carried;
 use crate::vbd::Extra;
 
 /// The socket and who waits there.

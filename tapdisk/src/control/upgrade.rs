@@ -11,7 +11,7 @@ use slog::{info, warn};
 use tap_ctl::messages::{Message, Request, Text, Upgraded};
 
 use super::work::{Begun, Daemon};
-use crate::handover::{Fetcher, Keys, monotonic_us};
+use crate::carry::{Fetcher, Keys, monotonic_us};
 use crate::vbd::handover::DiskState;
 use crate::vbd::{State, Vbd};
 

@@ -8,14 +8,11 @@ use super::upgrade::{Arriving, Leaving};
 use crate::formats::OpenError;
 use crate::receiver::Receiver;
 use crate::stats_json::Json;
+use crate::tokens::{VBD_TOKENS, VBD_TOKENS_BASE};
 use crate::vbd::{Attach, Env, Extra, State, Vbd, ring_name};
 
 /// A marker that another process holds is tried again after this time, in µs.
 const MARKER_RETRY_US: u64 = 100_000;
-/// Tokens of the poll that a disk has.
-pub const VBD_TOKENS: usize = 1 << 8;
-/// The first token of the first disk.
-pub const VBD_TOKENS_BASE: usize = 1 << 16;
 
 /// The disks and what they have in common.
 pub struct Daemon {

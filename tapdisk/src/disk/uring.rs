@@ -26,9 +26,9 @@ pub use self::ear::NUMBERS_MAX;
 use super::files::{File, Files};
 use super::lane::{Call, Done, EventFd, Job, Lane};
 use super::{Disk, Kind, Op, Tag};
-use crate::confine::rings::{Bounds, restrict};
 use crate::pool::Arena;
 use crate::protection::{self, Protection};
+use crate::uring_bounds::{Bounds, restrict};
 
 /// User data of the poll on the caller's epoll descriptor. Tags are below.
 const WATCH: u64 = 1 << 32;

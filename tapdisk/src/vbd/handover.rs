@@ -25,11 +25,11 @@ use super::advance::Next;
 use super::rings::GuestRings;
 use super::served::{Served, info as found};
 use super::{Env, Goal, Opened, State, Vbd, socket_paths, state};
+use crate::carry::{Carried, Carrier, Fetcher};
 use crate::engine::stats::Carried as StatsCarried;
 use crate::formats::{Images, Key, Wish};
-use crate::handover::{Carrier, Fetcher};
 use crate::transport::blkif::{RingState, Rings};
-use crate::transport::nbd::{Carried, Export, NbdServer, NbdState};
+use crate::transport::nbd::{Export, NbdServer, NbdState};
 
 /// A disk without anything under way.
 #[derive(Debug, Deserialize, Serialize)]

@@ -16,11 +16,11 @@ use tap_ctl::messages::{Device, DeviceWish, Params, Request, flag};
 
 use super::tap::TapEnd;
 use super::{Env, Goal, Opened, Rest, Result, Served, State, Vbd};
-use crate::control::VBD_TOKENS;
 use crate::formats::OpenError;
 use crate::job::Job;
 use crate::kernel_nbd;
 use crate::reclaim;
+use crate::tokens::VBD_TOKENS;
 use crate::transport::ublk::abi::CONTROL_PATH;
 use crate::transport::ublk::device::{self, Added, DeviceError, Shape};
 use crate::transport::ublk::{Ring, TAGS_MAX, Ublk};

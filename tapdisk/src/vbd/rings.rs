@@ -15,9 +15,9 @@ use xen::devices::Devices;
 use super::metrics::SHM;
 use super::ring_files::DeviceFiles;
 use super::{Env, State, Vbd};
-use crate::control::VBD_TOKENS;
 use crate::formats::OpenError;
 use crate::sys;
+use crate::tokens::VBD_TOKENS;
 use crate::transport::blkif::{ConnectError, PollPolicy, RingName, RingWish, Rings};
 
 /// Of the tokens of a disk, the one of its event channels.

@@ -17,9 +17,9 @@ use tap_ctl::module::Module;
 
 use super::plug::{Plug, Unplug, Way, Work};
 use super::{Env, Goal, Result, State, Vbd};
-use crate::control::VBD_TOKENS;
 use crate::formats::OpenError;
 use crate::job::Job;
+use crate::tokens::VBD_TOKENS;
 use crate::transport::blktap::abi::Message;
 use crate::transport::blktap::device::{self, Offers, Removed, Shape};
 use crate::transport::blktap::{Ring, Tap};

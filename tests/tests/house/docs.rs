@@ -16,7 +16,7 @@ use super::root;
 const COLUMNS: usize = 100;
 /// Source lines that are longer, nearly all of them comments. It may only become smaller: lower it
 /// with each change that wraps some.
-const LONG_SOURCE_LINES_MAX: usize = 564;
+const LONG_SOURCE_LINES_MAX: usize = 555;
 /// Pages of other projects that are cited by name.
 const FOREIGN: &[&str] = &["doc/proto.md"];
 /// Whose sections a folder's § are of, where its files name no page.

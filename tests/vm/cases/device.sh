@@ -191,7 +191,7 @@ case_upgraded_under_a_mounted_file_system() {
             # Another file each time, as a package brings one.
             cp /usr/libexec/tapdisk $program.new
             mv $program.new $program
-            tap-ctl upgrade -p "$pid" --program $program >/srv/said || fail "upgrade $upgrades: $(cat /srv/said)"
+            tap-ctl upgrade -p "$pid" --program $program >/srv/said || fail "upgrade $upgrades"
             upgrades=$((upgrades + 1))
         done
         wait $writer || fail "the writer: $(cat /srv/writer)"
@@ -207,7 +207,7 @@ case_upgraded_under_a_mounted_file_system() {
         give_back
         [ $driver = nbd ] || gone
         vhd-util check -n /srv/disk.vhd
-        same "errors of the kernel" "" "$(dmesg | grep -E 'I/O error|EXT4-fs error|WARNING:|BUG:' || true)"
+        same "errors of the kernel" "" "$(kernel_complaints)"
         rm -f /srv/disk.vhd /srv/written /srv/noise
     done
     modprobe -r nbd

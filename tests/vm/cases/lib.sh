@@ -8,6 +8,11 @@
 limit=${case_limit:-900}
 results=/share/results
 
+# Of this kernel, since the last dmesg -C.
+kernel_complaints() {
+    dmesg | grep -E 'I/O error|EXT4-fs error|WARNING:|BUG:' || true
+}
+
 fail() {
     echo "FAILED: $*" >&2
     exit 1

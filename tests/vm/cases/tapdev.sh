@@ -290,7 +290,7 @@ case_upgraded_with_a_ring_of_the_module() {
         umount /mnt
     done
     same "its program" $program "$(readlink "/proc/$pid/exe")"
-    same "errors of the kernel" "" "$(dmesg | grep -E 'I/O error|EXT4-fs error|WARNING:|BUG:' || true)"
+    same "errors of the kernel" "" "$(kernel_complaints)"
     give_back
     vhd-util check -n /srv/disk.vhd
     rm -r /srv/*

@@ -158,6 +158,22 @@ as_raw() { # vhd
     qemu-img convert -f vpc -O raw "$1" /srv/read-back.raw
 }
 
+# A guest begins with something and goes on with it.
+begin_in_guest() { # guest, commands
+    guest run "$1" "($2; echo \$? >/tmp/ended) >/tmp/said 2>&1 &"
+}
+
+# Waits for its end, which must be a good one.
+end_in_guest() { # guest
+    guest run "$1" "while [ ! -e /tmp/ended ]; do usleep 100000; done
+        cat /tmp/said; ended=\$(cat /tmp/ended); rm /tmp/ended; [ \$ended = 0 ]"
+}
+
+# For each tapdisk whether another file lies where its program was.
+replaced_programs() {
+    tap-ctl list --programs | sed -n 's/.*replaced=\([a-z]*\) .*/\1/p' | sort | xargs
+}
+
 # Whatever the guest was about, it has no complaint of its own.
 guest_is_well() { # guest
     local said

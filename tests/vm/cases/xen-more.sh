@@ -64,16 +64,14 @@ case_upgraded_under_guest_io() {
     vhd-util create -n /srv/disk.vhd -s 48
     attach one xvda vhd /srv/disk.vhd
     before=$pid
-    guest run one "(disk-load write /dev/xvda block=16384 depth=8 && disk-load check /dev/xvda; echo \$? >/tmp/ended) \
-        >/tmp/said 2>&1 &"
+    begin_in_guest one "disk-load write /dev/xvda block=16384 depth=8 && disk-load check /dev/xvda"
     while [ $upgrades -lt "${UPGRADES:-20}" ]; do
         cp /usr/libexec/tapdisk $program.new
         mv $program.new $program
-        tap-ctl upgrade -p "$pid" --program $program >>/srv/said || fail "upgrade $upgrades: $(tail -1 /srv/said)"
+        tap-ctl upgrade -p "$pid" --program $program >>/srv/said || fail "upgrade $upgrades"
         upgrades=$((upgrades + 1))
     done
-    guest run one "while [ ! -e /tmp/ended ]; do usleep 100000; done; cat /tmp/said; [ \$(cat /tmp/ended) = 0 ] &&
-        rm /tmp/ended"
+    end_in_guest one
     sed -n 's/.*waited for/waited for/p' /srv/said | sort | uniq -c | sort -rn | head -5 >&2
     behind one xvda
     same "the process after $upgrades upgrades" "$before" "$pid"
@@ -81,12 +79,49 @@ case_upgraded_under_guest_io() {
     same "state of the back end" 4 "$(xenstore-read "$node/state")"
     guest_is_well one
     # The ring is told of as before, and counts on.
-    [ "$(writes_of_rings "$pid" "$minor")" -gt 100 ] || fail "the ring's writes: $(writes_of_rings "$pid" "$minor")"
+    more_writes_than 100 "$pid" "$minor" || fail "writes: $(writes_of_rings "$pid" "$minor")"
     detach one xvda
     vhd-util check -n /srv/disk.vhd
     as_raw /srv/disk.vhd
     disk-load check /srv/read-back.raw
     rm -r /srv/*
+}
+
+# The package is replaced while a guest writes: another file lies where the program was, tapback is
+# killed as the package's scripts do it, and leaves what the original's leaves (no note about the
+# ring). The disk goes on with its program, the next one has the new program, and then the first one
+# gets it as well.
+case_package_replaced_under_guest_io() {
+    need_guest one
+    local program=/usr/libexec/tapdisk first before
+    truncate -s 24M /srv/one.raw /srv/two.raw
+    attach one xvda raw /srv/one.raw
+    first=$pid
+    before=$node
+    begin_in_guest one "disk-load write /dev/xvda depth=4 && disk-load check /dev/xvda"
+    cp $program /srv/replaced
+    mv /srv/replaced $program
+    kill -9 "$(cat /run/tapback.pid)"
+    await 20 "tapback's end" sh -c '! pidof tapback'
+    xenstore-rm "$node/tapback-ring"
+    start_tapback
+    await 30 "tapback's note about the ring it found" xenstore-exists "$before/tapback-ring"
+    end_in_guest one
+    same "state of the back end" 4 "$(xenstore-read "$before/state")"
+    attach one xvdb raw /srv/two.raw
+    same "programs" "no yes" "$(replaced_programs)"
+    tap-ctl list --programs | grep "replaced=yes pid=$first " || fail "the first has another"
+    begin_in_guest one "disk-load write /dev/xvdb && disk-load check /dev/xvdb"
+    tap-ctl upgrade --all
+    same "programs after it" "no no" "$(replaced_programs)"
+    end_in_guest one
+    guest run one "disk-load check /dev/xvda"
+    guest_is_well one
+    detach one xvda
+    detach one xvdb
+    disk-load check /srv/one.raw
+    disk-load check /srv/two.raw
+    rm /srv/*
 }
 
 # What rrdp-iostat reads of a guest's disk each five seconds is what the guest's own kernel has
@@ -95,7 +130,7 @@ case_what_rrdd_reads_of_a_vbd() {
     need_guest one
     truncate -s 24M /srv/disk.raw
     attach one xvda raw /srv/disk.raw
-    local file round
+    local file round counted
     file=/dev/shm/td3-$pid/vbd-$(xl domid one)-$(device_number xvda)
     for round in 1 2; do
         guest run one "disk-load write /dev/xvda && disk-load check /dev/xvda"
@@ -107,7 +142,8 @@ case_what_rrdd_reads_of_a_vbd() {
         same "reads begun and done" "$3" "$4"
         same "writes begun and done" "$7" "$8"
         same "errors" 0 "${11}"
-        same "sectors read and written" "$(guest run one "awk '{print \$3, \$7}' /sys/block/xvda/stat" | tr -d '\r')" "$5 $9"
+        counted=$(guest run one "awk '{print \$3, \$7}' /sys/block/xvda/stat" | tr -d '\r')
+        same "sectors read and written" "$counted" "$5 $9"
         [ $round = 2 ] || tap-ctl upgrade -p "$pid"
     done
     guest_is_well one

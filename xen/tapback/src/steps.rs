@@ -123,8 +123,8 @@ impl Steps<'_> {
             && view.ring_key.as_deref().is_none_or(|noted| noted == print);
         match self.connect_all(tap, rings).await {
             Ok(Joined::New) if ours => {
-                // The guest has used this ring, and a tapdisk begins at its index 0. So too where there
-                // is no note: a tapback of the original has connected it, which leaves none.
+                // The guest has used this ring, and a tapdisk begins at its index 0. So too where
+                // there is no note: a tapback of the original has connected it, which leaves none.
                 self.leave(tap).await?;
                 let text =
                     format!("{tap} has lost the guest's ring; the guest has to make it anew");

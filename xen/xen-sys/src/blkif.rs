@@ -86,7 +86,7 @@ macro_rules! layout {
     ($name:ident, $pack:literal, $doc:literal) => {
         #[doc = $doc]
         pub mod $name {
-            #![allow(missing_docs)]
+            #![allow(missing_docs, reason = "the header's names")]
             use super::{INDIRECT_PAGES_MAX, SEGMENTS_MAX, Segment};
 
             /// Read, write, barrier, flush.

@@ -5,7 +5,7 @@ use std::fmt;
 
 /// What xenstored says when it refuses, by name (`xsd_errors` of xs_wire.h).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "xs_wire.h's names")]
 pub enum Errno {
     Inval,
     Acces,

@@ -18,7 +18,7 @@ pub const REL_PATH_MAX: usize = 2048;
 
 /// Packet types (enum xsd_sockmsg_type).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the header's names")]
 pub enum Kind {
     Directory = 1,
     Read = 2,

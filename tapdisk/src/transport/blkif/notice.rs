@@ -77,7 +77,7 @@ impl Tally {
 
 /// Where the ends of a ring are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the names of a ring")]
 pub struct Indices {
     pub entries: u32,
     pub req_prod: u32,

@@ -17,10 +17,8 @@ use super::intake::Intake;
 use super::listen::{Door, ListenError, Paths};
 use super::notice::Counters;
 use super::{CLIENTS_MAX, DOORS, Export, NbdServer, doors, tokens_of_door};
+use crate::carry::Carried;
 use crate::transport::Traffic;
-
-/// A descriptor that is carried over: its number.
-pub type Carried = i32;
 
 /// A server at rest.
 #[derive(Clone, Debug, Deserialize, Serialize)]

@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 use mio::event::Event;
 use mio::{Registry, Token};
 
-pub use self::handover::{Carried, NbdState};
+pub use self::handover::NbdState;
 pub use self::listen::{ListenError, Paths};
 pub use self::notice::{Counters, Notice, Why};
 

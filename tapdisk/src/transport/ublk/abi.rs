@@ -124,7 +124,7 @@ pub mod attribute {
 /// What a device is, for ADD_DEV and GET_DEV_INFO.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the kernel's names")]
 pub struct DevInfo {
     pub queues: u16,
     pub depth: u16,
@@ -146,7 +146,7 @@ pub struct DevInfo {
 /// What a disk is, for SET_PARAMS: the basic and the discard parameters.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the kernel's names")]
 pub struct Params {
     pub bytes: u32,
     pub types: u32,
@@ -174,7 +174,7 @@ pub const PARAMS_BASIC_AND_DISCARD: u32 = 0b11;
 /// A request, as the kernel leaves it in the mapped table.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the kernel's names")]
 pub struct IoDesc {
     pub op_flags: u32,
     pub sectors: u32,

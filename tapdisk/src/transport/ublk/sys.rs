@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 
 use super::abi::{self, Command, IoDesc};
-use crate::confine::rings::{Bounds, restrict};
+use crate::uring_bounds::{Bounds, restrict};
 
 /// What both rings are made for.
 const BOUNDS: Bounds<'_> = Bounds {

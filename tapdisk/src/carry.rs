@@ -1,9 +1,24 @@
-//! Descriptors over an exec.
+//! What is carried over an exec: descriptors by their numbers, keys, and a clock
+//! (docs/upgrade.md).
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
+use vhd_rs::secret::Bytes;
+
 use crate::sys;
-use crate::transport::nbd::Carried;
+
+/// A descriptor that is carried over: its number.
+pub type Carried = i32;
+
+/// The keys of encrypted disks, in the order of the disks.
+pub type Keys = Vec<Bytes>;
+
+/// µs of a clock that goes on over an exec.
+pub fn monotonic_us() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
+    u64::try_from(micros).unwrap_or(0)
+}
 
 /// Those that stay open.
 #[derive(Debug, Default)]
