@@ -209,8 +209,8 @@ fn reserves(facts: &Facts) -> [Finding; 2] {
 /// What tapdisk raises vm.min_free_kbytes to, at least.
 const FREE_KIB: u64 = 8192;
 
-/// As much stack as the daemon touches at its start, but for its first pages.
-const STACK_KIB: u64 = 240;
+/// As much stack as the daemon touches at its start.
+const STACK_KIB: u64 = 96;
 
 /// What the disks' statistics tell, where they are those of this tapdisk.
 fn served(stats: &Value) -> Vec<Finding> {
