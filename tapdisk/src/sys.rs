@@ -304,7 +304,7 @@ const LAST_STACK_BYTES: usize = 8 << 10;
 impl LentStack {
     /// The stack of the calling thread, all of it there if memory may be locked.
     pub fn of_this_thread() -> LentStack {
-        let low = stack_low();
+        let low = stack().map(|(low, _)| low);
         if let Some((at, bytes)) = low.and_then(stack_below) {
             // SAFETY: mlock changes no contents of memory, and refuses what is not mapped.
             unsafe { libc::mlock(at, bytes) };
@@ -326,8 +326,19 @@ impl Drop for LentStack {
     }
 }
 
-/// Where the stack of this thread begins.
-fn stack_low() -> Option<usize> {
+/// Locks the last `bytes` of this thread's stack, which are those that are used first, and puts them
+/// in memory. For a thread that stays: `mlockall` does so with new stacks, but the C library may
+/// have given it one of a thread that is over, and a [`LentStack`] is not locked any more.
+pub fn lock_this_stack(bytes: usize) {
+    let Some((low, all)) = stack() else { return };
+    let bytes = bytes.min(all);
+    let at = std::ptr::with_exposed_provenance(low + all - bytes);
+    // SAFETY: mlock changes no contents of memory, and refuses what is not mapped.
+    unsafe { libc::mlock(at, bytes) };
+}
+
+/// Where the stack of this thread begins, and its length.
+fn stack() -> Option<(usize, usize)> {
     let mut attributes = std::mem::MaybeUninit::<libc::pthread_attr_t>::uninit();
     let (mut low, mut bytes) = (std::ptr::null_mut(), 0);
     // SAFETY: the attributes are initialised by the first call, read by the second, and destroyed
@@ -338,7 +349,7 @@ fn stack_low() -> Option<usize> {
         }
         let found = libc::pthread_attr_getstack(attributes.as_ptr(), &raw mut low, &raw mut bytes);
         libc::pthread_attr_destroy(attributes.as_mut_ptr());
-        (found == 0).then(|| low.addr())
+        (found == 0).then(|| (low.expose_provenance(), bytes))
     }
 }
 
@@ -487,6 +498,47 @@ mod tests {
         let mut stack = [0_u8; 128 << 10];
         stack.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
         std::hint::black_box(&stack);
+    }
+
+    /// The C library gives the stack of a thread that is over to the next one.
+    #[test]
+    fn a_thread_that_stays_has_its_stack_locked_whoever_had_it_before() {
+        const BYTES: usize = 64 << 10;
+        let locked_kib = || {
+            let here = 0_u8;
+            let at = std::ptr::from_ref(&here).addr();
+            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let mut inside = false;
+            for line in smaps.lines() {
+                let range = line.split(' ').next().and_then(|range| range.split_once('-'));
+                let ends = range.map(|(from, to)| {
+                    (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16))
+                });
+                if let Some((Ok(from), Ok(to))) = ends {
+                    inside = (from..to).contains(&at);
+                }
+                if let Some(kib) = line.strip_prefix("Locked:").filter(|_| inside) {
+                    return kib.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+                }
+            }
+            0
+        };
+        let thread = |locks: bool| {
+            let builder = std::thread::Builder::new().stack_size(BYTES);
+            let run = move || {
+                if locks {
+                    lock_this_stack(BYTES);
+                    return locked_kib();
+                }
+                drop(LentStack::of_this_thread());
+                0
+            };
+            builder.spawn(run).unwrap().join().unwrap()
+        };
+        thread(false);
+        // An ordinary user may lock 64 KiB at least.
+        let locked = thread(true);
+        assert!(locked >= 60, "{locked} KiB");
     }
 
     #[test]

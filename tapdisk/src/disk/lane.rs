@@ -18,6 +18,7 @@ use std::thread::JoinHandle;
 use super::files::File;
 use super::{Kind, Op, Tag};
 use crate::protection::{self, Protection};
+use crate::sys;
 
 /// Stack of the thread in bytes: system calls and a lock need a few hundred.
 const STACK_BYTES: usize = 64 * 1024;
@@ -232,6 +233,7 @@ impl Drop for Lane {
 /// A thread: one job after the other.
 fn run(shared: &Shared) {
     if protection::has(Protection::Lock) {
+        sys::lock_this_stack(STACK_BYTES);
         touch_stack();
     }
     if protection::has(Protection::Flusher) {
