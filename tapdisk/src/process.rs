@@ -250,6 +250,8 @@ fn resume(state: i32, foreground: bool, why: Option<String>) -> ExitCode {
             return refused(&sys::execute(&before, &resume_args(state, foreground, Some(&why))));
         }
     };
+    // Nobody goes back: that program's file need not stay on the disk.
+    drop(before);
     fetcher.close();
     handover::forget(memory);
     ready.server.run();
