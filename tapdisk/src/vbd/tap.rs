@@ -179,9 +179,9 @@ impl Vbd {
                 Some(Removed::InUse | Removed::WithRing) if self.leaves => {
                     self.leaves = false;
                     let why = format!(
-                        "{} is in use, or of a module that cannot take it away, and \
-                         it goes with the program that serves it: it gets the new one when the disk is \
-                         attached the next time",
+                        "{} is in use, or of a module that cannot take it away, and it goes with \
+                         the program that serves it: it gets the new one when the disk is attached \
+                         the next time",
                         Device::Tap(minor.into())
                     );
                     (State::Open, Some(Err(self.refuse(env, &OpenError::new(libc::EBUSY, why)))))
