@@ -326,9 +326,9 @@ impl Drop for LentStack {
     }
 }
 
-/// Locks the last `bytes` of this thread's stack, which are those that are used first, and puts them
-/// in memory. For a thread that stays: `mlockall` does so with new stacks, but the C library may
-/// have given it one of a thread that is over, and a [`LentStack`] is not locked any more.
+/// Locks the last `bytes` of this thread's stack, which are those that are used first, and puts
+/// them in memory. For a thread that stays: `mlockall` does so with new stacks, but the C library
+/// may have given it one of a thread that is over, and a [`LentStack`] is not locked any more.
 pub fn lock_this_stack(bytes: usize) {
     let Some((low, all)) = stack() else { return };
     let bytes = bytes.min(all);

@@ -76,6 +76,9 @@ pub struct Chain {
     order: Vec<FileId>,
     /// The second writable image, while it serves its purpose.
     pub second: Option<Second>,
+    /// The leaf that a secondary has taken over from: what was written to it may still be on its
+    /// way to the medium.
+    pub former: Option<FileId>,
     /// Told of every change first.
     pub changes: Option<Box<dyn Changes>>,
     /// What is read from below the top is written into it (`-r`).
@@ -112,7 +115,8 @@ impl Chain {
         let mut order = Vec::with_capacity(layers.len() + 1);
         order.extend((0..layers.len()).map(|i| FileId(i as u8)));
         let (second, changes, owners) = (None, None, Owners::default());
-        Chain { layers, order, second, changes, local_cache: false, fixed: 1, owners }
+        let (former, local_cache) = (None, false);
+        Chain { layers, order, second, former, changes, local_cache, fixed: 1, owners }
     }
 
     /// Remembers from now on which of the images that do not change holds a page. Takes up to 2
@@ -160,6 +164,7 @@ impl Chain {
             Some(at) => self.order[..=at].rotate_right(1),
             None => self.order.insert(0, second.file),
         }
+        self.former = self.order.get(1).copied();
         true
     }
 

@@ -183,7 +183,10 @@ impl<D: Disk> Engine<D> {
         self.events = Events::default();
         self.set_ends(&chain);
         let mirror = chain.second.filter(|second| second.purpose == chain::Purpose::Mirror);
-        self.written = [Some(chain.top()), mirror.map(|second| second.file)];
+        // After a takeover the former leaf is flushed too: a tapdisk that was killed may have
+        // answered writes to it that are not on the medium.
+        let other = mirror.map(|second| second.file).or(chain.former);
+        self.written = [Some(chain.top()), other];
         self.local_cache = LocalCache::new(self.limits.slots());
         self.chain = Some(chain);
     }
