@@ -285,7 +285,8 @@ impl Control {
         self.end_running(daemon, &reply, now);
     }
 
-    fn end_running(&mut self, daemon: &mut Daemon, reply: &[u8], now: u64) {
+    /// What is being worked on is over: its client gets this reply.
+    pub fn end_running(&mut self, daemon: &mut Daemon, reply: &[u8], now: u64) {
         let Some(running) = self.running.take() else { return };
         if let Some(client) = running.client {
             self.answer(client, reply, now);

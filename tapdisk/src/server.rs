@@ -10,7 +10,7 @@
 //! One disk on io_uring submits and sleeps in the same system call, with the poll's own descriptor
 //! as one more thing to wait for; the other disks, if there are any, wake the poll.
 use std::convert::Infallible;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -66,8 +66,8 @@ const _: () = assert!(CONTROL + control::TOKENS <= VBD_TOKENS_BASE);
 const _: () = assert!(crate::transport::nbd::TOKENS <= REMOTE_TOKEN && REMOTE_TOKEN < DISK_TOKEN);
 
 /// A program that somebody might change while it runs is none to go on with.
-fn open_program(options: &OpenOptions, path: &Path) -> io::Result<OwnedFd> {
-    let file = options.open(path)?;
+fn open_program(path: &Path) -> io::Result<OwnedFd> {
+    let file = File::open(path)?;
     let meta = file.metadata()?;
     let ours = meta.uid() == 0 || meta.uid() == tap_ctl::sys::euid();
     if !meta.is_file() || !ours || meta.mode() & 0o002 != 0 {
@@ -417,7 +417,7 @@ impl Server {
         let why = format!("{} does not take over: {why}", show::path(program.as_path()));
         let Some(request) = self.control.running_request() else { return };
         let reply = self.daemon.stay_with(&request, errno, &why);
-        self.control.answer_running(&mut self.daemon, &reply, now);
+        self.control.end_running(&mut self.daemon, &reply, now);
     }
 
     fn try_to_leave(
@@ -426,9 +426,8 @@ impl Server {
         paused_us: u64,
         carrier: &mut Carrier,
     ) -> io::Result<Infallible> {
-        let options = File::options().read(true).clone();
-        let next = open_program(&options, program.as_path())?;
-        let this = options.open("/proc/self/exe")?;
+        let next = open_program(program.as_path())?;
+        let this = File::open("/proc/self/exe")?;
         let mut keys = Vec::new();
         let disks = self.daemon.vbds.iter().map(|vbd| vbd.leave(carrier, &mut keys));
         let disks = disks.collect::<io::Result<Vec<_>>>()?;

@@ -151,9 +151,4 @@ impl Control {
             running: Some(Running { client: asker, request, retry_at: Some(0) }),
         })
     }
-
-    /// The upgrade is not done: its client is told so.
-    pub fn answer_running(&mut self, daemon: &mut super::Daemon, reply: &[u8], now: u64) {
-        self.end_running(daemon, reply, now);
-    }
 }

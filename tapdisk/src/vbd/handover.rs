@@ -118,18 +118,14 @@ impl Vbd {
 
     /// Clients and guests end what they have begun, and begin nothing.
     pub fn finish(&mut self) {
-        let Some(served) = &mut self.served else { return };
-        served.nbd.finish();
-        if let Some(rings) = &mut served.rings {
-            rings.finish();
+        if let Some(served) = &mut self.served {
+            served.finish_up();
         }
     }
 
     /// Whether they have.
     pub fn at_rest(&self) -> bool {
-        self.served.as_ref().is_none_or(|served| {
-            served.nbd.at_rest() && served.rings.as_ref().is_none_or(|rings| rings.at_rest())
-        })
+        self.served.as_ref().is_none_or(Served::at_rest)
     }
 
     /// Who has not.
@@ -160,10 +156,7 @@ impl Vbd {
             _ => {}
         }
         if let Some(served) = &mut self.served {
-            served.nbd.go_on();
-            if let Some(rings) = &mut served.rings {
-                rings.go_on();
-            }
+            served.go_on();
         }
     }
 

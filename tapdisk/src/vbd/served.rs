@@ -230,6 +230,27 @@ impl Served {
         }
     }
 
+    /// For another program: clients and guests end what they have begun, and begin nothing.
+    pub(super) fn finish_up(&mut self) {
+        self.nbd.finish();
+        if let Some(rings) = &mut self.rings {
+            rings.finish();
+        }
+    }
+
+    /// Whether they have.
+    pub(super) fn at_rest(&self) -> bool {
+        self.nbd.at_rest() && self.rings.as_ref().is_none_or(|rings| rings.at_rest())
+    }
+
+    /// There is no other program: they go on.
+    pub(super) fn go_on(&mut self) {
+        self.nbd.go_on();
+        if let Some(rings) = &mut self.rings {
+            rings.go_on();
+        }
+    }
+
     /// CLOSE: the clients go.
     pub(super) fn hang_up(&mut self) {
         self.nbd.close(&mut self.engine);
