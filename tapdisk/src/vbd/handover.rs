@@ -22,6 +22,7 @@ use vhd_rs::secret::Bytes;
 use xen::devices::Devices;
 
 use super::advance::Next;
+use super::plug::Way;
 use super::rings::GuestRings;
 use super::served::{Served, info as found};
 use super::{Env, Goal, Opened, State, Vbd, socket_paths, state};
@@ -142,7 +143,9 @@ impl Vbd {
     /// There is no other program: everybody goes on.
     pub fn go_on(&mut self, env: &Env) {
         match self.state {
-            State::Draining { goal: Goal::Pause } | State::Shutting { goal: Goal::Pause, .. } => {
+            State::Draining { goal: Goal::Pause }
+            | State::Shutting { goal: Goal::Pause, .. }
+            | State::Unplugging(_, Way { goal: Goal::Pause, .. }) => {
                 self.goes_on = true;
                 return;
             }
