@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::thread::{self, CapabilitySet, CapabilitySets};
 use slog::{Logger, info, warn};
 
-use crate::sys;
+use host::sys;
 
 /// The environment variable: `off`, `errno`, `kill`.
 pub const VARIABLE: &str = "TAPDISK_SANDBOX";

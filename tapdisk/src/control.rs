@@ -23,11 +23,11 @@ use mio::{Interest, Registry, Token};
 use slog::info;
 use tap_ctl::messages::{Request, type_name};
 
-use crate::entrance::{Guard, listen};
-use crate::places::free_place;
 use crate::vbd::Extra;
 use conn::{Conn, Input, Phase};
 pub use handover::ControlState;
+use host::entrance::{Guard, listen};
+use host::places::free_place;
 pub use upgrade::Arriving;
 pub use work::Daemon;
 

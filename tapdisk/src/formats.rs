@@ -9,7 +9,7 @@
 //! with the path, what is wrong, and what to do.
 mod direct;
 mod file;
-mod key;
+pub mod key;
 mod kind;
 mod locks;
 mod log;
@@ -28,14 +28,13 @@ use vhd_rs::driver::{UNUSED, Vhd};
 use vhd_rs::parents::Found as Parent;
 use vhd_rs::{BatmapState, DiskType, FooterAt, OpenOptions, Opened, VhdError};
 
-use crate::disk::align::alignment_of;
-use crate::engine::FileInfo;
-use crate::engine::chain::Cipher;
-use crate::engine::chain::Purpose;
 use crate::receiver::Stash;
-use crate::sys;
 pub use direct::DirectFile;
+use disk::align::alignment_of;
 use file::{OpenFile, Way};
+use host::sys;
+use image::Cipher;
+use image::Purpose;
 pub use key::Key;
 pub use kind::{Kind, Source, chain_lines, parse};
 use locks::Taken;
@@ -43,6 +42,7 @@ pub use locks::{Living, Patience};
 pub use log::{ChangeLog, Marks};
 pub use medium::Medium;
 use nbd::RemoteImage;
+use request::disk::FileInfo;
 use vhd_rs::descent::Descent;
 
 /// Images of one chain at most (spec/drivers.md §5.1).

@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use tap_ctl::upgrade::{FORMAT, RESUME};
 use vhd_rs::secret::Bytes;
 
-use crate::carry::{Carried, Carrier, Keys};
 use crate::control::ControlState;
+use crate::formats::key::Keys;
 use crate::receiver::ReceiverState;
 use crate::vbd::handover::DiskState;
+use host::carry::{Carried, Carrier};
 
 /// The first bytes of what is handed over.
 const MAGIC: &[u8; 8] = b"TAPDISK\n";

@@ -8,7 +8,8 @@ use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 use mio::Waker;
 
-use crate::{confine, sys};
+use crate::confine;
+use host::sys;
 
 /// Stack of a worker in bytes, of which 38 KiB were used when it was measured. All of it is locked
 /// in memory while the work goes on.

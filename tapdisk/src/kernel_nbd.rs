@@ -13,11 +13,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::disk::remote::Offer;
 use crate::formats::nbd::RemoteImage;
 use crate::receiver::Stash;
-use crate::sys;
-use crate::transport::ublk::device::DeviceError;
+use disk::remote::Offer;
+use frontend::ublk::device::DeviceError;
+use host::sys;
 
 /// Numbers of linux/netlink.h and linux/genetlink.h.
 const NETLINK_GENERIC: i32 = 16;

@@ -16,8 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use slog::{Drain, KV, Level, Logger, Never, OwnedKVList, Record, Serializer, o};
 
-use crate::sys::{LocalTime, local_time};
 use file::LogFile;
+use host::sys::{LocalTime, local_time};
 use syslog::Syslog;
 
 /// The places that lines go to, for the few who steer them. Loggers are made of it.

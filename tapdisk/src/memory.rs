@@ -3,9 +3,9 @@
 //! All of the process is locked where that is allowed (root, CAP_IPC_LOCK, an unlimited
 //! RLIMIT_MEMLOCK). Elsewhere only the arenas are, made as small as the limit demands; where not
 //! even the smallest fits, a disk works unlocked, and the log and `tap-ctl stats` say so.
-use crate::engine::limits::Limits;
-use crate::protection::{self, Protection};
-use crate::sys;
+use engine::limits::Limits;
+use host::protection::{self, Protection};
+use host::sys;
 
 /// Bytes left for io_uring's own pages under a small limit.
 const SPARE_BYTES: u64 = 64 << 10;

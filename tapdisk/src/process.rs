@@ -21,25 +21,27 @@ use tap_ctl::messages::Text;
 use tap_ctl::paths::RunDir;
 use tap_ctl::upgrade::{CAN_RESUME, FORMAT, RESUME};
 
-use crate::carry::{Fetcher, Keys};
 use crate::confine::{self, Mode};
 use crate::control::{Arriving, Control, Daemon};
+use crate::formats::key::Keys;
 use crate::handover::{self, WHY, resume_args};
 use crate::log::Log;
 use crate::memory::Memory;
-use crate::protection::{self, Protection};
 use crate::receiver::Receiver;
+use crate::sealed;
 use crate::server::{self, Server};
 use crate::signals::{self, Signals};
 use crate::vbd::Env;
 use crate::vbd::metrics::{Folder, SHM};
-use crate::{sealed, sys};
 use detach::{Caller, daemonise};
+use host::carry::Fetcher;
+use host::protection::{self, Protection};
+use host::sys;
 
 #[cfg(not(feature = "unprotected"))]
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[cfg(feature = "unprotected")]
-const VERSION: &str = protection::MARK;
+const VERSION: &str = tap_ctl::UNPROTECTED;
 
 /// Where the log files of root are.
 const LOG_DIR: &str = "/var/log/blktap";
@@ -341,7 +343,7 @@ fn prepare(foreground: bool, left: Option<Left<'_>>) -> Result<Ready, Failure> {
         .map_err(|e| Failure::io("poll for signals", &e))?;
     info!(log, "tapdisk {VERSION} is ready");
     #[cfg(feature = "unprotected")]
-    slog::warn!(log, "{}", protection::MARK);
+    slog::warn!(log, "{}", tap_ctl::UNPROTECTED);
     Ok(Ready { server, ctl, log: sink })
 }
 

@@ -10,9 +10,9 @@ use mio::{Interest, Registry, Token};
 use serde::{Deserialize, Serialize};
 use slog::{Logger, info, warn};
 
-use crate::carry::{Carried, Carrier, Fetcher};
-use crate::entrance::{Guard, listen};
-use crate::sys;
+use host::carry::{Carried, Carrier, Fetcher};
+use host::entrance::{Guard, listen};
+use host::sys;
 
 /// Descriptors that are kept (spec).
 const PLACES: usize = 10;

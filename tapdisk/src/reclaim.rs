@@ -10,8 +10,8 @@
 use slog::{Logger, info, warn};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::protection::{self, Protection};
-use crate::sys;
+use host::protection::{self, Protection};
+use host::sys;
 
 /// KiB of memory that stay free for those who make more of it free.
 pub const FREE_KIB: u64 = 8 << 10;

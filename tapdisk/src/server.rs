@@ -23,17 +23,17 @@ use slog::{info, warn};
 use tap_ctl::messages::Text;
 use tap_ctl::upgrade::FORMAT;
 
-use crate::carry::Carrier;
 use crate::confine;
 use crate::control::{self, Control, Daemon};
-use crate::disk::Disk;
-use crate::disk::probe::AnyDisk;
 use crate::handover::{self, resume_args};
 use crate::sealed::Seal;
 use crate::signals::{self, Signal, Signals};
-use crate::sys;
 use crate::tokens::{VBD_TOKENS, VBD_TOKENS_BASE};
 use crate::vbd::{DEVICE_TOKEN, REMOTE_TOKEN, RINGS_TOKEN, Served, TAP_TOKEN, Vbd};
+use disk::probe::AnyDisk;
+use host::carry::Carrier;
+use host::sys;
+use request::disk::Disk;
 
 /// Wakes the loop when a worker is done.
 pub const WAKER: Token = Token(0);
@@ -63,7 +63,7 @@ const DRAIN_US: u64 = 10_000_000;
 const TERM_US: u64 = 10_000_000;
 
 const _: () = assert!(CONTROL + control::TOKENS <= VBD_TOKENS_BASE);
-const _: () = assert!(crate::transport::nbd::TOKENS <= REMOTE_TOKEN && REMOTE_TOKEN < DISK_TOKEN);
+const _: () = assert!(frontend::nbd::TOKENS <= REMOTE_TOKEN && REMOTE_TOKEN < DISK_TOKEN);
 
 /// A program that somebody might change while it runs is none to go on with.
 fn open_program(path: &Path) -> io::Result<OwnedFd> {

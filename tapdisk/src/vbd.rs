@@ -37,7 +37,7 @@ use crate::job::Job;
 use crate::log::Log;
 use crate::memory::Memory;
 use crate::receiver::Stash;
-use crate::sys;
+use host::sys;
 pub use plug::DEVICE_TOKEN;
 pub use rings::{RINGS_TOKEN, name_of as ring_name};
 pub use served::{REMOTE_TOKEN, Served};
@@ -414,8 +414,8 @@ impl Vbd {
 }
 
 /// The sockets of a disk.
-fn socket_paths(env: &Env, minor: u16) -> crate::transport::nbd::Paths {
-    crate::transport::nbd::Paths {
+fn socket_paths(env: &Env, minor: u16) -> frontend::nbd::Paths {
+    frontend::nbd::Paths {
         nbd: env.run.nbd(env.pid, minor),
         nbd_old: env.run.nbd_old(env.pid, minor),
         server: env.run.nbdserver(env.pid, minor),

@@ -1,7 +1,7 @@
 //! The canary: each planted ordering bug must be found by the simulator, or the simulator proves
 //! nothing.
+use engine::Bug;
 use image::{Action, Closing, Image, Meta, MetaList, MetaRef, Plan, Run, Span, Stop, Want};
-use tapdisk::engine::Bug;
 use tests::sim::{Setup, run};
 
 /// Seeds within which a planted bug must be found.

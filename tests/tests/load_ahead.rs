@@ -2,11 +2,12 @@
 //! needed.
 use std::path::Path;
 
+use engine::chain::{Chain, Layer};
+use engine::limits::Limits;
+use engine::{Engine, Policy};
 use image::{MemStorage, Span};
-use tapdisk::engine::chain::{Chain, Layer};
-use tapdisk::engine::limits::Limits;
-use tapdisk::engine::{Engine, FileInfo, Policy};
-use tapdisk::transport::{Outcome, Request, Slots, Verb};
+use request::disk::FileInfo;
+use request::{Outcome, Request, Slots, Verb};
 use tests::rig::MIB;
 use tests::rig::vhdgen::{Gen, id};
 use tests::sim::disk::{SimDisk, SimFile};

@@ -1,9 +1,9 @@
 //! Orders of events that chance finds rarely, each made on purpose: what went wrong once stays
 //! right.
-use tapdisk::disk::{FileId, Kind, Op};
-use tapdisk::engine::Bug;
-use tapdisk::engine::chain::Purpose;
-use tapdisk::transport::Verb;
+use engine::Bug;
+use image::Purpose;
+use request::Verb;
+use request::disk::{FileId, Kind, Op};
 use tests::sim::bench::{BLOCK, Bench, child, empty};
 use tests::sim::model::ZERO;
 

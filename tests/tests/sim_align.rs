@@ -8,17 +8,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
+use disk::aio::Aio;
+use disk::align::{Aligned, BOUNCE_BYTES, alignment_of};
+use disk::uring::Uring;
+use engine::chain::{Chain, Layer};
+use engine::limits::Limits;
+use engine::{Engine, Policy};
+use host::arena::{Arena, Buf};
 use image::Span;
-use tapdisk::disk::aio::Aio;
-use tapdisk::disk::align::{Aligned, BOUNCE_BYTES, alignment_of};
-use tapdisk::disk::uring::Uring;
-use tapdisk::disk::{Disk, FileId, Kind, Op};
-use tapdisk::engine::chain::{Chain, Layer};
-use tapdisk::engine::limits::Limits;
-use tapdisk::engine::{Engine, FileInfo, Policy};
-use tapdisk::pool::{Arena, Buf};
+use request::disk::FileInfo;
+use request::disk::{Disk, FileId, Kind, Op};
+use request::{Request, Slots, Verb};
 use tapdisk::sealed::{Seal, Sealable};
-use tapdisk::transport::{Request, Slots, Verb};
 use tests::sim::rng::Rng;
 use tests::sim::{Counts, Setup, each, run};
 

@@ -40,7 +40,7 @@ WORDS = ("scenario", "device", "engine", "format", "daemon", "without")
 # With the module's ring, what is not left to --full: the engine of each scenario's control, if it
 # has one.
 RING_CONTROLS = {"swap": "uring", "stack": "aio"}
-# What the control can go without (tapdisk/src/protection.rs).
+# What the control can go without (tapdisk/host/src/protection.rs).
 PROTECTIONS = ["lock", "flusher", "oom", "reserve", "priority", "free"]
 MEMORY_MIB = 192
 LIMIT_SECONDS = 420

@@ -14,6 +14,7 @@
 
 pub mod blocking;
 mod holder;
+mod layer;
 mod lock;
 mod node;
 pub mod place;
@@ -22,6 +23,7 @@ mod thin;
 pub mod unfinished;
 
 pub use holder::{Holder, holder};
+pub use layer::{Changes, Cipher, Purpose};
 pub use lock::{acquire, try_lock};
 pub use node::{Node, NodeError, Odd, is_write_protected, open_or_make};
 pub use storage::{MemStorage, Storage};

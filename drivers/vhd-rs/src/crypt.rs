@@ -74,6 +74,15 @@ fn tweak(sector: u64) -> [u8; 16] {
     out
 }
 
+impl image::Cipher for Cipher {
+    fn encrypt(&self, sector: u64, bytes: &mut [u8]) {
+        Cipher::encrypt(self, sector, bytes);
+    }
+    fn decrypt(&self, sector: u64, bytes: &mut [u8]) {
+        Cipher::decrypt(self, sector, bytes);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,7 +18,7 @@ use seccompiler::{
 use xen::devices::{IOCTLS_OF_REQUESTS, IOCTLS_OF_RINGS};
 
 use super::Mode;
-use crate::transport::blktap::abi::ring_ioctl;
+use frontend::blktap::abi::ring_ioctl;
 
 /// What requests call, most frequent first.
 const DATA_PATH: &[libc::c_long] = &[

@@ -12,9 +12,9 @@ use tap_ctl::messages::{MESSAGE_BYTES, Request, Text, validate_request};
 
 use super::conn::Conn;
 use super::{CLIENTS_MAX, ClientId, Control, Queued, Running};
-use crate::carry::{Carried, Carrier, Fetcher};
-use crate::entrance::Guard;
 use crate::vbd::Extra;
+use host::carry::{Carried, Carrier, Fetcher};
+use host::entrance::Guard;
 
 /// The socket and who waits there.
 #[derive(Debug, Default, Deserialize, Serialize)]

@@ -11,9 +11,10 @@ use slog::{info, warn};
 use tap_ctl::messages::{Message, Request, Text, Upgraded};
 
 use super::work::{Begun, Daemon};
-use crate::carry::{Fetcher, Keys, monotonic_us};
+use crate::formats::key::Keys;
 use crate::vbd::handover::DiskState;
 use crate::vbd::{State, Vbd};
+use host::carry::{Fetcher, monotonic_us};
 
 /// How long clients may take to end what they have begun, in µs.
 const FINISH_US: u64 = 3_000_000;

@@ -117,7 +117,7 @@ impl Storage for DirectFile {
 
     fn len(&self) -> io::Result<u64> {
         match self.device {
-            true => crate::sys::device_bytes(&self.file),
+            true => host::sys::device_bytes(&self.file),
             false => Ok(self.file.metadata()?.len()),
         }
     }

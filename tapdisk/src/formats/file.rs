@@ -8,7 +8,7 @@ use image::{Node, NodeError, Odd, is_write_protected};
 use vhd_rs::chain::{Identity, identity};
 
 use super::{DirectFile, Kind, OpenError};
-use crate::sys;
+use host::sys;
 
 /// If this file is there, VHDs are written with O_DSYNC as well (spec/drivers.md §5.3).
 const DSYNC_SWITCH: &str = "/etc/tapdisk_use_dsync";

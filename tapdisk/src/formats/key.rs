@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use super::OpenError;
-use crate::engine::chain;
 use vhd_rs::crypt::Cipher;
 use vhd_rs::key::KEY_BYTES;
 use vhd_rs::secret::Bytes;
+
+/// The keys of encrypted disks, in the order of the disks.
+pub type Keys = Vec<Bytes>;
 
 /// A key.
 #[derive(Debug)]
@@ -33,15 +35,6 @@ impl Key {
     /// What encrypts with it.
     pub fn cipher(&self) -> Cipher {
         Cipher::new(&self.0).expect("the length was checked when the key was taken")
-    }
-}
-
-impl chain::Cipher for Cipher {
-    fn encrypt(&self, sector: u64, bytes: &mut [u8]) {
-        Cipher::encrypt(self, sector, bytes);
-    }
-    fn decrypt(&self, sector: u64, bytes: &mut [u8]) {
-        Cipher::decrypt(self, sector, bytes);
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use image::Span;
 
 use super::OpenError;
-use crate::engine::chain::Changes;
+use image::Changes;
 
 /// A log that is being kept.
 pub struct ChangeLog(cbt::Log);

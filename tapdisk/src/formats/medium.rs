@@ -6,8 +6,8 @@ use image::Storage;
 
 use super::DirectFile;
 use super::nbd::RemoteImage;
-use crate::disk::align::alignment_of;
-use crate::disk::remote::Peer;
+use disk::align::alignment_of;
+use disk::remote::Peer;
 
 /// Where the bytes of an image are.
 #[derive(Debug)]

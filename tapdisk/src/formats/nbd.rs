@@ -20,11 +20,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::OpenError;
-use crate::disk::remote::{Ended, Offer, Peer};
-use crate::nbd_proto::{RequestHead, SIMPLE_BYTES, SimpleReply, command, errno_of};
 use crate::receiver::Stash;
-use crate::socket;
 use address::{Address, Place};
+use disk::remote::{Ended, Offer, Peer};
+use host::socket;
+use nbd_proto::{RequestHead, SIMPLE_BYTES, SimpleReply, command, errno_of};
 use talk::Talk;
 
 /// For connecting and negotiating, and for the last flush (spec/drivers.md §6.10).
@@ -152,7 +152,7 @@ impl Home {
     }
 }
 
-fn request(command: u16, cookie: u64) -> [u8; crate::nbd_proto::REQUEST_BYTES] {
+fn request(command: u16, cookie: u64) -> [u8; nbd_proto::REQUEST_BYTES] {
     RequestHead { flags: 0, command, cookie, offset: 0, bytes: 0 }.bytes()
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::stamp;
-use crate::sys::LocalTime;
+use host::sys::LocalTime;
 
 /// Bytes that wait in memory (spec/operations.md §3).
 const BUFFER_BYTES: usize = 16 << 10;
@@ -119,7 +119,7 @@ impl LogFile {
     pub fn reopen(&mut self) {
         self.flush();
         if self.open.take().is_some() {
-            self.line(&crate::sys::local_time(), "log reopened");
+            self.line(&host::sys::local_time(), "log reopened");
             self.flush();
         }
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use slog::Level;
 
 use super::stamp;
-use crate::sys::LocalTime;
+use host::sys::LocalTime;
 
 /// LOG_DAEMON of syslog(3).
 const DAEMON: u8 = 3 << 3;

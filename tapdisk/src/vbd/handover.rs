@@ -26,11 +26,11 @@ use super::plug::Way;
 use super::rings::GuestRings;
 use super::served::{Served, info as found};
 use super::{Env, Goal, Opened, State, Vbd, socket_paths, state};
-use crate::carry::{Carried, Carrier, Fetcher};
-use crate::engine::stats::Carried as StatsCarried;
 use crate::formats::{Images, Key, Wish};
-use crate::transport::blkif::{RingState, Rings};
-use crate::transport::nbd::{Export, NbdServer, NbdState};
+use engine::stats::Carried as StatsCarried;
+use frontend::blkif::{RingState, Rings};
+use frontend::nbd::{Export, NbdServer, NbdState};
+use host::carry::{Carried, Carrier, Fetcher};
 
 /// A disk without anything under way.
 #[derive(Debug, Deserialize, Serialize)]

@@ -26,8 +26,8 @@ pub use tap_ctl::own_dir::SHM;
 use tap_ctl::sys::{Lock, flock};
 
 use super::{Env, Vbd};
-use crate::sys::{HeldPage, hold_page};
-use crate::transport::Traffic;
+use host::sys::{HeldPage, hold_page};
+use request::Traffic;
 
 pub(super) const PAGE: usize = 4096;
 

@@ -21,14 +21,15 @@ use crate::job::Job;
 use crate::kernel_nbd;
 use crate::reclaim;
 use crate::tokens::VBD_TOKENS;
-use crate::transport::ublk::abi::CONTROL_PATH;
-use crate::transport::ublk::device::{self, Added, DeviceError, Shape};
-use crate::transport::ublk::{Ring, TAGS_MAX, Ublk};
-use crate::transport::{Transport, blktap};
+use frontend::Frontend;
+use frontend::blktap;
+use frontend::ublk::abi::CONTROL_PATH;
+use frontend::ublk::device::{self, Added, DeviceError, Shape};
+use frontend::ublk::{Ring, TAGS_MAX, Ublk};
 
 /// Of the tokens of a disk, the one of its block device.
 pub const DEVICE_TOKEN: usize = VBD_TOKENS - 4;
-const _: () = assert!(DEVICE_TOKEN >= crate::transport::nbd::TOKENS);
+const _: () = assert!(DEVICE_TOKEN >= frontend::nbd::TOKENS);
 /// Queues at most: one thread serves them all, more only take turns.
 const QUEUES_MAX: u16 = 4;
 
@@ -430,7 +431,7 @@ fn write(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
 
 /// The device for a disk: its tags are shared among its queues.
 fn shape(served: &Served, wish: &DeviceWish) -> Shape {
-    use crate::transport::Slots;
+    use request::Slots;
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
     // The driver makes no more queues than there are processors.
     let queues_max = u16::try_from(processors).unwrap_or(QUEUES_MAX).min(QUEUES_MAX);
@@ -462,7 +463,7 @@ fn nbd_plan(
     take_over: bool,
     record: std::path::PathBuf,
 ) -> kernel_nbd::Plan {
-    use crate::transport::Slots;
+    use request::Slots;
     kernel_nbd::Plan {
         number: wish.number(),
         connections: wish.queues.min(QUEUES_MAX as u8),

@@ -4,15 +4,15 @@ use std::fmt::Write;
 use super::rings::GuestRings;
 use super::tap::TapRing;
 use super::{Env, Served, Vbd};
-use crate::disk::Disk;
-use crate::engine::chain;
 use crate::formats::Kind;
 use crate::memory;
-use crate::pool::Locked;
 use crate::sealed;
 use crate::stats_json::Json;
-use crate::sys;
-use crate::transport::ublk::{Ring, Ublk};
+use engine::chain;
+use frontend::ublk::{Ring, Ublk};
+use host::arena::Locked;
+use host::sys;
+use request::disk::Disk;
 
 /// Numbers of the layers that have no image (spec/drivers.md §1).
 const LOG_TYPE: u32 = 9;
@@ -95,7 +95,7 @@ fn images(served: &Served, j: &mut Json) {
     if let Some(log) = &images.log {
         filter((&log.path().to_string_lossy(), "log", LOG_TYPE), j);
     }
-    let unread = chain.second.filter(|second| second.purpose == chain::Purpose::Mirror);
+    let unread = chain.second.filter(|second| second.purpose == image::Purpose::Mirror);
     let unread = unread.map(|second| second.file).filter(|file| !chain.order().contains(file));
     let (top, rest) = (&chain.order()[..1], &chain.order()[1..]);
     for (i, file) in top.iter().chain(&unread).chain(rest).enumerate() {

@@ -19,9 +19,9 @@ use tap_ctl::leftovers::DEVICE;
 use tap_ctl::own_dir::OwnDir;
 
 use super::metrics::{Folder, PAGE, page, traffic_page};
-use crate::sys::{HeldPage, hold_page};
-use crate::transport::Traffic;
-use crate::transport::blkif::{Indices, Tally};
+use frontend::blkif::{Indices, Tally};
+use host::sys::{HeldPage, hold_page};
+use request::Traffic;
 
 /// The files of one device.
 #[derive(Debug)]

@@ -16,13 +16,13 @@ use super::metrics::SHM;
 use super::ring_files::DeviceFiles;
 use super::{Env, State, Vbd};
 use crate::formats::OpenError;
-use crate::sys;
 use crate::tokens::VBD_TOKENS;
-use crate::transport::blkif::{ConnectError, PollPolicy, RingName, RingWish, Rings};
+use frontend::blkif::{ConnectError, PollPolicy, RingName, RingWish, Rings};
+use host::sys;
 
 /// Of the tokens of a disk, the one of its event channels.
 pub const RINGS_TOKEN: usize = VBD_TOKENS - 3;
-const _: () = assert!(RINGS_TOKEN >= crate::transport::nbd::TOKENS);
+const _: () = assert!(RINGS_TOKEN >= frontend::nbd::TOKENS);
 
 /// The rings of one disk.
 pub type GuestRings = Rings<Devices>;

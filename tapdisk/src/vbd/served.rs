@@ -16,22 +16,23 @@ use tap_ctl::messages::ImageInfo;
 use super::rings::GuestRings;
 use super::tap::TapRing;
 use super::{Env, Opened, socket_paths};
-use crate::disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
-use crate::disk::probe::{AnyDisk, choose};
-use crate::disk::remote::{Peer, Remote};
-use crate::disk::{Disk, FileId};
-use crate::engine::chain::{Chain, Layer, Second};
-use crate::engine::limits::Limits;
-use crate::engine::{Engine, Policy};
 use crate::formats::{Images, Kind, LAYERS_MAX, Marks, OpenError};
 use crate::memory::Memory;
-use crate::pool::{Arena, Locked};
-use crate::sys;
 use crate::tokens::VBD_TOKENS;
-use crate::transport::blktap::BLKTAP_MARK;
-use crate::transport::nbd::{Export, NbdServer, Notice};
-use crate::transport::ublk::{Ring, UBLK_MARK, Ublk};
-use crate::transport::{RINGS_MARK, Request, Transport};
+use disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
+use disk::probe::{AnyDisk, choose};
+use disk::remote::{Peer, Remote};
+use engine::chain::{Chain, Layer, Second};
+use engine::limits::Limits;
+use engine::{Engine, Policy};
+use frontend::Frontend;
+use frontend::blktap::BLKTAP_MARK;
+use frontend::nbd::{Export, NbdServer, Notice};
+use frontend::ublk::{Ring, UBLK_MARK, Ublk};
+use host::arena::{Arena, Locked};
+use host::sys;
+use request::disk::{Disk, FileId};
+use request::{RINGS_MARK, Request};
 
 /// Of the tokens of a disk, the one of the NBD servers that it uses.
 pub const REMOTE_TOKEN: usize = VBD_TOKENS - 2;
@@ -327,7 +328,7 @@ impl Served {
         more
     }
 
-    /// True if a transport has more to do at once.
+    /// True if a frontend has more to do at once.
     fn kick(&mut self) -> bool {
         self.nbd.kick(&mut self.engine);
         let mut pending = self.nbd.pending(&self.engine);
@@ -510,7 +511,7 @@ fn chain(images: &mut Images, remember: bool) -> Chain {
         }
     }
     let log = images.log.clone();
-    chain.changes = log.map(|log| Box::new(Marks(log)) as Box<dyn crate::engine::chain::Changes>);
+    chain.changes = log.map(|log| Box::new(Marks(log)) as Box<dyn image::Changes>);
     chain.local_cache = images.local_cache;
     // Below that, asking is as quick as remembering.
     const PARENTS_MIN: usize = 2;

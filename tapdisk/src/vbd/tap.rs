@@ -20,15 +20,16 @@ use super::{Env, Goal, Result, State, Vbd};
 use crate::formats::OpenError;
 use crate::job::Job;
 use crate::tokens::VBD_TOKENS;
-use crate::transport::blktap::abi::Message;
-use crate::transport::blktap::device::{self, Offers, Removed, Shape};
-use crate::transport::blktap::{Ring, Tap};
-use crate::transport::ublk::{self, DeviceError};
-use crate::transport::{Slots, Transport};
+use frontend::Frontend;
+use frontend::blktap::abi::Message;
+use frontend::blktap::device::{self, Offers, Removed, Shape};
+use frontend::blktap::{Ring, Tap};
+use frontend::ublk::{self, DeviceError};
+use request::Slots;
 
 /// Of the tokens of a disk, the one of its ring device.
 pub const TAP_TOKEN: usize = VBD_TOKENS - 5;
-const _: () = assert!(TAP_TOKEN >= crate::transport::nbd::TOKENS);
+const _: () = assert!(TAP_TOKEN >= frontend::nbd::TOKENS);
 /// Between two tries to take a block device away that is in use, in µs.
 const IN_USE_US: u64 = 100_000;
 

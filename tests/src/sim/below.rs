@@ -1,11 +1,12 @@
-//! The disk below a transport that is simulated: the daemon's engine over a disk in memory, the
+//! The disk below a frontend that is simulated: the daemon's engine over a disk in memory, the
 //! images on it, and what each sector may hold.
 use std::path::Path;
 
+use engine::chain::{Chain, Layer};
+use engine::limits::Limits;
+use engine::{Engine, Policy};
 use image::{Image, MemStorage, Span, blocking};
-use tapdisk::engine::chain::{Chain, Layer};
-use tapdisk::engine::limits::Limits;
-use tapdisk::engine::{Engine, FileInfo, Policy};
+use request::disk::FileInfo;
 use vhd_rs::OpenOptions;
 use vhd_rs::driver::Vhd;
 

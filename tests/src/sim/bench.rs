@@ -4,12 +4,14 @@
 //! The images are differencing or dynamic VHDs with blocks of 64 KiB; the values of sectors are
 //! those of the
 //! model.
+use engine::chain::{self, Chain, Layer};
+use engine::limits::Limits;
+use engine::{Engine, Policy};
+use image::Purpose;
 use image::Span;
-use tapdisk::disk::{FileId, Op};
-use tapdisk::engine::chain::{self, Chain, Layer, Purpose};
-use tapdisk::engine::limits::Limits;
-use tapdisk::engine::{Engine, FileInfo, Policy};
-use tapdisk::transport::{Outcome, Request, SlotId, Slots, Verb};
+use request::disk::FileInfo;
+use request::disk::{FileId, Op};
+use request::{Outcome, Request, SlotId, Slots, Verb};
 use vhd_rs::OpenOptions;
 use vhd_rs::driver::Vhd;
 

@@ -1,4 +1,4 @@
-//! A disk served through the ring of the blktap module: the transport over the daemon's engine over
+//! A disk served through the ring of the blktap module: the frontend over the daemon's engine over
 //! a disk in memory, a kernel in memory above.
 //!
 //! ```text
@@ -7,11 +7,11 @@
 //! ```
 use std::collections::BTreeMap;
 
-use tapdisk::engine::limits::Limits;
-use tapdisk::transport::Transport;
-use tapdisk::transport::blktap::abi::{op, request_flag, status};
-use tapdisk::transport::blktap::fake::{Answer, FakeSide, Kernel};
-use tapdisk::transport::blktap::{OWN_SLOTS, Tap};
+use engine::limits::Limits;
+use frontend::Frontend;
+use frontend::blktap::abi::{op, request_flag, status};
+use frontend::blktap::fake::{Answer, FakeSide, Kernel};
+use frontend::blktap::{OWN_SLOTS, Tap};
 
 use super::below::{Below, SECTORS};
 use super::disk::Faults;
@@ -23,7 +23,7 @@ use super::rng::Rng;
 pub enum Bug {
     /// Nothing.
     None,
-    /// A flush is a read to the transport.
+    /// A flush is a read to the frontend.
     FlushDoesNothing,
     /// A write that must be on the disk when it is answered is like any other.
     FuaIsForgotten,

@@ -3,10 +3,10 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use host::arena::Arena;
 use image::Storage;
-use tapdisk::disk::{Disk, Kind, Op, Tag};
-use tapdisk::engine::FileInfo;
-use tapdisk::pool::Arena;
+use request::disk::FileInfo;
+use request::disk::{Disk, Kind, Op, Tag};
 
 use super::rng::Rng;
 

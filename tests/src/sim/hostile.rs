@@ -9,11 +9,12 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use engine::chain::{Chain, Layer};
+use engine::limits::Limits;
+use engine::{Engine, Policy};
 use image::{Closing, Image, MemStorage, Span, blocking};
-use tapdisk::engine::chain::{Chain, Layer};
-use tapdisk::engine::limits::Limits;
-use tapdisk::engine::{Engine, FileInfo, Policy};
-use tapdisk::transport::{Request, Slots, Verb};
+use request::disk::FileInfo;
+use request::{Request, Slots, Verb};
 use vhd_rs::batmap::BatmapHeader;
 use vhd_rs::driver::Vhd;
 use vhd_rs::{CheckOptions, DiskType, Footer, Header, OpenOptions, bat, check, heal};

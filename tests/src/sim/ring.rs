@@ -1,15 +1,16 @@
-//! A disk served through guest rings: the blkif transport over the daemon's engine over a disk in
+//! A disk served through guest rings: the blkif frontend over the daemon's engine over a disk in
 //! memory.
 //!
 //! ```text
 //!   RingGuest ─► rings in memory ─► Rings (the daemon's) ─► Watch ─► Engine (the daemon's) ─► SimDisk
 //!        └─ Model: what each sector may hold                  └─ what is at work while a barrier is
 //! ```
+use engine::Engine;
+use engine::limits::Limits;
+use frontend::Frontend;
+use frontend::blkif::{PollPolicy, RingName, RingWish, Rings};
 use image::Span;
-use tapdisk::engine::Engine;
-use tapdisk::engine::limits::Limits;
-use tapdisk::transport::blkif::{PollPolicy, RingName, RingWish, Rings};
-use tapdisk::transport::{Request, SlotCounts, SlotId, Slots, Transport, Verb};
+use request::{Request, SlotCounts, SlotId, Slots, Verb};
 use xen::fake::{DOMID, Fake};
 use xen::{Layout, op};
 

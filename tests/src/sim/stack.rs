@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use image::Span;
-use tapdisk::engine::chain::{Changes, Purpose};
+use image::{Changes, Purpose};
 use vhd_rs::crypt::Cipher;
 
 use super::model::{ANY, ZERO};

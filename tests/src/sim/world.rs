@@ -2,14 +2,16 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
+use engine::chain::{self, Chain, Layer};
+use engine::limits::Limits;
+use engine::{Bug, Engine, Policy};
+use image::Purpose;
 use image::blocking;
 use image::{Image, MemStorage, Span};
-use tapdisk::disk::FileId;
-use tapdisk::disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
-use tapdisk::engine::chain::{self, Chain, Layer, Purpose};
-use tapdisk::engine::limits::Limits;
-use tapdisk::engine::{Bug, Engine, FileInfo, Policy};
-use tapdisk::transport::{Outcome, Request, SlotId, Slots, Verb};
+use request::disk::FileId;
+use request::disk::FileInfo;
+use request::{Outcome, Request, SlotId, Slots, Verb};
 use vhd_rs::batmap::BatmapHeader;
 use vhd_rs::driver::Vhd;
 use vhd_rs::{DiskType, Footer, Header, OpenOptions, Opened, heal};
@@ -365,7 +367,7 @@ impl World {
             chain.into_iter().enumerate().zip(&self.formats).map(|((i, image), format)| {
                 let image = if i == 0 { (self.setup.wrap)(image) } else { image };
                 let cipher = self.stack.cipher().filter(|_| *format != Format::Raw);
-                let cipher = cipher.map(|cipher| Box::new(cipher) as Box<dyn chain::Cipher>);
+                let cipher = cipher.map(|cipher| Box::new(cipher) as Box<dyn image::Cipher>);
                 Layer { cipher, ..Layer::new(image) }
             });
         let mut chain = Chain::new(layers.collect());

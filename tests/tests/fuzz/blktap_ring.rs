@@ -3,10 +3,10 @@
 //! An input is steps: a byte that says what the kernel does, and what it needs for that.
 use crate::blktap_support::engine::Memory;
 use crate::blktap_support::{Bench, DISK};
+use frontend::blktap::abi::{Entry, op};
+use frontend::blktap::fake::packed;
 use std::cell::RefCell;
 use std::sync::atomic::Ordering::Relaxed;
-use tapdisk::transport::blktap::abi::{Entry, op};
-use tapdisk::transport::blktap::fake::packed;
 use tests::fuzz::{Target, as_it_is, outcome};
 
 /// Bytes of an entry in an input.

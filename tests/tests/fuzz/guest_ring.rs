@@ -4,10 +4,10 @@
 //! what it needs for that.
 use crate::blkif_support::engine::Memory;
 use crate::blkif_support::{Bench, answers};
+use frontend::blkif::{Notice, Rings};
+use frontend::nbd::Export;
 use std::cell::RefCell;
 use std::sync::atomic::Ordering::Relaxed;
-use tapdisk::transport::blkif::{Notice, Rings};
-use tapdisk::transport::nbd::Export;
 use tests::fuzz::{Target, as_it_is, outcome};
 use xen::fake::{Access, FrontRing, Guest, entry, indirect_entry};
 use xen::{Layout, Segment, op};

@@ -19,14 +19,14 @@ mod vhd_chain;
 mod vhd_journal;
 mod vhd_parts;
 
-/// The bench of the ring transport's own tests: a guest in memory.
-#[path = "../../../tapdisk/tests/blkif_support/mod.rs"]
+/// The bench of the ring frontend's own tests: a guest in memory.
+#[path = "../../../tapdisk/frontend/tests/all/blkif_support/mod.rs"]
 mod blkif_support;
 /// The bench of the blktap module's ring: a kernel in memory.
-#[path = "../../../tapdisk/tests/blktap_support/mod.rs"]
+#[path = "../../../tapdisk/frontend/tests/all/blktap_support/mod.rs"]
 mod blktap_support;
 /// The bench of the NBD server's own tests: a fake engine, and turns of the loop in one thread.
-#[path = "../../../tapdisk/tests/nbd_support/mod.rs"]
+#[path = "../../../tapdisk/frontend/tests/all/nbd_support/mod.rs"]
 mod nbd_support;
 
 #[global_allocator]

@@ -1,10 +1,10 @@
 //! The NBD server: a client that sends anything, in pieces of any size, and then goes away.
 use crate::nbd_support::{Bench, export};
+use frontend::nbd::{Export, Notice};
 use std::cell::RefCell;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use tapdisk::transport::nbd::{Export, Notice};
 use tests::fuzz::{Target, as_it_is, outcome};
 
 /// Bytes that say how the client is, before what it sends.

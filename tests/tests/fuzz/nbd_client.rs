@@ -10,10 +10,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tapdisk::disk::remote::Remote;
-use tapdisk::disk::{Disk, FileId, Kind, Op, Tag};
+use disk::remote::Remote;
+use host::arena::{Arena, Buf};
+use request::disk::{Disk, FileId, Kind, Op, Tag};
 use tapdisk::formats::nbd::RemoteImage;
-use tapdisk::pool::{Arena, Buf};
 use tapdisk::receiver::Stash;
 use tests::fuzz::{Target, as_it_is, outcome};
 

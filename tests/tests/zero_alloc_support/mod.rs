@@ -3,14 +3,15 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
+use disk::align::{Aligned, BOUNCE_BYTES};
+use disk::probe::{AnyDisk, EngineKind, choose};
+use engine::chain::{Chain, Layer};
+use engine::limits::Limits;
+use engine::{Engine, Policy};
+use host::arena::Arena;
 use image::Image;
-use tapdisk::disk::Disk;
-use tapdisk::disk::align::{Aligned, BOUNCE_BYTES};
-use tapdisk::disk::probe::{AnyDisk, EngineKind, choose};
-use tapdisk::engine::chain::{Chain, Layer};
-use tapdisk::engine::limits::Limits;
-use tapdisk::engine::{Engine, FileInfo, Policy};
-use tapdisk::pool::Arena;
+use request::disk::Disk;
+use request::disk::FileInfo;
 use vhd_rs::create::{NewImage, dynamic};
 
 pub const BYTES: u64 = 64 << 20;

@@ -10,8 +10,8 @@ use std::io;
 use std::os::fd::AsFd;
 
 use super::talk::Talk;
-use crate::disk::remote::Offer;
-use crate::nbd_proto::{self as proto, answer, info, option, u32_at, u64_at};
+use disk::remote::Offer;
+use nbd_proto::{self as proto, answer, info, option, u32_at, u64_at};
 
 /// Answers to one option at most.
 const ANSWERS_MAX: u32 = 64;

@@ -3,7 +3,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use crate::socket::{self, Ready};
+use host::socket::{self, Ready};
 
 /// A connection during a negotiation. The flags of its descriptor, which may be somebody else's as
 /// well, stay as they are.

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use super::*;
-use crate::nbd_proto::{self as proto, answer, feature, info, option};
+use nbd_proto::{self as proto, answer, feature, info, option};
 
 const SIZE: u64 = 3 << 20;
 const FLAGS: u16 = feature::HAS_FLAGS | feature::SEND_FLUSH;

@@ -1,0 +1,289 @@
+//! Writes, zeros and discards: planned by the driver of the image that is the slot's target, in
+//! phases.
+use image::{Action, MetaRef, Plan, Span, Stop, Want};
+
+use super::chain::{self, Found};
+use super::limits::PLANS_MAX;
+use super::ops::Owner;
+use super::slot::State;
+use super::{Bug, Engine, meta};
+use host::arena::Buf;
+use request::disk::{Disk, FileId, Kind, Op};
+use request::{SlotId, Verb};
+
+/// What every file system and device can zero or give back.
+const PAGE: u64 = 4096;
+
+/// A plan that is for later ones.
+fn prepares(plan: &Plan) -> bool {
+    plan.count == 0 && plan.action == Action::Nothing
+}
+
+impl<D: Disk> Engine<D> {
+    /// Plans as much as fits, then writes phase 1 of it.
+    pub(super) fn plan_on(&mut self, id: SlotId) {
+        let plans_max =
+            if matches!(self.slot(id).request.verb, Verb::Write { .. }) { PLANS_MAX } else { 1 };
+        let mut made = 0;
+        let start = self.slot(id).cursor;
+        let mut skips = [0; PLANS_MAX];
+        while made < plans_max && self.skip_unwanted(id) {
+            let skip = self.slot(id).cursor;
+            match self.plan_one(id) {
+                Ok(plan) => {
+                    skips[made] = skip;
+                    made += 1;
+                    self.slots[usize::from(id.0)].cursor += plan.count;
+                }
+                // What is planned goes on; the rest is asked for after it. Waiting while holding a
+                // plan could wait for oneself.
+                Err(_) if made > 0 => break,
+                Err((file, stop)) => return self.stop(id, file, stop),
+            }
+        }
+        if made == 0 {
+            // All that was left of a write into the local cache is not wanted any more.
+            return;
+        }
+        assert!(
+            self.slot(id).cursor > start || self.slot(id).plans.iter().flatten().all(prepares),
+            "a plan covers something"
+        );
+        let slot = &mut self.slots[usize::from(id.0)];
+        slot.state = State::Landing { phase: 1 };
+        slot.live = (1 << made) - 1;
+        for (i, skip) in skips.iter().enumerate().take(made) {
+            let plan = self.slot(id).plans[i].expect("planned just above");
+            self.issue(id, &plan, *skip);
+        }
+    }
+
+    fn plan_one(&mut self, id: SlotId) -> Result<Plan, (FileId, Stop)> {
+        let target = self.slot(id).target;
+        let (span, want) = self.wanted(id)?;
+        let plan = self
+            .with_target(target, |image, meta| image.plan(meta, span, want))
+            .map_err(|stop| (target, stop))?;
+        let part = plan.count > 0 && plan.count <= span.count;
+        assert!(part || prepares(&plan), "a plan covers part of its span");
+        plan.pins.iter().for_each(|r| self.meta.pin(target, r.at));
+        let plans = &mut self.slots[usize::from(id.0)].plans;
+        let free = plans.iter_mut().find(|p| p.is_none()).expect("room for another plan");
+        *free = Some(plan);
+        Ok(plan)
+    }
+
+    /// The next part of the request and what it wants; a driver is told whether zeros lie below.
+    fn wanted(&mut self, id: SlotId) -> Result<(Span, Want), (FileId, Stop)> {
+        let (rest, verb, target) =
+            (self.slot(id).piece(), self.slot(id).request.verb, self.slot(id).target);
+        let (Verb::Zero { .. } | Verb::Discard { .. }) = verb else {
+            return Ok((rest, Want::Write));
+        };
+        if let Verb::Zero { fast, .. } = verb
+            && self.layer(target).cipher.is_some()
+        {
+            // A range that the file system calls zero would read as noise: zeros are written.
+            if fast {
+                let why = "zeros on an encrypted image are not fast";
+                return Err((target, Stop::Fail { errno: libc::EOPNOTSUPP, why }));
+            }
+            return Ok((rest.first(self.limits.slot_buf(id.0).bytes / 512), Want::Write));
+        }
+        let from = self.chain.as_ref().expect("a request runs on a chain").below(target);
+        let (below, count) = self.map(from, rest)?;
+        let certain = || self.bug == Bug::DoubtIsZero || self.certain(from, rest.first(count));
+        let below_zero = below == Found::Zero && certain();
+        let want = match verb {
+            Verb::Zero { keep, .. } => Want::Zero { below_zero, keep },
+            _ => Want::Discard { below_zero },
+        };
+        Ok((rest.first(count), want))
+    }
+
+    /// Whether the layers from a place of the order down are on the disk as they say. Only one that
+    /// was
+    /// the top in this session is ever not.
+    fn certain(&self, from: usize, span: Span) -> bool {
+        let chain = self.chain.as_ref().expect("a request runs on a chain");
+        let below = chain.order().get(from..).unwrap_or_default();
+        below.iter().all(|file| self.layer(*file).image.certain(span))
+    }
+
+    /// Phase 1: the data, and the metadata that nothing points at yet.
+    fn issue(&mut self, id: SlotId, plan: &Plan, skip: u32) {
+        let bytes = u64::from(plan.count) * 512;
+        let (file, at) = (self.slot(id).target, plan.byte);
+        match plan.action {
+            Action::Write => {
+                let buf = self.encoded(id, plan.count, skip);
+                self.hit(file, 1, plan.count);
+                self.data_op(id, Owner::Slot(id), Op { file, kind: Kind::Write, at, buf });
+            }
+            Action::Zero { punch } => self.zero(id, at, bytes, punch),
+            Action::Discard => {
+                let op = Op { file, kind: Kind::Discard { bytes }, at, buf: Buf::NONE };
+                self.data_op(id, Owner::Slot(id), op);
+            }
+            Action::Nothing => {}
+        }
+        plan.along.iter().for_each(|r| self.want_write(id, r));
+    }
+
+    /// The `count` sectors of the buffer from `skip` on, as they are written: encrypted in place
+    /// where the image is.
+    fn encoded(&mut self, id: SlotId, count: u32, skip: u32) -> Buf {
+        let slot = &mut self.slots[usize::from(id.0)];
+        let chain = self.chain.as_ref().expect("a request runs on a chain");
+        let whole = self.limits.slot_buf(id.0);
+        let sector = slot.request.span.start + u64::from(skip);
+        let cipher = &chain.layers[usize::from(slot.target.0)].cipher;
+        if matches!(slot.request.verb, Verb::Zero { .. }) {
+            // Zeros come here only where they have to be encrypted, a buffer at a time.
+            let buf = whole.part(0, count * 512);
+            let bytes = self.disk.arena().slice_mut(buf);
+            bytes.fill(0);
+            cipher.as_ref().inspect(|cipher| cipher.encrypt(sector, bytes));
+            return buf;
+        }
+        let buf = whole.part(skip * 512, count * 512);
+        if let Some(cipher) = cipher {
+            cipher.encrypt(sector, self.disk.arena().slice_mut(buf));
+            slot.coded |= super::slot::sectors_mask(skip, count);
+        }
+        buf
+    }
+
+    /// Zeros a range: the part made of whole pages by the file system, its ends by hand, so that
+    /// the kernel never has to do the ends through its page cache.
+    fn zero(&mut self, id: SlotId, at: u64, bytes: u64, punch: bool) {
+        let (file, end) = (self.slot(id).target, at + bytes);
+        let (from, to) = (at.next_multiple_of(PAGE).min(end), (end - end % PAGE).max(at));
+        let zeros = self.limits.zeros();
+        let owner = Owner::Slot(id);
+        if from >= to {
+            let op = Op { file, kind: Kind::Write, at, buf: zeros.part(0, bytes as u32) };
+            return self.data_op(id, owner, op);
+        }
+        for (at, end) in [(at, from), (to, end)] {
+            if at < end {
+                let buf = zeros.part(0, (end - at) as u32);
+                self.data_op(id, owner, Op { file, kind: Kind::Write, at, buf });
+            }
+        }
+        let kind = Kind::Zero { bytes: to - from, punch };
+        let quick = matches!(self.slot(id).request.verb, Verb::Zero { fast: true, .. });
+        let owner = if quick { Owner::Quick(id) } else { owner };
+        self.data_op(id, owner, Op { file, kind, at: from, buf: Buf::NONE });
+    }
+
+    /// A phase has landed: the drivers let metadata point at it, which is the next phase.
+    pub(super) fn landing(&mut self, id: SlotId, phase: u8) {
+        let slot = self.slot(id);
+        if slot.error.is_some() {
+            return self.plans_over(id, false);
+        }
+        let barrier = slot.plans.iter().flatten().any(|p| p.barrier);
+        // What the local cache keeps is the disk's contents already, perhaps flushed: bits that
+        // reach the
+        // medium before their data would hide it.
+        let keeps = slot.local.writing && self.bug != Bug::KeptWithoutBarrier;
+        if phase == 1 && barrier && (self.policy.barriers || keeps) {
+            self.want_flush(id);
+            self.slots[usize::from(id.0)].state = State::Barrier;
+            return;
+        }
+        self.next_phase(id, phase);
+    }
+
+    pub(super) fn next_phase(&mut self, id: SlotId, phase: u8) {
+        if self.slot(id).error.is_some() {
+            return self.plans_over(id, false);
+        }
+        let target = self.slot(id).target;
+        for i in 0..PLANS_MAX {
+            let Some(plan) = self.slot(id).plans[i].filter(|_| self.slot(id).live & 1 << i != 0)
+            else {
+                continue;
+            };
+            let list = self.with_target(target, |image, meta| image.landed(meta, &plan, phase));
+            if list.is_empty() {
+                self.slots[usize::from(id.0)].live &= !(1 << i);
+            }
+            list.iter().for_each(|r| self.want_write(id, r));
+        }
+        if self.slot(id).live != 0 {
+            self.slots[usize::from(id.0)].state = State::Landing { phase: phase + 1 };
+            return;
+        }
+        self.give_back(id);
+    }
+
+    /// Frees come last.
+    fn give_back(&mut self, id: SlotId) {
+        self.slots[usize::from(id.0)].state = State::Freeing;
+        let file = self.slot(id).target;
+        for i in 0..PLANS_MAX {
+            let Some((at, bytes)) = self.slot(id).plans[i].and_then(|p| p.free) else { continue };
+            // Zeros rather than a discard, on devices too: a read that began before may still look
+            // there, and may find old data or zeros but nothing else. Whole pages, for sectors of
+            // any size.
+            let from = at.next_multiple_of(PAGE);
+            let bytes = (at + u64::from(bytes)).saturating_sub(from) / PAGE * PAGE;
+            if bytes == 0 {
+                continue;
+            }
+            let kind = Kind::Zero { bytes, punch: true };
+            self.data_op(id, Owner::Free(id), Op { file, kind, at: from, buf: Buf::NONE });
+        }
+    }
+
+    /// A thin volume knows no zeros without writing them. Its space goes back by a discard, after
+    /// which it reads as zeros too; of other devices nobody knows what they show then.
+    pub(super) fn discard_instead(&mut self, id: SlotId, op: Op, outcome: Result<(), i32>) {
+        let unknown = matches!(outcome, Err(libc::EOPNOTSUPP | libc::ENOSYS));
+        let thin = self.files[usize::from(op.file.0)].thin;
+        if let (Kind::Zero { bytes, .. }, true) = (op.kind, unknown && thin) {
+            self.data_op(id, Owner::Free(id), Op { kind: Kind::Discard { bytes }, ..op });
+        }
+    }
+
+    pub(super) fn plans_over(&mut self, id: SlotId, ok: bool) {
+        let target = self.slot(id).target;
+        for i in 0..PLANS_MAX {
+            let Some(plan) = self.slots[usize::from(id.0)].plans[i].take() else { continue };
+            self.with_target(target, |image, meta| image.finish(meta, &plan, ok));
+            plan.pins.iter().for_each(|r| self.meta.unpin(target, r.at));
+        }
+        self.slots[usize::from(id.0)].state = State::Ask;
+        self.landed = true;
+    }
+
+    fn with_target<R>(
+        &mut self,
+        target: FileId,
+        f: impl FnOnce(&mut Box<dyn image::Image>, &mut dyn image::Meta) -> R,
+    ) -> R {
+        let (mut views, chain) = self.views();
+        let image = &mut chain.layers[usize::from(target.0)].image;
+        chain::Views::with(&mut views, target, |meta| f(image, meta))
+    }
+
+    fn want_write(&mut self, id: SlotId, r: MetaRef) {
+        let target = self.slot(id).target;
+        let block = self.meta.find(target, r.at).expect("what is written is cached");
+        if self.meta.block_mut(block).queued.insert(id) {
+            self.slots[usize::from(id.0)].pending += 1;
+        }
+        self.write_meta(block);
+    }
+
+    /// Group commit: what is queued while a write is in flight goes out together in the next one.
+    pub(super) fn write_meta(&mut self, block: meta::BlockId) {
+        let Ok(Some(stable)) = self.meta.begin_write(block, self.disk.arena()) else { return };
+        let (file, r) = self.meta.block(block).what();
+        let buf = self.limits.stable_buf(stable).part(0, u32::from(r.bytes));
+        let op = Op { file, kind: Kind::Write, at: r.at, buf };
+        self.ops.push(&mut self.disk, Owner::Meta(block), op, self.now);
+    }
+}

@@ -1,0 +1,151 @@
+//! The secondary: a mirror that gets every change first, or a standby that takes over
+//! (spec/operations.md §4.4).
+//!
+//! ```text
+//!   change ─► target = mirror ─► landed ─► target = top ─► landed ─► done
+//!                  │ remote, failed             │ ENOSPC
+//!                  └─► go on without it         └─► the secondary is the top now: target = it, from the start
+//! ```
+//! A change is one request to one image after the other, each in the phases of its own format; a
+//! target that changes means the request starts anew there. So nothing is acknowledged that is not
+//! where reads look.
+use image::Span;
+
+use super::chain::Layer;
+use super::slot::sectors_mask;
+use super::{Bug, Engine};
+use image::Purpose;
+use request::SlotId;
+use request::disk::{Disk, FileId};
+
+impl<D: Disk> Engine<D> {
+    /// The image that takes writes.
+    pub(super) fn top(&self) -> FileId {
+        self.chain.as_ref().map_or(FileId(0), |chain| chain.top())
+    }
+
+    /// Where a new change goes first.
+    pub(super) fn first_target(&self) -> FileId {
+        let mirror = self.chain.as_ref().and_then(|chain| chain.second);
+        mirror.filter(|s| s.purpose == Purpose::Mirror).map_or(self.top(), |s| s.file)
+    }
+
+    pub(super) fn layer(&self, file: FileId) -> &Layer {
+        let chain = self.chain.as_ref().expect("a request runs on a chain");
+        &chain.layers[usize::from(file.0)]
+    }
+
+    /// All of a change is in its target. Whether it has to go to the top as well.
+    pub(super) fn goes_on_top(&mut self, id: SlotId) -> bool {
+        let slot = self.slot(id);
+        if !slot.request.verb.changes() || slot.local.writing {
+            return false;
+        }
+        // The top since the request started there: what became the top in between was changed as a
+        // mirror, over what lay below a mirror; a zero that was nothing to it may be something now.
+        let always = slot.taken_over == self.events.taken_over || self.bug == Bug::AlwaysTheTop;
+        if slot.target == self.top() && always {
+            return false;
+        }
+        self.retarget(id);
+        true
+    }
+
+    /// Whether a change has to wait for an older one of the same sectors: they would else land in
+    /// the
+    /// mirror in one order and in the top in the other, and which of them is read would change when
+    /// the
+    /// mirror takes over. An older one never waits for a younger one.
+    pub(super) fn behind_a_mirrored(&self, id: SlotId) -> bool {
+        let slot = self.slot(id);
+        let mirrors = self.chain.as_ref().and_then(|chain| chain.second);
+        if slot.cursor > 0 || self.bug == Bug::MirrorInAnyOrder {
+            return false;
+        }
+        if mirrors.is_none_or(|second| second.purpose != Purpose::Mirror) {
+            return false;
+        }
+        let meets = |a: Span, b: Span| a.start < b.end() && b.start < a.end();
+        let mut working = self.working;
+        std::iter::from_fn(|| working.pop()).any(|other| {
+            let other = self.slot(other);
+            other.request.verb.changes()
+                && other.seq < slot.seq
+                && meets(other.request.span, slot.request.span)
+        })
+    }
+
+    /// A request has failed. Whether it goes on elsewhere.
+    pub(super) fn goes_on_elsewhere(&mut self, id: SlotId, errno: i32) -> bool {
+        let (slot, top) = (self.slot(id), self.top());
+        let target = slot.target;
+        if !slot.request.verb.changes() || slot.local.writing {
+            return false;
+        }
+        if target != top {
+            // A mirror that is out of the chain (it was forgiven its failure), or the top of
+            // before.
+            let current = self.chain.as_ref().and_then(|c| c.second).map(|s| s.file);
+            let gone = self.forgiven(target) || current != Some(target) && errno == libc::ENOSPC;
+            if gone {
+                self.retarget(id);
+            }
+            return gone;
+        }
+        let taken =
+            errno == libc::ENOSPC && self.chain.as_mut().is_some_and(|chain| chain.take_over());
+        if taken {
+            self.events.taken_over = true;
+            self.written = [Some(self.top()), Some(target)];
+            self.retarget(id);
+        }
+        taken
+    }
+
+    /// Whether a failure of this file does not count: it is a remote mirror. The disk goes on
+    /// without.
+    pub(super) fn forgiven(&mut self, file: FileId) -> bool {
+        if self.events.mirror_lost == Some(file) {
+            return true;
+        }
+        let Some(chain) = &mut self.chain else { return false };
+        let lost = chain
+            .second
+            .is_some_and(|s| s.file == file && s.remote && s.purpose == Purpose::Mirror);
+        if lost {
+            chain.second = None;
+            self.events.mirror_lost = Some(file);
+            self.written = [Some(self.top()), None];
+        }
+        lost
+    }
+
+    /// The request starts anew on the top, with its data as it came.
+    fn retarget(&mut self, id: SlotId) {
+        self.plain(id);
+        let top = self.top();
+        let slot = &mut self.slots[usize::from(id.0)];
+        slot.error = None;
+        slot.cursor = 0;
+        slot.target = top;
+        slot.taken_over = self.events.taken_over;
+        if self.events.taken_over {
+            self.stats.redirected += u64::from(slot.request.span.count);
+        }
+    }
+
+    /// Undoes the encryption for the present target.
+    fn plain(&mut self, id: SlotId) {
+        let slot = &mut self.slots[usize::from(id.0)];
+        let chain = self.chain.as_ref().expect("a request runs on a chain");
+        let Some(cipher) = &chain.layers[usize::from(slot.target.0)].cipher else { return };
+        while slot.coded != 0 {
+            let first = slot.coded.trailing_zeros();
+            let count = (slot.coded >> first).trailing_ones();
+            slot.coded &= !sectors_mask(first, count);
+            let buf = self.limits.slot_buf(id.0).part(first * 512, count * 512);
+            let sector = slot.request.span.start + u64::from(first);
+            cipher.decrypt(sector, self.disk.arena().slice_mut(buf));
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The engine as frontends see it: slots to fill, to start, to read from and to give back.
+use crate::Engine;
+use crate::limits::{LARGE_BYTES, SMALL_BYTES};
+use crate::slot::{Slot, State};
+use request::disk::Disk;
+use request::{Request, SlotCounts, SlotId, Slots, Verb};
+
+impl<D: Disk> Slots for Engine<D> {
+    fn reserve(&mut self, bytes: u32) -> Option<SlotId> {
+        assert!(
+            bytes <= LARGE_BYTES,
+            "requests are cut into pieces of at most {LARGE_BYTES} bytes"
+        );
+        let small = (bytes <= SMALL_BYTES).then(|| self.small_free.pop()).flatten();
+        let id = small.or_else(|| self.large_free.pop())?;
+        let slot = &mut self.slots[usize::from(id)];
+        assert!(slot.state == State::Free, "a free slot is free");
+        slot.state = State::Filling;
+        #[cfg(feature = "unprotected")]
+        self.disk.arena().give_back(self.limits.slot_buf(id));
+        Some(SlotId(id))
+    }
+
+    fn slot_bytes_max(&self) -> u32 {
+        LARGE_BYTES
+    }
+
+    fn buffer(&self, slot: SlotId) -> &[u8] {
+        assert!(!self.slot(slot).active(), "a buffer is looked at while it is the frontend's");
+        self.disk.arena_ref().slice(self.limits.slot_buf(slot.0))
+    }
+
+    fn buffer_mut(&mut self, slot: SlotId) -> &mut [u8] {
+        assert!(!self.slot(slot).active(), "a buffer is filled while it is the frontend's");
+        let buf = self.limits.slot_buf(slot.0);
+        self.disk.arena().slice_mut(buf)
+    }
+
+    fn start(&mut self, slot: SlotId, request: Request) {
+        let wrong = self.wrong(slot, &request);
+        let target = self.first_target();
+        self.seq += 1;
+        let s = &mut self.slots[usize::from(slot.0)];
+        assert!(s.state == State::Filling, "a request is started in a reserved slot");
+        *s = Slot {
+            state: State::Ask,
+            request,
+            seq: self.seq,
+            since: self.now,
+            error: wrong,
+            target,
+            taken_over: self.events.taken_over,
+            ..Slot::free()
+        };
+        self.working.insert(slot);
+        self.ready.insert(slot);
+        if wrong.is_none() {
+            self.note_overlaps(slot);
+            self.note_change(&request);
+        }
+        #[cfg(feature = "unprotected")]
+        if request.verb == Verb::Read {
+            self.disk.arena().give_back(self.limits.slot_buf(slot.0));
+        }
+        let sectors = u64::from(request.span.count);
+        match request.verb {
+            Verb::Read => self.stats.begin(0, sectors),
+            Verb::Write { .. } => self.stats.begin(1, sectors),
+            Verb::Flush | Verb::Zero { .. } | Verb::Discard { .. } | Verb::Status => {}
+        }
+    }
+
+    fn reuse(&mut self, slot: SlotId) {
+        assert!(self.slot(slot).state == State::Done, "a slot is used again by its owner");
+        self.keep_copy(slot);
+        self.slots[usize::from(slot.0)].state = State::Filling;
+        #[cfg(feature = "unprotected")]
+        if self.slots[usize::from(slot.0)].request.verb != Verb::Read {
+            self.disk.arena().give_back(self.limits.slot_buf(slot.0));
+        }
+    }
+
+    fn release(&mut self, slot: SlotId) {
+        assert!(
+            matches!(self.slot(slot).state, State::Filling | State::Done),
+            "a slot is given back by its owner"
+        );
+        if !self.keep(slot) {
+            self.free_slot(slot);
+        }
+    }
+
+    fn slots(&self) -> SlotCounts {
+        SlotCounts {
+            small: self.limits.small,
+            large: self.limits.large,
+            small_free: self.small_free.len() as u16,
+            large_free: self.large_free.len() as u16,
+        }
+    }
+
+    fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    fn sector_size(&self) -> u32 {
+        self.policy.sector_size
+    }
+
+    fn read_only(&self) -> bool {
+        self.policy.read_only
+    }
+}
+
+impl<D: Disk> Engine<D> {
+    /// Puts a slot back where `reserve` finds it.
+    pub(super) fn free_slot(&mut self, slot: SlotId) {
+        self.slots[usize::from(slot.0)].state = State::Free;
+        if slot.0 < self.limits.small {
+            self.small_free.push(slot.0);
+        } else {
+            self.large_free.push(slot.0);
+        }
+    }
+
+    /// A change is about to be made: the changed-block log knows before any disk does.
+    fn note_change(&mut self, request: &Request) {
+        if !request.verb.changes() {
+            return;
+        }
+        if self.events.taken_over {
+            self.stats.redirected += u64::from(request.span.count);
+        }
+        if let Some(changes) = self.chain.as_mut().and_then(|chain| chain.changes.as_mut()) {
+            changes.mark(request.span);
+        }
+    }
+
+    /// The errno of a request that must not reach a driver (spec/drivers.md §3).
+    fn wrong(&self, slot: SlotId, request: &Request) -> Option<i32> {
+        let span = request.span;
+        if self.chain.is_none() {
+            return Some(libc::ESHUTDOWN);
+        }
+        if request.verb == Verb::Flush {
+            return None;
+        }
+        let end = span.start.checked_add(u64::from(span.count));
+        if span.count == 0 || end.is_none_or(|end| end > self.sectors) {
+            return Some(libc::EINVAL);
+        }
+        let unit = u64::from(self.policy.sector_size / 512);
+        if !span.start.is_multiple_of(unit) || !u64::from(span.count).is_multiple_of(unit) {
+            return Some(libc::EINVAL);
+        }
+        let fits = u64::from(span.count) * 512 <= u64::from(self.limits.slot_buf(slot.0).bytes);
+        match request.verb {
+            Verb::Read if !fits => Some(libc::EINVAL),
+            Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. }
+                if self.policy.read_only =>
+            {
+                Some(libc::EPERM)
+            }
+            Verb::Write { .. } if !fits => Some(libc::EINVAL),
+            _ => None,
+        }
+    }
+}

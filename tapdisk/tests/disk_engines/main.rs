@@ -1,7 +1,0 @@
-//! The disk engines against real files: every test runs on io_uring and on Linux AIO.
-#![allow(unsafe_code)]
-mod io;
-mod memory;
-mod space;
-mod support;
-mod wait;
