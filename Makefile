@@ -79,7 +79,7 @@ linker:
 	@tests/deps.sh build
 
 deps:
-	@tests/deps.sh build demo test bench
+	@tests/deps.sh build cost demo test bench
 
 demo: build
 	@tests/deps.sh demo
@@ -97,9 +97,10 @@ check: linker
 	TAPDISK_TESTS=fast $(CARGO) test --workspace
 
 test: build $(OLD)
-	@tests/deps.sh deb demo test
+	@tests/deps.sh cost deb demo test
 	$(CARGO) build --workspace --bins
 	TAPDISK_TESTS=all $(CARGO) test --workspace
+	tests/bench/cost.py "$(BIN)" --check
 	tests/demo.sh "$(BIN)"
 	tests/ordinary-user.sh "$(BIN)"
 	tests/install.sh $(OLD:%="$(TARGET)/%")
@@ -167,6 +168,11 @@ xen-demo: build
 bench: build
 	@tests/deps.sh demo bench
 	tests/bench/bench.py --bin "$(BIN)" $(BENCH_ARGS)
+
+# Instructions of a request of 4 KiB, which do not depend on the machine; BENCH_ARGS=--write keeps them.
+bench-cost: build
+	@tests/deps.sh cost
+	tests/bench/cost.py "$(BIN)" $(BENCH_ARGS)
 
 bench-xen: build
 	@tests/deps.sh test

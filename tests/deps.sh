@@ -3,7 +3,7 @@
 # missing ones from Debian through apt: as root, or through sudo. Says what it installs and why.
 # Without either, it says what a person has to install, and fails.
 #
-#   deps.sh build|portable|deb|demo|test|bench ...
+#   deps.sh build|portable|cost|deb|demo|test|bench ...
 set -euo pipefail
 
 # group  program or file  Debian package  why
@@ -30,6 +30,8 @@ test busybox busybox-static the shell of the system that it is installed into
 test xz xz-utils unpacks the modules of the virtual machines' kernel
 test /sbin/mke2fs e2fsprogs makes the virtual machines' root file system
 test /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring to trust the packages that they are made of
+cost python3 python3 runs the count
+cost valgrind valgrind counts the instructions of a request
 bench python3 python3 runs the benchmark
 bench fio fio makes the load (its nbd engine) and measures the raw file
 bench qemu-nbd qemu-utils the server to compare with

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   process ─► server (the loop) ─┬─► control ─► vbd ─► formats, job     what may allocate and log
-//!                                 └─► vbd::Served: frontend ─► engine ─► disk     what may not
+//!                                 └─► vbd::DataPath: frontend ─► engine ─► disk     what may not
 //! ```
 #![deny(unsafe_code)]
 

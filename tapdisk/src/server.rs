@@ -29,7 +29,7 @@ use crate::handover::{self, resume_args};
 use crate::sealed::Seal;
 use crate::signals::{self, Signal, Signals};
 use crate::tokens::{VBD_TOKENS, VBD_TOKENS_BASE};
-use crate::vbd::{DEVICE_TOKEN, REMOTE_TOKEN, RINGS_TOKEN, Served, TAP_TOKEN, Vbd};
+use crate::vbd::{DEVICE_TOKEN, REMOTE_TOKEN, RINGS_TOKEN, TAP_TOKEN, Vbd};
 use disk::probe::AnyDisk;
 use host::carry::Carrier;
 use host::sys;
@@ -167,9 +167,9 @@ impl Server {
         let mut ready = more;
         for vbd in &mut self.daemon.vbds {
             let sleeps = Some(vbd.token) == self.sleeper;
-            if let Some(served) = vbd.served().filter(|_| more || !sleeps) {
-                served.submit();
-                ready |= served.engine.disk_ref().has_finished();
+            if let Some((_, data)) = vbd.path().filter(|_| more || !sleeps) {
+                data.submit();
+                ready |= data.engine.disk_ref().has_finished();
             }
         }
         let timeout = if ready { Duration::ZERO } else { timeout };
@@ -184,13 +184,13 @@ impl Server {
         let watch = self.poll.as_raw_fd();
         let sleeper = self.sleeper;
         let vbd = self.daemon.vbds.iter_mut().find(|vbd| Some(vbd.token) == sleeper);
-        let Some(served) = vbd.and_then(Vbd::served) else { return false };
-        served.listen(watch);
-        let disk = served.engine.disk();
+        let Some((frontends, data)) = vbd.and_then(Vbd::path) else { return false };
+        let disk = data.engine.disk();
+        frontends.listen(disk.inner().inner(), watch);
         let Some(result) = disk.submit_and_wait(watch, timeout) else { return false };
         let polled = disk.inner().inner().take_watch_ready();
-        served.note_disk(result);
-        served.hear();
+        frontends.hear(disk.inner().inner());
+        data.note_disk(result);
         self.events.clear();
         if polled && !self.hear() {
             self.look_at_poll(Duration::ZERO);
@@ -207,7 +207,8 @@ impl Server {
         }
         let sleeper = self.sleeper;
         let vbd = self.daemon.vbds.iter_mut().find(|vbd| Some(vbd.token) == sleeper);
-        let heard = vbd.and_then(Vbd::served).is_some_and(Served::has_arrived);
+        let path = vbd.and_then(Vbd::path);
+        let heard = path.is_some_and(|(frontends, data)| frontends.have_arrived(&data.engine));
         self.heard = if heard { self.heard - 1 } else { 0 };
         heard
     }
@@ -225,9 +226,8 @@ impl Server {
 
     /// Which disk sleeps for all. Once chosen it stays; the engines of the others wake the poll.
     fn elect(&mut self) {
-        let there = |vbds: &mut [Vbd], token| {
-            vbds.iter_mut().any(|vbd| vbd.token == token && vbd.served().is_some())
-        };
+        let there =
+            |vbds: &mut [Vbd], token| vbds.iter().any(|vbd| vbd.token == token && vbd.is_served());
         let vbds = &mut self.daemon.vbds;
         if self.sleeper.is_some_and(|token| !there(vbds, token)) {
             self.sleeper = None;
@@ -238,8 +238,8 @@ impl Server {
             if Some(token) == self.sleeper {
                 continue;
             }
-            let Some(served) = vbd.served() else { continue };
-            let disk = served.engine.disk_ref();
+            let Some((_, data)) = vbd.path() else { continue };
+            let disk = data.engine.disk_ref();
             let fd = disk.wake_fd();
             let registry = self.poll.registry();
             let known = self.watched.iter().position(|other| *other == token);
@@ -267,10 +267,11 @@ impl Server {
         let mut sooner = |at: Option<u64>| next = next.into_iter().chain(at).min();
         for vbd in &mut self.daemon.vbds {
             sooner(vbd.next_us());
-            if let Some(served) = vbd.served() {
-                sooner(served.engine.next_retry());
+            if let Some((frontends, data)) = vbd.path() {
+                sooner(data.engine.next_retry());
                 // Without clients there is little to look after.
-                sooner(Some(self.ticked + if served.is_calm() { CALM_TICK_US } else { TICK_US }));
+                let calm = frontends.is_calm() && data.is_calm();
+                sooner(Some(self.ticked + if calm { CALM_TICK_US } else { TICK_US }));
             }
         }
         let wait = next.map(|at| Duration::from_micros(at.saturating_sub(now)));
@@ -301,7 +302,8 @@ impl Server {
                 Some(at) if at % VBD_TOKENS == RINGS_TOKEN => {
                     let mut vbds = daemon.vbds.iter_mut();
                     let vbd = vbds.find(|vbd| vbd.token + RINGS_TOKEN == token.0);
-                    if let Some(rings) = vbd.and_then(Vbd::served).and_then(|s| s.rings.as_mut())
+                    let frontends = vbd.and_then(Vbd::path).map(|(frontends, _)| frontends);
+                    if let Some(rings) = frontends.and_then(|f| f.rings.as_mut())
                         && rings.event()
                     {
                         *heard = HEARD_MAX;
@@ -309,9 +311,10 @@ impl Server {
                 }
                 Some(_) => {
                     let vbds = &mut daemon.vbds;
-                    let served = vbds.iter_mut().filter_map(Vbd::served);
-                    for served in served.filter(|served| served.nbd.owns(token)) {
-                        served.nbd.event(event);
+                    let paths = vbds.iter_mut().filter_map(Vbd::path);
+                    let servers = paths.filter_map(|(frontends, _)| frontends.nbd.as_mut());
+                    for nbd in servers.filter(|nbd| nbd.owns(token)) {
+                        nbd.event(event);
                     }
                 }
             }
@@ -334,8 +337,9 @@ impl Server {
                 }
                 Signal::PollRings => {
                     info!(env.log, "asked to poll all rings");
-                    let served = self.daemon.vbds.iter_mut().filter_map(Vbd::served);
-                    served.filter_map(|s| s.rings.as_mut()).for_each(|rings| rings.poll_now());
+                    let paths = self.daemon.vbds.iter_mut().filter_map(Vbd::path);
+                    let rings = paths.filter_map(|(frontends, _)| frontends.rings.as_mut());
+                    rings.for_each(|rings| rings.poll_now());
                 }
                 Signal::Stop => {
                     info!(env.log, "asked to stop by a signal");
@@ -391,7 +395,7 @@ impl Server {
                 daemon.remove(minor);
             }
         }
-        let serving = daemon.vbds.iter_mut().any(|vbd| vbd.served().is_some());
+        let serving = daemon.vbds.iter().any(Vbd::is_served);
         if serving != std::mem::replace(&mut self.serving, serving) {
             daemon.env.sink.set_serving(serving);
         }
@@ -455,8 +459,9 @@ impl Server {
         let Server { daemon, control, .. } = self;
         for vbd in &mut daemon.vbds {
             let minor = vbd.minor;
-            if let Some(served) = vbd.served() {
-                served.tell(&daemon.env, minor);
+            if let Some((frontends, data)) = vbd.path() {
+                data.tell(&daemon.env, minor);
+                frontends.tell(&daemon.env.log, minor);
             }
         }
         if control.next_us().is_some_and(|at| at <= now) {
@@ -477,8 +482,8 @@ impl Server {
         let now = self.now();
         let _seal = Seal::new();
         let mut more = false;
-        for served in self.daemon.vbds.iter_mut().filter_map(Vbd::served) {
-            more |= served.turn(now);
+        for (frontends, data) in self.daemon.vbds.iter_mut().filter_map(Vbd::path) {
+            more |= data.turn(frontends, now);
         }
         more
     }

@@ -11,6 +11,8 @@
 //! The images are opened and closed by a worker ([`crate::job`]); engine, arena and sockets are
 //! made when they are open and kept until CLOSE, also over a pause. Nothing here waits.
 mod advance;
+mod data_path;
+mod frontends;
 pub mod handover;
 mod host_idle;
 pub(crate) mod metrics;
@@ -18,7 +20,6 @@ mod plug;
 mod report;
 mod ring_files;
 mod rings;
-mod served;
 mod state;
 mod tap;
 mod wish;
@@ -37,10 +38,11 @@ use crate::job::Job;
 use crate::log::Log;
 use crate::memory::Memory;
 use crate::receiver::Stash;
+pub use data_path::{DataPath, REMOTE_TOKEN};
+pub use frontends::Frontends;
 use host::sys;
 pub use plug::DEVICE_TOKEN;
 pub use rings::{RINGS_TOKEN, name_of as ring_name};
-pub use served::{REMOTE_TOKEN, Served};
 pub use state::{Goal, Rest, State};
 pub use tap::TAP_TOKEN;
 pub use wish::{Extra, wish};
@@ -82,8 +84,8 @@ pub struct Vbd {
     _marker: Option<File>,
     /// The minor is the kernel module's: it has a ring, which may have been lost.
     has_minor_of_module: bool,
-    /// The module's ring, while the disk is not open.
-    tap: Option<Box<tap::TapRing>>,
+    /// Where its requests come from. Dropped before the memory of the engine.
+    frontends: Frontends,
     /// The client that asked for what is under way is gone.
     alone: bool,
     state: State,
@@ -91,10 +93,8 @@ pub struct Vbd {
     wish: Option<Opened>,
     /// As stored at OPEN; zeros before.
     info: ImageInfo,
-    /// Engine, sockets and images.
-    served: Option<Served>,
-    /// Rings that were connected before the disk was opened.
-    early_rings: Option<Box<rings::GuestRings>>,
+    /// Engine and images; from OPEN to CLOSE.
+    data: Option<DataPath>,
     /// What the rings of each device tell in shared memory.
     ring_files: Vec<ring_files::DeviceFiles>,
     /// What it tells itself there.
@@ -113,8 +113,8 @@ pub struct Vbd {
     host_idle: host_idle::HostIdle,
     /// What was refused last, for the reply.
     refused: RefCell<Option<OpenError>>,
-    /// Clients that another program has left, until the images are open.
-    early_nbd: Option<handover::Left>,
+    /// What another program has counted of this disk, until the images are open.
+    left: Option<handover::StatsCarried>,
     /// When it is paused it goes on at once.
     goes_on: bool,
     /// The module's block device is taken away for another program, or is to be.
@@ -188,13 +188,12 @@ impl Vbd {
             token,
             has_minor_of_module: marker.is_none(),
             _marker: marker,
-            tap: None,
+            frontends: Frontends::default(),
             alone: false,
             state: State::Attached,
             wish: None,
             info: ImageInfo::default(),
-            served: None,
-            early_rings: None,
+            data: None,
             ring_files: Vec::new(),
             files: metrics::DiskFiles::default(),
             device: None,
@@ -204,7 +203,7 @@ impl Vbd {
             stopping: false,
             host_idle: host_idle::HostIdle::default(),
             refused: RefCell::default(),
-            early_nbd: None,
+            left: None,
             goes_on: false,
             leaves: false,
             goes_without: false,
@@ -218,7 +217,7 @@ impl Vbd {
 
     /// The state as LIST shows it (spec/control-socket.md §5.13).
     pub fn bits(&self) -> u32 {
-        let busy = self.served.as_ref().is_some_and(|served| served.engine.active() > 0);
+        let busy = self.data.as_ref().is_some_and(|data| data.engine.active() > 0);
         let stop = if self.stopping { tap_ctl::messages::state::SHUTDOWN_REQUESTED } else { 0 };
         self.state.bits(busy) | stop
     }
@@ -241,9 +240,28 @@ impl Vbd {
         self.wish.is_some()
     }
 
-    /// Engine and sockets, while there are any.
-    pub fn served(&mut self) -> Option<&mut Served> {
-        self.served.as_mut()
+    /// Where requests come from, and where they go, while the disk is served.
+    pub fn path(&mut self) -> Option<(&mut Frontends, &mut DataPath)> {
+        Some((&mut self.frontends, self.data.as_mut()?))
+    }
+
+    /// Whether it is served.
+    pub fn is_served(&self) -> bool {
+        self.data.is_some()
+    }
+
+    /// Whether no request is in flight, here or below.
+    fn idle(&self) -> bool {
+        self.data.as_ref().is_none_or(|data| data.engine.idle() && self.frontends.idle())
+    }
+
+    /// Nobody uses it, or nothing is taken in any more, as the goal has it.
+    fn stop_intake(&mut self, goal: Goal) {
+        let Some(data) = &mut self.data else { return };
+        match goal {
+            Goal::Pause => self.frontends.suspend(),
+            Goal::Close | Goal::Fail { .. } => self.frontends.hang_up(&mut data.engine),
+        }
     }
 
     /// Begins to open the images.
@@ -386,25 +404,21 @@ impl Vbd {
             }
             _ => self.state = State::Draining { goal },
         }
-        if let Some(served) = &mut self.served {
-            match goal {
-                Goal::Pause => served.suspend(),
-                Goal::Close | Goal::Fail { .. } => served.hang_up(),
-            }
-        }
+        self.stop_intake(goal);
     }
 
     /// The end of CLOSE: sockets, engine and name go. Counters are kept.
     fn forget(&mut self, env: &Env) {
-        self.early_rings = None;
-        self.early_nbd = None;
         self.keep_ring();
+        (self.frontends.nbd, self.frontends.rings, self.frontends.ublk) = (None, None, None);
+        self.frontends.forget_listener();
+        self.left = None;
         self.ring_files.clear();
         self.files = metrics::DiskFiles::default();
-        if let Some(served) = self.served.take() {
-            let secs = served.engine.stats().secs;
+        if let Some(data) = self.data.take() {
+            let secs = data.engine.stats().secs;
             self.secs_before = [self.secs_before[0] + secs[0], self.secs_before[1] + secs[1]];
-            drop(served);
+            drop(data);
             sys::trim_heap();
         }
         if self.wish.take().is_some() {

@@ -7,7 +7,7 @@ use engine::limits::Limits;
 use engine::{Engine, Policy};
 use image::{MemStorage, Span};
 use request::disk::FileInfo;
-use request::{Outcome, Request, Slots, Verb};
+use request::{Outcome, Owner, Request, Slots, Verb};
 use tests::rig::MIB;
 use tests::rig::vhdgen::{Gen, id};
 use tests::sim::disk::{SimDisk, SimFile};
@@ -47,7 +47,7 @@ fn chain() -> Engine<SimDisk> {
 fn read(engine: &mut Engine<SimDisk>, sector: u64) -> (Outcome, u8, u32) {
     let slot = engine.reserve(4096).expect("a free slot");
     let span = Span { start: sector, count: 1 };
-    engine.start(slot, Request { verb: Verb::Read, span, mark: 0 });
+    engine.start(slot, Request { verb: Verb::Read, span, owner: Owner::default() });
     let mut rounds = 0;
     loop {
         engine.step(1);

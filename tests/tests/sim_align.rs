@@ -18,7 +18,7 @@ use host::arena::{Arena, Buf};
 use image::Span;
 use request::disk::FileInfo;
 use request::disk::{Disk, FileId, Kind, Op};
-use request::{Request, Slots, Verb};
+use request::{Owner, Request, Slots, Verb};
 use tapdisk::sealed::{Seal, Sealable};
 use tests::sim::rng::Rng;
 use tests::sim::{Counts, Setup, each, run};
@@ -324,7 +324,10 @@ fn blocks_below(device: &Loop) -> u64 {
 fn request<D: Disk>(engine: &mut Engine<Aligned<D>>, verb: Verb) {
     let slot = engine.reserve(BLOCK as u32 * 512).expect("a slot");
     engine.buffer_mut(slot).fill(7);
-    engine.start(slot, Request { verb, span: Span { start: 0, count: BLOCK as u32 }, mark: 0 });
+    engine.start(
+        slot,
+        Request { verb, span: Span { start: 0, count: BLOCK as u32 }, owner: Owner::default() },
+    );
     loop {
         while engine.step(0) {}
         if let Some((slot, _, outcome)) = engine.pop_done() {

@@ -4,7 +4,7 @@ use image::{Plan, Span};
 use crate::limits::{LARGE_BYTES, PLANS_MAX};
 use crate::local::Local;
 use request::disk::FileId;
-use request::{Outcome, Request, Verb};
+use request::{Outcome, Owner, Request, Verb};
 
 /// Where a slot is. A request waits while `pending` is not 0; the state says what comes then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ pub struct Slot {
 impl Slot {
     /// A slot that nobody has.
     pub fn free() -> Slot {
-        let request = Request { verb: Verb::Flush, span: Span::default(), mark: 0 };
+        let request = Request { verb: Verb::Flush, span: Span::default(), owner: Owner::default() };
         Slot {
             state: State::Free,
             request,

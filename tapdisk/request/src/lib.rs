@@ -70,12 +70,32 @@ pub struct Request {
     /// Which sectors; count 0 only for Flush. Read and Write fit the slot's buffer; Zero, Discard
     /// and Status may be of any length.
     pub span: Span,
-    /// The frontend's own mark, handed back.
-    pub mark: u64,
+    /// Who is answered.
+    pub owner: Owner,
 }
 
-/// Set in the marks of guest rings' requests, and in no others': both may be in one engine.
-pub const RINGS_MARK: u64 = 1 << 63;
+/// The frontends of a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Source {
+    /// NBD clients.
+    #[default]
+    Nbd,
+    /// Rings of guests.
+    Rings,
+    /// The block device that ublk makes.
+    Ublk,
+    /// The block device of the kernel module blktap2.
+    Blktap,
+}
+
+/// Who asked: an answer finds its way back by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Owner {
+    /// Which frontend.
+    pub source: Source,
+    /// What that frontend knows its request by.
+    pub cookie: u32,
+}
 
 /// The outcome of a request: a positive errno on failure. `Ok` of Status is the number of extents.
 pub type Outcome = Result<u32, i32>;

@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use slog::{info, warn};
 
+use super::data_path::{DataPath, info};
 use super::plug::{Unplug, Way};
-use super::served::{Served, info};
 use super::state::Step;
 use super::tap::TapEnd;
 use super::{Env, Goal, Opened, Rest, Result, State, Vbd};
@@ -74,12 +74,14 @@ impl Vbd {
         self.mirror_failed |= images.mirror_failed;
         let (found, held) = (info(&images), images.held.clone());
         let own_slots = self.own_slots(&opened);
-        match Served::start(env, (self.minor, self.token), (&opened, own_slots), images, None) {
-            Ok(served) => {
+        let place = (self.minor, self.token);
+        let frontends = &mut self.frontends;
+        match DataPath::start(env, place, (&opened, own_slots), images, frontends) {
+            Ok(data) => {
                 self.info = found;
-                self.served = Some(served);
+                self.data = Some(data);
                 self.show_files(env);
-                self.take_early_rings(env);
+                self.poll_rings(env);
                 if let Some(by) = held {
                     return (self.wait(env, opened.wish, &by), Some(Ok(())));
                 }
@@ -99,11 +101,11 @@ impl Vbd {
     }
 
     fn draining(&mut self, env: &Env, goal: Goal) -> Next {
-        let Some(served) = &mut self.served else { return self.arrive(env, goal, Ok(())) };
-        if !served.idle() {
+        if !self.idle() {
             return (State::Draining { goal }, None);
         }
-        let events = served.engine.events();
+        let Some(data) = &mut self.data else { return self.arrive(env, goal, Ok(())) };
+        let events = data.engine.events();
         if let Some(opened) = &mut self.wish {
             opened.wish.taken_over |= events.taken_over;
             if events.mirror_lost.is_some() {
@@ -112,7 +114,7 @@ impl Vbd {
                 self.mirror_failed = true;
             }
         }
-        let images = served.take_out();
+        let images = data.take_out();
         self.hide_files();
         match images {
             Some(images) => (shut(env, images, goal), None),
@@ -152,7 +154,7 @@ impl Vbd {
                 (State::Closed, Some(closed))
             }
             Goal::Fail { errno, rest } => {
-                if !matches!(rest, Rest::Paused { .. }) || self.served.is_none() {
+                if !matches!(rest, Rest::Paused { .. }) || self.data.is_none() {
                     self.forget(env);
                 }
                 (rest.into(), Some(Err(errno)))
@@ -181,7 +183,7 @@ impl Vbd {
                 let opened = self.wish.clone().expect("it was open");
                 self.resumed(env, images, Opened { wish: *wish, ..opened })
             }
-            Some(Err(error)) if self.early_nbd.is_some() && error.errno != libc::ECANCELED => {
+            Some(Err(error)) if self.left.is_some() && error.errno != libc::ECANCELED => {
                 // Its clients and guests would be lost: nobody but this process has them.
                 if tries <= TRIES_MAX || tries % 60 == 0 {
                     self.refuse(env, &error);
@@ -221,11 +223,11 @@ impl Vbd {
             let errno = self.refuse(env, &OpenError::new(libc::EMEDIUMTYPE, text));
             return (shut(env, images, fail(errno)), None);
         }
-        if let Some(left) = self.early_nbd.take() {
+        if let Some(left) = self.left.take() {
             self.wish = Some(opened);
-            return self.start_served(env, images, left, fail);
+            return self.start_again(env, images, left, fail);
         }
-        let Some(served) = &mut self.served else {
+        let Some(data) = &mut self.data else {
             let errno = self.refuse(env, &OpenError::new(libc::EINVAL, "nothing is paused"));
             return (shut(env, images, fail(errno)), None);
         };
@@ -233,7 +235,7 @@ impl Vbd {
             self.wish = Some(opened.clone());
             return (self.wait(env, opened.wish, &by), Some(Ok(())));
         }
-        match served.put_in(images, &opened) {
+        match data.put_in(images, &opened, &mut self.frontends) {
             Ok(()) => {
                 self.wish = Some(opened);
                 self.show_files(env);
@@ -255,11 +257,10 @@ impl Vbd {
     /// Somebody else writes an image: nothing of what was read is believed, and requests wait until
     /// it can be read anew.
     pub(super) fn wait(&mut self, env: &Env, wish: Wish, by: &str) -> State {
-        if let Some(served) = &mut self.served {
-            served.suspend();
-            served.nbd.hold();
+        if let Some(data) = &mut self.data {
+            self.frontends.hold();
             // Nothing was written, so nothing is to be written at the end.
-            drop(served.take_out());
+            drop(data.take_out());
         }
         let job = self.open_images(env, wish.clone(), Living::Outlived);
         if let Some(patience) = &self.patience {
@@ -303,8 +304,7 @@ impl Vbd {
 
     /// Whether what was waited for has just finished, so that `advance` has something to do.
     pub fn is_drained(&self) -> bool {
-        let drained = matches!(self.state, State::Draining { .. })
-            && self.served.as_ref().is_none_or(Served::idle);
+        let drained = matches!(self.state, State::Draining { .. }) && self.idle();
         drained || self.is_unplugged() || self.ring_wants_care()
     }
 
@@ -314,10 +314,11 @@ impl Vbd {
         self.look_at_host();
         self.update_ring_files();
         self.update_files();
-        let Some(served) = &mut self.served else { return };
-        served.tick(instant);
-        if served.watch(now) {
-            let active = served.engine.active();
+        let Some(data) = &mut self.data else { return };
+        self.frontends.tick(instant);
+        data.tick(instant);
+        if data.watch(now) {
+            let active = data.engine.active();
             warn!(env.log, "minor {minor}: {active} requests in flight and no progress for 10 s");
             env.sink.report(&self.report());
         }

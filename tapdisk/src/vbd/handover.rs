@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   Open ── finish ─► at rest ── pause ─► Paused ─► DiskState ── exec ─► adopted: clients and rings
-//!     ▲                                     │                              wait in early_nbd, early_rings
+//!     ▲                                     │                              wait in the frontends     
 //!     └────────────── go_on ◄───────────────┘                                │ images open
 //!                                                                            ▼
-//!                                                          Served ─► (the block device) ─► Open
+//!                                                          DataPath ─► (the block device) ─► Open
 //! ```
 use std::fs::File;
 use std::io;
@@ -22,12 +22,13 @@ use vhd_rs::secret::Bytes;
 use xen::devices::Devices;
 
 use super::advance::Next;
+use super::data_path::{DataPath, info as found};
 use super::plug::Way;
 use super::rings::GuestRings;
-use super::served::{Served, info as found};
 use super::{Env, Goal, Opened, State, Vbd, socket_paths, state};
 use crate::formats::{Images, Key, Wish};
-use engine::stats::Carried as StatsCarried;
+pub(super) use engine::stats::Carried as StatsCarried;
+use frontend::Frontend;
 use frontend::blkif::{RingState, Rings};
 use frontend::nbd::{Export, NbdServer, NbdState};
 use host::carry::{Carried, Carrier, Fetcher};
@@ -87,18 +88,11 @@ struct WishState {
     encrypted: bool,
 }
 
-/// What waits until the images are open.
-#[derive(Debug)]
-pub struct Left {
-    nbd: NbdServer,
-    stats: StatsCarried,
-}
-
 impl Vbd {
     /// Why another program cannot go on with this disk just now.
     pub fn why_not_upgraded(&self) -> Option<String> {
         let minor = self.minor;
-        let why = match (&self.state, &self.early_rings) {
+        let why = match (&self.state, &self.frontends.rings) {
             (State::Open, _) if !self.stopping => return None,
             (State::Attached | State::Closed, None) if !self.stopping => return None,
             (State::Paused { .. }, _) => "paused; unpause it first".into(),
@@ -119,19 +113,19 @@ impl Vbd {
 
     /// Clients and guests end what they have begun, and begin nothing.
     pub fn finish(&mut self) {
-        if let Some(served) = &mut self.served {
-            served.finish_up();
+        if self.is_served() {
+            self.frontends.finish();
         }
     }
 
     /// Whether they have.
     pub fn at_rest(&self) -> bool {
-        self.served.as_ref().is_none_or(Served::at_rest)
+        !self.is_served() || self.frontends.at_rest()
     }
 
     /// Who has not.
     pub fn restlessness(&self) -> String {
-        let clients = self.served.as_ref().map_or(0, |served| served.nbd.restless());
+        let clients = self.frontends.nbd.as_ref().map_or(0, NbdServer::restless);
         let (minor, who) = match clients {
             0 => (self.minor, "a guest's requests are not done".to_string()),
             1 => (self.minor, "an NBD client is in the middle of a request or a reply".into()),
@@ -158,8 +152,8 @@ impl Vbd {
             }
             _ => {}
         }
-        if let Some(served) = &mut self.served {
-            served.go_on();
+        if self.is_served() {
+            self.frontends.go_on();
         }
     }
 
@@ -178,12 +172,12 @@ impl Vbd {
         keys: &mut Vec<&'a [u8]>,
     ) -> io::Result<DiskState> {
         let marker = self._marker.as_ref().map(|file| carrier.carry(file.as_fd())).transpose()?;
-        let life = match (&self.wish, &self.served) {
-            (Some(opened), Some(served)) => {
+        let life = match (&self.wish, &self.data, &self.frontends.nbd) {
+            (Some(opened), Some(data), Some(nbd)) => {
                 if let Some(key) = &opened.wish.key {
                     keys.push(key.bytes());
                 }
-                let rings = served.rings.as_deref();
+                let rings = self.rings();
                 let events = rings.map(|rings| carrier.carry(rings.xen().as_fd())).transpose()?;
                 let minor = self.minor;
                 let open = Request::Open { minor, params: opened.params };
@@ -196,8 +190,8 @@ impl Vbd {
                     info: self.info.info,
                     device: self.device.map(|device| device.to_string()),
                     mirror_failed: self.mirror_failed,
-                    stats: served.engine.stats().into(),
-                    nbd: served.nbd.state(&mut |fd| carrier.carry(fd))?,
+                    stats: data.engine.stats().into(),
+                    nbd: nbd.state(&mut |fd| carrier.carry(fd))?,
                     events,
                     rings: rings.map(GuestRings::states).unwrap_or_default(),
                 }))
@@ -274,7 +268,8 @@ impl Vbd {
         let nbd = NbdServer::adopt(&env.registry, &paths, base, export, open.nbd, &mut fetch);
         let mut nbd = nbd.map_err(|error| error.error)?;
         nbd.suspend();
-        self.early_nbd = Some(Left { nbd, stats: open.stats });
+        self.frontends.nbd = Some(nbd);
+        self.left = Some(open.stats);
         if let Some(events) = open.events {
             self.adopt_rings(env, fetcher.fetch(events)?, &open.rings)?;
         }
@@ -309,16 +304,16 @@ impl Vbd {
         if rings.wants_ticks() {
             rings.set_idle(self.host_idle.percent());
         }
-        self.early_rings = Some(rings);
+        self.frontends.rings = Some(rings);
         Ok(())
     }
 
     /// The images are open: who has waited is served.
-    pub(super) fn start_served(
+    pub(super) fn start_again(
         &mut self,
         env: &Env,
         images: Images,
-        left: Left,
+        left: StatsCarried,
         fail: impl Fn(i32) -> Goal,
     ) -> Next {
         let opened = self.wish.clone().expect("it was open");
@@ -326,12 +321,13 @@ impl Vbd {
         let device = self.device.take();
         let place = (self.minor, self.token);
         self.info = found(&images);
-        match Served::start(env, place, (&opened, own_slots), images, Some(left.nbd)) {
-            Ok(mut served) => {
-                served.engine.count_on(left.stats.into());
-                self.served = Some(served);
+        let frontends = &mut self.frontends;
+        match DataPath::start(env, place, (&opened, own_slots), images, frontends) {
+            Ok(mut data) => {
+                data.engine.count_on(left.into());
+                self.data = Some(data);
                 self.show_files(env);
-                self.take_early_rings(env);
+                self.poll_rings(env);
                 if let Some(by) = held {
                     return (self.wait(env, opened.wish, &by), Some(Ok(())));
                 }

@@ -182,8 +182,8 @@ impl Drop for DiskFiles {
 impl Vbd {
     /// Files for a disk whose images have just been opened.
     pub(super) fn show_files(&mut self, env: &Env) {
-        let Some(served) = &self.served else { return };
-        let (vdi, nbd) = (served.engine.stats().traffic(), served.nbd.traffic());
+        let (Some(data), Some(nbd)) = (&self.data, &self.frontends.nbd) else { return };
+        let (vdi, nbd) = (data.engine.stats().traffic(), nbd.traffic());
         let Err(error) = self.files.open(&env.folder, self.minor, vdi, nbd) else { return };
         if !std::mem::replace(&mut self.files.told, true) {
             let minor = self.minor;
@@ -198,8 +198,8 @@ impl Vbd {
 
     /// Once a second: what was read and written.
     pub(super) fn update_files(&self) {
-        let Some(served) = &self.served else { return };
-        self.files.update(&served.engine.stats().traffic(), &served.nbd.traffic());
+        let (Some(data), Some(nbd)) = (&self.data, &self.frontends.nbd) else { return };
+        self.files.update(&data.engine.stats().traffic(), &nbd.traffic());
     }
 }
 

@@ -15,7 +15,7 @@ use slog::{info, warn};
 use tap_ctl::messages::{Device, DeviceWish, Params, Request, flag};
 
 use super::tap::TapEnd;
-use super::{Env, Goal, Opened, Rest, Result, Served, State, Vbd};
+use super::{DataPath, Env, Goal, Opened, Rest, Result, State, Vbd};
 use crate::formats::OpenError;
 use crate::job::Job;
 use crate::kernel_nbd;
@@ -103,15 +103,15 @@ impl Vbd {
             return Some(self.plug_tap(env));
         }
         let (wish, take_over) = (opened.device?, opened.take_over);
-        let served = self.served.as_ref()?;
+        let data = self.data.as_ref()?;
         reclaim::hold_reserves(&env.log);
         if is_for_nbd(&wish) {
-            let plan = nbd_plan(served, &wish, take_over, env.run.device(self.minor));
+            let plan = nbd_plan(data, &wish, take_over, env.run.device(self.minor));
             let socket = env.run.nbd(env.pid, self.minor);
             let job = Job::start(&env.waker, move || kernel_nbd::connect(&socket, &plan));
             return Some(State::Plugging(Plug::Connecting(job)));
         }
-        let shape = shape(served, &wish);
+        let shape = shape(data, &wish);
         let number = wish.number();
         let job = Job::start(&env.waker, move || match (take_over, number) {
             (true, Some(number)) => device::take_over(number, &shape),
@@ -181,10 +181,10 @@ impl Vbd {
         let number = added.number;
         let taken_over = self.wish.as_ref().is_some_and(|opened| opened.take_over);
         let token = Token(self.token + DEVICE_TOKEN);
-        let served = self.served.as_mut().expect("it is being opened");
-        match fetch(env, served, added, token) {
+        let data = self.data.as_mut().expect("it is being opened");
+        match fetch(env, data, added, token) {
             Ok(device) => {
-                served.device = Some(Box::new(device));
+                self.frontends.ublk = Some(Box::new(device));
                 self.device = Some(Device::Ublk(number));
                 // Before it starts: the kernel reads from it then, and if we are killed in the
                 // middle the device stays, with that read, and somebody must find it.
@@ -240,10 +240,10 @@ impl Vbd {
 
     fn stop_device(&mut self, env: &Env, force: bool, way: Way) -> State {
         let Some(plugged) = self.device else { unreachable!("there is a device") };
-        let served = self.served.as_mut().expect("a device is served");
+        let data = self.data.as_ref().expect("a device is served");
         // Nobody reads or writes any more while the images are closed.
-        let closed = served.images.is_none();
-        if let Some(device) = served.device.as_mut().filter(|_| closed) {
+        let closed = data.images.is_none();
+        if let Some(device) = self.frontends.ublk.as_mut().filter(|_| closed) {
             device.refuse();
         }
         let sync = !force && !closed;
@@ -290,7 +290,7 @@ impl Vbd {
                 Some(Ok(())) => (self.stop_device(env, false, way), None),
                 Some(Err(error)) if self.stopping => {
                     warn!(env.log, "minor {}: {error}: it waits for tap-ctl recover", self.minor);
-                    if let Some(device) = self.served.as_mut().and_then(|s| s.device.as_mut()) {
+                    if let Some(device) = &mut self.frontends.ublk {
                         device.suspend();
                     }
                     (State::Unplugging(Unplug::Ending { delete: false }, way), None)
@@ -335,11 +335,11 @@ impl Vbd {
         if !self.device_ends(delete) {
             return (State::Unplugging(Unplug::Ending { delete }, way), None);
         }
-        let served = self.served.as_mut().expect("a device is served");
-        if let Some(device) = served.device.take() {
+        let data = self.data.as_mut().expect("a device is served");
+        if let Some(device) = self.frontends.ublk.take() {
             let fd = device.commands().raw_fd();
             let _ = env.registry.deregister(&mut SourceFd(&fd));
-            device.end(&mut served.engine);
+            device.end(&mut data.engine);
         }
         let Some(device) = self.device.take().filter(|_| delete) else {
             return self.after_device(env, way);
@@ -353,7 +353,7 @@ impl Vbd {
 
     /// Whether what the end of the device waits for has come.
     fn device_ends(&self, delete: bool) -> bool {
-        let device = self.served.as_ref().and_then(|served| served.device.as_ref());
+        let device = self.frontends.ublk.as_ref();
         device.is_none_or(|device| device.idle() && (!delete || device.has_ended()))
     }
 
@@ -367,11 +367,8 @@ impl Vbd {
 
     /// What was to follow the end of the device.
     pub(super) fn after_device(&mut self, env: &Env, way: Way) -> Next {
-        if let Some(served) = self.served.as_mut().filter(|served| served.images.is_some()) {
-            match way.goal {
-                Goal::Pause => served.suspend(),
-                Goal::Close | Goal::Fail { .. } => served.hang_up(),
-            }
+        if self.data.as_ref().is_some_and(|data| data.images.is_some()) {
+            self.stop_intake(way.goal);
             return (State::Draining { goal: way.goal }, None);
         }
         match (way.goal, way.back) {
@@ -430,7 +427,7 @@ fn write(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
 }
 
 /// The device for a disk: its tags are shared among its queues.
-fn shape(served: &Served, wish: &DeviceWish) -> Shape {
+fn shape(data: &DataPath, wish: &DeviceWish) -> Shape {
     use request::Slots;
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
     // The driver makes no more queues than there are processors.
@@ -439,7 +436,7 @@ fn shape(served: &Served, wish: &DeviceWish) -> Shape {
         0 => queues_max.min(2),
         n => n.min(queues_max),
     };
-    let engine = &served.engine;
+    let engine = &data.engine;
     Shape {
         sectors: engine.sectors(),
         sector_size: engine.sector_size(),
@@ -458,7 +455,7 @@ fn is_for_nbd(wish: &DeviceWish) -> bool {
 }
 
 fn nbd_plan(
-    served: &Served,
+    data: &DataPath,
     wish: &DeviceWish,
     take_over: bool,
     record: std::path::PathBuf,
@@ -467,8 +464,8 @@ fn nbd_plan(
     kernel_nbd::Plan {
         number: wish.number(),
         connections: wish.queues.min(QUEUES_MAX as u8),
-        read_only: served.engine.read_only(),
-        sector_size: served.engine.sector_size(),
+        read_only: data.engine.read_only(),
+        sector_size: data.engine.sector_size(),
         take_over,
         record,
     }
@@ -476,7 +473,7 @@ fn nbd_plan(
 
 fn fetch(
     env: &Env,
-    served: &mut Served,
+    data: &mut DataPath,
     added: Added,
     token: Token,
 ) -> std::result::Result<Ublk<Ring>, DeviceError> {
@@ -490,14 +487,14 @@ fn fetch(
     let tags = added.queues.0.saturating_mul(added.queues.1);
     let ring = Ring::open(added.device, added.queues, added.encoded).map_err(io("its ring"))?;
     let fd = ring.raw_fd();
-    let started = Ublk::start(ring, tags, &mut served.engine).map_err(io("its requests"))?;
+    let started = Ublk::start(ring, tags, &mut data.engine).map_err(io("its requests"))?;
     let device = started.ok_or_else(|| failed("slots for its tags", libc::ENOBUFS))?;
     if device.is_ending() {
-        device.end(&mut served.engine);
+        device.end(&mut data.engine);
         return Err(failed("the kernel refuses to wait for requests", libc::ENODEV));
     }
     if let Err(error) = env.registry.register(&mut SourceFd(&fd), token, Interest::READABLE) {
-        device.end(&mut served.engine);
+        device.end(&mut data.engine);
         return Err(io("polling")(error));
     }
     Ok(device)

@@ -3,12 +3,13 @@ use std::fmt::Write;
 
 use super::rings::GuestRings;
 use super::tap::TapRing;
-use super::{Env, Served, Vbd};
+use super::{DataPath, Env, Frontends, Vbd};
 use crate::formats::Kind;
 use crate::memory;
 use crate::sealed;
 use crate::stats_json::Json;
 use engine::chain;
+use frontend::nbd::NbdServer;
 use frontend::ublk::{Ring, Ublk};
 use host::arena::Locked;
 use host::sys;
@@ -23,19 +24,19 @@ const REQUESTS_MAX: u64 = 352;
 impl Vbd {
     /// The object of STATS: the original's members (spec/tap-ctl.md §5), then ours.
     pub fn stats(&self, env: &Env, j: &mut Json) {
-        let served = self.served.as_ref();
+        let data = self.data.as_ref();
         let opened = self.wish.as_ref();
         let name = opened.map_or("(null)".into(), |opened| {
             String::from_utf8_lossy(opened.wish.name.as_bytes()).into_owned()
         });
         let caching = opened.is_some_and(|opened| opened.wish.page_cache);
-        let redirected = served.map_or(0, |served| served.engine.stats().redirected);
-        let lost = served.is_some_and(|served| served.engine.events().mirror_lost.is_some());
-        let active = served.map_or(0, |served| served.engine.active());
+        let redirected = data.map_or(0, |data| data.engine.stats().redirected);
+        let lost = data.is_some_and(|data| data.engine.events().mirror_lost.is_some());
+        let active = data.map_or(0, |data| data.engine.active());
         j.object(|j| {
             j.key("name").string(&name);
             j.numbers("secs", &self.secs());
-            j.key("images").array(|j| served.into_iter().for_each(|served| images(served, j)));
+            j.key("images").array(|j| data.into_iter().for_each(|data| images(data, j)));
             j.member("FIXME_enospc_redirect_count", redirected);
             j.member("nbd_mirror_failed", u32::from(lost || self.mirror_failed));
             j.member("reqs_outstanding", active);
@@ -43,21 +44,21 @@ impl Vbd {
             if let Some(waits) = self.waits() {
                 j.key("waits").string(&waits);
             }
-            if let Some(served) = served {
-                ours(served, env, j);
+            if let Some(data) = data {
+                ours(data, &self.frontends, env, j);
             }
             if let Some(tap) = self.tap() {
                 tap_counters(self.minor, tap, j);
             }
             if let Some(device) = self.device() {
-                let ublk = served.and_then(|served| served.device.as_deref());
+                let ublk = self.frontends.ublk.as_deref();
                 block_device(&device.to_string(), device.driver(), ublk, j);
             }
         });
     }
 
     fn secs(&self) -> [u64; 2] {
-        let now = self.served.as_ref().map_or([0; 2], |served| served.engine.stats().secs);
+        let now = self.data.as_ref().map_or([0; 2], |data| data.engine.stats().secs);
         [self.secs_before[0] + now[0], self.secs_before[1] + now[1]]
     }
 
@@ -67,21 +68,22 @@ impl Vbd {
         if let Some(waits) = self.waits() {
             let _ = write!(text, "\n  {waits}");
         }
-        let Some(served) = &self.served else { return text };
-        let (engine, stats) = (&served.engine, served.engine.stats());
+        let Some(data) = &self.data else { return text };
+        let (engine, stats) = (&data.engine, data.engine.stats());
         let _ = write!(
             text,
             "\n  {}, {} requests in flight, done: {:?}, sectors: {:?}, errors: {}, turns: {}",
-            served.why,
+            data.why,
             engine.active(),
             stats.ops,
             self.secs(),
             stats.errors,
             stats.turns
         );
-        let _ =
-            write!(text, "\n  nbd: {} clients, {:?}", served.nbd.clients(), served.nbd.counters());
-        for layer in served.images.iter().flat_map(|images| &images.layers) {
+        if let Some(nbd) = &self.frontends.nbd {
+            let _ = write!(text, "\n  nbd: {} clients, {:?}", nbd.clients(), nbd.counters());
+        }
+        for layer in data.images.iter().flat_map(|images| &images.layers) {
             let how = if layer.writable { "writable" } else { "read-only" };
             let _ = write!(text, "\n  {}:{} {how}", layer.kind.name(), show::path(&layer.path));
         }
@@ -90,8 +92,8 @@ impl Vbd {
 }
 
 /// One object for each open image, leaf first.
-fn images(served: &Served, j: &mut Json) {
-    let (Some(images), Some(chain)) = (&served.images, served.engine.chain()) else { return };
+fn images(data: &DataPath, j: &mut Json) {
+    let (Some(images), Some(chain)) = (&data.images, data.engine.chain()) else { return };
     if let Some(log) = &images.log {
         filter((&log.path().to_string_lossy(), "log", LOG_TYPE), j);
     }
@@ -101,7 +103,7 @@ fn images(served: &Served, j: &mut Json) {
     for (i, file) in top.iter().chain(&unread).chain(rest).enumerate() {
         let (layer, driver) =
             (&images.layers[usize::from(file.0)], &chain.layers[usize::from(file.0)]);
-        let pending = if i == 0 { u64::from(served.engine.active()) } else { 0 };
+        let pending = if i == 0 { u64::from(data.engine.active()) } else { 0 };
         image((&layer.path.to_string_lossy(), layer.kind), driver, pending, j);
         if i == 0 && images.local_cache {
             filter((&layer.path.to_string_lossy(), "lc", LOCAL_CACHE_TYPE), j);
@@ -145,8 +147,8 @@ fn image((path, kind): (&str, Kind), layer: &chain::Layer, pending: u64, j: &mut
 }
 
 /// What the original does not tell.
-fn ours(served: &Served, env: &Env, j: &mut Json) {
-    let stats = served.engine.stats();
+fn ours(data: &DataPath, frontends: &Frontends, env: &Env, j: &mut Json) {
+    let stats = data.engine.stats();
     j.key("perf").object(|j| {
         let [read, write, flush, discard, zero] = stats.ops;
         j.key("ops").object(|j| {
@@ -164,27 +166,28 @@ fn ours(served: &Served, env: &Env, j: &mut Json) {
             j.numbers("read", &stats.latency[0]);
             j.numbers("write", &stats.latency[1]);
         });
-        j.member("inflight", served.engine.active());
+        j.member("inflight", data.engine.active());
         j.member("errors", stats.errors);
         j.member("turns", stats.turns);
     });
     j.key("engine").object(|j| {
-        j.key("name").string(served.engine.disk_ref().name());
-        j.key("why").string(&served.why);
+        j.key("name").string(data.engine.disk_ref().name());
+        j.key("why").string(&data.why);
     });
-    memory_of(served, env, j);
+    memory_of(data, env, j);
     j.key("sealed").object(|j| j.member("allocations", sealed::broken()));
     let (minor, major) = sys::faults();
     j.key("faults").object(|j| {
-        j.member("major", major.saturating_sub(served.faults.1));
-        j.member("minor", minor.saturating_sub(served.faults.0));
+        j.member("major", major.saturating_sub(data.faults.1));
+        j.member("minor", minor.saturating_sub(data.faults.0));
     });
-    if let Some(rings) = &served.rings {
+    if let Some(rings) = &frontends.rings {
         ring_counters(rings, j);
     }
-    let nbd = served.nbd.counters();
+    let clients = frontends.clients();
+    let nbd = frontends.nbd.as_ref().map(NbdServer::counters).unwrap_or_default();
     j.key("nbd").object(|j| {
-        j.member("clients", served.nbd.clients());
+        j.member("clients", clients);
         j.member("accepted", nbd.clients);
         j.member("refused", nbd.refused);
         j.member("dropped", nbd.dropped);
@@ -260,9 +263,9 @@ fn block_device(path: &str, driver: &str, ublk: Option<&Ublk<Ring>>, j: &mut Jso
     });
 }
 
-fn memory_of(served: &Served, env: &Env, j: &mut Json) {
-    let arena = served.engine.disk_ref().arena_ref();
-    let held = served.locked == Locked::Yes;
+fn memory_of(data: &DataPath, env: &Env, j: &mut Json) {
+    let arena = data.engine.disk_ref().arena_ref();
+    let held = data.locked == Locked::Yes;
     j.key("memory").object(|j| {
         j.member("locked", matches!(env.memory, memory::Memory::Locked));
         j.member("locked_bytes", memory::locked_bytes());

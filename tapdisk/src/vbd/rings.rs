@@ -1,7 +1,7 @@
 //! The guest rings of a disk, as tapback asks for them (spec/control-socket.md §5.9–5.10).
 //!
 //! ```text
-//!   connect ─► early (the disk is not open) ── OPEN ──► Served, beside its NBD clients ── CLOSE ──► gone
+//!   connect ─► waiting (the disk is not open) ── OPEN ──► served, beside NBD clients ── CLOSE ──► gone
 //! ```
 //! The devices of Xen are opened with a disk's first ring and closed when the disk is. What is
 //! wrong is said in the log and in the reply.
@@ -17,6 +17,7 @@ use super::ring_files::DeviceFiles;
 use super::{Env, State, Vbd};
 use crate::formats::OpenError;
 use crate::tokens::VBD_TOKENS;
+use frontend::Frontend;
 use frontend::blkif::{ConnectError, PollPolicy, RingName, RingWish, Rings};
 use host::sys;
 
@@ -30,8 +31,7 @@ pub type GuestRings = Rings<Devices>;
 impl Vbd {
     /// The rings that are connected, whether the disk is open or not.
     pub(super) fn rings(&self) -> Option<&GuestRings> {
-        let served = self.served.as_ref().and_then(|served| served.rings.as_deref());
-        served.or(self.early_rings.as_deref())
+        self.frontends.rings.as_deref()
     }
 
     /// Whether a ring is connected to this disk.
@@ -60,10 +60,7 @@ impl Vbd {
     fn try_connect(&mut self, env: &Env, asked: &Blkif) -> Result<RingName, ConnectError> {
         let wish = wish(asked)?;
         let open = matches!(self.state, State::Open);
-        let place = match &mut self.served {
-            Some(served) => &mut served.rings,
-            None => &mut self.early_rings,
-        };
+        let place = &mut self.frontends.rings;
         let fresh = place.is_none();
         let rings = match place {
             Some(rings) => rings,
@@ -82,7 +79,7 @@ impl Vbd {
         }
         // Also when this ring is refused: the devices are open now, and the next ring finds them
         // so.
-        if fresh && self.served.is_some() {
+        if fresh && self.is_served() {
             self.poll_rings(env);
         }
         connected?;
@@ -106,8 +103,8 @@ impl Vbd {
 
     /// Once a second: whether the host has CPU to spare for polling.
     pub(super) fn look_at_host(&mut self) {
-        let served = self.served.as_mut().and_then(|served| served.rings.as_deref_mut());
-        if let Some(rings) = served.filter(|rings| rings.wants_ticks()) {
+        let rings = self.frontends.rings.as_mut().filter(|_| self.data.is_some());
+        if let Some(rings) = rings.filter(|rings| rings.wants_ticks()) {
             rings.set_idle(self.host_idle.percent());
         }
     }
@@ -124,8 +121,7 @@ impl Vbd {
 
     /// Lets go of all rings of a device. False if there are none.
     pub fn disconnect_ring(&mut self, env: &Env, domid: u32, devid: u32) -> bool {
-        let served = self.served.as_mut().and_then(|served| served.rings.as_deref_mut());
-        let Some(rings) = served.or(self.early_rings.as_deref_mut()) else { return false };
+        let Some(rings) = &mut self.frontends.rings else { return false };
         let found = rings.disconnect(domid, devid);
         self.ring_files
             .retain(|files| (u32::from(files.device.0), files.device.1) != (domid, devid));
@@ -137,19 +133,8 @@ impl Vbd {
     }
 
     /// The disk is open: rings that were connected before are served from now on.
-    pub(super) fn take_early_rings(&mut self, env: &Env) {
-        let (Some(served), Some(mut rings)) = (&mut self.served, self.early_rings.take()) else {
-            return;
-        };
-        rings.resume();
-        served.rings = Some(rings);
-        self.poll_rings(env);
-    }
-
-    fn poll_rings(&self, env: &Env) {
-        let Some(rings) = self.served.as_ref().and_then(|served| served.rings.as_ref()) else {
-            return;
-        };
+    pub(super) fn poll_rings(&self, env: &Env) {
+        let Some(rings) = self.rings() else { return };
         if let Err(error) = watch(&env.registry, rings.xen(), self.token + RINGS_TOKEN) {
             warn!(env.log, "minor {}: event channels cannot be polled: {error}", self.minor);
         }

@@ -20,7 +20,7 @@ pub enum State {
     },
     /// The images are open; the block device is being made.
     Plugging(Plug),
-    /// Served.
+    /// DataPath.
     Open,
     /// The block device is being taken away.
     Unplugging(Unplug, Way),

@@ -69,8 +69,7 @@ fn open(module: &Module, minor: u16) -> std::result::Result<Ring, DeviceError> {
 impl Vbd {
     /// The ring, whether the disk is open or not.
     pub(super) fn tap(&self) -> Option<&TapRing> {
-        let served = self.served.as_ref().and_then(|served| served.tap.as_deref());
-        served.or(self.tap.as_deref())
+        self.frontends.tap.as_deref()
     }
 
     /// Takes a ring that was just mapped.
@@ -81,7 +80,7 @@ impl Vbd {
         if let Err(error) = env.registry.register(&mut SourceFd(&fd), token, Interest::READABLE) {
             warn!(env.log, "minor {}: its ring cannot be polled: {error}", self.minor);
         }
-        self.tap = Some(Box::new(Tap::new(ring)));
+        self.frontends.tap = Some(Box::new(Tap::new(ring)));
     }
 
     /// Whether the disk that is being opened gets the module's block device: unless another is
@@ -96,7 +95,7 @@ impl Vbd {
 
     /// Begins to make the block device; first the ring, if it was lost.
     pub(super) fn plug_tap(&mut self, env: &Env) -> State {
-        if self.tap.is_some() {
+        if self.frontends.tap.is_some() {
             return self.create_tapdev(env);
         }
         let (run, minor) = (env.run.clone(), self.minor);
@@ -111,13 +110,11 @@ impl Vbd {
     }
 
     pub(super) fn create_tapdev(&mut self, env: &Env) -> State {
-        let served = self.served.as_mut().expect("it is being opened");
-        let mut tap = self.tap.take().expect("there is a ring");
+        let engine = &mut self.data.as_mut().expect("it is being opened").engine;
+        let tap = self.frontends.tap.as_mut().expect("there is a ring");
         let handle = tap.side().map(Ring::handle);
-        let started = tap.start(&mut served.engine);
-        served.tap = Some(tap);
+        let started = tap.start(engine);
         let minor = self.minor;
-        let engine = &served.engine;
         let shape = Shape {
             sectors: engine.sectors(),
             sector_size: engine.sector_size(),
@@ -140,7 +137,7 @@ impl Vbd {
     /// The block device is there.
     pub(super) fn tapdev_is_there(&mut self, offers: Offers) {
         self.device = Some(Device::Tap(self.minor.into()));
-        if let Some(tap) = self.served.as_mut().and_then(|served| served.tap.as_mut()) {
+        if let Some(tap) = &mut self.frontends.tap {
             tap.set_events(offers.events());
         }
     }
@@ -148,12 +145,11 @@ impl Vbd {
     /// Begins to take the block device away. Where a signal ends the process, what was written to
     /// it comes first: it ends with us.
     pub(super) fn remove_tapdev(&mut self, env: &Env, force: bool, way: Way) -> State {
-        let tap = self.served.as_ref().and_then(|served| served.tap.as_deref());
-        let Some(handle) = tap.and_then(Tap::side).map(Ring::handle) else {
+        let Some(handle) = self.tap().and_then(Tap::side).map(Ring::handle) else {
             return State::Unplugging(Unplug::Tap(TapEnd::Ending, force), way);
         };
         let path = Device::Tap(self.minor.into()).to_string();
-        let open = self.served.as_ref().is_some_and(|served| served.images.is_some());
+        let open = self.data.as_ref().is_some_and(|data| data.images.is_some());
         let sync = self.stopping && open;
         let job = Job::start(&env.waker, move || {
             if sync {
@@ -242,33 +238,31 @@ impl Vbd {
 
     /// Unmaps and closes the ring, on a worker: the module may have something to wait for.
     fn drop_ring(&mut self, env: &Env) {
-        let served = self.served.as_mut().and_then(|served| served.tap.as_deref_mut());
-        let Some(ring) = served.or(self.tap.as_deref_mut()).and_then(Tap::take_side) else {
-            return;
-        };
+        let tap = self.frontends.tap.as_deref_mut();
+        let Some(ring) = tap.and_then(Tap::take_side) else { return };
         let _ = env.registry.deregister(&mut SourceFd(&ring.raw_fd()));
         drop(Job::start(&env.waker, move || drop(ring)));
     }
 
     /// The disk is closed: the ring waits for the next OPEN, if it is still there.
     pub(super) fn keep_ring(&mut self) {
-        let Some(served) = &mut self.served else { return };
-        let Some(mut tap) = served.tap.take() else { return };
-        tap.stop(&mut served.engine);
-        self.tap = Some(tap).filter(|tap| !tap.is_broken());
+        let (Some(data), Some(tap)) = (&mut self.data, &mut self.frontends.tap) else { return };
+        tap.stop(&mut data.engine);
+        if tap.is_broken() {
+            self.frontends.tap = None;
+        }
     }
 
     /// Whether `look_after_ring` has something to do: no event would tell.
     pub(super) fn ring_wants_care(&self) -> bool {
-        let tap = self.served.as_ref().and_then(|served| served.tap.as_deref());
+        let tap = self.tap().filter(|_| self.is_served());
         tap.is_some_and(|tap| tap.has_message() || (tap.is_broken() && tap.side().is_some()))
     }
 
     /// Between turns: closes a ring that made no sense, and does what the module asks for.
     pub fn look_after_ring(&mut self, env: &Env) {
-        let Some(tap) = self.served.as_mut().and_then(|served| served.tap.as_deref_mut()) else {
-            return;
-        };
+        let served = self.is_served();
+        let Some(tap) = self.frontends.tap.as_deref_mut().filter(|_| served) else { return };
         let (broken, message) = (tap.is_broken() && tap.side().is_some(), tap.take_message());
         if broken {
             self.drop_ring(env);

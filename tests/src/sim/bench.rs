@@ -11,7 +11,7 @@ use image::Purpose;
 use image::Span;
 use request::disk::FileInfo;
 use request::disk::{FileId, Op};
-use request::{Outcome, Request, SlotId, Slots, Verb};
+use request::{Outcome, Owner, Request, SlotId, Slots, Verb};
 use vhd_rs::OpenOptions;
 use vhd_rs::driver::Vhd;
 
@@ -75,7 +75,7 @@ impl Bench {
             let bytes = self.engine.buffer_mut(slot).chunks_exact_mut(512);
             (span.start..span.end()).zip(bytes).for_each(|(s, bytes)| fill(bytes, s, value));
         }
-        self.engine.start(slot, Request { verb, span, mark: value });
+        self.engine.start(slot, Request { verb, span, owner: Owner::default() });
         slot
     }
 

@@ -14,7 +14,7 @@ use engine::limits::Limits;
 use engine::{Engine, Policy};
 use image::{Closing, Image, MemStorage, Span, blocking};
 use request::disk::FileInfo;
-use request::{Request, Slots, Verb};
+use request::{Owner, Request, Slots, Verb};
 use vhd_rs::batmap::BatmapHeader;
 use vhd_rs::driver::Vhd;
 use vhd_rs::{CheckOptions, DiskType, Footer, Header, OpenOptions, bat, check, heal};
@@ -261,7 +261,7 @@ impl World {
                 engine.buffer_mut(slot)[i * 512..][..512].copy_from_slice(&bytes);
             }
         }
-        engine.start(slot, Request { verb, span, mark: 0 });
+        engine.start(slot, Request { verb, span, owner: Owner::default() });
     }
 
     /// A sector that looks like a part of an image.

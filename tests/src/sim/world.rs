@@ -11,7 +11,7 @@ use image::blocking;
 use image::{Image, MemStorage, Span};
 use request::disk::FileId;
 use request::disk::FileInfo;
-use request::{Outcome, Request, SlotId, Slots, Verb};
+use request::{Outcome, Owner, Request, SlotId, Slots, Verb};
 use vhd_rs::batmap::BatmapHeader;
 use vhd_rs::driver::Vhd;
 use vhd_rs::{DiskType, Footer, Header, OpenOptions, Opened, heal};
@@ -719,7 +719,7 @@ impl World {
             Verb::Read => self.engine.buffer_mut(slot).fill(0xcc),
             Verb::Flush | Verb::Status => {}
         }
-        let request = Request { verb, span, mark: self.value };
+        let request = Request { verb, span, owner: owner(self.value) };
         self.engine.start(slot, request);
         self.at_work.insert(slot, (request, start, self.value));
     }
@@ -757,7 +757,7 @@ impl World {
 
     fn done(&mut self, slot: SlotId, request: &Request, outcome: Outcome) -> Result<(), String> {
         let (_, start, value) = self.at_work.remove(&slot).ok_or("an answer nobody asked for")?;
-        if request.mark != value {
+        if request.owner != owner(value) {
             return Err("the answer to another request".into());
         }
         self.ran.ended[usize::from(outcome.is_err())] += 1;
@@ -965,6 +965,11 @@ pub(super) fn first_image(format: Format, sectors: u64, device: bool) -> (Vec<u8
         }
         Format::Dynamic => (dynamic(sectors, None, device, 0), ZERO),
     }
+}
+
+/// Whose answer it is: that of the request which has this value.
+fn owner(value: u64) -> Owner {
+    Owner { cookie: value as u32, ..Owner::default() }
 }
 
 /// An empty dynamic or differencing image; `parent` is Some(None) over a raw one.

@@ -3,6 +3,7 @@
 //! An input is steps: a byte that says what the kernel does, and what it needs for that.
 use crate::blktap_support::engine::Memory;
 use crate::blktap_support::{Bench, DISK};
+use frontend::Frontend;
 use frontend::blktap::abi::{Entry, op};
 use frontend::blktap::fake::packed;
 use std::cell::RefCell;

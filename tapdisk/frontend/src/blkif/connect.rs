@@ -7,7 +7,7 @@ use xen::{BackRing, EventChannels, GrantTable, Layout, Port, RING_PAGES_MAX};
 use super::notice::Tally;
 use super::poll::PollPolicy;
 use super::queue::{Queue, RingName};
-use super::{RINGS_MAX, Rings, live};
+use super::{RINGS_MAX, Rings};
 use host::places::free_place;
 
 /// Queues of one device.
@@ -234,26 +234,6 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         queue.fired = true;
         self.queues[place] = Some(queue);
         Ok(())
-    }
-
-    /// No more is taken from the rings; what was taken is done to its end.
-    pub fn finish(&mut self) {
-        self.finishing = true;
-    }
-
-    /// Goes on after [`Rings::finish`].
-    pub fn go_on(&mut self) {
-        self.finishing = false;
-        live(&mut self.queues).for_each(|queue| queue.behind = true);
-    }
-
-    /// Everything that was taken is answered.
-    pub fn at_rest(&self) -> bool {
-        let quiet = |queue: &Queue| {
-            let unshown = queue.ring.as_ref().is_some_and(|ring| ring.has_unshown());
-            queue.line.is_empty() && queue.busy == 0 && queue.pieces == 0 && !unshown
-        };
-        self.parts.calls.used() == 0 && self.queues.iter().flatten().all(quiet)
     }
 
     /// Lets go of all rings of a device. Requests in the engine go on and are not answered. False

@@ -13,7 +13,7 @@ use super::calls::{Stage, Work};
 use super::order::Gate;
 use super::queue::Queue;
 use crate::quota::Stall;
-use request::{RINGS_MARK, Request, Slots, Verb};
+use request::{Owner, Request, Slots, Source, Verb};
 
 /// Sectors of one piece of a discard.
 const DISCARD_MAX: u64 = 1 << 30;
@@ -109,7 +109,14 @@ impl Queue {
             } else {
                 let span = Span { start: call.sector + call.issued, count };
                 self.start_piece();
-                slots.start(slot, Request { verb, span, mark: RINGS_MARK | u64::from(id) });
+                slots.start(
+                    slot,
+                    Request {
+                        verb,
+                        span,
+                        owner: Owner { source: Source::Rings, cookie: id.into() },
+                    },
+                );
             }
             let call = &mut parts.calls[id];
             call.issued += sectors;
@@ -130,7 +137,14 @@ impl Queue {
         self.start_piece();
         parts.calls[id].outstanding += 1;
         let span = Span::default();
-        slots.start(slot, Request { verb: Verb::Flush, span, mark: RINGS_MARK | u64::from(id) });
+        slots.start(
+            slot,
+            Request {
+                verb: Verb::Flush,
+                span,
+                owner: Owner { source: Source::Rings, cookie: id.into() },
+            },
+        );
         Continue(())
     }
 

@@ -36,11 +36,12 @@ use self::calls::{Calls, Lists, Work};
 use self::issue::Next;
 use self::notice::Log;
 use self::order::Gate;
-use self::queue::{Bounds, Queue};
+use self::queue::{Queue, allows};
 use super::quota::Stall;
-use crate::Frontend;
+use crate::note::Note;
+use crate::{Bounds, Frontend};
 use host::places::next_first;
-use request::{Outcome, RINGS_MARK, Request, SlotId, Slots, Verb};
+use request::{Outcome, Owner, Request, SlotId, Slots, Source, Verb};
 
 /// Rings of a disk at once, those included that are disconnected and have requests in flight.
 pub const RINGS_MAX: usize = 32;
@@ -130,23 +131,6 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         fired > 0
     }
 
-    /// While the disk pauses or is paused: nothing is taken, ports stay masked once they have
-    /// fired, and answers are still given.
-    pub fn suspend(&mut self) {
-        self.suspended = true;
-    }
-
-    /// Goes on.
-    pub fn resume(&mut self) {
-        (self.suspended, self.finishing) = (false, false);
-        live(&mut self.queues).for_each(|queue| queue.behind = true);
-    }
-
-    /// What time it is, in µs; at the beginning of a turn.
-    pub fn clock(&mut self, now: u64) {
-        self.parts.now = now;
-    }
-
     /// The host is idle for so many percent of the time; asked for about once a second, while
     /// [`Rings::wants_ticks`].
     pub fn set_idle(&mut self, percent: f32) {
@@ -165,23 +149,6 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         for queue in live(&mut self.queues) {
             log.counters.polls += u64::from(queue.polling.extend(*now, *idle));
         }
-    }
-
-    /// Another turn would get something done: the server does not sleep now. To be asked after
-    /// `kick`.
-    pub fn pending(&self, slots: &dyn Slots) -> bool {
-        let mut queues = self.queues.iter().flatten();
-        !self.suspended
-            && queues.any(|queue| {
-                let may = match queue.stall {
-                    Stall::No => !queue.line.is_empty(),
-                    Stall::Own => queue.is_let_through(&self.parts.calls, self.gate(queue.place)),
-                    Stall::Slot(bytes) => queue.held.may(slots.slots(), bytes),
-                };
-                let behind = queue.behind && queue.has_room(&self.parts);
-                let more = behind || queue.fired || queue.polling.is_on();
-                queue.is_live() && (may || (more && !self.finishing))
-            })
     }
 
     /// What was counted so far.
@@ -223,7 +190,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
             let Lists::Wanted { count, .. } = call.list else { unreachable!("it was wanted") };
             let sectors = if piece.ok { calls.measure(piece.call, count) } else { None };
             let sectors = sectors.map(u64::from);
-            let allowed = sectors.filter(|n| bounds.allow(call.work, call.sector, *n));
+            let allowed = sectors.filter(|n| allows(bounds, call.work, call.sector, *n));
             let call = &mut calls[piece.call];
             call.list = Lists::Ready(count);
             match allowed {
@@ -251,7 +218,11 @@ impl<X: GrantTable + EventChannels> Rings<X> {
                 queue.start_piece();
                 slots.start(
                     piece.slot,
-                    Request { verb, span, mark: RINGS_MARK | u64::from(piece.call) },
+                    Request {
+                        verb,
+                        span,
+                        owner: Owner { source: Source::Rings, cookie: piece.call.into() },
+                    },
                 );
             } else {
                 queue.held.release(slots, piece.slot);
@@ -364,7 +335,7 @@ impl<X: GrantTable + EventChannels> Frontend for Rings<X> {
         request: &Request,
         outcome: Outcome,
     ) {
-        let id = request.mark as u16;
+        let id = request.owner.cookie as u16;
         let call = self.parts.calls[id];
         let queue = at(&mut self.queues, call.queue);
         queue.pieces -= 1;
@@ -403,5 +374,63 @@ impl<X: GrantTable + EventChannels> Frontend for Rings<X> {
 
     fn idle(&self) -> bool {
         self.parts.reads.is_empty() && self.queues.iter().flatten().all(|queue| queue.pieces == 0)
+    }
+
+    fn pending(&mut self, slots: &dyn Slots) -> bool {
+        let mut queues = self.queues.iter().flatten();
+        !self.suspended
+            && queues.any(|queue| {
+                let may = match queue.stall {
+                    Stall::No => !queue.line.is_empty(),
+                    Stall::Own => queue.is_let_through(&self.parts.calls, self.gate(queue.place)),
+                    Stall::Slot(bytes) => queue.held.may(slots.slots(), bytes),
+                };
+                let behind = queue.behind && queue.has_room(&self.parts);
+                let more = behind || queue.fired || queue.polling.is_on();
+                queue.is_live() && (may || (more && !self.finishing))
+            })
+    }
+
+    fn clock(&mut self, now: u64) {
+        self.parts.now = now;
+    }
+
+    fn suspend(&mut self) {
+        self.suspended = true;
+    }
+
+    fn resume(&mut self) {
+        (self.suspended, self.finishing) = (false, false);
+        live(&mut self.queues).for_each(|queue| queue.behind = true);
+    }
+
+    fn finish(&mut self) {
+        self.finishing = true;
+    }
+
+    fn at_rest(&self) -> bool {
+        let quiet = |queue: &Queue| {
+            let unshown = queue.ring.as_ref().is_some_and(|ring| ring.has_unshown());
+            queue.line.is_empty() && queue.busy == 0 && queue.pieces == 0 && !unshown
+        };
+        self.parts.calls.used() == 0 && self.queues.iter().flatten().all(quiet)
+    }
+
+    fn go_on(&mut self) {
+        self.finishing = false;
+        live(&mut self.queues).for_each(|queue| queue.behind = true);
+    }
+
+    fn has_arrived(&mut self, _: &dyn Slots) -> bool {
+        // Event channels are read by asking.
+        self.event()
+    }
+
+    fn hang_up(&mut self, _: &mut dyn Slots) {
+        self.disconnect_all();
+    }
+
+    fn take_note(&mut self) -> Option<Note> {
+        self.take_notice().map(|notice| Note::warning(notice.to_string()))
     }
 }

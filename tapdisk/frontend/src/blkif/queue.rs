@@ -13,8 +13,8 @@ use super::calls::{Call, Lists, SEGMENTS_MAX, Stage, Work};
 use super::connect::RingWish;
 use super::notice::{Indices, Notice, Tally};
 use super::poll::Polling;
+use crate::Bounds;
 use crate::quota::{Held, Stall};
-use request::Slots;
 
 /// Requests of a ring that wait for slots; further ones stay in the ring.
 pub(super) const LINE_MAX: usize = 32;
@@ -37,33 +37,14 @@ impl RingName {
     }
 }
 
-/// What the disk allows.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
-    pub sectors: u64,
-    /// Requests are multiples of so many sectors of 512 bytes.
-    pub unit: u64,
-    pub read_only: bool,
-}
-
-impl Bounds {
-    pub(super) fn of(slots: &dyn Slots) -> Bounds {
-        let unit = u64::from(slots.sector_size()) / image::SECTOR_BYTES;
-        Bounds { sectors: slots.sectors(), unit: unit.max(1), read_only: slots.read_only() }
-    }
-
-    /// Whether a request of `work` for these sectors can be begun.
-    pub(super) fn allow(&self, work: Work, sector: u64, sectors: u64) -> bool {
-        let end = sector.checked_add(sectors);
-        let inside = end.is_some_and(|end| end <= self.sectors);
-        let whole = sector.is_multiple_of(self.unit) && sectors.is_multiple_of(self.unit);
-        match work {
-            Work::Flush => true,
-            Work::Read => sectors > 0 && inside && whole,
-            Work::Write | Work::Discard => !self.read_only && sectors > 0 && inside && whole,
-            // Without data it is a flush, and its sector means nothing.
-            Work::Barrier(_) => sectors == 0 || (!self.read_only && inside && whole),
-        }
+/// Whether the disk allows a request of `work` for these sectors.
+pub(super) fn allows(bounds: Bounds, work: Work, sector: u64, sectors: u64) -> bool {
+    match work {
+        Work::Flush => true,
+        Work::Read => sectors > 0 && bounds.allow_reading(sector, sectors),
+        Work::Write | Work::Discard => sectors > 0 && bounds.allow_changing(sector, sectors),
+        // Without data it is a flush, and its sector means nothing.
+        Work::Barrier(_) => sectors == 0 || bounds.allow_changing(sector, sectors),
     }
 }
 
@@ -220,7 +201,7 @@ impl Queue {
             Some(List::Page { .. }) | None => sectors,
         };
         let known = !matches!(list, Some(List::Page { .. }));
-        if known && !bounds.allow(work, request.sector, sectors) {
+        if known && !allows(bounds, work, request.sector, sectors) {
             let (id, operation) = (request.id, request.operation);
             return self.refuse(Refusal { id, operation, status: status::ERROR }, parts);
         }

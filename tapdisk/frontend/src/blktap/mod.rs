@@ -28,11 +28,10 @@ pub use self::sys::Ring;
 use self::abi::{ENTRIES, Entry, Message, Page, SEGMENTS_MAX, op, request_flag, status};
 use super::notices::Notices;
 use super::quota::Held;
-use crate::Frontend;
-use request::{Outcome, Request, SlotId, Slots, Verb};
+use crate::note::Note;
+use crate::{Bounds, Frontend, Mode};
+use request::{Outcome, Owner, Request, SlotId, Slots, Source, Verb};
 
-/// Set in the marks of requests of this ring, and in no others'.
-pub const BLKTAP_MARK: u64 = 1 << 61;
 /// Large slots that are the ring's own: with them every request gets on, whatever other clients
 /// hold.
 pub const OWN_SLOTS: u16 = 4;
@@ -57,16 +56,6 @@ pub trait Side {
     /// Makes the kernel put what had no room, where it does not do so by itself: modules without
     /// EVENTS put requests only when they are polled.
     fn push(&mut self);
-}
-
-/// What is done with requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
-    Serving,
-    /// They stay in the ring.
-    Holding,
-    /// They fail.
-    Refusing,
 }
 
 /// A request that was taken, by its id.
@@ -179,21 +168,6 @@ impl<S: Side> Tap<S> {
         Page(self.side.as_ref().expect("a ring that is not broken").page())
     }
 
-    /// Requests stay in the ring from now on.
-    pub fn suspend(&mut self) {
-        self.mode = Mode::Holding;
-    }
-
-    /// Goes on.
-    pub fn resume(&mut self) {
-        self.mode = Mode::Serving;
-    }
-
-    /// Requests fail from now on: the device is being taken away.
-    pub fn refuse(&mut self) {
-        self.mode = Mode::Refusing;
-    }
-
     /// The kernel's page made no sense, or nobody is to use it any more.
     pub fn is_broken(&self) -> bool {
         self.broken
@@ -203,15 +177,6 @@ impl<S: Side> Tap<S> {
     fn give_up(&mut self) {
         self.broken = true;
         self.line.clear();
-    }
-
-    /// Another turn would get something done. To be asked after `kick`.
-    pub fn pending(&self, slots: &dyn Slots) -> bool {
-        let arrived = || self.page().req_prod() != self.req_cons;
-        let may = || !self.stalled || !self.spare.is_empty() || self.may_share(slots);
-        !self.broken
-            && self.mode != Mode::Holding
-            && (arrived() || (!self.line.is_empty() && may()))
     }
 
     /// Whether the kernel has said something.
@@ -296,7 +261,7 @@ impl<S: Side> Tap<S> {
                 (Mode::Holding, _) => return,
                 (Mode::Refusing, _) => Some(status::ERROR),
                 (Mode::Serving, None) => Some(status::NOT_SUPPORTED),
-                (Mode::Serving, Some(_)) => (!bounds.allow(&entry)).then_some(status::ERROR),
+                (Mode::Serving, Some(_)) => (!allows(bounds, &entry)).then_some(status::ERROR),
             };
             if let Some(status) = refused {
                 self.calls[usize::from(id)].status = status;
@@ -337,8 +302,8 @@ impl<S: Side> Tap<S> {
             call.begun += u64::from(count);
             call.outstanding += 1;
             self.pieces += 1;
-            let mark = BLKTAP_MARK | u64::from(id);
-            slots.start(slot, Request { verb, span: Span { start, count }, mark });
+            let owner = Owner { source: Source::Blktap, cookie: id.into() };
+            slots.start(slot, Request { verb, span: Span { start, count }, owner });
             if verb == Verb::Flush {
                 return true;
             }
@@ -392,28 +357,12 @@ impl<S: Side> Tap<S> {
     }
 }
 
-/// What the disk allows.
-struct Bounds {
-    sectors: u64,
-    unit: u64,
-    read_only: bool,
-}
-
-impl Bounds {
-    fn of(slots: &dyn Slots) -> Bounds {
-        let unit = u64::from(slots.sector_size()) / image::SECTOR_BYTES;
-        Bounds { sectors: slots.sectors(), unit: unit.max(1), read_only: slots.read_only() }
-    }
-
-    fn allow(&self, entry: &Entry) -> bool {
-        let end = entry.sector.checked_add(entry.sectors);
-        let whole =
-            entry.sector.is_multiple_of(self.unit) && entry.sectors.is_multiple_of(self.unit);
-        match entry.operation {
-            op::FLUSH => true,
-            op::READ => whole && end.is_some_and(|end| end <= self.sectors),
-            _ => !self.read_only && whole && end.is_some_and(|end| end <= self.sectors),
-        }
+/// Whether the disk allows a request.
+fn allows(bounds: Bounds, entry: &Entry) -> bool {
+    match entry.operation {
+        op::FLUSH => true,
+        op::READ => bounds.allow_reading(entry.sector, entry.sectors),
+        _ => bounds.allow_changing(entry.sector, entry.sectors),
     }
 }
 
@@ -486,7 +435,7 @@ impl<S: Side> Frontend for Tap<S> {
         request: &Request,
         outcome: Outcome,
     ) {
-        let id = request.mark as u8;
+        let id = request.owner.cookie as u8;
         let call = &mut self.calls[usize::from(id)];
         assert!(call.taken && call.outstanding > 0, "a request is over once");
         self.pieces -= 1;
@@ -524,5 +473,40 @@ impl<S: Side> Frontend for Tap<S> {
 
     fn idle(&self) -> bool {
         self.pieces == 0
+    }
+
+    fn pending(&mut self, slots: &dyn Slots) -> bool {
+        let arrived = || self.page().req_prod() != self.req_cons;
+        let may = || !self.stalled || !self.spare.is_empty() || self.may_share(slots);
+        !self.broken
+            && self.mode != Mode::Holding
+            && (arrived() || (!self.line.is_empty() && may()))
+    }
+
+    fn suspend(&mut self) {
+        self.mode = Mode::Holding;
+    }
+
+    fn resume(&mut self) {
+        // Not before it has slots of its own.
+        if !self.own.is_empty() {
+            self.mode = Mode::Serving;
+        }
+    }
+
+    fn refuse(&mut self) {
+        self.mode = Mode::Refusing;
+    }
+
+    fn has_arrived(&mut self, slots: &dyn Slots) -> bool {
+        self.pending(slots)
+    }
+
+    fn hang_up(&mut self, _: &mut dyn Slots) {
+        self.suspend();
+    }
+
+    fn take_note(&mut self) -> Option<Note> {
+        self.take_notice().map(|notice| Note::warning(notice.to_string()))
     }
 }

@@ -83,28 +83,6 @@ impl Conn {
 }
 
 impl NbdServer {
-    /// Nobody is let in, and no new request is taken; what has begun to arrive is taken to its end
-    /// and answered.
-    pub fn finish(&mut self) {
-        self.finishing = true;
-    }
-
-    /// Goes on after [`NbdServer::finish`].
-    pub fn go_on(&mut self) {
-        self.finishing = false;
-        for conn in self.conns().filter(|conn| conn.is_live()) {
-            // Asked again: no event tells of what has arrived already.
-            conn.freed = true;
-        }
-        (0..self.doors.len()).for_each(|i| self.open_door(i));
-    }
-
-    /// Everything that clients have begun to ask for is answered, and the answers are sent.
-    pub fn at_rest(&self) -> bool {
-        let mut conns = self.places.iter().flatten().filter(|conn| conn.phase != Phase::Free);
-        conns.all(|conn| conn.stage().is_some())
-    }
-
     /// How many clients are not at rest.
     pub fn restless(&self) -> usize {
         let conns = self.places.iter().flatten().filter(|conn| conn.phase != Phase::Free);

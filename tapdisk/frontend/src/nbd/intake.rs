@@ -20,7 +20,7 @@ use super::notice::{Counters, Why};
 use super::outq::REPLIES_MAX;
 use crate::quota::{SMALL_BYTES, Stall};
 use nbd_proto::{REQUEST_BYTES, REQUEST_DATA_MAX, RequestHead, command, error, flag};
-use request::{Request, SlotId, Slots};
+use request::{Owner, Request, SlotId, Slots, Source};
 
 /// A payload beyond this is not even discarded: the client is out of its mind.
 const ABSURD_BYTES: u32 = 64 << 20;
@@ -266,8 +266,9 @@ impl Conn {
         call.issued += bytes;
         call.outstanding += 1;
         self.in_engine += 1;
-        let mark = u64::from(self.id) << 32 | u64::from(place);
-        slots.start(slot, Request { verb: call.verb(), span, mark });
+        let cookie = u32::from(self.id) << 16 | u32::from(place);
+        let owner = Owner { source: Source::Nbd, cookie };
+        slots.start(slot, Request { verb: call.verb(), span, owner });
     }
 
     /// Appends a piece to those that are sent in order.

@@ -46,6 +46,7 @@ use self::conn::{Conn, Phase, Style, Turn};
 use self::listen::{Door, Purpose};
 use self::notice::Log;
 use crate::Frontend;
+use crate::note::Note;
 use host::places::{free_place, next_first};
 use request::{Outcome, Request, SlotId, Slots, Traffic};
 
@@ -174,10 +175,9 @@ impl NbdServer {
         self.admit(fd, if oldstyle { Style::Old } else { Style::New }, true)
     }
 
-    /// While the disk pauses or is paused: nobody is let in and nothing is read; replies are sent.
-    /// Slots that clients hold (waiting to be sent, or half filled) stay theirs.
-    pub fn suspend(&mut self) {
-        self.suspended = true;
+    /// What is known about the disk from now on (its size stays).
+    pub fn set_export(&mut self, export: Export) {
+        self.export = export;
     }
 
     /// While the images are somebody else's: clients are let in and told the size, since they may
@@ -185,27 +185,6 @@ impl NbdServer {
     pub fn hold(&mut self) {
         self.holding = true;
         self.suspended = false;
-    }
-
-    /// Goes on, with what is known about the disk now (its size is the same).
-    pub fn resume(&mut self, export: Export) {
-        self.export = export;
-        self.holding = false;
-        self.finishing = false;
-        self.suspended = false;
-        self.conns().for_each(|conn| conn.clock.restart());
-        (0..self.doors.len()).for_each(|i| self.open_door(i));
-    }
-
-    /// Drops all clients and removes the sockets. Requests in the engine come back to `complete` as
-    /// always; until [`Frontend::idle`] the server must be kept.
-    pub fn close(&mut self, slots: &mut dyn Slots) {
-        self.doors.clear();
-        let (log, registry) = (&mut self.log, &self.registry);
-        for conn in self.places.iter_mut().flatten().filter(|conn| conn.is_live()) {
-            conn.drop_client(Why::Shut, log, registry);
-            conn.bury(slots, log);
-        }
     }
 
     /// Time passes: drops clients that negotiate for more than 30 s or take no reply for 60 s, and
@@ -229,16 +208,6 @@ impl NbdServer {
         (!self.suspended && conns.any(|conn| conn.phase == Phase::Ending)).then_some(TICK)
     }
 
-    /// Another turn would get something done: the server does not sleep now. To be asked after
-    /// `kick`.
-    pub fn pending(&self, slots: &dyn Slots) -> bool {
-        let mut conns = self.places.iter().flatten();
-        conns.any(|conn| match self.suspended {
-            true => conn.is_live() && conn.can_send(),
-            false => conn.is_pending(slots),
-        })
-    }
-
     /// Clients that are connected.
     pub fn clients(&self) -> usize {
         self.places.iter().flatten().filter(|conn| conn.is_live()).count()
@@ -252,11 +221,6 @@ impl NbdServer {
     /// Reads and writes of clients that were greeted in the new style, and in the old one.
     pub fn traffic(&self) -> [Traffic; 2] {
         self.log.traffic
-    }
-
-    /// What time it is, in µs; at the beginning of a turn.
-    pub fn clock(&mut self, now: u64) {
-        self.log.now = now;
     }
 
     /// The oldest notice that was not fetched yet.
@@ -381,7 +345,8 @@ impl Frontend for NbdServer {
     }
 
     fn complete(&mut self, slots: &mut dyn Slots, _: SlotId, request: &Request, outcome: Outcome) {
-        let (place, piece) = ((request.mark >> 32) as usize, request.mark as u16);
+        let cookie = request.owner.cookie;
+        let (place, piece) = ((cookie >> 16) as usize, cookie as u16);
         let (log, export, registry) = (&mut self.log, &self.export, &self.registry);
         let conn = self.places[place].as_mut().expect("a request has a client");
         let (intake, finishing) = (!self.holding, self.finishing);
@@ -395,5 +360,67 @@ impl Frontend for NbdServer {
 
     fn idle(&self) -> bool {
         self.places.iter().flatten().all(|conn| conn.in_engine == 0)
+    }
+
+    fn pending(&mut self, slots: &dyn Slots) -> bool {
+        let mut conns = self.places.iter().flatten();
+        conns.any(|conn| match self.suspended {
+            true => conn.is_live() && conn.can_send(),
+            false => conn.is_pending(slots),
+        })
+    }
+
+    fn clock(&mut self, now: u64) {
+        self.log.now = now;
+    }
+
+    fn suspend(&mut self) {
+        self.suspended = true;
+    }
+
+    fn resume(&mut self) {
+        self.holding = false;
+        self.finishing = false;
+        self.suspended = false;
+        self.conns().for_each(|conn| conn.clock.restart());
+        (0..self.doors.len()).for_each(|i| self.open_door(i));
+    }
+
+    fn hang_up(&mut self, slots: &mut dyn Slots) {
+        self.doors.clear();
+        let (log, registry) = (&mut self.log, &self.registry);
+        for conn in self.places.iter_mut().flatten().filter(|conn| conn.is_live()) {
+            conn.drop_client(Why::Shut, log, registry);
+            conn.bury(slots, log);
+        }
+    }
+
+    fn finish(&mut self) {
+        self.finishing = true;
+    }
+
+    fn at_rest(&self) -> bool {
+        self.restless() == 0
+    }
+
+    fn go_on(&mut self) {
+        self.finishing = false;
+        for conn in self.conns().filter(|conn| conn.is_live()) {
+            // Asked again: no event tells of what has arrived already.
+            conn.freed = true;
+        }
+        (0..self.doors.len()).for_each(|i| self.open_door(i));
+    }
+
+    fn has_arrived(&mut self, _: &dyn Slots) -> bool {
+        // Its sockets are in the poll.
+        false
+    }
+
+    fn take_note(&mut self) -> Option<Note> {
+        Some(match self.take_notice()? {
+            Notice::TurnedAway(who) => Note::warning(format!("NBD sockets: {who}")),
+            notice => Note::info(format!("nbd {notice:?}")),
+        })
     }
 }

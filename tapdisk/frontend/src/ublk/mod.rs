@@ -26,11 +26,10 @@ pub use self::device::{Added, DeviceError, Shape, block_path};
 pub use self::sys::Ring;
 
 use self::abi::{IoDesc, op};
-use crate::Frontend;
-use request::{Outcome, Request, SlotId, Slots, Verb};
+use crate::note::Note;
+use crate::{Frontend, Mode};
+use request::{Outcome, Owner, Request, SlotId, Slots, Source, Verb};
 
-/// Set in the marks of requests of block devices, and in no others'.
-pub const UBLK_MARK: u64 = 1 << 62;
 /// Tags of a device, over all its queues.
 pub const TAGS_MAX: u16 = 64;
 
@@ -78,16 +77,6 @@ struct Tag {
     state: State,
     /// Of its request.
     desc: IoDesc,
-}
-
-/// What is done with requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mode {
-    Serving,
-    /// They wait.
-    Holding,
-    /// They fail: the device is being taken away.
-    Refusing,
 }
 
 /// What was counted so far.
@@ -155,21 +144,6 @@ impl<C: Commands> Ublk<C> {
         &self.commands
     }
 
-    /// Requests wait from now on.
-    pub fn suspend(&mut self) {
-        self.mode = Mode::Holding;
-    }
-
-    /// Goes on.
-    pub fn resume(&mut self) {
-        self.mode = Mode::Serving;
-    }
-
-    /// Requests fail from now on, those that wait as well.
-    pub fn refuse(&mut self) {
-        self.mode = Mode::Refusing;
-    }
-
     /// Whether the kernel has no command of ours any more.
     pub fn has_ended(&self) -> bool {
         usize::from(self.ended) == self.tags.len()
@@ -183,11 +157,6 @@ impl<C: Commands> Ublk<C> {
     /// Tags in all.
     pub fn tags(&self) -> usize {
         self.tags.len()
-    }
-
-    /// Another turn would get something done. To be asked after `kick`.
-    pub fn pending(&mut self) -> bool {
-        !self.commands.is_empty() || (self.mode != Mode::Holding && !self.line.is_empty())
     }
 
     /// What was counted so far.
@@ -249,7 +218,10 @@ impl<C: Commands> Ublk<C> {
         };
         self.tags[usize::from(place)].state = State::Busy;
         self.busy += 1;
-        slots.start(slot, Request { verb, span, mark: UBLK_MARK | u64::from(place) });
+        slots.start(
+            slot,
+            Request { verb, span, owner: Owner { source: Source::Ublk, cookie: place.into() } },
+        );
     }
 }
 
@@ -294,7 +266,7 @@ impl<C: Commands> Frontend for Ublk<C> {
         request: &Request,
         outcome: Outcome,
     ) {
-        let place = request.mark as u16;
+        let place = request.owner.cookie as u16;
         let tag = self.tags[usize::from(place)];
         assert!(tag.slot == slot && tag.state == State::Busy, "a tag has its slot");
         self.busy -= 1;
@@ -321,5 +293,34 @@ impl<C: Commands> Frontend for Ublk<C> {
 
     fn idle(&self) -> bool {
         self.busy == 0
+    }
+
+    fn pending(&mut self, _: &dyn Slots) -> bool {
+        !self.commands.is_empty() || (self.mode != Mode::Holding && !self.line.is_empty())
+    }
+
+    fn suspend(&mut self) {
+        self.mode = Mode::Holding;
+    }
+
+    fn resume(&mut self) {
+        self.mode = Mode::Serving;
+    }
+
+    fn refuse(&mut self) {
+        self.mode = Mode::Refusing;
+    }
+
+    fn has_arrived(&mut self, slots: &dyn Slots) -> bool {
+        self.pending(slots)
+    }
+
+    fn hang_up(&mut self, _: &mut dyn Slots) {
+        self.suspend();
+    }
+
+    fn take_note(&mut self) -> Option<Note> {
+        let error = self.take_error()?;
+        Some(Note::warning(format!("the block device takes no answers: {error}")))
     }
 }

@@ -158,7 +158,8 @@ fn while_suspended_replies_go_out_and_nothing_comes_in() {
     newcomer.greeting(&mut bench);
     newcomer.send(&mut bench, &[0, 0, 0, 3]);
     newcomer.assert_silent(&mut bench);
-    bench.server.resume(export());
+    bench.server.set_export(export());
+    bench.server.resume();
     assert_eq!(client.simple_error(&mut bench, later), 0);
     assert!(bench.memory.disk[4096..4096 + (100 << 10)].iter().all(|&b| b == 8));
     newcomer.send(&mut bench, &crate::nbd_support::client::option(1, b""));
@@ -185,7 +186,8 @@ fn suspending_in_the_middle_of_everything_loses_nothing() {
             bench.server.suspend();
             bench.settle();
             assert!(bench.server.idle());
-            bench.server.resume(export());
+            bench.server.set_export(export());
+            bench.server.resume();
         }
         assert_eq!(client.simple_error(&mut bench, 1), 0);
         assert!(client.read_chunks(&mut bench, 2, 0, data.len()).0 == data);
@@ -208,7 +210,7 @@ fn closing_drops_everybody_and_takes_back_every_slot() {
     let mut waiting = bench.simple();
     waiting.request(&mut bench, cmd::READ, 0, 0, 256 << 10);
     bench.settle();
-    bench.server.close(&mut bench.memory);
+    bench.server.hang_up(&mut bench.memory);
     asleep.assert_closed(&mut bench);
     assert!(!bench.server.idle(), "the engine has slots of the last client");
     bench.memory.hold = false;

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::nbd_support::client::{be32, be64, cmd, contexts, info, option, request};
 use crate::nbd_support::{Bench, Client, SECTORS, export};
+use frontend::Frontend;
 use frontend::nbd::{Export, Notice, Why};
 
 const ACK: u32 = 1;
@@ -366,7 +367,8 @@ fn time_stands_still_while_the_disk_is_paused() {
     bench.server.tick(now);
     bench.server.suspend();
     bench.server.tick(now + Duration::from_secs(100));
-    bench.server.resume(export());
+    bench.server.set_export(export());
+    bench.server.resume();
     bench.server.tick(now + Duration::from_secs(101));
     assert_serves(&mut bench, &mut client);
 }

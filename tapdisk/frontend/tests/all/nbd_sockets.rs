@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::nbd_support::client::cmd;
 use crate::nbd_support::{Bench, Client, export};
+use frontend::Frontend;
 use frontend::nbd::{CLIENTS_MAX, NbdServer, Notice, Paths};
 use mio::Token;
 
@@ -81,7 +82,7 @@ fn the_sockets_have_the_originals_names_and_go_at_close() {
     let (mut bench, _) = listening(&folder);
     let names = ["nbd-old123.4", "nbd123.4", "nbdserver-new123.4", "nbdserver123.4"];
     assert_eq!(folder.names(), names);
-    bench.server.close(&mut bench.memory);
+    bench.server.hang_up(&mut bench.memory);
     assert_eq!(folder.names(), [""; 0]);
 }
 
@@ -93,7 +94,7 @@ fn stale_sockets_are_replaced_and_other_files_are_not() {
     assert!(std::fs::metadata(&path).unwrap().file_type().is_socket());
     let (mut bench, paths) = listening(&folder);
     dial(&paths.nbd).greeting(&mut bench);
-    bench.server.close(&mut bench.memory);
+    bench.server.hang_up(&mut bench.memory);
 
     std::fs::write(folder.0.join("nbdserver123.4"), "precious").unwrap();
     let error = NbdServer::new(bench.poll.registry(), &paths, Token(200), export()).unwrap_err();
@@ -233,7 +234,8 @@ fn while_suspended_nobody_is_let_in() {
     drop(pass(&paths.server_new, b"x", &[theirs.as_raw_fd()]));
     client.assert_silent(&mut bench);
     assert_eq!(bench.server.clients(), 0);
-    bench.server.resume(export());
+    bench.server.set_export(export());
+    bench.server.resume();
     client.negotiate(&mut bench);
     Client::new(ours).negotiate(&mut bench);
 }

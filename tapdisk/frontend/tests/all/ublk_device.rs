@@ -153,9 +153,11 @@ fn a_pause_holds_requests_and_an_end_fails_them() {
     bench.device.suspend();
     let tag = bench.ask(op::READ, 0, 0, 8);
     bench.turn();
-    assert!(bench.answers().is_empty() && bench.device.idle() && !bench.device.pending());
+    assert!(
+        bench.answers().is_empty() && bench.device.idle() && !bench.device.pending(&bench.memory)
+    );
     bench.device.resume();
-    assert!(bench.device.pending());
+    assert!(bench.device.pending(&bench.memory));
     bench.turn();
     assert_eq!(bench.answers(), [(tag, 4096)]);
     bench.device.suspend();

@@ -80,7 +80,7 @@ fn run(mut poll: Poll, mut server: NbdServer, mut memory: Memory, stop: &AtomicB
             println!("{notice:?}");
         }
     }
-    server.close(&mut memory);
+    server.hang_up(&mut memory);
     assert_eq!(memory.reserved(), 0, "slots leaked");
     server.counters()
 }

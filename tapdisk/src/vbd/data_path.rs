@@ -1,10 +1,10 @@
-//! A disk that is served: its engine, its sockets, and its images while they are open; and the
-//! turn.
+//! The data path of a disk that is served: engine, disk engine, and the images while they are open;
+//! and the turn.
 //!
 //! ```text
-//!   nbd, rings, device: take ─► engine.step ─► complete ─► kick          submit: the server's, once a turn
+//!   frontends: take ─► engine.step ─► complete ─► kick          submit: the server's, once a turn
 //! ```
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,7 @@ use mio::{Interest, Token};
 use slog::{info, warn};
 use tap_ctl::messages::ImageInfo;
 
-use super::rings::GuestRings;
-use super::tap::TapRing;
+use super::frontends::Frontends;
 use super::{Env, Opened, socket_paths};
 use crate::formats::{Images, Kind, LAYERS_MAX, Marks, OpenError};
 use crate::memory::Memory;
@@ -25,14 +24,11 @@ use disk::remote::{Peer, Remote};
 use engine::chain::{Chain, Layer, Second};
 use engine::limits::Limits;
 use engine::{Engine, Policy};
-use frontend::Frontend;
-use frontend::blktap::BLKTAP_MARK;
-use frontend::nbd::{Export, NbdServer, Notice};
-use frontend::ublk::{Ring, UBLK_MARK, Ublk};
+use frontend::nbd::{Export, NbdServer};
 use host::arena::{Arena, Locked};
 use host::sys;
+use request::Request;
 use request::disk::{Disk, FileId};
-use request::{RINGS_MARK, Request};
 
 /// Of the tokens of a disk, the one of the NBD servers that it uses.
 pub const REMOTE_TOKEN: usize = VBD_TOKENS - 2;
@@ -40,21 +36,9 @@ pub const REMOTE_TOKEN: usize = VBD_TOKENS - 2;
 const ROUNDS_MAX: u32 = 8;
 
 /// Everything that a request touches.
-pub struct Served {
-    /// The block device, while there is one. Dropped before the engine's memory.
-    pub device: Option<Box<Ublk<Ring>>>,
-    /// The ring of the kernel module, if the minor is its.
-    pub tap: Option<Box<TapRing>>,
+pub struct DataPath {
     /// The request engine.
     pub engine: Engine<Aligned<Remote<AnyDisk>>>,
-    /// Its clients.
-    pub nbd: NbdServer,
-    /// Rings of guests, if there were any since the disk was opened.
-    pub rings: Option<Box<GuestRings>>,
-    /// Guests' event channels are read by the disk engine, not by the poll.
-    listens: bool,
-    /// Requests of rings that were answered at the last tick.
-    answers_told: u64,
     /// Requests of all kinds that had begun or ended then.
     requests_told: u64,
     /// The open images; their drivers are lent to the engine.
@@ -80,19 +64,34 @@ pub struct Served {
     told_takeover: bool,
 }
 
-impl Served {
+impl DataPath {
     /// Makes arena, disk engine and sockets, and serves the images; the sockets may be those that
     /// another program has left.
     ///
     /// # Errors
-    /// What cannot be had, with the images, which are the caller's to close.
+    /// What cannot be had, with the images, which are the caller's to close. There are no sockets
+    /// then.
     pub(super) fn start(
         env: &Env,
         (minor, token): (u16, usize),
         (opened, own_slots): (&Opened, u16),
         images: Images,
-        left: Option<NbdServer>,
-    ) -> Result<Served, (OpenError, Images)> {
+        frontends: &mut Frontends,
+    ) -> Result<DataPath, (OpenError, Images)> {
+        let made = DataPath::make(env, (minor, token), (opened, own_slots), images, frontends);
+        if made.is_err() {
+            frontends.nbd = None;
+        }
+        made
+    }
+
+    fn make(
+        env: &Env,
+        (minor, token): (u16, usize),
+        (opened, own_slots): (&Opened, u16),
+        images: Images,
+        frontends: &mut Frontends,
+    ) -> Result<DataPath, (OpenError, Images)> {
         let mut grant = env.memory.grant();
         if env.memory == Memory::Locked {
             grant.limits = for_chain(grant.limits, images.bitmaps);
@@ -123,21 +122,16 @@ impl Served {
             ));
         }
         let paths = socket_paths(env, minor);
-        let export = export(&images);
-        let made =
-            left.map_or_else(|| NbdServer::new(&env.registry, &paths, Token(token), export), Ok);
-        let nbd = match made {
-            Ok(nbd) => nbd,
-            Err(error) => return Err((OpenError::new(error.errno(), error.to_string()), images)),
-        };
-        let mut served = Served {
-            device: None,
-            tap: None,
+        if frontends.nbd.is_none() {
+            match NbdServer::new(&env.registry, &paths, Token(token), export(&images)) {
+                Ok(nbd) => frontends.nbd = Some(nbd),
+                Err(error) => {
+                    return Err((OpenError::new(error.errno(), error.to_string()), images));
+                }
+            }
+        }
+        let mut served = DataPath {
             engine: Engine::new(disk, grant.limits),
-            nbd,
-            rings: None,
-            listens: false,
-            answers_told: 0,
             requests_told: 0,
             images: None,
             why,
@@ -151,7 +145,7 @@ impl Served {
             remember: env.memory == Memory::Locked,
             told_takeover: false,
         };
-        match served.put_in(images, opened) {
+        match served.put_in(images, opened, frontends) {
             Ok(()) => Ok(served),
             Err(failed) => Err(failed),
         }
@@ -162,6 +156,7 @@ impl Served {
         &mut self,
         mut images: Images,
         opened: &Opened,
+        frontends: &mut Frontends,
     ) -> Result<(), (OpenError, Images)> {
         let infos = match images.infos() {
             Ok(infos) => infos,
@@ -188,16 +183,7 @@ impl Served {
         };
         self.engine.attach(chain, &infos, policy);
         self.engine.set_room(images.has_room());
-        self.nbd.resume(export(&images));
-        if let Some(rings) = &mut self.rings {
-            rings.resume();
-        }
-        if let Some(device) = &mut self.device {
-            device.resume();
-        }
-        if let Some(tap) = &mut self.tap {
-            tap.resume();
-        }
+        frontends.resume(export(&images));
         self.told_takeover = false;
         self.images = Some(images);
         self.faults = sys::faults();
@@ -217,59 +203,9 @@ impl Served {
         Some(images)
     }
 
-    /// PAUSE: nothing more is taken in.
-    pub(super) fn suspend(&mut self) {
-        self.nbd.suspend();
-        if let Some(rings) = &mut self.rings {
-            rings.suspend();
-        }
-        if let Some(device) = &mut self.device {
-            device.suspend();
-        }
-        if let Some(tap) = &mut self.tap {
-            tap.suspend();
-        }
-    }
-
-    /// For another program: clients and guests end what they have begun, and begin nothing.
-    pub(super) fn finish_up(&mut self) {
-        self.nbd.finish();
-        if let Some(rings) = &mut self.rings {
-            rings.finish();
-        }
-    }
-
-    /// Whether they have.
-    pub(super) fn at_rest(&self) -> bool {
-        self.nbd.at_rest() && self.rings.as_ref().is_none_or(|rings| rings.at_rest())
-    }
-
-    /// There is no other program: they go on.
-    pub(super) fn go_on(&mut self) {
-        self.nbd.go_on();
-        if let Some(rings) = &mut self.rings {
-            rings.go_on();
-        }
-    }
-
-    /// CLOSE: the clients go.
-    pub(super) fn hang_up(&mut self) {
-        self.nbd.close(&mut self.engine);
-        if let Some(rings) = &mut self.rings {
-            rings.disconnect_all();
-        }
-        if let Some(tap) = &mut self.tap {
-            tap.suspend();
-        }
-    }
-
-    /// Whether nobody uses it just now, and nothing has to be looked after each second.
+    /// Whether no request is in flight below the frontends, and none was since the last tick.
     pub fn is_calm(&self) -> bool {
-        let ticks = |rings: &GuestRings| {
-            rings.wants_ticks() || rings.counters().answers != self.answers_told
-        };
-        let ticks = self.rings.as_deref().is_some_and(ticks);
-        self.idle() && self.nbd.clients() == 0 && !ticks && self.requests_told == self.requests()
+        self.engine.idle() && self.requests_told == self.requests()
     }
 
     fn requests(&self) -> u64 {
@@ -277,35 +213,16 @@ impl Served {
         stats.begun.iter().chain(&stats.ops).sum()
     }
 
-    /// Whether no request is in flight, here or below.
-    pub fn idle(&self) -> bool {
-        let rings = self.rings.as_ref().is_none_or(|rings| rings.idle());
-        let device = self.device.as_ref().is_none_or(|device| device.idle());
-        let tap = self.tap.as_ref().is_none_or(|tap| tap.idle());
-        self.engine.idle() && self.nbd.idle() && rings && device && tap
-    }
-
-    /// Whether a ring has something, without asking the poll.
-    pub fn has_arrived(&mut self) -> bool {
-        let device = self.device.as_mut().is_some_and(|device| device.pending());
-        let tap = self.tap.as_ref().is_some_and(|tap| tap.pending(&self.engine));
-        // Its event channels are read by asking.
-        device || tap || self.rings.as_mut().is_some_and(|rings| rings.event())
-    }
-
     /// The sealed part of a turn: nothing here allocates, blocks, logs or loops without a bound.
     /// True if there is more to do without waiting.
-    pub fn turn(&mut self, now: u64) -> bool {
+    pub fn turn(&mut self, frontends: &mut Frontends, now: u64) -> bool {
         let mut more = false;
-        if let Some(rings) = &mut self.rings {
-            rings.clock(now);
-        }
-        self.nbd.clock(now);
+        frontends.clock(now);
         for _ in 0..ROUNDS_MAX {
-            let arrived = self.take();
+            let arrived = frontends.take(&mut self.engine);
             let again = self.engine.step(now);
-            let finished = self.finish();
-            let pending = self.kick();
+            let finished = self.finish(frontends);
+            let pending = frontends.kick(&mut self.engine);
             more = again || self.engine.has_ready() || pending || (arrived && finished);
             if !more {
                 break;
@@ -314,93 +231,17 @@ impl Served {
         more
     }
 
-    fn take(&mut self) -> bool {
-        let mut more = self.nbd.take(&mut self.engine);
-        if let Some(rings) = &mut self.rings {
-            more |= rings.take(&mut self.engine);
-        }
-        if let Some(device) = &mut self.device {
-            more |= device.take(&mut self.engine);
-        }
-        if let Some(tap) = &mut self.tap {
-            more |= tap.take(&mut self.engine);
-        }
-        more
-    }
-
-    /// True if a frontend has more to do at once.
-    fn kick(&mut self) -> bool {
-        self.nbd.kick(&mut self.engine);
-        let mut pending = self.nbd.pending(&self.engine);
-        if let Some(rings) = &mut self.rings {
-            rings.kick(&mut self.engine);
-            pending |= rings.pending(&self.engine);
-        }
-        if let Some(device) = &mut self.device {
-            device.kick(&mut self.engine);
-            pending |= device.pending();
-        }
-        if let Some(tap) = &mut self.tap {
-            tap.kick(&mut self.engine);
-            pending |= tap.pending(&self.engine);
-        }
-        pending
-    }
-
     /// Hands finished requests back. Whether there was one.
-    fn finish(&mut self) -> bool {
+    fn finish(&mut self, frontends: &mut Frontends) -> bool {
         let mut any = false;
         while let Some((slot, request, outcome)) = self.engine.pop_done() {
             if let Err(errno) = outcome {
                 self.failed = Some((request, errno));
             }
-            match (&mut self.rings, &mut self.device, &mut self.tap) {
-                (Some(rings), ..) if request.mark & RINGS_MARK != 0 => {
-                    rings.complete(&mut self.engine, slot, &request, outcome);
-                }
-                (_, Some(device), _) if request.mark & UBLK_MARK != 0 => {
-                    device.complete(&mut self.engine, slot, &request, outcome);
-                }
-                (.., Some(tap)) if request.mark & BLKTAP_MARK != 0 => {
-                    tap.complete(&mut self.engine, slot, &request, outcome);
-                }
-                _ => self.nbd.complete(&mut self.engine, slot, &request, outcome),
-            }
+            frontends.complete(&mut self.engine, slot, &request, outcome);
             any = true;
         }
         any
-    }
-
-    /// This disk sleeps for all: its engine reads the event channels of its rings and unmasks them,
-    /// in the call that sleeps, if it can. They need not be in the poll then; `poll` takes them
-    /// out.
-    pub fn listen(&mut self, poll: RawFd) {
-        let Some(rings) = &mut self.rings else { return };
-        let disk = self.engine.disk().inner().inner();
-        let fd = rings.xen().as_fd();
-        if !self.listens && disk.listen(fd.as_raw_fd()) {
-            self.listens = true;
-            sys::unwatch(poll, fd);
-            rings.xen_mut().put_off_unmasks();
-        }
-        if !self.listens {
-            return;
-        }
-        while let Some(port) = rings.xen_mut().next_unmask() {
-            if !disk.tell(port) {
-                // A port that is gone needs no unmasking.
-                let _ = rings.xen().unmask_now(port);
-            }
-        }
-    }
-
-    /// What the engine heard of guests while it slept.
-    pub fn hear(&mut self) {
-        let Some(rings) = self.rings.as_mut().filter(|_| self.listens) else { return };
-        let ports = self.engine.disk().inner().inner().take_heard();
-        if !ports.is_empty() {
-            rings.heard(ports);
-        }
     }
 
     /// Hands operations to the kernel without waiting.
@@ -451,21 +292,6 @@ impl Served {
         if self.engine.events().taken_over && !std::mem::replace(&mut self.told_takeover, true) {
             takeover(env, minor);
         }
-        if let Some(error) = self.device.as_mut().and_then(|device| device.take_error()) {
-            warn!(env.log, "minor {minor}: the block device takes no answers: {error}");
-        }
-        while let Some(notice) = self.tap.as_mut().and_then(|tap| tap.take_notice()) {
-            warn!(env.log, "minor {minor}: {notice}");
-        }
-        while let Some(notice) = self.nbd.take_notice() {
-            match notice {
-                Notice::TurnedAway(who) => warn!(env.log, "minor {minor}: NBD sockets: {who}"),
-                notice => info!(env.log, "minor {minor}: nbd {notice:?}"),
-            }
-        }
-        while let Some(notice) = self.rings.as_mut().and_then(|rings| rings.take_notice()) {
-            warn!(env.log, "minor {minor}: {notice}");
-        }
     }
 
     /// Whether requests have been in flight for ten seconds without any progress; once.
@@ -482,11 +308,7 @@ impl Served {
 
     /// About once a second.
     pub fn tick(&mut self, now: Instant) {
-        self.nbd.tick(now);
         self.requests_told = self.requests();
-        if let Some(rings) = &mut self.rings {
-            self.answers_told = rings.counters().answers;
-        }
         self.engine.disk().inner().tick(now);
         if let Some(images) = self.images.as_ref().filter(|_| self.engine.keeps_reads()) {
             self.engine.set_room(images.has_room());
