@@ -42,7 +42,7 @@ use local::LocalCache;
 use meta::{Loading, MetaCache};
 use ops::{Ops, Owner};
 use sets::SlotSet;
-use slot::{Ahead, Slot, State};
+use slot::{Ahead, Cause, Slot, State};
 use stats::Stats;
 
 /// Pieces of one request at most before others have their turn, and rounds of all in one step.
@@ -323,6 +323,7 @@ impl<D: Disk> Engine<D> {
 
     fn deliver(&mut self, owner: Owner, op: Op, outcome: Result<(), i32>) {
         self.landed = true;
+        let said = outcome.map_err(|errno| Cause::io(op.file, errno));
         match owner {
             Owner::Slot(id) | Owner::Quick(id) => {
                 match outcome {
@@ -331,7 +332,7 @@ impl<D: Disk> Engine<D> {
                     Err(_) => self.count_failure(&op),
                 }
                 self.slots[usize::from(id.0)].ops -= 1;
-                self.wake_one(id, outcome);
+                self.wake_one(id, said);
             }
             Owner::Free(id) => {
                 self.slots[usize::from(id.0)].ops -= 1;
@@ -340,11 +341,11 @@ impl<D: Disk> Engine<D> {
             }
             Owner::Load(block) => {
                 let waiters = self.meta.loaded(block, outcome.is_ok());
-                self.wake(waiters, outcome);
+                self.wake(waiters, said);
             }
             Owner::Meta(block) => {
                 let joined = self.meta.written(block, outcome.is_ok());
-                self.wake(joined, outcome);
+                self.wake(joined, said);
                 self.write_meta(block);
                 if let Some(next) = self.meta.waiting_for_stable() {
                     self.write_meta(next);
@@ -355,17 +356,17 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    fn wake(&mut self, mut slots: SlotSet, outcome: Result<(), i32>) {
+    fn wake(&mut self, mut slots: SlotSet, outcome: Result<(), Cause>) {
         while let Some(id) = slots.pop() {
             self.wake_one(id, outcome);
         }
     }
 
     /// One of the things this slot waits for is over.
-    fn wake_one(&mut self, id: SlotId, outcome: Result<(), i32>) {
+    fn wake_one(&mut self, id: SlotId, outcome: Result<(), Cause>) {
         let slot = &mut self.slots[usize::from(id.0)];
-        if let Err(errno) = outcome {
-            slot.error.get_or_insert(errno);
+        if let Err(cause) = outcome {
+            slot.error.get_or_insert(cause);
         }
         slot.pending = slot.pending.checked_sub(1).expect("a slot is woken as often as it waits");
         if slot.pending == 0 {
@@ -407,8 +408,8 @@ impl<D: Disk> Engine<D> {
             slot.ahead = if failed { Ahead::Failed } else { Ahead::No };
         }
         let slot = self.slot(id);
-        if let Some(errno) = slot.error {
-            if !self.goes_on_elsewhere(id, errno) {
+        if let Some(Cause { errno, .. }) = slot.error {
+            if !self.recover(id, errno) {
                 self.complete(id);
             }
             return;
@@ -416,8 +417,8 @@ impl<D: Disk> Engine<D> {
         match slot.request.verb {
             Verb::Flush => self.sync(id),
             _ if slot.cursor == slot.request.span.count => {
-                if self.goes_on_top(id) {
-                    // It starts anew.
+                if self.belongs_on_top(id) {
+                    self.retarget(id)
                 } else if self.slot(id).fua() {
                     self.sync(id)
                 } else {
@@ -444,7 +445,7 @@ impl<D: Disk> Engine<D> {
         if slot.local.writing {
             return self.kept(id);
         }
-        slot.outcome = slot.error.map_or(Ok(slot.extents), Err);
+        slot.outcome = slot.error.map_or(Ok(slot.extents), |cause| Err(cause.errno));
         slot.state = State::Done;
         self.done.push_back(id);
         self.count(id);
@@ -457,8 +458,8 @@ impl<D: Disk> Engine<D> {
             Stop::Grow { end, step } => self.grow(id, file, end, step),
             Stop::Flush { after } => self.flush_after(id, file, after),
             Stop::Wait => self.ask_again(id),
-            Stop::Fail { errno, .. } => {
-                self.slots[usize::from(id.0)].error.get_or_insert(errno);
+            Stop::Fail { errno, why } => {
+                self.slots[usize::from(id.0)].error.get_or_insert(Cause { file, errno, why });
             }
         }
     }

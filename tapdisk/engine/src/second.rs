@@ -18,6 +18,19 @@ use image::Purpose;
 use request::SlotId;
 use request::disk::{Disk, FileId};
 
+/// What is to be done about a failure of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Recovery {
+    /// Nothing helps: it is answered with its error.
+    None,
+    /// It went to what is not written to any more: it starts anew on the top.
+    StartAnew,
+    /// The remote mirror is left behind, and it starts anew.
+    LoseMirror,
+    /// The top has no space left: the secondary is the top from now on, and it starts anew.
+    TakeOver,
+}
+
 impl<D: Disk> Engine<D> {
     /// The image that takes writes.
     pub(super) fn top(&self) -> FileId {
@@ -35,8 +48,8 @@ impl<D: Disk> Engine<D> {
         &chain.layers[usize::from(file.0)]
     }
 
-    /// All of a change is in its target. Whether it has to go to the top as well.
-    pub(super) fn goes_on_top(&mut self, id: SlotId) -> bool {
+    /// All of a change is in its target: whether it has to start anew on the top as well.
+    pub(super) fn belongs_on_top(&self, id: SlotId) -> bool {
         let slot = self.slot(id);
         if !slot.request.verb.changes() || slot.local.writing {
             return false;
@@ -44,11 +57,7 @@ impl<D: Disk> Engine<D> {
         // The top since the request started there: what became the top in between was changed as a
         // mirror, over what lay below a mirror; a zero that was nothing to it may be something now.
         let always = slot.taken_over == self.events.taken_over || self.bug == Bug::AlwaysTheTop;
-        if slot.target == self.top() && always {
-            return false;
-        }
-        self.retarget(id);
-        true
+        slot.target != self.top() || !always
     }
 
     /// Whether a change has to wait for an older one of the same sectors: they would else land in
@@ -75,53 +84,70 @@ impl<D: Disk> Engine<D> {
         })
     }
 
-    /// A request has failed. Whether it goes on elsewhere.
-    pub(super) fn goes_on_elsewhere(&mut self, id: SlotId, errno: i32) -> bool {
-        let (slot, top) = (self.slot(id), self.top());
-        let target = slot.target;
+    /// What is to be done about a request that has failed.
+    fn after_failure(&self, id: SlotId, errno: i32) -> Recovery {
+        let slot = self.slot(id);
         if !slot.request.verb.changes() || slot.local.writing {
-            return false;
+            return Recovery::None;
         }
-        if target != top {
-            // A mirror that is out of the chain (it was forgiven its failure), or the top of
-            // before.
-            let current = self.chain.as_ref().and_then(|c| c.second).map(|s| s.file);
-            let gone = self.forgiven(target) || current != Some(target) && errno == libc::ENOSPC;
-            if gone {
-                self.retarget(id);
-            }
-            return gone;
+        let full = errno == libc::ENOSPC;
+        let second = self.chain.as_ref().and_then(|chain| chain.second);
+        if slot.target == self.top() {
+            let standby = second.is_some() && full;
+            return if standby { Recovery::TakeOver } else { Recovery::None };
         }
-        let taken =
-            errno == libc::ENOSPC && self.chain.as_mut().is_some_and(|chain| chain.take_over());
-        if taken {
-            self.events.taken_over = true;
-            self.written = [Some(self.top()), Some(target)];
-            self.retarget(id);
+        if self.is_remote_mirror(slot.target) {
+            return Recovery::LoseMirror;
         }
-        taken
+        // The top of before: the secondary has taken over since.
+        let stale = second.map(|second| second.file) != Some(slot.target);
+        if stale && full { Recovery::StartAnew } else { Recovery::None }
     }
 
-    /// Whether a failure of this file does not count: it is a remote mirror. The disk goes on
-    /// without.
-    pub(super) fn forgiven(&mut self, file: FileId) -> bool {
+    /// A request has failed: lets it start anew where that helps. False if it does not.
+    pub(super) fn recover(&mut self, id: SlotId, errno: i32) -> bool {
+        let target = self.slot(id).target;
+        match self.after_failure(id, errno) {
+            Recovery::None => return false,
+            Recovery::StartAnew => {}
+            Recovery::LoseMirror => self.lose_mirror(target),
+            Recovery::TakeOver => {
+                let chain = self.chain.as_mut().expect("a request runs on a chain");
+                if !chain.take_over() {
+                    return false;
+                }
+                self.events.taken_over = true;
+                self.written = [Some(self.top()), Some(target)];
+            }
+        }
+        self.retarget(id);
+        true
+    }
+
+    /// Whether a failure of this file costs the mirror alone: the disk goes on without it. Also
+    /// after it has.
+    pub(super) fn is_remote_mirror(&self, file: FileId) -> bool {
+        let second = self.chain.as_ref().and_then(|chain| chain.second);
+        let is = second.is_some_and(|second| {
+            second.file == file && second.remote && second.purpose == Purpose::Mirror
+        });
+        is || self.events.mirror_lost == Some(file)
+    }
+
+    /// The disk goes on without its remote mirror.
+    pub(super) fn lose_mirror(&mut self, file: FileId) {
         if self.events.mirror_lost == Some(file) {
-            return true;
+            return;
         }
-        let Some(chain) = &mut self.chain else { return false };
-        let lost = chain
-            .second
-            .is_some_and(|s| s.file == file && s.remote && s.purpose == Purpose::Mirror);
-        if lost {
+        if let Some(chain) = &mut self.chain {
             chain.second = None;
-            self.events.mirror_lost = Some(file);
-            self.written = [Some(self.top()), None];
         }
-        lost
+        self.events.mirror_lost = Some(file);
+        self.written = [Some(self.top()), None];
     }
 
     /// The request starts anew on the top, with its data as it came.
-    fn retarget(&mut self, id: SlotId) {
+    pub(super) fn retarget(&mut self, id: SlotId) {
         self.plain(id);
         let top = self.top();
         let slot = &mut self.slots[usize::from(id.0)];

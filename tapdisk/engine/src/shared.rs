@@ -2,7 +2,7 @@
 use super::chain::Chain;
 use super::files::{Growth, Todo};
 use super::ops::Owner;
-use super::slot::State;
+use super::slot::{Cause, State};
 use super::{Engine, stats};
 use host::arena::Buf;
 use request::disk::{Disk, FileId, Kind, Op};
@@ -57,8 +57,10 @@ impl<D: Disk> Engine<D> {
     pub(super) fn flushed(&mut self, file: FileId, outcome: Result<(), i32>) {
         if outcome.is_ok() {
             self.files[usize::from(file.0)].durable = self.flushing.number;
-        } else if !self.forgiven(file) {
-            self.flushing.outcome = outcome;
+        } else if self.is_remote_mirror(file) {
+            self.lose_mirror(file);
+        } else {
+            self.flushing.outcome = outcome.map_err(|errno| Cause::io(file, errno));
         }
         self.flushing.parts -= 1;
         if self.flushing.parts == 0 {
@@ -90,7 +92,9 @@ impl<D: Disk> Engine<D> {
                 return self.ask_again(id);
             }
             Growth::NoSpace => {
-                self.slots[usize::from(id.0)].error.get_or_insert(libc::ENOSPC);
+                let why = "the file cannot become longer";
+                let cause = Cause { file, errno: libc::ENOSPC, why };
+                self.slots[usize::from(id.0)].error.get_or_insert(cause);
                 return;
             }
             Growth::Waiting => {}
@@ -106,7 +110,9 @@ impl<D: Disk> Engine<D> {
     pub(super) fn grew(&mut self, file: FileId, outcome: Result<(), i32>) {
         match self.files[usize::from(file.0)].grew(outcome) {
             Err(todo) => self.grow_on(file, todo),
-            Ok((waiters, outcome)) => self.wake(waiters, outcome),
+            Ok((waiters, outcome)) => {
+                self.wake(waiters, outcome.map_err(|errno| Cause::io(file, errno)));
+            }
         }
     }
 

@@ -42,6 +42,24 @@ pub enum Ahead {
     Failed,
 }
 
+/// Why a request fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cause {
+    /// Of which image.
+    pub file: FileId,
+    /// Positive errno.
+    pub errno: i32,
+    /// What the driver says; empty where the kernel refused an operation.
+    pub why: &'static str,
+}
+
+impl Cause {
+    /// An operation that the kernel refused.
+    pub fn io(file: FileId, errno: i32) -> Cause {
+        Cause { file, errno, why: "" }
+    }
+}
+
 /// One slot.
 #[derive(Clone, Debug)]
 pub struct Slot {
@@ -67,8 +85,8 @@ pub struct Slot {
     pub pending: u16,
     /// Data operations among these.
     pub ops: u16,
-    /// First error of an operation.
-    pub error: Option<i32>,
+    /// What went wrong first.
+    pub error: Option<Cause>,
     /// Plans at work.
     pub plans: [Option<Plan>; PLANS_MAX],
     /// The plans that have another phase, as bits.

@@ -1,7 +1,7 @@
 //! The engine as frontends see it: slots to fill, to start, to read from and to give back.
 use crate::Engine;
 use crate::limits::{LARGE_BYTES, SMALL_BYTES};
-use crate::slot::{Slot, State};
+use crate::slot::{Cause, Slot, State};
 use request::disk::Disk;
 use request::{Request, SlotCounts, SlotId, Slots, Verb};
 
@@ -136,32 +136,34 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    /// The errno of a request that must not reach a driver (spec/drivers.md §3).
-    fn wrong(&self, slot: SlotId, request: &Request) -> Option<i32> {
+    /// Why a request must not reach a driver (spec/drivers.md §3).
+    fn wrong(&self, slot: SlotId, request: &Request) -> Option<Cause> {
+        let because = |errno, why| Some(Cause { file: self.top(), errno, why });
         let span = request.span;
         if self.chain.is_none() {
-            return Some(libc::ESHUTDOWN);
+            return because(libc::ESHUTDOWN, "the disk is closed");
         }
         if request.verb == Verb::Flush {
             return None;
         }
         let end = span.start.checked_add(u64::from(span.count));
         if span.count == 0 || end.is_none_or(|end| end > self.sectors) {
-            return Some(libc::EINVAL);
+            return because(libc::EINVAL, "the request ends after the disk, or has no sectors");
         }
         let unit = u64::from(self.policy.sector_size / 512);
         if !span.start.is_multiple_of(unit) || !u64::from(span.count).is_multiple_of(unit) {
-            return Some(libc::EINVAL);
+            return because(libc::EINVAL, "the request is not of whole sectors of the disk");
         }
         let fits = u64::from(span.count) * 512 <= u64::from(self.limits.slot_buf(slot.0).bytes);
+        let longer = || because(libc::EINVAL, "the request is longer than its buffer");
         match request.verb {
-            Verb::Read if !fits => Some(libc::EINVAL),
+            Verb::Read if !fits => longer(),
             Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. }
                 if self.policy.read_only =>
             {
-                Some(libc::EPERM)
+                because(libc::EPERM, "the disk is read-only")
             }
-            Verb::Write { .. } if !fits => Some(libc::EINVAL),
+            Verb::Write { .. } if !fits => longer(),
             _ => None,
         }
     }

@@ -23,6 +23,7 @@ use disk::probe::{AnyDisk, choose};
 use disk::remote::{Peer, Remote};
 use engine::chain::{Chain, Layer, Second};
 use engine::limits::Limits;
+use engine::slot::Cause;
 use engine::{Engine, Policy};
 use frontend::nbd::{Export, NbdServer};
 use host::arena::{Arena, Locked};
@@ -50,7 +51,9 @@ pub struct DataPath {
     /// Page faults of the thread when the disk was ready.
     pub faults: (u64, u64),
     /// The last request that failed, for the log.
-    failed: Option<(Request, i32)>,
+    failed: Option<(Request, Option<Cause>)>,
+    /// The same in words.
+    failure: Option<String>,
     /// Failures that the log knows of.
     failures_told: u64,
     /// Progress as the watchdog saw it last, and when it began to stand still.
@@ -138,6 +141,7 @@ impl DataPath {
             locked,
             faults: (0, 0),
             failed: None,
+            failure: None,
             failures_told: 0,
             watched: (0, 0),
             warned: false,
@@ -192,6 +196,7 @@ impl DataPath {
 
     /// Takes the images out again. Nothing is in flight.
     pub(super) fn take_out(&mut self) -> Option<Images> {
+        self.put_failure_in_words();
         let mut images = self.images.take()?;
         let chain = self.engine.detach().expect("open images are under the engine");
         for (layer, driver) in images.layers.iter_mut().zip(chain.layers) {
@@ -235,8 +240,8 @@ impl DataPath {
     fn finish(&mut self, frontends: &mut Frontends) -> bool {
         let mut any = false;
         while let Some((slot, request, outcome)) = self.engine.pop_done() {
-            if let Err(errno) = outcome {
-                self.failed = Some((request, errno));
+            if outcome.is_err() {
+                self.failed = Some((request, self.engine.slot(slot).error));
             }
             frontends.complete(&mut self.engine, slot, &request, outcome);
             any = true;
@@ -274,23 +279,39 @@ impl DataPath {
                 "minor {minor}: nbd:{path} is lost: {why}; pause and unpause connects again"
             );
         }
-        if let Some((request, errno)) = self.failed.take() {
-            let errors = self.engine.stats().errors;
-            // The first few in full; a dead disk must not fill the log.
-            if errors <= 16 || errors >= 2 * self.failures_told {
-                self.failures_told = errors;
-                let error = std::io::Error::from_raw_os_error(errno);
-                let (start, count) = (request.span.start, request.span.count);
-                warn!(
-                    env.log,
-                    "minor {minor}: {:?} of {count} sectors at {start} failed: {error} ({errors} \
-                     failures so far)",
-                    request.verb
-                );
-            }
+        self.put_failure_in_words();
+        if let Some(failure) = self.failure.take() {
+            warn!(env.log, "minor {minor}: {failure}");
         }
         if self.engine.events().taken_over && !std::mem::replace(&mut self.told_takeover, true) {
             takeover(env, minor);
+        }
+    }
+
+    /// While the images are there, whose paths it names.
+    fn put_failure_in_words(&mut self) {
+        let Some((request, cause)) = self.failed.take() else { return };
+        let errors = self.engine.stats().errors;
+        // The first few in full; a dead disk must not fill the log.
+        if errors > 16 && errors < 2 * self.failures_told {
+            return;
+        }
+        self.failures_told = errors;
+        let (verb, start, count) = (request.verb, request.span.start, request.span.count);
+        let why = cause.map_or_else(|| "refused".into(), |cause| self.why(cause));
+        self.failure = Some(format!(
+            "{verb:?} of {count} sectors at {start} failed: {why} ({errors} failures so far)"
+        ));
+    }
+
+    /// Why a request failed: which image, what the driver says, what the kernel says.
+    fn why(&self, cause: Cause) -> String {
+        let layer = self.images.as_ref().and_then(|i| i.layers.get(usize::from(cause.file.0)));
+        let path = layer.map(|layer| format!("{}: ", show::path(&layer.path))).unwrap_or_default();
+        let error = std::io::Error::from_raw_os_error(cause.errno);
+        match cause.why {
+            "" => format!("{path}{error}"),
+            why => format!("{path}{why}: {error}"),
         }
     }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::daemon_support::{Daemon, images, is_root, read_only, set, skip};
+use crate::daemon_support::{Daemon, images, is_root, read_only, set, skip, until};
 use tap_ctl::messages::{flag, kind};
 
 fn close(daemon: &Daemon) {
@@ -395,4 +395,20 @@ fn block_devices_of_both_sector_sizes() {
         let vhd = daemon.open(0, &format!("vhd:{}", device.0));
         assert_eq!(vhd, 22);
     }
+}
+
+#[test]
+fn the_log_says_which_image_failed_and_why() {
+    let daemon = Daemon::attached();
+    let path = daemon.run.join("wild");
+    let name = images::vhd(&path, 1);
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    // The BAT's first entry, behind footer and header: a place that no file has.
+    file.write_all_at(&0x00ff_ff00_u32.to_be_bytes(), 1536).unwrap();
+    assert_eq!(daemon.open_with(0, &name, read_only), 0);
+    assert_eq!(daemon.nbd(0).read(0, 512), Err(libc::EIO as u32));
+    let want = format!("{}: the BAT entry points outside the file: ", path.display());
+    // Lines wait in memory while a disk is served.
+    close(&daemon);
+    until("the log has it", || daemon.log().contains(&want));
 }
