@@ -37,6 +37,8 @@ use crate::transport::{RINGS_MARK, Request, Transport};
 pub const REMOTE_TOKEN: usize = VBD_TOKENS - 2;
 /// Rounds of one turn at most, before control and the other disks have theirs.
 const ROUNDS_MAX: u32 = 8;
+/// Bytes of payload that are moved before the disk is given what there is for it.
+const MOVED_MAX: usize = 256 << 10;
 
 /// Everything that a request touches.
 pub struct Served {
@@ -300,10 +302,17 @@ impl Served {
             rings.clock(now);
         }
         self.nbd.clock(now);
+        let mut moved = 0;
         for _ in 0..ROUNDS_MAX {
             let arrived = self.take();
             let again = self.engine.step(now);
             let finished = self.finish();
+            moved += self.nbd.take_moved();
+            if moved >= MOVED_MAX {
+                // The disk works while the rest is copied.
+                moved = 0;
+                self.submit();
+            }
             let pending = self.kick();
             more = again || self.engine.has_ready() || pending || (arrived && finished);
             if !more {

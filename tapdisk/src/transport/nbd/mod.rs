@@ -258,6 +258,12 @@ impl NbdServer {
         self.log.now = now;
     }
 
+    /// Bytes of payload that were copied from or to clients since the last call, or will be by
+    /// the next `kick`.
+    pub fn take_moved(&mut self) -> usize {
+        std::mem::take(&mut self.log.moved)
+    }
+
     /// The oldest notice that was not fetched yet.
     pub fn take_notice(&mut self) -> Option<Notice> {
         self.log.take()
