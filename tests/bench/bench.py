@@ -55,6 +55,9 @@ def arguments():
                         help="only what contains TEXT, of: image/workload, start, create, memory (may be repeated)")
     parser.add_argument("--engine", default="", help="tapdisk's disk engine: uring, aio, or both as uring,aio "
                         "(default: what tapdisk chooses); the first one is held against the targets")
+    parser.add_argument("--original", metavar="PREFIX", default=os.environ.get("BENCH_ORIGINAL"),
+                        help="where blktap is installed (PREFIX/sbin/tap-ctl, PREFIX/libexec/tapdisk), to be "
+                        "measured beside ours (BENCH_ORIGINAL)")
     parser.add_argument("--without", action="append", default=[], metavar="SERVER", help="leave a server out")
     parser.add_argument("--json", metavar="FILE", help="write all results there as well")
     options = parser.parse_args()
@@ -71,9 +74,12 @@ class Bench:
         self.size = options.size * M
         self.fio = Fio(run_dir, options.seconds)
         self.tapdisks = [servers.Tapdisk(options.bin, run_dir, engine or None) for engine in options.engine.split(",")]
+        self.original = [servers.Original(options.original)] if options.original else []
         others = [servers.QemuNbd("io_uring", run_dir), servers.QemuNbd("native", run_dir), servers.Nbdkit(run_dir)]
-        self.servers = [server for server in self.tapdisks + others if server.name not in options.without]
-        self.ceiling = servers.NbdkitNull(run_dir)
+        everybody = self.tapdisks + self.original + others
+        self.servers = [server for server in everybody if server.name not in options.without]
+        limits = [servers.NbdkitNull(run_dir), servers.Copy(options.bin, run_dir)]
+        self.limits = [server for server in limits if server.name not in options.without]
         self.results = report.Results(self.tapdisks[0].name)
         self.cache = {}
 
@@ -138,13 +144,17 @@ class Bench:
                 contenders = [server for server in self.servers if server.handles(servers.Image("", image_name))]
                 if FIO_RAW not in self.options.without:
                     contenders = contenders + [FIO_RAW]
-                if image_name == "raw" and (load.depth == 32 or load.block >= 64 * K):
-                    contenders = contenders + [self.ceiling]
+                if image_name == "raw":
+                    contenders = contenders + self.limits
                 self.workload(image_name, name, load, contenders)
         vhd_servers = [server for server in self.servers if server.handles(servers.Image("", "vhd"))]
-        first = Load("randwrite", 4 * K, 32, requests=max(self.size // (2 * M), 1) * 16)
-        self.workload("empty-vhd", "first-writes", first, vhd_servers,
-                      fresh=lambda: images.make_empty_vhd(self.options.dir, self.size))
+        first = {
+            "first-writes": Load("randwrite", 4 * K, 32, requests=max(self.size // (2 * M), 1) * 16),
+            "first-writes-1m": Load("write", M, 8, requests=self.size // M),
+        }
+        for name, load in first.items():
+            self.workload("empty-vhd", name, load, vhd_servers,
+                          fresh=lambda: images.make_empty_vhd(self.options.dir, self.size))
         self.chains()
         self.start_time()
         self.create_time()
@@ -211,7 +221,7 @@ class Bench:
         if not self.wanted("create"):
             return
         paths = [images.make_empty_vhd(self.options.dir, 64 * M, f"many-{i}.vhd") for i in range(DISKS)]
-        for server in self.tapdisks:
+        for server in self.tapdisks + self.original:
             made, times = [], []
             try:
                 if why := server.missing():
@@ -263,12 +273,14 @@ def versions():
 def conclude(bench, found):
     """The targets, the notes, the JSON file; returns the exit status."""
     print("Targets")
-    for target in report.targets(bench.results):
+    ours = [server.name for server in bench.tapdisks]
+    for target in report.targets(bench.results) + report.over_original(bench.results, ours):
         if target.got is not None or not bench.options.only:
             print(target.line())
     print("\nfio-raw is fio on the raw file, io_uring, direct. nbdkit reads and writes through the page cache, the others "
-          "do not.\n`ceiling` is fio's nbd engine against a server without any I/O: no server can show more in this "
-          "table.\nspread = (largest - smallest) / median over the repetitions.")
+          "do not.\n`ceiling` and `copy` are fio's nbd engine against servers without any I/O (nbdkit null; one thread "
+          "that only copies\nthrough the socket): no server can show more in this table. `blktap` is the original, "
+          "where --original names it.\nspread = (largest - smallest) / median over the repetitions.")
     if bench.options.json:
         with open(bench.options.json, "w", encoding="utf-8") as file:
             json.dump(report.as_json(bench.results, vars(bench.options), found), file, indent=1)

@@ -154,6 +154,19 @@ class NbdkitNull(Background):
         return [self.program, "-f", "-U", self.socket, "null", str(2 << 30)]
 
 
+class Copy(Background):
+    """Our own nbd-copy, one thread that only copies: what the unix socket and the client allow."""
+
+    def __init__(self, bin_dir, run_dir):
+        super().__init__("copy", os.path.join(bin_dir, "nbd-copy"), run_dir)
+
+    def handles(self, image):
+        return True
+
+    def command(self, image):
+        return [self.program, self.socket, str(2 << 30)]
+
+
 class Tapdisk:
     """Our own: tap-ctl create, the NBD socket of the run directory, tap-ctl destroy."""
 
@@ -220,3 +233,25 @@ class Tapdisk:
             raise ServerError(f"{program} {' '.join(arguments)}: exit {done.returncode}: "
                               f"{(done.stderr or done.stdout).strip()[-300:]}")
         return done.stdout
+
+
+class Original(Tapdisk):
+    """blktap's own tap-ctl and tapdisk, of a build that was installed below a prefix of its own.
+
+    Its folder of sockets is compiled in. It wants root, and RLIMIT_MEMLOCK raised for it.
+    """
+
+    RUN_DIR = "/run/blktap-control"
+
+    def __init__(self, prefix):
+        super().__init__(os.path.join(prefix, "sbin"), "/")
+        self.name = "blktap"
+        self.run_dir = self.RUN_DIR
+        self.program = os.path.join(prefix, "libexec", "tapdisk")
+
+    def missing(self):
+        """A sentence if it was not built, or not installed."""
+        for program in (os.path.join(self.bin_dir, "tap-ctl"), self.program):
+            if not os.access(program, os.X_OK):
+                return f"{program} is not there"
+        return None

@@ -116,6 +116,8 @@ pub struct Aio {
     done: VecDeque<Done>,
     /// Results taken minus counts drained from the eventfd: what it will still be signalled for.
     owed: i64,
+    /// How many of these the caller's poll has told, or will tell without being asked again.
+    told: i64,
 }
 
 // SAFETY: the pointers are to the engine's own boxed memory, the context is the process's.
@@ -151,6 +153,7 @@ impl Aio {
             sync_in_lane: false,
             done: VecDeque::with_capacity(depth as usize),
             owed: 0,
+            told: 0,
         })
     }
 
@@ -258,8 +261,20 @@ impl Aio {
     fn collect(&mut self) {
         if self.signalled() {
             self.owed -= i64::try_from(self.wake.drain()).expect("a count of results");
+            self.told = 0;
         }
-        let may_ask = self.owed < 0;
+        self.take_results(self.owed < 0);
+    }
+
+    /// The caller's edge-triggered poll told of `wake_fd`: takes what is there, so that it need not
+    /// wait for the next `submit`. The count stays in the eventfd: each edge is told once, and to
+    /// empty it would be one more call a wake-up.
+    pub fn woken(&mut self) {
+        self.take_results(true);
+        self.told = self.owed;
+    }
+
+    fn take_results(&mut self, may_ask: bool) {
         while let Some(event) = self.context.next(may_ask) {
             self.in_kernel -= 1;
             self.owed += 1;
@@ -282,11 +297,11 @@ impl Aio {
         }
     }
 
-    /// Whether the eventfd has a count, or will have in a moment.
+    /// Whether the eventfd has a count, or will have in a moment, that the caller does not know of.
     fn signalled(&self) -> bool {
         let lanes = self.lane.ready() + self.cache_lane.as_ref().map_or(0, Lane::ready);
         let ready = lanes + self.context.ready().unwrap_or(self.in_kernel);
-        self.owed + i64::try_from(ready).expect("a queue is small") > 0
+        self.owed + i64::try_from(ready).expect("a queue is small") > self.told
     }
 }
 

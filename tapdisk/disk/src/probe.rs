@@ -124,6 +124,14 @@ impl AnyDisk {
         }
     }
 
+    /// As [`Aio::woken`]. io_uring's results are collected by its calls alone.
+    pub fn woken(&mut self) {
+        match self {
+            AnyDisk::Uring(_) => {}
+            AnyDisk::Aio(disk) => disk.woken(),
+        }
+    }
+
     /// As [`Uring::listen`]; never with Linux AIO.
     pub fn listen(&mut self, fd: RawFd) -> bool {
         match self {

@@ -42,6 +42,11 @@ pub trait Frontend {
     );
     /// Sends what was completed; one call a turn.
     fn kick(&mut self, slots: &mut dyn Slots);
+    /// Bytes of payload that were copied since the last call, or will be by the next `kick`, where
+    /// that is so many that the disk should have its work first.
+    fn take_moved(&mut self) -> usize {
+        0
+    }
     /// No request of this frontend is in the engine.
     fn idle(&self) -> bool;
     /// Another turn would get something done: the server does not sleep now. To be asked after

@@ -35,6 +35,8 @@ use request::disk::{Disk, FileId};
 pub const REMOTE_TOKEN: usize = VBD_TOKENS - 2;
 /// Rounds of one turn at most, before control and the other disks have theirs.
 const ROUNDS_MAX: u32 = 8;
+/// Bytes of payload that are moved before the disk is given what there is for it.
+const MOVED_MAX: usize = 256 << 10;
 
 /// Everything that a request touches.
 pub struct DataPath {
@@ -223,10 +225,17 @@ impl DataPath {
     pub fn turn(&mut self, frontends: &mut Frontends, now: u64) -> bool {
         let mut more = false;
         frontends.clock(now);
+        let mut moved = 0;
         for _ in 0..ROUNDS_MAX {
             let arrived = frontends.take(&mut self.engine);
             let again = self.engine.step(now);
             let finished = self.finish(frontends);
+            moved += frontends.take_moved();
+            if moved >= MOVED_MAX {
+                // The disk works while the rest is copied.
+                moved = 0;
+                self.submit();
+            }
             let pending = frontends.kick(&mut self.engine);
             more = again || self.engine.has_ready() || pending || (arrived && finished);
             if !more {

@@ -82,6 +82,11 @@ impl Frontends {
         owner.complete(slots, slot, request, outcome);
     }
 
+    /// Bytes of payload that were copied since the last call, or will be by the next `kick`.
+    pub fn take_moved(&mut self) -> usize {
+        self.all().map(|frontend| frontend.take_moved()).sum()
+    }
+
     /// Sends answers. True if some frontend has more to do at once.
     pub fn kick(&mut self, slots: &mut dyn Slots) -> bool {
         self.all().fold(false, |pending, frontend| {

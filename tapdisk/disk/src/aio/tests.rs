@@ -1,5 +1,5 @@
 //! What an older or busier kernel does, tried on this one. The rest is in tests/disk_engines.
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 use super::*;
 use host::arena::Buf;
@@ -161,4 +161,49 @@ fn what_goes_through_the_page_cache_is_read_and_written_beside_the_ring() {
     assert!(disk.cache_lane.is_none());
     disk.set_files(&[]).unwrap();
     assert!(disk.cache_lane.is_none());
+}
+
+/// The server's way: an edge-triggered poll, each of whose wake-ups is taken at once.
+#[test]
+fn wakeups_taken_at_once_are_neither_lost_nor_told_for_ever() {
+    let mut disk = open(8);
+    let file = tempfile::tempfile().unwrap();
+    use_ring_for(&mut disk, file.as_raw_fd());
+    // SAFETY: takes and gives numbers; one structure, which outlives the call.
+    let epoll = unsafe {
+        let epoll = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+        let edge = (libc::EPOLLIN | libc::EPOLLET) as u32;
+        let mut event = libc::epoll_event { events: edge, u64: 1 };
+        let wake = disk.wake_fd();
+        assert_eq!(libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, wake, &raw mut event), 0);
+        std::os::fd::OwnedFd::from_raw_fd(epoll)
+    };
+    let told = |ms| {
+        let mut event = libc::epoll_event { events: 0, u64: 0 };
+        // SAFETY: room for one event, which outlives the call.
+        unsafe { libc::epoll_wait(epoll.as_raw_fd(), &raw mut event, 1, ms) == 1 }
+    };
+    for mapped in [true, false] {
+        disk.context.mapped = mapped;
+        for round in 0..500_u32 {
+            let count = round % 8 + 1;
+            (0..count).for_each(|tag| disk.push(tag, op(Kind::Write, tag)));
+            let mut all = 0;
+            loop {
+                disk.submit().unwrap();
+                all += std::iter::from_fn(|| disk.reap()).count();
+                if all == count as usize {
+                    break;
+                }
+                assert!(told(20_000), "a wakeup was lost: {all} of {count}");
+                disk.woken();
+            }
+        }
+        // Signals of results that were taken before them may be told once more.
+        while told(50) {
+            disk.woken();
+            disk.submit().unwrap();
+        }
+        assert!(!told(50) && disk.reap().is_none());
+    }
 }

@@ -27,6 +27,10 @@ use request::Slots;
 
 /// Receive calls for one client in one turn.
 const RECEIVES_MAX: u32 = 32;
+/// Bytes of payload taken from one client, or sent to it, in one round of a turn: the disk waits
+/// for the end of the round.
+const RECEIVED_MAX: usize = 256 << 10;
+const SENT_MAX: usize = 256 << 10;
 
 /// What everybody needs during a turn.
 pub(super) struct Turn<'a> {
@@ -178,7 +182,11 @@ impl Conn {
     pub(super) fn take(&mut self, turn: &mut Turn<'_>) -> bool {
         (self.stall, self.freed) = (Stall::No, false);
         self.held.clients = turn.clients;
+        let enough = turn.log.moved + RECEIVED_MAX;
         for _ in 0..RECEIVES_MAX {
+            if turn.log.moved >= enough {
+                break;
+            }
             match self.parse(turn) {
                 Progress::Starved if self.readable => self.receive(turn),
                 Progress::Starved => return false,
@@ -245,6 +253,7 @@ impl Conn {
             Ok(Got { bytes: 0, .. }) => self.drop_client(Why::Closed, turn.log, turn.registry),
             Ok(got) => {
                 self.intake.filled(got.direct);
+                turn.log.moved += got.bytes;
                 self.clock.heard();
                 // A short receive has drained the socket, and what comes later makes a new event;
                 // the end of the stream, however, may have been announced already.
@@ -265,7 +274,7 @@ impl Conn {
         let held = &mut self.held;
         self.freed = true;
         let sends = &mut turn.log.counters.sends;
-        let result = self.out.send(fd.as_fd(), turn.slots, sends, |slots, slot| {
+        let result = self.out.send(fd.as_fd(), SENT_MAX, turn.slots, sends, |slots, slot| {
             held.release(slots, slot);
         });
         match result {
@@ -273,7 +282,7 @@ impl Conn {
             Ok(Sent::All) if self.phase == Phase::Closing => {
                 self.drop_client(Why::Aborted, turn.log, turn.registry);
             }
-            Ok(Sent::All) => {}
+            Ok(Sent::All | Sent::Enough) => {}
             Err(e) => self.fail(&e, turn.log, turn.registry),
         }
     }

@@ -412,6 +412,10 @@ impl Frontend for NbdServer {
         (0..self.doors.len()).for_each(|i| self.open_door(i));
     }
 
+    fn take_moved(&mut self) -> usize {
+        std::mem::take(&mut self.log.moved)
+    }
+
     fn has_arrived(&mut self, _: &dyn Slots) -> bool {
         // Its sockets are in the poll.
         false

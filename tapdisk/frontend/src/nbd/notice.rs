@@ -105,6 +105,8 @@ const NOTICES_MAX: usize = 32;
 /// Counters and notices.
 #[derive(Debug, Default)]
 pub(super) struct Log {
+    /// Bytes of payload copied, or about to be (see `take_moved`).
+    pub moved: usize,
     pub counters: Counters,
     /// Of clients that were greeted in the new style, and in the old one.
     pub traffic: [Traffic; 2],

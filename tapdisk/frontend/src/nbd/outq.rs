@@ -49,6 +49,8 @@ pub(super) enum Sent {
     All,
     /// The socket takes no more just now.
     Blocked,
+    /// As much as was asked for; the socket may take more.
+    Enough,
 }
 
 impl OutQueue {
@@ -81,17 +83,23 @@ impl OutQueue {
         self.used += 1;
     }
 
-    /// Sends as much as the socket takes. Slots whose bytes are out are handed to `release`.
+    /// Sends as much as the socket takes, and about `bytes_max` bytes at most. Slots whose bytes are
+    /// out are handed to `release`.
     pub(super) fn send(
         &mut self,
         fd: BorrowedFd<'_>,
+        bytes_max: usize,
         slots: &mut dyn Slots,
         calls: &mut u64,
         mut release: impl FnMut(&mut dyn Slots, SlotId),
     ) -> io::Result<Sent> {
+        let end = self.sent + bytes_max as u64;
         while !self.is_empty() {
+            let Some(left) = end.checked_sub(self.sent).filter(|left| *left > 0) else {
+                return Ok(Sent::Enough);
+            };
             *calls += 1;
-            match sys::send(fd, self.parts(slots)) {
+            match sys::send(fd, first_bytes(self.parts(slots), left as usize)) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => self.advance(n, |slot| release(slots, slot)),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -157,6 +165,18 @@ impl OutQueue {
         self.first_sent = 0;
         Some(reply)
     }
+}
+
+/// The first parts, until they have `bytes` bytes together; whole parts, so that a little more comes.
+fn first_bytes<'a>(
+    parts: impl Iterator<Item = &'a [u8]>,
+    mut bytes: usize,
+) -> impl Iterator<Item = &'a [u8]> {
+    parts.take_while(move |part| {
+        let wanted = bytes > 0;
+        bytes = bytes.saturating_sub(part.len());
+        wanted
+    })
 }
 
 /// Takes `skip` bytes off the front, as far as there are any.
