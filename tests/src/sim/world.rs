@@ -3,7 +3,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use image::blocking;
-use image::{Image, MemStorage, Span};
+use image::{Image, Span};
 use tapdisk::disk::FileId;
 use tapdisk::disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
 use tapdisk::engine::chain::{self, Chain, Layer, Purpose};
@@ -420,15 +420,13 @@ impl World {
         let open = |i: usize| {
             let mut opened = self.opened(files, i)?;
             if let Some(opened) = opened.as_mut().filter(|_| self.writes(count, i)) {
-                let file = &mut files[i];
-                let storage = MemStorage::new(file.bytes.clone(), file.device);
-                let name = Path::new("sim.vhd");
-                heal::take_marks_off(&storage, name, opened).map_err(|e| e.to_string())?;
-                let bytes = storage.into_inner();
+                let (file, name) = (&mut files[i], Path::new("sim.vhd"));
                 // Marks come with a close, which ends with a flush, as this does.
-                if bytes != file.bytes && !self.setup.marks_stay {
-                    *file = file.rewritten(bytes);
-                }
+                let off = match self.setup.marks_stay {
+                    true => heal::take_marks_off(&file.clone().in_hand(), name, opened),
+                    false => heal::take_marks_off(&file.in_hand(), name, opened),
+                };
+                off.map_err(|e| e.to_string())?;
             }
             Ok(self.image(opened, files[i].device))
         };
@@ -475,10 +473,9 @@ impl World {
         let written = if self.stack.second.is_some() { vec![0, second] } else { vec![0] };
         for i in written {
             let closing = chain.layers[i].image.closing();
-            let storage = MemStorage::new(std::mem::take(&mut files[i].bytes), files[i].device);
-            closing.apply(&storage).map_err(|e| format!("closing: {e}"))?;
-            // A close ends with a flush.
-            files[i] = files[i].rewritten(storage.into_inner());
+            // A close ends with a flush, whether it writes anything or not.
+            files[i].settle();
+            closing.apply(&files[i].in_hand()).map_err(|e| format!("closing: {e}"))?;
         }
         self.drop_lost(&mut files);
         self.promote(&mut files);
@@ -513,7 +510,7 @@ impl World {
         }
         self.open(files)?;
         let values = self.verify_all("after a power cut", true)?;
-        self.model = Model::new(&values);
+        self.model.restart(&values);
         Ok(self)
     }
 
