@@ -104,11 +104,12 @@ where
         crate::bytes::put(&mut first, 0, &(sector as u32).to_le_bytes());
         self.tweak.encrypt_block(&mut first);
         let mut next = u128::from_le_bytes(first.into());
-        std::array::from_fn(|_| {
-            let tweak = next;
-            next = tweak << 1 ^ if tweak >> 127 == 1 { CARRY } else { 0 };
-            tweak
-        })
+        let mut tweaks = [0; UNIT / BLOCK];
+        for tweak in &mut tweaks {
+            *tweak = next;
+            next = next << 1 ^ if next >> 127 == 1 { CARRY } else { 0 };
+        }
+        tweaks
     }
 }
 
