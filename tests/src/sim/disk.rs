@@ -40,8 +40,9 @@ pub struct Faults {
 pub struct SimFile {
     /// As seen by reads.
     pub bytes: Vec<u8>,
-    /// On the medium for certain: with what is not flushed, these are the bytes above.
-    medium: Vec<u8>,
+    /// On the medium for certain: with what is not flushed, these are the bytes above. None as long
+    /// as all of them are, so that half of all disks have everything once.
+    medium: Option<Vec<u8>>,
     unflushed: Unflushed,
     /// A block device.
     pub device: bool,
@@ -63,11 +64,10 @@ impl Unflushed {
         self.places.len()
     }
 
-    /// The first so many, and forgets them.
-    fn take(&mut self, count: usize) -> Unflushed {
-        let places: Vec<_> = self.places.drain(..count).collect();
-        let bytes: usize = places.iter().map(|(_, len)| len).sum();
-        Unflushed { places, bytes: self.bytes.drain(..bytes).collect() }
+    /// Forgets the first so many.
+    fn forget(&mut self, count: usize) {
+        let bytes: usize = self.places.drain(..count).map(|(_, len)| len).sum();
+        self.bytes.drain(..bytes);
     }
 
     fn iter(&self) -> impl Iterator<Item = (usize, &[u8])> {
@@ -78,12 +78,27 @@ impl Unflushed {
             (*at, unit)
         })
     }
+
+    /// The first so many, and what lies side by side as one: most units of a large write.
+    fn runs(&self, count: usize) -> impl Iterator<Item = (usize, &[u8])> {
+        let (mut places, mut rest) = (&self.places[..count], &self.bytes[..]);
+        std::iter::from_fn(move || {
+            let (at, _) = *places.first()?;
+            let mut end = at;
+            while let Some(((next, len), behind)) = places.split_first().filter(|p| p.0.0 == end) {
+                (end, places) = (next + len, behind);
+            }
+            let (run, behind) = rest.split_at(end - at);
+            rest = behind;
+            Some((at, run))
+        })
+    }
 }
 
 impl SimFile {
     /// A file or device with these bytes on the medium.
     pub fn new(bytes: Vec<u8>, device: bool) -> SimFile {
-        SimFile { medium: bytes.clone(), bytes, unflushed: Unflushed::default(), device, unit: 512 }
+        SimFile { bytes, medium: None, unflushed: Unflushed::default(), device, unit: 512 }
     }
 
     /// The same with sectors of `unit` bytes. A device ends with a whole one, and with the 512
@@ -94,7 +109,7 @@ impl SimFile {
         if self.device && !bytes.is_multiple_of(unit) {
             self.bytes.resize(bytes.next_multiple_of(unit) - 512, 0xee);
             self.bytes.extend_from_within(bytes - 512..bytes);
-            self.medium = self.bytes.clone();
+            self.medium = None;
         }
         self
     }
@@ -121,9 +136,17 @@ impl SimFile {
 
     fn write(&mut self, at: usize, data: &[u8], volatile: bool) {
         let parts = self.parts(at, data.len());
+        if volatile {
+            self.medium.get_or_insert_with(|| {
+                let mut medium = Vec::with_capacity(self.bytes.capacity());
+                medium.extend_from_slice(&self.bytes);
+                medium
+            });
+        } else if let Some(medium) = &mut self.medium {
+            put(medium, at, data);
+        }
         put(&mut self.bytes, at, data);
         if !volatile {
-            put(&mut self.medium, at, data);
             return;
         }
         self.unflushed.places.extend(parts.map(|(skip, len)| (at + skip, len)));
@@ -142,24 +165,27 @@ impl SimFile {
     }
 
     fn flush(&mut self, upto: usize) {
-        for (at, unit) in self.unflushed.take(upto).iter() {
-            put(&mut self.medium, at, unit);
+        let Some(medium) = &mut self.medium else { return };
+        for (at, run) in self.unflushed.runs(upto) {
+            put(medium, at, run);
         }
+        self.unflushed.forget(upto);
     }
 
     fn power_cut(&mut self, mut kept: impl FnMut(usize) -> bool) {
-        let lost = std::mem::take(&mut self.unflushed);
-        for (at, unit) in lost.iter().filter(|(at, _)| kept(*at)) {
-            put(&mut self.medium, at, unit);
+        let Some(medium) = &mut self.medium else { return };
+        for (at, unit) in self.unflushed.iter().filter(|(at, _)| kept(*at)) {
+            put(medium, at, unit);
         }
         // Only where something was not flushed the two differ: no need to copy all of it.
-        self.bytes.truncate(self.medium.len());
-        for (at, len) in lost.places {
-            let end = (at + len).min(self.medium.len());
-            if at < end {
-                self.bytes[at..end].copy_from_slice(&self.medium[at..end]);
+        self.bytes.truncate(medium.len());
+        for (at, len) in &self.unflushed.places {
+            let end = (at + len).min(medium.len());
+            if *at < end {
+                self.bytes[*at..end].copy_from_slice(&medium[*at..end]);
             }
         }
+        self.unflushed.forget(self.unflushed.len());
     }
 }
 
@@ -222,7 +248,9 @@ impl Storage for InHand<'_> {
         if !file.device && file.bytes.len() != len {
             file.settle();
             file.bytes.resize(len, 0);
-            file.medium.resize(len, 0);
+            if let Some(medium) = &mut file.medium {
+                medium.resize(len, 0);
+            }
         }
         Ok(())
     }
@@ -236,11 +264,12 @@ impl Storage for InHand<'_> {
 
 /// Bytes at a place; what lies beyond the end makes it longer, on the medium when it gets there.
 fn put(bytes: &mut Vec<u8>, at: usize, data: &[u8]) {
-    let end = at + data.len();
-    if end > bytes.len() {
-        bytes.resize(end, 0);
+    if at > bytes.len() {
+        bytes.resize(at, 0);
     }
-    bytes[at..end].copy_from_slice(data);
+    let (inside, longer) = data.split_at(data.len().min(bytes.len() - at));
+    bytes[at..at + inside.len()].copy_from_slice(inside);
+    bytes.extend_from_slice(longer);
 }
 
 /// The parts of a range that land whole or not: (offset in the range, length).

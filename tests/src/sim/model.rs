@@ -75,20 +75,16 @@ impl Model {
     /// The write that began at `start` is over.
     pub fn end(&mut self, range: std::ops::Range<u64>, start: u64, how: Ended) {
         let now = self.tick();
+        let landed = matches!(how, Ended::Done | Ended::Durable);
         for s in range {
-            let values = &mut self.sectors[s as usize];
-            for v in values.iter_mut().filter(|v| v.start == start) {
-                v.end = now;
-                v.durable = how == Ended::Durable;
-                v.loose = matches!(how, Ended::Failed | Ended::Advice);
-            }
-            match how {
-                Ended::Failed | Ended::Advice => {}
-                Ended::Done | Ended::Durable => {
-                    for old in values.iter_mut().filter(|v| v.end < start) {
-                        old.gone = old.gone.min(now);
-                        old.sunk |= how == Ended::Durable;
-                    }
+            for v in &mut self.sectors[s as usize] {
+                if v.start == start {
+                    v.end = now;
+                    v.durable = how == Ended::Durable;
+                    v.loose = !landed;
+                } else if landed && v.end < start {
+                    v.gone = v.gone.min(now);
+                    v.sunk |= how == Ended::Durable;
                 }
             }
         }
@@ -174,9 +170,8 @@ pub enum Ended {
 /// Fills a sector with a value that says where it belongs.
 pub fn fill(buf: &mut [u8], sector: u64, value: u64) {
     let pair = pair(sector, value).to_le_bytes();
-    for bytes in buf.chunks_exact_mut(16) {
-        bytes.copy_from_slice(&pair);
-    }
+    let (pairs, _) = buf.as_chunks_mut::<16>();
+    pairs.fill(pair);
 }
 
 /// The value of a sector; `ANY` if it is none of ours or belongs elsewhere.
