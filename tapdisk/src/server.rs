@@ -299,8 +299,8 @@ impl Server {
                 Some(at) if at % VBD_TOKENS == DISK_TOKEN => {
                     let mut vbds = daemon.vbds.iter_mut();
                     let vbd = vbds.find(|vbd| vbd.token + DISK_TOKEN == token.0);
-                    if let Some(served) = vbd.and_then(Vbd::served) {
-                        served.engine.disk().inner().inner().woken();
+                    if let Some((_, data)) = vbd.and_then(Vbd::path) {
+                        data.engine.disk().inner().inner().woken();
                     }
                 }
                 Some(at) if matches!(at % VBD_TOKENS, DEVICE_TOKEN | TAP_TOKEN) => {

@@ -4,9 +4,7 @@
 /// `N` bytes at `at`; zeros where the slice is too short.
 pub(crate) fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
-    for (to, from) in out.iter_mut().zip(bytes.iter().skip(at)) {
-        *to = *from;
-    }
+    put(&mut out, 0, bytes.get(at..).unwrap_or_default());
     out
 }
 
@@ -27,9 +25,9 @@ pub(crate) fn u8_at(bytes: &[u8], at: usize) -> u8 {
 
 /// Copies `value` to `at`, as far as it fits.
 pub(crate) fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
-    for (to, from) in bytes.iter_mut().skip(at).zip(value) {
-        *to = *from;
-    }
+    let to = bytes.get_mut(at..).unwrap_or_default();
+    let count = to.len().min(value.len());
+    to[..count].copy_from_slice(&value[..count]);
 }
 
 /// Ones' complement of the sum of all bytes, with the four bytes at `skip` taken as zero (§2).

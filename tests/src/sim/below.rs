@@ -5,7 +5,7 @@ use std::path::Path;
 use engine::chain::{Chain, Layer};
 use engine::limits::Limits;
 use engine::{Engine, Policy};
-use image::{Image, MemStorage, Span, blocking};
+use image::{Image, Span, blocking};
 use request::disk::FileInfo;
 use vhd_rs::OpenOptions;
 use vhd_rs::driver::Vhd;
@@ -89,11 +89,10 @@ impl Below {
     pub fn snapshot(&mut self, rng: &mut Rng, value: u64) -> Result<(), String> {
         let mut chain = self.engine.detach().expect("a chain was attached");
         let mut files = std::mem::take(&mut self.engine.disk().files);
-        let storage = MemStorage::new(std::mem::take(&mut files[0].bytes), files[0].device);
         let closing = chain.layers[0].image.closing();
-        closing.apply(&storage).map_err(|e| format!("closing: {e}"))?;
-        // A close ends with a flush.
-        files[0] = SimFile::new(storage.into_inner(), files[0].device);
+        // A close ends with a flush, whether it writes anything or not.
+        files[0].settle();
+        closing.apply(&files[0].in_hand()).map_err(|e| format!("closing: {e}"))?;
         let now = self.model.tick();
         self.model.flush(now);
         if self.formats.len() < 4 && rng.one_in(2) {
@@ -115,7 +114,7 @@ impl Below {
         let (files, _) = engine.into_disk().power_cut();
         self.open(rng, files)?;
         let values = self.verify("after a power cut", true)?;
-        self.model = Model::new(&values);
+        self.model.restart(&values);
         Ok(())
     }
 
@@ -153,13 +152,7 @@ fn take_marks_off(leaf: &mut SimFile, format: Format) -> Result<(), String> {
     }
     let (name, options) = (Path::new("sim.vhd"), OpenOptions::default());
     let mut opened = vhd_rs::open(&&*leaf, name, &options).map_err(|e| e.to_string())?;
-    let storage = MemStorage::new(leaf.bytes.clone(), leaf.device);
-    vhd_rs::heal::take_marks_off(&storage, name, &mut opened).map_err(|e| e.to_string())?;
-    let bytes = storage.into_inner();
-    if bytes != leaf.bytes {
-        *leaf = leaf.rewritten(bytes);
-    }
-    Ok(())
+    vhd_rs::heal::take_marks_off(&leaf.in_hand(), name, &mut opened).map_err(|e| e.to_string())
 }
 
 fn images(files: &[SimFile], formats: &[Format]) -> Result<Vec<Box<dyn Image>>, String> {

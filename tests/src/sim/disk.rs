@@ -1,9 +1,10 @@
 //! A disk in memory under the engine: completes what is queued in seeded random order, cuts
 //! transfers short, fails, runs out of space, and can lose power.
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::RawFd;
 
-use host::arena::Arena;
+use host::arena::{Arena, Buf};
 use image::Storage;
 use request::disk::FileInfo;
 use request::disk::{Disk, Kind, Op, Tag};
@@ -39,20 +40,65 @@ pub struct Faults {
 pub struct SimFile {
     /// As seen by reads.
     pub bytes: Vec<u8>,
-    /// On the medium for certain.
-    medium: Vec<u8>,
-    /// Units written since the last flush, in order.
-    unflushed: Vec<(usize, Box<[u8]>)>,
+    /// On the medium for certain: with what is not flushed, these are the bytes above. None as long
+    /// as all of them are, so that half of all disks have everything once.
+    medium: Option<Vec<u8>>,
+    unflushed: Unflushed,
     /// A block device.
     pub device: bool,
     /// Bytes of a physical sector: operations are made of these, and each lands whole or not.
     pub unit: usize,
 }
 
+/// Units written since the last flush, in order.
+#[derive(Clone, Debug, Default)]
+struct Unflushed {
+    /// Where each belongs, and its length.
+    places: Vec<(usize, usize)>,
+    /// Their bytes, one after the other: an allocation for each took longer than the write.
+    bytes: Vec<u8>,
+}
+
+impl Unflushed {
+    fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Forgets the first so many.
+    fn forget(&mut self, count: usize) {
+        let bytes: usize = self.places.drain(..count).map(|(_, len)| len).sum();
+        self.bytes.drain(..bytes);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        let mut rest = &self.bytes[..];
+        self.places.iter().map(move |(at, len)| {
+            let (unit, behind) = rest.split_at(*len);
+            rest = behind;
+            (*at, unit)
+        })
+    }
+
+    /// The first so many, and what lies side by side as one: most units of a large write.
+    fn runs(&self, count: usize) -> impl Iterator<Item = (usize, &[u8])> {
+        let (mut places, mut rest) = (&self.places[..count], &self.bytes[..]);
+        std::iter::from_fn(move || {
+            let (at, _) = *places.first()?;
+            let mut end = at;
+            while let Some(((next, len), behind)) = places.split_first().filter(|p| p.0.0 == end) {
+                (end, places) = (next + len, behind);
+            }
+            let (run, behind) = rest.split_at(end - at);
+            rest = behind;
+            Some((at, run))
+        })
+    }
+}
+
 impl SimFile {
     /// A file or device with these bytes on the medium.
     pub fn new(bytes: Vec<u8>, device: bool) -> SimFile {
-        SimFile { medium: bytes.clone(), bytes, unflushed: Vec::new(), device, unit: 512 }
+        SimFile { bytes, medium: None, unflushed: Unflushed::default(), device, unit: 512 }
     }
 
     /// The same with sectors of `unit` bytes. A device ends with a whole one, and with the 512
@@ -63,7 +109,7 @@ impl SimFile {
         if self.device && !bytes.is_multiple_of(unit) {
             self.bytes.resize(bytes.next_multiple_of(unit) - 512, 0xee);
             self.bytes.extend_from_within(bytes - 512..bytes);
-            self.medium = self.bytes.clone();
+            self.medium = None;
         }
         self
     }
@@ -78,16 +124,33 @@ impl SimFile {
         SimFile::new(bytes, self.device).with_unit(self.unit)
     }
 
+    /// In the hands of who opens or closes the image in it.
+    pub fn in_hand(&mut self) -> InHand<'_> {
+        InHand(self.into())
+    }
+
+    /// All of it gets to the medium.
+    pub fn settle(&mut self) {
+        self.flush(self.unflushed.len());
+    }
+
     fn write(&mut self, at: usize, data: &[u8], volatile: bool) {
-        let parts: Vec<_> = self.parts(at, data.len()).collect();
+        let parts = self.parts(at, data.len());
+        if volatile {
+            self.medium.get_or_insert_with(|| {
+                let mut medium = Vec::with_capacity(self.bytes.capacity());
+                medium.extend_from_slice(&self.bytes);
+                medium
+            });
+        } else if let Some(medium) = &mut self.medium {
+            put(medium, at, data);
+        }
         put(&mut self.bytes, at, data);
         if !volatile {
-            put(&mut self.medium, at, data);
             return;
         }
-        for (skip, len) in parts {
-            self.unflushed.push((at + skip, data[skip..skip + len].into()));
-        }
+        self.unflushed.places.extend(parts.map(|(skip, len)| (at + skip, len)));
+        self.unflushed.bytes.extend_from_slice(data);
     }
 
     /// The parts of a write that land whole or not. What makes a file longer does so when all of it
@@ -102,18 +165,27 @@ impl SimFile {
     }
 
     fn flush(&mut self, upto: usize) {
-        for (at, unit) in self.unflushed.drain(..upto) {
-            put(&mut self.medium, at, &unit);
+        let Some(medium) = &mut self.medium else { return };
+        for (at, run) in self.unflushed.runs(upto) {
+            put(medium, at, run);
         }
+        self.unflushed.forget(upto);
     }
 
     fn power_cut(&mut self, mut kept: impl FnMut(usize) -> bool) {
-        for (at, unit) in std::mem::take(&mut self.unflushed) {
-            if kept(at) {
-                put(&mut self.medium, at, &unit);
+        let Some(medium) = &mut self.medium else { return };
+        for (at, unit) in self.unflushed.iter().filter(|(at, _)| kept(*at)) {
+            put(medium, at, unit);
+        }
+        // Only where something was not flushed the two differ: no need to copy all of it.
+        self.bytes.truncate(medium.len());
+        for (at, len) in &self.unflushed.places {
+            let end = (at + len).min(medium.len());
+            if *at < end {
+                self.bytes[*at..end].copy_from_slice(&medium[*at..end]);
             }
         }
-        self.bytes = self.medium.clone();
+        self.unflushed.forget(self.unflushed.len());
     }
 }
 
@@ -145,13 +217,59 @@ impl Storage for &SimFile {
     }
 }
 
+/// A file while an image in it is opened to be written, or closed, both of which end with a flush:
+/// what is changed there is on the medium, and so is what was written before.
+pub struct InHand<'a>(RefCell<&'a mut SimFile>);
+
+impl Storage for InHand<'_> {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        (&**self.0.borrow()).read_at(offset, buf)
+    }
+    fn write_at(&self, offset: u64, buf: &[u8]) -> io::Result<()> {
+        let file = &mut **self.0.borrow_mut();
+        let at = usize::try_from(offset).map_err(io::Error::other)?;
+        let end = at.checked_add(buf.len()).ok_or(io::ErrorKind::InvalidInput)?;
+        if file.bytes.get(at..end) == Some(buf) {
+            return Ok(());
+        }
+        if file.device && end > file.bytes.len() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        file.settle();
+        file.write(at, buf, false);
+        Ok(())
+    }
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.borrow().bytes.len() as u64)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let file = &mut **self.0.borrow_mut();
+        let len = usize::try_from(len).map_err(io::Error::other)?;
+        if !file.device && file.bytes.len() != len {
+            file.settle();
+            file.bytes.resize(len, 0);
+            if let Some(medium) = &mut file.medium {
+                medium.resize(len, 0);
+            }
+        }
+        Ok(())
+    }
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn is_device(&self) -> bool {
+        self.0.borrow().device
+    }
+}
+
 /// Bytes at a place; what lies beyond the end makes it longer, on the medium when it gets there.
 fn put(bytes: &mut Vec<u8>, at: usize, data: &[u8]) {
-    let end = at + data.len();
-    if end > bytes.len() {
-        bytes.resize(end, 0);
+    if at > bytes.len() {
+        bytes.resize(at, 0);
     }
-    bytes[at..end].copy_from_slice(data);
+    let (inside, longer) = data.split_at(data.len().min(bytes.len() - at));
+    bytes[at..at + inside.len()].copy_from_slice(inside);
+    bytes.extend_from_slice(longer);
 }
 
 /// The parts of a range that land whole or not: (offset in the range, length).
@@ -164,9 +282,51 @@ fn units(at: usize, bytes: usize, unit: usize) -> impl Iterator<Item = (usize, u
     })
 }
 
+thread_local! {
+    /// Arenas of disks that are gone. To map, populate, lock and unmap one for each life took
+    /// longer than the life.
+    static ARENAS: RefCell<Vec<Arena>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An arena that is used again when its disk is gone.
+struct Lent(Option<Arena>);
+
+impl Lent {
+    /// One of zeros, as a new one is.
+    fn new(bytes: usize) -> Lent {
+        let bytes = bytes.next_multiple_of(4096);
+        let used = ARENAS.with_borrow_mut(|arenas| {
+            let i = arenas.iter().position(|arena| arena.bytes() == bytes)?;
+            Some(arenas.swap_remove(i))
+        });
+        let zeros = |mut arena: Arena| {
+            arena.slice_mut(Buf { offset: 0, bytes: bytes as u32 }).fill(0);
+            arena
+        };
+        let arena = used.map_or_else(|| Arena::new(bytes).expect("memory for an arena"), zeros);
+        Lent(Some(arena))
+    }
+
+    fn get(&self) -> &Arena {
+        self.0.as_ref().expect("it is given back when the disk goes")
+    }
+
+    fn get_mut(&mut self) -> &mut Arena {
+        self.0.as_mut().expect("it is given back when the disk goes")
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let arena = self.0.take();
+        // At the end of the thread there is nobody to keep it.
+        let _ = ARENAS.try_with(|arenas| arenas.borrow_mut().extend(arena));
+    }
+}
+
 /// The disk.
 pub struct SimDisk {
-    arena: Arena,
+    arena: Lent,
     /// The files of the chain; leaf first.
     pub files: Vec<SimFile>,
     queue: Vec<(Tag, Op, usize)>,
@@ -186,7 +346,7 @@ impl SimDisk {
     /// A disk with these files; `depth` operations fit.
     pub fn new(arena_bytes: usize, files: Vec<SimFile>, depth: usize, rng: Rng) -> SimDisk {
         SimDisk {
-            arena: Arena::new(arena_bytes).expect("memory for an arena"),
+            arena: Lent::new(arena_bytes),
             files,
             queue: Vec::new(),
             ready: Vec::new(),
@@ -268,7 +428,7 @@ impl SimDisk {
                 let there = (file.bytes.len() - at).min(op.buf.bytes as usize);
                 let n = cut_short(&mut self.rng, faults.short, there);
                 let buf = op.buf.part(0, n as u32);
-                self.arena.slice_mut(buf).copy_from_slice(&file.bytes[at..at + n]);
+                self.arena.get_mut().slice_mut(buf).copy_from_slice(&file.bytes[at..at + n]);
                 Ok(n as u32)
             }
             Kind::Write if !file.device && self.rng.one_in(faults.full) => {
@@ -283,7 +443,7 @@ impl SimDisk {
                 // A sector is written whole or not.
                 let n = cut_short(&mut self.rng, faults.short, all);
                 let n = n.next_multiple_of(file.unit).min(all);
-                file.write(at, self.arena.slice(op.buf.part(0, n as u32)), self.volatile);
+                file.write(at, self.arena.get().slice(op.buf.part(0, n as u32)), self.volatile);
                 Ok(n as u32)
             }
             Kind::Sync => {
@@ -332,7 +492,7 @@ impl SimDisk {
             let data = if zeros {
                 &vec![0; len][..]
             } else {
-                self.arena.slice(op.buf.part(skip as u32, len as u32))
+                self.arena.get().slice(op.buf.part(skip as u32, len as u32))
             };
             file.write(at, data, self.volatile);
         }
@@ -415,10 +575,10 @@ impl Disk for SimDisk {
         self.ready.pop()
     }
     fn arena(&mut self) -> &mut Arena {
-        &mut self.arena
+        self.arena.get_mut()
     }
     fn arena_ref(&self) -> &Arena {
-        &self.arena
+        self.arena.get()
     }
     fn set_files(&mut self, _: &[RawFd]) -> io::Result<()> {
         Ok(())

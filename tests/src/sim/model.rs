@@ -48,6 +48,16 @@ impl Model {
         Model { sectors: values.iter().map(known).collect(), time: 1, flushed: 0 }
     }
 
+    /// The same for another life: as a new one, in the memory of this one.
+    pub fn restart(&mut self, values: &[u64]) {
+        assert!(self.sectors.len() == values.len(), "a disk keeps its size");
+        for (sector, value) in self.sectors.iter_mut().zip(values) {
+            sector.clear();
+            sector.push(Value::new(*value, 0, 0));
+        }
+        (self.time, self.flushed) = (1, 0);
+    }
+
     /// A time of its own.
     pub fn tick(&mut self) -> u64 {
         self.time += 1;
@@ -65,20 +75,16 @@ impl Model {
     /// The write that began at `start` is over.
     pub fn end(&mut self, range: std::ops::Range<u64>, start: u64, how: Ended) {
         let now = self.tick();
+        let landed = matches!(how, Ended::Done | Ended::Durable);
         for s in range {
-            let values = &mut self.sectors[s as usize];
-            for v in values.iter_mut().filter(|v| v.start == start) {
-                v.end = now;
-                v.durable = how == Ended::Durable;
-                v.loose = matches!(how, Ended::Failed | Ended::Advice);
-            }
-            match how {
-                Ended::Failed | Ended::Advice => {}
-                Ended::Done | Ended::Durable => {
-                    for old in values.iter_mut().filter(|v| v.end < start) {
-                        old.gone = old.gone.min(now);
-                        old.sunk |= how == Ended::Durable;
-                    }
+            for v in &mut self.sectors[s as usize] {
+                if v.start == start {
+                    v.end = now;
+                    v.durable = how == Ended::Durable;
+                    v.loose = !landed;
+                } else if landed && v.end < start {
+                    v.gone = v.gone.min(now);
+                    v.sunk |= how == Ended::Durable;
                 }
             }
         }
@@ -163,16 +169,23 @@ pub enum Ended {
 
 /// Fills a sector with a value that says where it belongs.
 pub fn fill(buf: &mut [u8], sector: u64, value: u64) {
-    for pair in buf.chunks_exact_mut(16) {
-        pair[..8].copy_from_slice(&value.to_le_bytes());
-        pair[8..].copy_from_slice(&if value == ZERO { 0 } else { sector + 1 }.to_le_bytes());
-    }
+    let pair = pair(sector, value).to_le_bytes();
+    let (pairs, _) = buf.as_chunks_mut::<16>();
+    pairs.fill(pair);
 }
 
 /// The value of a sector; `ANY` if it is none of ours or belongs elsewhere.
 pub fn parse(buf: &[u8], sector: u64) -> u64 {
     let value = u64::from_le_bytes(buf[..8].try_into().expect("eight bytes"));
-    let mut want = [0; 16];
-    fill(&mut want, sector, value);
-    if buf.chunks_exact(16).all(|pair| pair == want) { value } else { ANY }
+    let pair = pair(sector, value);
+    let (pairs, _) = buf.as_chunks::<16>();
+    // Without a branch for each: this looks at every byte of every read.
+    let differs = |bits, bytes: &[u8; 16]| bits | (u128::from_le_bytes(*bytes) ^ pair);
+    if pairs.iter().fold(0, differs) == 0 { value } else { ANY }
+}
+
+/// What is repeated all over a sector: its value and where it belongs.
+fn pair(sector: u64, value: u64) -> u128 {
+    let place = if value == ZERO { 0 } else { sector + 1 };
+    u128::from(value) | u128::from(place) << 64
 }

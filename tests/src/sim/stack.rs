@@ -21,10 +21,10 @@ pub struct Second {
 }
 
 /// What a world has.
-#[derive(Debug)]
 pub struct Stack {
     /// VHDs are encrypted.
     pub encrypted: bool,
+    cipher: Option<Shared>,
     /// What is read from below is kept in the leaf.
     pub local_cache: bool,
     /// The secondary.
@@ -35,6 +35,19 @@ pub struct Stack {
     pub marked: Marks,
     /// Sectors that were acknowledged since the remote mirror is there.
     pub mirrored: Vec<bool>,
+}
+
+/// The cipher of all VHDs. To make one locks pages, which takes longer than what it is used for.
+#[derive(Clone)]
+pub struct Shared(Arc<Cipher>);
+
+impl image::Cipher for Shared {
+    fn encrypt(&self, sector: u64, data: &mut [u8]) {
+        self.0.encrypt(sector, data);
+    }
+    fn decrypt(&self, sector: u64, data: &mut [u8]) {
+        self.0.decrypt(sector, data);
+    }
 }
 
 /// A log of changes in memory.
@@ -52,8 +65,12 @@ impl Stack {
             _ => None,
         };
         let second = second.map(|(purpose, remote)| Second { purpose, remote, taken_over: false });
+        let encrypted = rng.one_in(5);
+        let key: Vec<u8> = (0..64).collect();
+        let cipher = || Shared(Arc::new(Cipher::new(&key).expect("a key of a known length")));
         Stack {
-            encrypted: rng.one_in(5),
+            encrypted,
+            cipher: encrypted.then(cipher),
             local_cache: rng.one_in(4),
             remembers: rng.one_in(2),
             second,
@@ -63,9 +80,8 @@ impl Stack {
     }
 
     /// The cipher of every VHD.
-    pub fn cipher(&self) -> Option<Cipher> {
-        let key: Vec<u8> = (0..64).collect();
-        self.encrypted.then(|| Cipher::new(&key).expect("a key of a known length"))
+    pub fn cipher(&self) -> Option<Shared> {
+        self.cipher.clone()
     }
 
     /// The order in which `files` are read.
@@ -100,13 +116,17 @@ impl Marks {
     /// Whether every sector of a span is marked.
     pub fn all(&self, span: Span) -> bool {
         let marked = self.0.lock().expect("no panic while it is held");
-        (span.start..span.end()).all(|s| marked[s as usize])
+        marked[range(span)].iter().all(|marked| *marked)
     }
 }
 
 impl Changes for Marks {
     fn mark(&mut self, span: Span) {
         let mut marked = self.0.lock().expect("no panic while it is held");
-        (span.start..span.end()).for_each(|s| marked[s as usize] = true);
+        marked[range(span)].fill(true);
     }
+}
+
+fn range(span: Span) -> std::ops::Range<usize> {
+    span.start as usize..span.end() as usize
 }

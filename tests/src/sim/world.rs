@@ -8,7 +8,7 @@ use engine::limits::Limits;
 use engine::{Bug, Engine, Policy};
 use image::Purpose;
 use image::blocking;
-use image::{Image, MemStorage, Span};
+use image::{Cipher, Image, Span};
 use request::disk::FileId;
 use request::disk::FileInfo;
 use request::{Outcome, Owner, Request, SlotId, Slots, Verb};
@@ -133,6 +133,8 @@ pub(super) enum Format {
 }
 
 const BLOCK_BYTES: u32 = 64 << 10;
+/// Sectors of a disk that are looked at together: as many as stay in the CPU's cache.
+const AT_ONCE: u32 = 2048;
 
 /// The world.
 pub struct World {
@@ -155,6 +157,8 @@ pub struct World {
     /// Blocks come and go all the time.
     churn: bool,
     spot: u64,
+    /// Where the disk is read to when it is looked at.
+    read_back: Box<[u8]>,
     at_work: HashMap<SlotId, (Request, u64, u64)>,
     stack: Stack,
     wide: Option<Wide>,
@@ -301,7 +305,7 @@ impl World {
         let bounces = if large.one_in(2) { 1 } else { 1 + large.below(u64::from(BOUNCES)) as u32 };
         let mut world = World {
             setup,
-            engine: no_engine(limits),
+            engine: no_engine(),
             // The zeros that an encrypted fixed image is made of read as noise.
             model: Model::new(&vec![
                 if stack.encrypted && format == Format::Fixed {
@@ -325,6 +329,7 @@ impl World {
             hot: rng.one_in(3) || setup.unordered.is_some(),
             churn: rng.one_in(4) || setup.churn,
             spot: 0,
+            read_back: vec![0; sectors.min(AT_ONCE.into()) as usize * 512].into(),
             at_work: HashMap::new(),
             mirror_lost: false,
             parted: None,
@@ -346,7 +351,9 @@ impl World {
         let infos: Vec<FileInfo> = files.iter().map(SimFile::info).collect();
         let depth = self.limits.ops() as usize;
         let seed = self.rng.next();
-        let reserve = self.limits.behind(self.bounces * BOUNCE_BYTES);
+        // Only large sectors need them.
+        let bounces = if files.iter().any(|f| f.unit > 512) { self.bounces } else { 0 };
+        let reserve = self.limits.behind(bounces * BOUNCE_BYTES);
         let arena_bytes = (reserve.offset + reserve.bytes) as usize;
         let alignments: Vec<u32> = files.iter().map(|f| f.unit as u32).collect();
         let mut disk = SimDisk::new(arena_bytes, files, depth, Rng::new(seed));
@@ -367,7 +374,7 @@ impl World {
             chain.into_iter().enumerate().zip(&self.formats).map(|((i, image), format)| {
                 let image = if i == 0 { (self.setup.wrap)(image) } else { image };
                 let cipher = self.stack.cipher().filter(|_| *format != Format::Raw);
-                let cipher = cipher.map(|cipher| Box::new(cipher) as Box<dyn image::Cipher>);
+                let cipher = cipher.map(|cipher| Box::new(cipher) as Box<dyn Cipher>);
                 Layer { cipher, ..Layer::new(image) }
             });
         let mut chain = Chain::new(layers.collect());
@@ -422,15 +429,13 @@ impl World {
         let open = |i: usize| {
             let mut opened = self.opened(files, i)?;
             if let Some(opened) = opened.as_mut().filter(|_| self.writes(count, i)) {
-                let file = &mut files[i];
-                let storage = MemStorage::new(file.bytes.clone(), file.device);
-                let name = Path::new("sim.vhd");
-                heal::take_marks_off(&storage, name, opened).map_err(|e| e.to_string())?;
-                let bytes = storage.into_inner();
+                let (file, name) = (&mut files[i], Path::new("sim.vhd"));
                 // Marks come with a close, which ends with a flush, as this does.
-                if bytes != file.bytes && !self.setup.marks_stay {
-                    *file = file.rewritten(bytes);
-                }
+                let off = match self.setup.marks_stay {
+                    true => heal::take_marks_off(&file.clone().in_hand(), name, opened),
+                    false => heal::take_marks_off(&file.in_hand(), name, opened),
+                };
+                off.map_err(|e| e.to_string())?;
             }
             Ok(self.image(opened, files[i].device))
         };
@@ -477,10 +482,9 @@ impl World {
         let written = if self.stack.second.is_some() { vec![0, second] } else { vec![0] };
         for i in written {
             let closing = chain.layers[i].image.closing();
-            let storage = MemStorage::new(std::mem::take(&mut files[i].bytes), files[i].device);
-            closing.apply(&storage).map_err(|e| format!("closing: {e}"))?;
-            // A close ends with a flush.
-            files[i] = files[i].rewritten(storage.into_inner());
+            // A close ends with a flush, whether it writes anything or not.
+            files[i].settle();
+            closing.apply(&files[i].in_hand()).map_err(|e| format!("closing: {e}"))?;
         }
         self.drop_lost(&mut files);
         self.promote(&mut files);
@@ -500,7 +504,7 @@ impl World {
 
     fn power_cut(mut self) -> Result<World, String> {
         self.note_events();
-        let engine = std::mem::replace(&mut self.engine, no_engine(self.limits));
+        let engine = std::mem::replace(&mut self.engine, no_engine());
         let (mut files, _) = engine.into_disk().into_inner().power_cut();
         self.at_work.clear();
         self.drop_lost(&mut files);
@@ -515,7 +519,7 @@ impl World {
         }
         self.open(files)?;
         let values = self.verify_all("after a power cut", true)?;
-        self.model = Model::new(&values);
+        self.model.restart(&values);
         Ok(self)
     }
 
@@ -525,7 +529,7 @@ impl World {
     fn kill(&mut self) -> Result<(), String> {
         self.ran.kills += 1;
         self.note_events();
-        let engine = std::mem::replace(&mut self.engine, no_engine(self.limits));
+        let engine = std::mem::replace(&mut self.engine, no_engine());
         let (mut files, _) = engine.into_disk().into_inner().kill();
         let mut left: Vec<_> = std::mem::take(&mut self.at_work).into_values().collect();
         left.sort_unstable_by_key(|(_, start, _)| *start);
@@ -854,8 +858,6 @@ impl World {
         let layer = |i: usize| blocking::Layer { image: &*images[i], storage: &stores[i] };
         let layers: Vec<blocking::Layer<'_>> =
             self.stack.order(files.len()).into_iter().map(layer).collect();
-        let mut buf = vec![0; self.sectors as usize * 512];
-        let span = Span { start: 0, count: self.sectors as u32 };
         let (cipher, order) = (self.stack.cipher(), self.stack.order(files.len()));
         let decode = |layer: Option<usize>, first: u64, bytes: &mut [u8]| {
             let encrypted = layer.is_some_and(|i| self.formats[order[i]] != Format::Raw);
@@ -863,9 +865,16 @@ impl World {
                 cipher.decrypt(first, bytes);
             }
         };
-        blocking::read_with(&layers, span, &mut buf, decode).map_err(|e| format!("{when}: {e}"))?;
-        let values: Vec<u64> =
-            (0..self.sectors).map(|s| parse(&buf[s as usize * 512..][..512], s)).collect();
+        let mut values = Vec::with_capacity(self.sectors as usize);
+        let mut span = Span { start: 0, count: self.sectors as u32 };
+        while span.count > 0 {
+            let now = span.first(AT_ONCE);
+            let buf = &mut self.read_back[..now.count as usize * 512];
+            blocking::read_with(&layers, now, buf, decode).map_err(|e| format!("{when}: {e}"))?;
+            let sectors = (now.start..now.end()).zip(buf.chunks_exact(512));
+            values.extend(sectors.map(|(s, bytes)| parse(bytes, s)));
+            span = span.skip(now.count);
+        }
         for (s, value) in (0..).zip(&values) {
             if cut && self.unordered() && self.model.unsettled(s) {
                 continue;
@@ -948,7 +957,8 @@ impl World {
 }
 
 /// An engine to be replaced.
-fn no_engine(limits: Limits) -> Engine<Aligned<SimDisk>> {
+fn no_engine() -> Engine<Aligned<SimDisk>> {
+    let limits = Limits::MINIMUM;
     let disk = SimDisk::new(limits.arena_bytes(), Vec::new(), 0, Rng::new(0));
     Engine::new(Aligned::open(disk, limits.behind(0), 0), limits)
 }
@@ -988,7 +998,10 @@ pub(super) fn dynamic(
     if let Some(Some(uuid)) = parent {
         header.parent_uuid = uuid;
     }
-    let mut bytes = footer.to_vec();
+    // As long as it gets, so that it is not moved time and again.
+    let all = u64::from(blocks.min(16)) * 137 * 512 + header.table_bytes() + 8192;
+    let mut bytes = Vec::with_capacity(all as usize);
+    bytes.extend(footer);
     bytes.extend(header.encode());
     let table = header.table_bytes() as usize;
     bytes.resize(bytes.len() + table, 0xff);
