@@ -47,6 +47,7 @@ const IOCTLS: &[u64] = &[
     ring_ioctl::CREATE_DEVICE as u64,
     ring_ioctl::CREATE_DEVICE_OLD as u64,
     ring_ioctl::REMOVE_DEVICE as u64,
+    ring_ioctl::KEEP as u64,
     0x8008_1272,
     0x1268,
     0x1277,

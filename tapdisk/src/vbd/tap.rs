@@ -9,6 +9,8 @@
 //! ```
 //! Unlike other block devices this one ends with the tapdisk: the module fails what is outstanding.
 //! What the module makes us wait for is done by a worker ([`crate::job`]).
+use std::os::fd::OwnedFd;
+
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use slog::{info, warn};
@@ -19,6 +21,7 @@ use super::plug::{Plug, Unplug, Way, Work};
 use super::{Env, Goal, Result, State, Vbd};
 use crate::formats::OpenError;
 use crate::job::Job;
+use crate::reclaim;
 use crate::tokens::VBD_TOKENS;
 use frontend::Frontend;
 use frontend::blktap::abi::Message;
@@ -75,13 +78,17 @@ impl Vbd {
 
     /// Takes a ring that was just mapped.
     pub(super) fn take_ring(&mut self, env: &Env, ring: Ring) {
+        self.take_tap(env, Tap::new(ring));
+    }
+
+    fn take_tap(&mut self, env: &Env, tap: TapRing) {
         let token = Token(self.token + TAP_TOKEN);
-        let fd = ring.raw_fd();
+        let fd = tap.side().map_or(-1, Ring::raw_fd);
         // Else nobody would notice requests before something else happens.
         if let Err(error) = env.registry.register(&mut SourceFd(&fd), token, Interest::READABLE) {
             warn!(env.log, "minor {}: its ring cannot be polled: {error}", self.minor);
         }
-        self.tap = Some(Box::new(Tap::new(ring)));
+        self.tap = Some(Box::new(tap));
     }
 
     /// Whether the disk that is being opened gets the module's block device: unless another is
@@ -148,8 +155,7 @@ impl Vbd {
     /// Begins to take the block device away. Where a signal ends the process, what was written to
     /// it comes first: it ends with us.
     pub(super) fn remove_tapdev(&mut self, env: &Env, force: bool, way: Way) -> State {
-        let tap = self.served.as_ref().and_then(|served| served.tap.as_deref());
-        let Some(handle) = tap.and_then(Tap::side).map(Ring::handle) else {
+        let Some(handle) = self.tap().and_then(Tap::side).map(Ring::handle) else {
             return State::Unplugging(Unplug::Tap(TapEnd::Ending, force), way);
         };
         let path = Device::Tap(self.minor.into()).to_string();
@@ -234,6 +240,52 @@ impl Vbd {
         }
         self.keep_ring();
         Some(self.plug_tap(env))
+    }
+
+    /// Asks the module to keep ring and block device when this program goes, or not to.
+    pub(super) fn keep_tapdev(&mut self, keep: bool) {
+        let wanted = match keep {
+            true => matches!(self.device, Some(Device::Tap(_))),
+            false => self.keeps,
+        };
+        let ring = self.tap().filter(|_| wanted).and_then(Tap::side);
+        // Other modules than ours cannot: ENOTTY.
+        self.keeps = ring.is_some_and(|ring| ring.keep(keep).is_ok()) && keep;
+    }
+
+    /// The ring that the module has kept for this program.
+    pub(super) fn adopt_tap(&mut self, env: &Env, ring: OwnedFd, events: bool) {
+        match Ring::again(ring) {
+            Ok(ring) => {
+                self.take_tap(env, Tap::adopt(ring, events));
+                self.keeps = true;
+            }
+            Err(error) => {
+                warn!(env.log, "minor {}: its block device is lost: {error}", self.minor);
+                self.device = None;
+            }
+        }
+    }
+
+    /// The images are open: the block device that the module has kept is served on. Whether there
+    /// is one.
+    pub(super) fn serve_kept_tap(&mut self, env: &Env) -> bool {
+        if !self.keeps {
+            return false;
+        }
+        reclaim::hold_reserves(&env.log);
+        // Nobody goes back to the program before.
+        self.keep_tapdev(false);
+        let (Some(served), Some(mut tap)) = (&mut self.served, self.tap.take()) else {
+            return false;
+        };
+        let started = tap.start(&mut served.engine);
+        served.tap = Some(tap);
+        if !started {
+            warn!(env.log, "minor {}: its block device is lost: no slots are free", self.minor);
+            self.drop_ring(env);
+        }
+        started
     }
 
     pub(super) fn tap_is_idle(&self) -> bool {
