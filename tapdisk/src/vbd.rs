@@ -119,6 +119,8 @@ pub struct Vbd {
     goes_on: bool,
     /// The module's block device is taken away for another program, or is to be.
     leaves: bool,
+    /// The module keeps its ring and block device for another program, or has kept them.
+    keeps: bool,
     /// It has clients: if there is no block device any more it goes on without.
     goes_without: bool,
 }
@@ -206,6 +208,7 @@ impl Vbd {
             left: None,
             goes_on: false,
             leaves: false,
+            keeps: false,
             goes_without: false,
         }
     }

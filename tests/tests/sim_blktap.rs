@@ -14,10 +14,14 @@ fn no_seed_loses_a_write_of_the_kernel_or_gets_stuck() {
         (0..2).for_each(|i| all.ended[i] += ran.ended[i]);
         all.pauses += ran.pauses;
         all.deaths += ran.deaths;
+        all.upgrades += ran.upgrades;
     }
     println!("{seeds} seeds: {all:?}");
     assert!(all.ended[0] > seeds * 100, "requests succeed");
-    assert!(seeds < 100 || (all.pauses > 0 && all.deaths > 0), "everything is seen");
+    assert!(
+        seeds < 100 || (all.pauses > 0 && all.deaths > 0 && all.upgrades > 0),
+        "everything is seen"
+    );
 }
 
 #[test]

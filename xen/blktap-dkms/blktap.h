@@ -49,6 +49,7 @@
 #define BLKTAP_RING_CREATE_OLD	202
 #define BLKTAP_RING_REMOVE	207
 #define BLKTAP_RING_CREATE	208
+#define BLKTAP_RING_KEEP	209
 
 #define BLKTAP_OP_READ		0
 #define BLKTAP_OP_WRITE		1
@@ -168,7 +169,7 @@ struct blktap {
 
 enum blktap_ring_state {
 	BLKTAP_UNMAPPED,		/* opened, not mapped yet */
-	BLKTAP_MAPPED,
+	BLKTAP_MAPPED,			/* or kept: then nobody may have it mapped */
 	BLKTAP_DEAD,			/* unmapped, closed, or full of nonsense */
 };
 
@@ -196,6 +197,7 @@ struct blktap_ring {
 	bool by_level;			/* the process keeps req_event */
 	bool remove_wanted;		/* REMOVE_DEVICE found it busy */
 	bool broken;			/* dead because of what was in the ring */
+	bool kept;			/* outlives its mapping, as long as its file is open */
 	unsigned int mappings;
 	unsigned int openers;		/* of the disk */
 	unsigned int outstanding;	/* slots with a request */

@@ -212,6 +212,11 @@ static void blktap_vma_close(struct vm_area_struct *vma)
 
 	spin_lock_irq(&ring->lock);
 	last = --ring->mappings == 0;
+	if (last && ring->kept) {
+		/* Requests wait in it, until it is mapped again or its file is closed. */
+		ring->mm = NULL;
+		last = false;
+	}
 	spin_unlock_irq(&ring->lock);
 	if (last)
 		blktap_ring_kill(ring);
@@ -242,6 +247,15 @@ static const struct vm_operations_struct blktap_vm_ops = {
 	.fault = blktap_vma_fault,
 };
 
+/*
+ * By the next program of its process. What is left of the memory of the one
+ * before may go a moment later. The lock is held.
+ */
+static bool blktap_may_map_again(struct blktap_ring *ring)
+{
+	return ring->kept && ring->mm != current->mm && ring->task == task_tgid(current);
+}
+
 static int blktap_ring_mmap(struct file *file, struct vm_area_struct *vma)
 {
 	struct blktap_ring *ring = file->private_data;
@@ -254,11 +268,11 @@ static int blktap_ring_mmap(struct file *file, struct vm_area_struct *vma)
 	spin_lock_irq(&ring->lock);
 	if (ring->state == BLKTAP_DEAD) {
 		err = -EIO;
-	} else if (ring->state == BLKTAP_MAPPED) {
+	} else if (ring->state == BLKTAP_MAPPED && !blktap_may_map_again(ring)) {
 		err = -EBUSY;
 	} else {
 		ring->state = BLKTAP_MAPPED;
-		ring->mappings = 1;
+		ring->mappings++;
 		ring->mm = current->mm;
 	}
 	spin_unlock_irq(&ring->lock);
@@ -354,6 +368,17 @@ static int blktap_may(struct blktap_ring *ring)
 	return err;
 }
 
+/* Before an exec: the next program maps the ring again. */
+static int blktap_keep(struct blktap_ring *ring, unsigned long keep)
+{
+	if (keep > 1)
+		return -EINVAL;
+	spin_lock_irq(&ring->lock);
+	ring->kept = keep;
+	spin_unlock_irq(&ring->lock);
+	return 0;
+}
+
 static int blktap_create(struct blktap_ring *ring, void __user *from)
 {
 	struct blktap_info info = {};
@@ -428,6 +453,8 @@ static long blktap_ring_ioctl(struct file *file, unsigned int command, unsigned 
 		return blktap_create_old(ring, from);
 	case BLKTAP_RING_REMOVE:
 		return blktap_disk_remove(ring);
+	case BLKTAP_RING_KEEP:
+		return blktap_keep(ring, arg);
 	}
 	return -ENOTTY;
 }

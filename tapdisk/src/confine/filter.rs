@@ -47,6 +47,7 @@ const IOCTLS: &[u64] = &[
     ring_ioctl::CREATE_DEVICE as u64,
     ring_ioctl::CREATE_DEVICE_OLD as u64,
     ring_ioctl::REMOVE_DEVICE as u64,
+    ring_ioctl::KEEP as u64,
     0x8008_1272,
     0x1268,
     0x1277,
@@ -150,14 +151,13 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
     libc::SYS_sched_setscheduler,
-    libc::SYS_setpriority,
     libc::SYS_clock_gettime,
     libc::SYS_clock_getres,
     libc::SYS_clock_nanosleep,
     libc::SYS_nanosleep,
     libc::SYS_gettimeofday,
     libc::SYS_restart_syscall,
-    // The process itself; `prctl` and `prlimit64` have conditions.
+    // The process itself; `prctl`, `prlimit64` and `setpriority` have conditions.
     libc::SYS_getpid,
     libc::SYS_gettid,
     libc::SYS_getppid,
@@ -173,7 +173,6 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_capset,
     libc::SYS_seccomp,
     libc::SYS_execve,
-    libc::SYS_execveat,
 ];
 
 /// What older C libraries call for the same, where there is such a call.
@@ -186,7 +185,6 @@ const OLDER: &[libc::c_long] = &[
     libc::SYS_readlink,
     libc::SYS_getdents,
     libc::SYS_mkdir,
-    libc::SYS_rmdir,
     libc::SYS_unlink,
     libc::SYS_rename,
     libc::SYS_dup2,
@@ -287,11 +285,15 @@ fn rules(pid: u32) -> Option<Rules> {
     let fcntls = any(1, &fcntls);
     when(libc::SYS_fcntl, &fcntls.iter().map(|one| &one[..]).collect::<Vec<_>>())?;
 
-    // Never writable and executable; executable only from a file, as the dynamic loader does it.
+    // Never writable and executable; executable only from a file and private, as the dynamic loader
+    // of the next program does it: what is shared could be written through another mapping.
     let (write, execute) = (libc::PROT_WRITE as u64, libc::PROT_EXEC as u64);
-    let anonymous = libc::MAP_ANONYMOUS as u64;
+    let flags = |flags: i32| u64::from(flags.unsigned_abs());
+    let (anonymous, kind) = (flags(libc::MAP_ANONYMOUS), flags(libc::MAP_TYPE));
+    let private = flags(libc::MAP_PRIVATE);
     let plain = [(2, MaskedEq(execute), 0)];
-    let program = [(2, MaskedEq(write | execute), execute), (3, MaskedEq(anonymous), 0)];
+    let program =
+        [(2, MaskedEq(write | execute), execute), (3, MaskedEq(anonymous | kind), private)];
     when(libc::SYS_mmap, &[&plain, &program])?;
     when(libc::SYS_mprotect, &[&plain])?;
 
@@ -302,6 +304,7 @@ fn rules(pid: u32) -> Option<Rules> {
     // To oneself.
     when(libc::SYS_tgkill, &[&[(0, Eq, pid.into())]])?;
     when(libc::SYS_prlimit64, &[&[(0, Eq, 0)]])?;
+    when(libc::SYS_setpriority, &[&[(0, Eq, libc::PRIO_PROCESS.into()), (1, Eq, 0)]])?;
 
     // UNIX; TCP for `nbd:HOST:PORT`, which RESUME may name at any time; netlink for the kernel's
     // NBD client (NETLINK_GENERIC).

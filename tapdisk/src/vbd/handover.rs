@@ -67,6 +67,9 @@ struct OpenState {
     #[serde(default)]
     stats: StatsCarried,
     nbd: NbdState,
+    /// The module's ring, which it keeps, and whether it looks at `req_event`.
+    #[serde(default)]
+    tap: Option<(Carried, bool)>,
     /// The guests' event channels.
     events: Option<Carried>,
     rings: Vec<RingState>,
@@ -102,10 +105,11 @@ impl Vbd {
         Some(format!("minor {minor} is {why}"))
     }
 
-    /// Comes to rest, so that another program can go on; the module's block device goes meanwhile.
+    /// Comes to rest, so that another program can go on; the module's block device goes meanwhile,
+    /// where the module cannot keep it.
     pub fn rest(&mut self, env: &Env) {
         match (&self.state, self.device) {
-            (State::Open, Some(Device::Tap(_))) => self.lend_tapdev(env),
+            (State::Open, Some(Device::Tap(_))) if !self.keeps => self.lend_tapdev(env),
             (State::Open, _) => self.pause(),
             _ => {}
         }
@@ -113,6 +117,7 @@ impl Vbd {
 
     /// Clients and guests end what they have begun, and begin nothing.
     pub fn finish(&mut self) {
+        self.keep_tapdev(true);
         if self.is_served() {
             self.frontends.finish();
         }
@@ -136,6 +141,7 @@ impl Vbd {
 
     /// There is no other program: everybody goes on.
     pub fn go_on(&mut self, env: &Env) {
+        self.keep_tapdev(false);
         match self.state {
             State::Draining { goal: Goal::Pause }
             | State::Shutting { goal: Goal::Pause, .. }
@@ -179,6 +185,10 @@ impl Vbd {
                 }
                 let rings = self.rings();
                 let events = rings.map(|rings| carrier.carry(rings.xen().as_fd())).transpose()?;
+                let kept = self.tap().filter(|_| self.keeps);
+                let kept = kept.and_then(|tap| Some((tap.side()?.as_fd(), tap.has_events())));
+                let tap = kept.map(|(fd, events)| Ok((carrier.carry(fd)?, events)));
+                let tap = tap.transpose().map_err(|error: io::Error| error)?;
                 let minor = self.minor;
                 let open = Request::Open { minor, params: opened.params };
                 Life::Open(Box::new(OpenState {
@@ -192,6 +202,7 @@ impl Vbd {
                     mirror_failed: self.mirror_failed,
                     stats: data.engine.stats().into(),
                     nbd: nbd.state(&mut |fd| carrier.carry(fd))?,
+                    tap,
                     events,
                     rings: rings.map(GuestRings::states).unwrap_or_default(),
                 }))
@@ -270,6 +281,9 @@ impl Vbd {
         nbd.suspend();
         self.frontends.nbd = Some(nbd);
         self.left = Some(open.stats);
+        if let Some((ring, events)) = open.tap {
+            self.adopt_tap(env, fetcher.fetch(ring)?, events);
+        }
         if let Some(events) = open.events {
             self.adopt_rings(env, fetcher.fetch(events)?, &open.rings)?;
         }
@@ -328,10 +342,12 @@ impl Vbd {
                 self.data = Some(data);
                 self.show_files(env);
                 self.poll_rings(env);
+                let kept = self.serve_kept_tap(env);
+                self.device = device.filter(|_| kept);
                 if let Some(by) = held {
                     return (self.wait(env, opened.wish, &by), Some(Ok(())));
                 }
-                let module = self.wants_tapdev(opened.device.as_ref());
+                let module = !kept && self.wants_tapdev(opened.device.as_ref());
                 if opened.take_over || module {
                     self.goes_without = module;
                     if let Some(plugging) = self.plug(env) {

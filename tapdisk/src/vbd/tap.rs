@@ -9,6 +9,8 @@
 //! ```
 //! Unlike other block devices this one ends with the tapdisk: the module fails what is outstanding.
 //! What the module makes us wait for is done by a worker ([`crate::job`]).
+use std::os::fd::OwnedFd;
+
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
 use slog::{info, warn};
@@ -19,6 +21,7 @@ use super::plug::{Plug, Unplug, Way, Work};
 use super::{Env, Goal, Result, State, Vbd};
 use crate::formats::OpenError;
 use crate::job::Job;
+use crate::reclaim;
 use crate::tokens::VBD_TOKENS;
 use frontend::Frontend;
 use frontend::blktap::abi::Message;
@@ -74,13 +77,17 @@ impl Vbd {
 
     /// Takes a ring that was just mapped.
     pub(super) fn take_ring(&mut self, env: &Env, ring: Ring) {
+        self.take_tap(env, Tap::new(ring));
+    }
+
+    fn take_tap(&mut self, env: &Env, tap: TapRing) {
         let token = Token(self.token + TAP_TOKEN);
-        let fd = ring.raw_fd();
+        let fd = tap.side().map_or(-1, Ring::raw_fd);
         // Else nobody would notice requests before something else happens.
         if let Err(error) = env.registry.register(&mut SourceFd(&fd), token, Interest::READABLE) {
             warn!(env.log, "minor {}: its ring cannot be polled: {error}", self.minor);
         }
-        self.frontends.tap = Some(Box::new(Tap::new(ring)));
+        self.frontends.tap = Some(Box::new(tap));
     }
 
     /// Whether the disk that is being opened gets the module's block device: unless another is
@@ -230,6 +237,51 @@ impl Vbd {
         }
         self.keep_ring();
         Some(self.plug_tap(env))
+    }
+
+    /// Asks the module to keep ring and block device when this program goes, or not to.
+    pub(super) fn keep_tapdev(&mut self, keep: bool) {
+        let wanted = match keep {
+            true => matches!(self.device, Some(Device::Tap(_))),
+            false => self.keeps,
+        };
+        let ring = self.tap().filter(|_| wanted).and_then(Tap::side);
+        // Other modules than ours cannot: ENOTTY.
+        self.keeps = ring.is_some_and(|ring| ring.keep(keep).is_ok()) && keep;
+    }
+
+    /// The ring that the module has kept for this program.
+    pub(super) fn adopt_tap(&mut self, env: &Env, ring: OwnedFd, events: bool) {
+        match Ring::again(ring) {
+            Ok(ring) => {
+                self.take_tap(env, Tap::adopt(ring, events));
+                self.keeps = true;
+            }
+            Err(error) => {
+                warn!(env.log, "minor {}: its block device is lost: {error}", self.minor);
+                self.device = None;
+            }
+        }
+    }
+
+    /// The images are open: the block device that the module has kept is served on. Whether there
+    /// is one.
+    pub(super) fn serve_kept_tap(&mut self, env: &Env) -> bool {
+        if !self.keeps {
+            return false;
+        }
+        reclaim::hold_reserves(&env.log);
+        // Nobody goes back to the program before.
+        self.keep_tapdev(false);
+        let (Some(data), Some(tap)) = (&mut self.data, &mut self.frontends.tap) else {
+            return false;
+        };
+        let started = tap.start(&mut data.engine);
+        if !started {
+            warn!(env.log, "minor {}: its block device is lost: no slots are free", self.minor);
+            self.drop_ring(env);
+        }
+        started
     }
 
     pub(super) fn tap_is_idle(&self) -> bool {

@@ -57,6 +57,7 @@ pub mod call {
     pub const CREATE: u64 = 208;
     pub const CREATE_OLD: u64 = 202;
     pub const REMOVE: u64 = 207;
+    pub const KEEP: u64 = 209;
 }
 
 /// Any ioctl, with a number or the address of something as argument.
@@ -240,6 +241,11 @@ impl Ring {
     /// REMOVE_DEVICE.
     pub fn remove(&self) -> io::Result<()> {
         plain_ioctl(&self.file, call::REMOVE, 0)
+    }
+
+    /// KEEP: 1, the ring outlives its mapping; 0, it does not.
+    pub fn keep(&self, how: usize) -> io::Result<()> {
+        plain_ioctl(&self.file, call::KEEP, how)
     }
 
     /// RESPOND: the kernel takes what was answered.

@@ -38,6 +38,8 @@ pub struct Ran {
     pub pauses: u64,
     /// See above.
     pub deaths: u64,
+    /// Programs that went on where another one stopped.
+    pub upgrades: u64,
 }
 
 /// A request that is not answered.
@@ -122,6 +124,7 @@ impl World {
             match self.rng.below(300) {
                 0 | 1 => self.pause()?,
                 2 => self.die()?,
+                3 | 4 => self.upgrade()?,
                 _ => {}
             }
         }
@@ -265,6 +268,23 @@ impl World {
         self.tap.stop(&mut self.below.engine);
         self.below.snapshot(&mut self.rng, self.value)?;
         // The simulator makes a new engine, as an OPEN does; a pause of the daemon keeps it.
+        assert!(self.tap.start(&mut self.below.engine), "slots");
+        Ok(())
+    }
+
+    /// Another program goes on with the ring, as after KEEP and an exec.
+    fn upgrade(&mut self) -> Result<(), String> {
+        self.ran.upgrades += 1;
+        let events = self.tap.has_events();
+        self.tap.suspend();
+        if self.kernel.has_room() && self.kernel.free_id().is_some() {
+            self.ask(None);
+        }
+        self.kernel.show();
+        self.settle()?;
+        self.tap.stop(&mut self.below.engine);
+        self.below.snapshot(&mut self.rng, self.value)?;
+        self.tap = Tap::adopt(self.kernel.side(), events);
         assert!(self.tap.start(&mut self.below.engine), "slots");
         Ok(())
     }

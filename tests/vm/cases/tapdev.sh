@@ -1,7 +1,8 @@
 # The machine without Xen, with our kernel module (xen/blktap-dkms): disks by tap-ctl and tapdisk as
 # releases 3.x made them, block devices /dev/xen/blktap-2/tapdevN. File systems, patterns, chains,
 # pause, flush, trim and zeros, kills, refusals. What the module itself does with a process that is
-# not tapdisk: blktap.sh.
+# not tapdisk: blktap.sh. A module that cannot keep a ring for an upgrade, as the original's:
+# module: BLKTAP_RING_KEEP=219
 # shellcheck shell=bash disable=SC2119,SC2120,SC2012
 # shellcheck source=tests/vm/cases/lib.sh
 export case_limit=${case_limit:-240}
@@ -259,9 +260,75 @@ case_killed_under_a_mounted_file_system() {
     rm /srv/*
 }
 
-# Another program: the device that nobody uses goes and comes again; one that is in use keeps its
-# tapdisk as it is.
-case_upgraded_with_a_ring_of_the_module() {
+# Another program, under a mounted file system and a load: the module keeps ring, device and
+# requests.
+case_upgraded_while_it_is_in_use() {
+    dmesg -C
+    local program=/srv/libexec/tapdisk before upgrades writer load
+    mkdir /srv/libexec
+    cp /usr/libexec/tapdisk $program
+    vhd-util create -n /srv/disk.vhd -s 96
+    device vhd:/srv/disk.vhd
+    before=$pid
+    mke2fs -q -t ext4 "$disk"
+    mount "$disk" /mnt
+    noise upgraded 8 /srv/noise
+    cp /srv/noise /mnt/before
+    (
+        i=0
+        while [ -e /srv/libexec ]; do
+            cp /srv/noise "/mnt/$i" && sync -f /mnt && cmp /srv/noise "/mnt/$i" || exit 1
+            i=$(((i + 1) % 3))
+        done
+    ) &
+    writer=$!
+    dd if="$disk" of=/dev/null bs=64k iflag=direct status=none &
+    load=$!
+    for upgrades in $(seq "${UPGRADES:-20}"); do
+        cp /usr/libexec/tapdisk $program.new
+        mv $program.new $program
+        tap-ctl upgrade -p "$pid" --program $program || fail "upgrade $upgrades"
+        find_pid
+        same "the process" "$before" "$pid"
+        same "the ring" "ring: mapped" "$(head -n 1 "/sys/class/blktap2/blktap!blktap$minor/debug")"
+        kill -0 $writer || fail "the writer ended at upgrade $upgrades"
+    done
+    wait $load || fail "a reader of the device"
+    mv /srv/libexec /srv/over
+    wait $writer || fail "the writer"
+    same "its program" /srv/over/tapdisk "$(readlink "/proc/$pid/exe")"
+    cmp /srv/noise /mnt/before
+    umount /mnt
+    e2fsck -fn "$disk"
+    # It ends as it does without an upgrade.
+    give_back
+    vhd-util check -n /srv/disk.vhd
+    # A program that says it could and ends: the module fails what waits, and nothing hangs.
+    device vhd:/srv/disk.vhd
+    mount "$disk" /mnt
+    printf '#!/bin/sh\necho tapdisk 9 can resume\n' >/srv/over/tapdisk
+    (while cp /srv/noise /mnt/during && sync -f /mnt; do :; done) 2>/srv/writer &
+    writer=$!
+    ! tap-ctl upgrade -p "$pid" --program /srv/over/tapdisk || fail "a script has taken over"
+    await 20 "the end of tapdisk" sh -c "! [ -e /proc/$pid ]"
+    wait $writer
+    umount /mnt
+    await 20 "the end of the disk" sh -c '! [ -e /sys/block/tda ]'
+    rm -f /run/blktap-control/*"$pid"*
+    tap-ctl free -m "$minor"
+    device vhd:/srv/disk.vhd
+    e2fsck -fy "$disk" || [ $? -le 1 ]
+    give_back
+    vhd-util check -n /srv/disk.vhd
+    dmesg -C
+    rm -r /srv/*
+}
+
+# With a module that cannot keep a ring, as the original's: the device that nobody uses goes and
+# comes again; one that is in use keeps its tapdisk as it is.
+case_upgraded_with_a_ring_of_another_module() {
+    modprobe -r blktap
+    insmod /share/modules/BLKTAP_RING_KEEP=219.ko
     dmesg -C
     local program=/srv/libexec/tapdisk before status=0 upgrades said
     mkdir /srv/libexec
@@ -294,6 +361,8 @@ case_upgraded_with_a_ring_of_the_module() {
     give_back
     vhd-util check -n /srv/disk.vhd
     rm -r /srv/*
+    rmmod blktap
+    modprobe blktap
 }
 
 case_in_use_is_not_taken_away() {

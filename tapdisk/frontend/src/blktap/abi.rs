@@ -85,6 +85,8 @@ pub mod ring_ioctl {
     pub const CREATE_DEVICE_OLD: u32 = 202;
     /// REMOVE_DEVICE.
     pub const REMOVE_DEVICE: u32 = 207;
+    /// KEEP, of our own module: whether the ring outlives its mapping, 0 or 1.
+    pub const KEEP: u32 = 209;
 }
 
 /// What CREATE_DEVICE is told.

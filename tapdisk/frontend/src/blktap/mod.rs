@@ -124,6 +124,14 @@ impl<S: Side> Tap<S> {
         }
     }
 
+    /// A ring that the program before this one served, and left when it was idle. Requests are begun
+    /// in order, and what was begun is answered by then: from the last answer on all wait, and their
+    /// entries are as they were, whether that program had looked at them or not.
+    pub fn adopt(side: S, events: bool) -> Tap<S> {
+        let done = Page(side.page()).rsp_prod();
+        Tap { req_cons: done, rsp_prod: done, shown: done, events, ..Tap::new(side) }
+    }
+
     /// The disk is open: takes its own slots, and requests from now on. False if there are no
     /// slots.
     pub fn start(&mut self, slots: &mut dyn Slots) -> bool {
@@ -162,6 +170,11 @@ impl<S: Side> Tap<S> {
     /// Whether the kernel looks at `req_event` (flag EVENTS of CREATE_DEVICE).
     pub fn set_events(&mut self, events: bool) {
         self.events = events;
+    }
+
+    /// Whether it does.
+    pub fn has_events(&self) -> bool {
+        self.events
     }
 
     fn page(&self) -> Page<'_> {

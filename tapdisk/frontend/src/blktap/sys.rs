@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -41,7 +41,18 @@ impl Ring {
     /// Those of open, such as EBUSY while another process has it; EINVAL of mmap where the module's
     /// ring has another size.
     pub fn open(path: &Path) -> io::Result<Ring> {
-        let device = File::options().read(true).write(true).open(path)?;
+        Ring::map(File::options().read(true).write(true).open(path)?)
+    }
+
+    /// Maps the ring device again that the program before this one had mapped, and kept.
+    ///
+    /// # Errors
+    /// EIO where the ring has ended meanwhile.
+    pub fn again(device: OwnedFd) -> io::Result<Ring> {
+        Ring::map(device.into())
+    }
+
+    fn map(device: File) -> io::Result<Ring> {
         // SAFETY: a new mapping at an address of the kernel's choice.
         let at = unsafe {
             let (null, access) = (std::ptr::null_mut(), libc::PROT_READ | libc::PROT_WRITE);
@@ -60,6 +71,21 @@ impl Ring {
     /// For polling.
     pub fn raw_fd(&self) -> RawFd {
         self.device.0.as_raw_fd()
+    }
+
+    /// To carry it over an exec.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.device.0.as_fd()
+    }
+
+    /// KEEP: whether the ring, its block device and requests outlive the mapping, as long as its
+    /// file is open, so that the next program of this process can map it again.
+    ///
+    /// # Errors
+    /// ENOTTY of other modules than ours.
+    pub fn keep(&self, keep: bool) -> io::Result<()> {
+        let argument = std::ptr::without_provenance_mut(usize::from(keep));
+        self.device.call(ring_ioctl::KEEP, argument)
     }
 
     /// For calls that may wait.
@@ -142,7 +168,7 @@ impl Handle {
     }
 
     fn call(&self, number: u32, argument: *mut libc::c_void) -> io::Result<()> {
-        // SAFETY: the argument is what the ioctl takes: nothing, or a structure of ours that is
+        // SAFETY: the argument is what the ioctl takes: nothing, a number, or a structure of ours that is
         // borrowed for the call and at least as long as any module of this interface reads and
         // writes.
         let result = unsafe { libc::ioctl(self.0.as_raw_fd(), number.into(), argument) };

@@ -1,10 +1,10 @@
 //! The ring of the blktap module over a kernel in memory.
 
-use crate::blktap_support::{Bench, DISK};
+use crate::blktap_support::{Bench, DISK, engine};
 use frontend::Frontend;
 use frontend::blktap::abi::{Entry, Message, SEGMENTS_MAX, Segment, op, status};
 use frontend::blktap::fake::Answer;
-use frontend::blktap::{Malformed, Notice, OWN_SLOTS};
+use frontend::blktap::{Malformed, Notice, OWN_SLOTS, Tap};
 use frontend::nbd::Export;
 use image::Span;
 use request::{Slots, Verb};
@@ -75,6 +75,41 @@ fn data_go_to_the_sectors_that_the_segments_name() {
         assert_eq!([5, 6, 7, 8, 15, 16, 19, 20].map(of), [0xaa, 6, 7, 8, 15, 0xaa, 19, 0xaa]);
     });
     bench.end();
+}
+
+#[test]
+fn another_program_goes_on_where_this_one_stopped() {
+    let mut memory = engine::Memory::new(DISK);
+    memory.set_slots(4, 4 + OWN_SLOTS);
+    let mut bench = Bench::over(memory);
+    // Past the end of the ring, so that indices and places differ.
+    for i in 0..40 {
+        bench.kernel.ask(op::WRITE, 0, i * 8, 8);
+        bench.turn();
+        bench.answers();
+    }
+    // More than there are slots for: some are begun, some were looked at, one was not.
+    let mut ids: Vec<u8> = (0..31).map(|i| bench.kernel.ask(op::READ, 0, i * 8, 8)).collect();
+    bench.kernel.show();
+    bench.tap.take(&mut bench.memory);
+    bench.tap.suspend();
+    ids.push(bench.kernel.ask(op::READ, 0, 8, 8));
+    bench.kernel.show();
+    bench.settle();
+    let mut answered = bench.statuses();
+    assert!(bench.tap.idle() && (1..31).contains(&answered.len()), "{answered:?}");
+    bench.tap.stop(&mut bench.memory);
+    let mut next = Bench { tap: Tap::adopt(bench.kernel.side(), true), ..bench };
+    assert!(next.tap.start(&mut next.memory) && next.tap.pending(&next.memory));
+    next.settle();
+    answered.extend(next.statuses());
+    answered.sort();
+    ids.sort();
+    assert_eq!(answered, ids.iter().map(|id| (*id, status::OKAY)).collect::<Vec<_>>());
+    let id = next.kernel.ask(op::WRITE, 0, 16, 8);
+    next.turn();
+    assert_eq!(next.statuses(), [(id, status::OKAY)]);
+    next.end();
 }
 
 #[test]

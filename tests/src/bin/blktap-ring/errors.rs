@@ -81,7 +81,7 @@ fn ring_device() -> Outcome {
     }
     said("mmap", ring.map())?;
     // (2 is FIGETBSZ, which the kernel answers for every file.)
-    for number in [0, 3, 200, 203, 204, 205, 206, 209] {
+    for number in [0, 3, 200, 203, 204, 205, 206, 210] {
         refused("an unknown ioctl", ENOTTY, plain_ioctl(&ring.file, number, 0))?;
     }
     said("RESPOND without anything", ring.respond())?;

@@ -19,6 +19,7 @@ pub fn main(words: &[String]) -> Outcome {
     forks()?;
     inherited()?;
     closed_before_unmapped()?;
+    kept()?;
     device_io(file)?;
     honest()
 }
@@ -234,6 +235,57 @@ fn closed_before_unmapped() -> Outcome {
     said("munmap", session.ring.unmap())?;
     ended("a read when the last mapping went", &reads, 1, EIO)?;
     until("FREE_TAP", || session.control.free(session.minor).is_ok())
+}
+
+/// A ring that is kept outlives its mapping, for its own process, as long as its file is open.
+fn kept() -> Outcome {
+    let mut session = Session::new()?;
+    refused("KEEP of 2", EINVAL, session.ring.keep(2))?;
+    if !in_child(|| session.ring.keep(1).is_err_and(|e| e.raw_os_error() == Some(EACCES))) {
+        return Err("a child may say that the ring is kept".to_string());
+    }
+    said("KEEP", session.ring.keep(1))?;
+    let both = PROT_READ | PROT_WRITE;
+    refused("a second mmap", EBUSY, session.ring.map_as(LENGTH, both, MAP_SHARED, 0))?;
+    // Two requests that were taken, and one that comes while there is no mapping.
+    let reads = session.reads(2)?;
+    let taken = session.requests(2)?;
+    session.ring.data(9).fill(0x77);
+    said("munmap", session.ring.unmap())?;
+    refused("an ioctl without a mapping", EACCES, session.ring.respond())?;
+    let ring = &session.ring;
+    let map = || ring.map_as(LENGTH, both, MAP_SHARED, 0);
+    if !in_child(|| map().is_err_and(|e| e.raw_os_error() == Some(EBUSY))) {
+        return Err("a child may map a ring that is kept for another process".to_string());
+    }
+    let late = session.reads(1)?;
+    said("mmap again", session.ring.map())?;
+    if session.ring.data(9).iter().any(|&b| b != 0x77) {
+        return Err("the pages are not as they were".to_string());
+    }
+    let more = session.requests(1)?;
+    taken.iter().chain(&more).for_each(|request| session.ring.answer(request, 0));
+    said("RESPOND", session.ring.respond())?;
+    ended("reads that were taken before", &reads, 2, 0)?;
+    ended("a read that came between", &late, 1, 0)?;
+    // Not any more: it ends as ever.
+    said("KEEP of 0", session.ring.keep(0))?;
+    let reads = session.reads(1)?;
+    session.requests(1)?;
+    said("munmap", session.ring.unmap())?;
+    ended("a read when the ring was unmapped", &reads, 1, EIO)?;
+    refused("mmap after that", EIO, session.ring.map_as(LENGTH, both, MAP_SHARED, 0))?;
+    session.abandon()?;
+    // Kept, and closed without a mapping.
+    let mut session = Session::new()?;
+    said("KEEP", session.ring.keep(1))?;
+    let reads = session.reads(1)?;
+    session.requests(1)?;
+    said("munmap", session.ring.unmap())?;
+    let Session { control, minor, ring } = session;
+    drop(ring);
+    ended("a read when the ring was closed", &reads, 1, EIO)?;
+    said("FREE_TAP", control.free(minor))
 }
 
 /// Device I/O straight to and from the data pages, also as registered buffers of an io_uring, under
