@@ -258,8 +258,7 @@ impl NbdServer {
         self.log.now = now;
     }
 
-    /// Bytes of payload that were copied from or to clients since the last call, or will be by
-    /// the next `kick`.
+    /// Bytes that were copied from and to clients since the last call.
     pub fn take_moved(&mut self) -> usize {
         std::mem::take(&mut self.log.moved)
     }
