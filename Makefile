@@ -10,7 +10,8 @@
 #   make test-pressure  devices under memory pressure, with controls that must hang (tests/vm/pressure.py --help)
 #   make fuzz       every parser under the fuzzer, FUZZ_SECONDS=60 each, guided by branches; FUZZ_ARGS=NAME for one
 #   make xen-demo   Xen, dom0 and a guest with our disk, in an emulator (one to two minutes)
-#   make bench      tapdisk beside qemu-nbd, nbdkit and fio on the raw file (BENCH_ARGS="--help" lists options)
+#   make bench      tapdisk beside qemu-nbd, nbdkit and fio on the raw file (BENCH_ARGS="--help" lists options);
+#                   BENCH_ORIGINAL=PREFIX: beside blktap, too, of which a build is installed there
 #   make bench-xen  a guest's disk on tapdisk, qdisk and xen-blkback, in an emulator: ratios, system calls a request
 #   make bench-device  block devices: ublk, the blktap ring, loop, qemu-nbd and nbd.ko, in an emulator: ratios
 #   make bench-vhd  vhd-util beside qemu-img and the disk's own limit

@@ -56,8 +56,8 @@ def arguments():
     parser.add_argument("--engine", default="", help="tapdisk's disk engine: uring, aio, or both as uring,aio "
                         "(default: what tapdisk chooses); the first one is held against the targets")
     parser.add_argument("--original", metavar="PREFIX", default=os.environ.get("BENCH_ORIGINAL"),
-                        help="where blktap is installed (PREFIX/sbin/tap-ctl, PREFIX/libexec/tapdisk), to be "
-                        "measured beside ours (BENCH_ORIGINAL)")
+                        help="where blktap is installed (PREFIX/sbin/tap-ctl, "
+                        "PREFIX/libexec/tapdisk), to be measured beside ours (BENCH_ORIGINAL)")
     parser.add_argument("--without", action="append", default=[], metavar="SERVER", help="leave a server out")
     parser.add_argument("--json", metavar="FILE", help="write all results there as well")
     options = parser.parse_args()
@@ -149,7 +149,8 @@ class Bench:
                 self.workload(image_name, name, load, contenders)
         vhd_servers = [server for server in self.servers if server.handles(servers.Image("", "vhd"))]
         first = {
-            "first-writes": Load("randwrite", 4 * K, 32, requests=max(self.size // (2 * M), 1) * 16),
+            "first-writes": Load("randwrite", 4 * K, 32,
+                                 requests=max(self.size // (2 * M), 1) * 16),
             "first-writes-1m": Load("write", M, 8, requests=self.size // M),
         }
         for name, load in first.items():
@@ -277,10 +278,12 @@ def conclude(bench, found):
     for target in report.targets(bench.results) + report.over_original(bench.results, ours):
         if target.got is not None or not bench.options.only:
             print(target.line())
-    print("\nfio-raw is fio on the raw file, io_uring, direct. nbdkit reads and writes through the page cache, the others "
-          "do not.\n`ceiling` and `copy` are fio's nbd engine against servers without any I/O (nbdkit null; one thread "
-          "that only copies\nthrough the socket): no server can show more in this table. `blktap` is the original, "
-          "where --original names it.\nspread = (largest - smallest) / median over the repetitions.")
+    print("""
+fio-raw is fio on the raw file, io_uring, direct. nbdkit reads and writes through the page cache,
+the others do not. `ceiling` and `copy` are fio's nbd engine against servers without any I/O (nbdkit
+null; one thread that only copies through the socket): no server can show more in this table.
+`blktap` is the original, where --original names it.
+spread = (largest - smallest) / median over the repetitions.""")
     if bench.options.json:
         with open(bench.options.json, "w", encoding="utf-8") as file:
             json.dump(report.as_json(bench.results, vars(bench.options), found), file, indent=1)

@@ -152,7 +152,8 @@ def over_original(results, tapdisks):
         theirs = results.get(kind, name, ORIGINAL)
         for ours in tapdisks if theirs else []:
             rate = results.get(kind, name, ours)
-            out.append(Target(f"{kind} {name}: {ours} / {ORIGINAL}", want, rate / theirs if rate else None))
+            got = rate / theirs if rate else None
+            out.append(Target(f"{kind} {name}: {ours} / {ORIGINAL}", want, got))
     return out
 
 

@@ -35,7 +35,7 @@ use request::disk::{Disk, FileId};
 pub const REMOTE_TOKEN: usize = VBD_TOKENS - 2;
 /// Rounds of one turn at most, before control and the other disks have theirs.
 const ROUNDS_MAX: u32 = 8;
-/// Bytes of payload that are moved before the disk is given what there is for it.
+/// After so many bytes copied from or to clients the disk is given what there is for it.
 const MOVED_MAX: usize = 256 << 10;
 
 /// Everything that a request touches.

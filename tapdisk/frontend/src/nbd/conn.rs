@@ -273,8 +273,7 @@ impl Conn {
         let Some(fd) = &self.fd else { return };
         let held = &mut self.held;
         self.freed = true;
-        let sends = &mut turn.log.counters.sends;
-        let result = self.out.send(fd.as_fd(), SENT_MAX, turn.slots, sends, |slots, slot| {
+        let result = self.out.send(fd.as_fd(), SENT_MAX, turn.slots, turn.log, |slots, slot| {
             held.release(slots, slot);
         });
         match result {

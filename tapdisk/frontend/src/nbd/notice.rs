@@ -105,7 +105,7 @@ const NOTICES_MAX: usize = 32;
 /// Counters and notices.
 #[derive(Debug, Default)]
 pub(super) struct Log {
-    /// Bytes of payload copied, or about to be (see `take_moved`).
+    /// Bytes copied from and to clients since somebody asked.
     pub moved: usize,
     pub counters: Counters,
     /// Of clients that were greeted in the new style, and in the old one.

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::calls::{CALLS_MAX, PIECES_MAX};
+use super::notice::Log;
 use super::{handshake, sys};
 use nbd_proto::Head;
 use request::{SlotId, Slots};
@@ -90,18 +91,22 @@ impl OutQueue {
         fd: BorrowedFd<'_>,
         bytes_max: usize,
         slots: &mut dyn Slots,
-        calls: &mut u64,
+        log: &mut Log,
         mut release: impl FnMut(&mut dyn Slots, SlotId),
     ) -> io::Result<Sent> {
-        let end = self.sent + bytes_max as u64;
+        let mut left = bytes_max;
         while !self.is_empty() {
-            let Some(left) = end.checked_sub(self.sent).filter(|left| *left > 0) else {
+            if left == 0 {
                 return Ok(Sent::Enough);
-            };
-            *calls += 1;
-            match sys::send(fd, first_bytes(self.parts(slots), left as usize)) {
+            }
+            log.counters.sends += 1;
+            match sys::send(fd, first_bytes(self.parts(slots), left)) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => self.advance(n, |slot| release(slots, slot)),
+                Ok(n) => {
+                    log.moved += n;
+                    left = left.saturating_sub(n);
+                    self.advance(n, |slot| release(slots, slot));
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Sent::Blocked),
                 Err(e) => return Err(e),

@@ -18,7 +18,6 @@ impl Conn {
         let piece = self.pieces[place];
         assert!(piece.at == At::Engine, "a piece comes back once");
         self.in_engine -= 1;
-        turn.log.moved += piece.bytes as usize;
         let call = &mut self.calls[piece.call];
         call.outstanding -= 1;
         if self.phase == Phase::Dying {
