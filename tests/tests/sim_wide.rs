@@ -5,7 +5,7 @@ use tests::sim::{Counts, Ran, Setup, each, run};
 
 #[test]
 fn no_seed_loses_a_write_in_the_wide_world() {
-    let seen = each("wide", Counts { same: 200, fresh: 200 }, |seed| run(Setup::wide(seed)));
+    let seen = each("wide", Counts { same: 200, fresh: 1400 }, |seed| run(Setup::wide(seed)));
     let mut ran = Ran::default();
     seen.iter().for_each(|one| ran.add(*one));
     let seeds = seen.len() as u64;
