@@ -13,24 +13,19 @@
 //! assert_eq!(sector, [0; 512]);
 //! ```
 use crate::secret::Secret;
-use aes::cipher::consts::U16;
-use aes::cipher::inout::InOutBuf;
-use aes::cipher::{BlockCipher, BlockDecrypt, BlockEncrypt, BlockSizeUser, KeyInit};
-use aes::{Aes128, Aes256, Block};
+use aes::cipher::{BlockCipher, BlockDecrypt, BlockEncrypt, KeyInit};
+use aes::{Aes128, Aes256};
+use xts_mode::Xts128;
 
 /// Bytes of a unit.
 const UNIT: usize = 512;
-/// Bytes of a block of AES.
-const BLOCK: usize = 16;
-/// x^128 in the field of the tweaks (IEEE 1619-2007, 5.2).
-const CARRY: u128 = 0x87;
 
 /// The cipher of one key. Its schedules begin with the key itself: they are as secret as that.
 pub struct Cipher(Kind);
 
 enum Kind {
-    Aes128(Secret<Xts<Aes128>>),
-    Aes256(Secret<Xts<Aes256>>),
+    Aes128(Secret<Xts128<Aes128>>),
+    Aes256(Secret<Xts128<Aes256>>),
 }
 
 impl Cipher {
@@ -38,8 +33,8 @@ impl Cipher {
     /// tweak.
     pub fn new(key: &[u8]) -> Option<Cipher> {
         match key.len() {
-            32 => Some(Cipher(Kind::Aes128(Secret::new(|| Xts::new(key))))),
-            64 => Some(Cipher(Kind::Aes256(Secret::new(|| Xts::new(key))))),
+            32 => Some(Cipher(Kind::Aes128(Secret::new(|| xts(key))))),
+            64 => Some(Cipher(Kind::Aes256(Secret::new(|| xts(key))))),
             _ => None,
         }
     }
@@ -48,8 +43,8 @@ impl Cipher {
     pub fn encrypt(&self, sector: u64, data: &mut [u8]) {
         for (n, unit) in (sector..).zip(data.chunks_exact_mut(UNIT)) {
             match &self.0 {
-                Kind::Aes128(xts) => xts.encrypt(unit, n),
-                Kind::Aes256(xts) => xts.encrypt(unit, n),
+                Kind::Aes128(xts) => xts.encrypt_sector(unit, tweak(n)),
+                Kind::Aes256(xts) => xts.encrypt_sector(unit, tweak(n)),
             }
         }
     }
@@ -58,72 +53,25 @@ impl Cipher {
     pub fn decrypt(&self, sector: u64, data: &mut [u8]) {
         for (n, unit) in (sector..).zip(data.chunks_exact_mut(UNIT)) {
             match &self.0 {
-                Kind::Aes128(xts) => xts.decrypt(unit, n),
-                Kind::Aes256(xts) => xts.decrypt(unit, n),
+                Kind::Aes128(xts) => xts.decrypt_sector(unit, tweak(n)),
+                Kind::Aes256(xts) => xts.decrypt_sector(unit, tweak(n)),
             }
         }
     }
 }
 
-/// AES-XTS of whole units. All blocks of a unit are given to AES at once, which works on eight side
-/// by side: several times faster than one after the other.
-struct Xts<C> {
-    data: C,
-    tweak: C,
+/// Of a key whose length was checked.
+fn xts<C: KeyInit + BlockCipher + BlockEncrypt + BlockDecrypt>(key: &[u8]) -> Xts128<C> {
+    let (data, tweak) = key.split_at(key.len() / 2);
+    let half = |half| C::new_from_slice(half).expect("half of a key is one of the cipher's");
+    Xts128::new(half(data), half(tweak))
 }
 
-impl<C> Xts<C>
-where
-    C: KeyInit + BlockCipher + BlockEncrypt + BlockDecrypt + BlockSizeUser<BlockSize = U16>,
-{
-    /// Of a key whose length was checked.
-    fn new(key: &[u8]) -> Xts<C> {
-        let (data, tweak) = key.split_at(key.len() / 2);
-        let half = |half| C::new_from_slice(half).expect("half of a key is one of the cipher's");
-        Xts { data: half(data), tweak: half(tweak) }
-    }
-
-    fn encrypt(&self, unit: &mut [u8], sector: u64) {
-        let tweaks = self.tweaks(sector);
-        mix(unit, &tweaks);
-        self.data.encrypt_blocks_inout(blocks(unit));
-        mix(unit, &tweaks);
-    }
-
-    fn decrypt(&self, unit: &mut [u8], sector: u64) {
-        let tweaks = self.tweaks(sector);
-        mix(unit, &tweaks);
-        self.data.decrypt_blocks_inout(blocks(unit));
-        mix(unit, &tweaks);
-    }
-
-    /// Those of the blocks of a unit, each twice the one before (IEEE 1619-2007, 5.3.2).
-    fn tweaks(&self, sector: u64) -> [u128; UNIT / BLOCK] {
-        let mut first = Block::default();
-        // Below 2 TiB of disk this loses nothing, and a VHD ends there.
-        crate::bytes::put(&mut first, 0, &(sector as u32).to_le_bytes());
-        self.tweak.encrypt_block(&mut first);
-        let mut next = u128::from_le_bytes(first.into());
-        let mut tweaks = [0; UNIT / BLOCK];
-        for tweak in &mut tweaks {
-            *tweak = next;
-            next = next << 1 ^ if next >> 127 == 1 { CARRY } else { 0 };
-        }
-        tweaks
-    }
-}
-
-fn blocks(unit: &mut [u8]) -> InOutBuf<'_, '_, Block> {
-    let (blocks, rest) = InOutBuf::from(unit).into_chunks();
-    assert!(rest.is_empty(), "a unit has whole blocks");
-    blocks
-}
-
-fn mix(unit: &mut [u8], tweaks: &[u128; UNIT / BLOCK]) {
-    let (blocks, _) = unit.as_chunks_mut::<BLOCK>();
-    for (block, tweak) in blocks.iter_mut().zip(tweaks) {
-        *block = (u128::from_le_bytes(*block) ^ tweak).to_le_bytes();
-    }
+fn tweak(sector: u64) -> [u8; 16] {
+    let mut out = [0; 16];
+    // Below 2 TiB of disk this loses nothing, and a VHD ends there.
+    crate::bytes::put(&mut out, 0, &(sector as u32).to_le_bytes());
+    out
 }
 
 impl image::Cipher for Cipher {
