@@ -15,18 +15,19 @@ mod locks;
 mod log;
 mod medium;
 pub mod nbd;
+mod probed;
+mod raw;
+mod vhd;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image::{Image, Storage};
-use raw::Raw;
 use tap_ctl::messages::Text;
+use vhd_rs::VhdError;
 use vhd_rs::chain::Identity;
-use vhd_rs::driver::{UNUSED, Vhd};
 use vhd_rs::parents::Found as Parent;
-use vhd_rs::{BatmapState, DiskType, FooterAt, OpenOptions, Opened, VhdError};
 
 use crate::receiver::Stash;
 pub use direct::DirectFile;
@@ -42,6 +43,7 @@ pub use locks::{Living, Patience};
 pub use log::{ChangeLog, Marks};
 pub use medium::Medium;
 use nbd::RemoteImage;
+use probed::{Access, Probed};
 use request::disk::FileInfo;
 use vhd_rs::descent::Descent;
 
@@ -235,7 +237,7 @@ struct Opening<'a> {
     wish: &'a Wish,
     stash: &'a Arc<Stash>,
     patience: &'a Patience,
-    layers: Vec<(Layer, Found)>,
+    layers: Vec<(Layer, Box<dyn Probed>)>,
     notes: Vec<String>,
     descent: Descent,
     mirror_failed: bool,
@@ -245,59 +247,47 @@ struct Opening<'a> {
 /// An image, opened and looked at.
 struct Loaded {
     layer: Layer,
-    found: Found,
+    probed: Box<dyn Probed>,
     /// Of its file: the same for every name of it.
     identity: Option<Identity>,
-}
-
-/// What an image turned out to be.
-enum Found {
-    Raw { sectors: u64, sector_size: u32 },
-    Vhd(Box<Opened>),
 }
 
 impl Opening<'_> {
     /// Opens one image below those that are open.
     fn open(&mut self, item: Item) -> Result<(), OpenError> {
         let way = if self.cached(item.kind, item.writable) { Way::Cached } else { Way::Direct };
-        let Loaded { layer, found, identity } = self.load(item, way)?;
+        let Loaded { layer, probed, identity } = self.load(item, way)?;
         if let Some(identity) = identity {
             self.descent.file(&layer.path, identity)?;
         }
-        match (&found, &layer.file) {
-            (Found::Vhd(opened), _) => self.descent.vhd(&layer.path, opened)?,
-            (Found::Raw { .. }, Medium::Local(file)) => {
-                self.descent.raw(&layer.path, Some(file))?;
-            }
-            (Found::Raw { .. }, Medium::Remote(_)) => self.descent.raw(&layer.path, None)?,
-        }
-        self.layers.push((layer, found));
+        probed.join(&mut self.descent, &layer)?;
+        self.layers.push((layer, probed));
         Ok(())
     }
 
     /// The parent that the lowest image names.
     fn below(&self) -> Result<Option<Item>, OpenError> {
-        let Some((Layer { path, file: Medium::Local(file), .. }, Found::Vhd(opened))) =
-            self.layers.last()
-        else {
-            return Ok(None);
-        };
-        let Some(parent) = &opened.parent else { return Ok(None) };
-        let kind = if parent.uuid.is_some() { Kind::Vhd } else { Kind::Raw };
-        let found = vhd_rs::parents::find(path, file.file(), parent)?;
-        Ok(Some(Item { kind, path: found.path.clone(), writable: false, found: Some(found) }))
+        let Some((layer, probed)) = self.layers.last() else { return Ok(None) };
+        let parent = probed.parent(layer)?;
+        Ok(parent.map(|(kind, found)| Item {
+            kind,
+            path: found.path.clone(),
+            writable: false,
+            found: Some(found),
+        }))
     }
 
     /// Opens the file of an image, or negotiates with its server, and learns what it is.
     fn load(&mut self, item: Item, way: Way) -> Result<Loaded, OpenError> {
         let Item { kind, path, writable, found: parent } = item;
-        if kind == Kind::Nbd {
+        let format = kind.format();
+        let Some(probe) = format.probe else {
             let remote = RemoteImage::open(&path, writable, self.stash)?;
-            let found = Found::Raw { sectors: remote.sectors(), sector_size: 512 };
+            let probed = Box::new(raw::Probed { sectors: remote.sectors(), sector_size: 512 });
             let file = Medium::Remote(remote);
             let layer = Layer { kind, path, image: None, file, writable, cipher: None };
-            return Ok(Loaded { layer, found, identity: None });
-        }
+            return Ok(Loaded { layer, probed, identity: None });
+        };
         let node = match &parent {
             Some(parent) => parent.node(),
             None => &file::find(&path, "open")?,
@@ -306,12 +296,10 @@ impl Opening<'_> {
             file::open(&path, node, kind, writable, way, &mut self.notes)?;
         // Before the first look: what somebody else still writes would be read half old.
         self.lock(&file, identity, (&path, writable))?;
-        let (found, cipher) = match kind {
-            Kind::Raw => (raw(&file, &path, sector_size)?, None),
-            Kind::Vhd => self.vhd(&file, &path, writable)?,
-            Kind::Nbd => unreachable!("it is no file"),
-        };
-        if way == Way::Direct && writable && end_would_move(&file, &found) {
+        let probed = probe(&file, &path, Access { writable, sector_size })?;
+        let cipher = probed.cipher(&path, self.wish.key.as_deref())?;
+        self.notes.extend(probed.notes(&path));
+        if way == Way::Direct && writable && end_would_move(&file, &*probed) {
             self.notes.push(format!(
                 "{}: its file system writes whole units of 4096 bytes only, and its end is not one: it goes \
                  through the page cache (O_DSYNC)",
@@ -324,7 +312,7 @@ impl Opening<'_> {
         }
         let file = Medium::Local(file);
         let layer = Layer { kind, path, image: None, file, writable, cipher };
-        Ok(Loaded { layer, found, identity: Some(identity) })
+        Ok(Loaded { layer, probed, identity: Some(identity) })
     }
 
     fn lock(
@@ -355,22 +343,23 @@ impl Opening<'_> {
             return Err(OpenError::new(libc::EINVAL, text));
         };
         let standby = self.wish.standby;
-        if standby && kind != Kind::Vhd {
+        if standby && !kind.format().layered {
             // It would hide everything that was written before it takes over.
             let text = format!("-2 {name} -s: only a VHD can take over from the leaf");
             return Err(OpenError::new(libc::EINVAL, text));
         }
-        let Loaded { layer, found, .. } =
+        let Loaded { layer, probed, .. } =
             match self.load(Item::named(kind, path, !self.wish.read_only), Way::Direct) {
                 Ok(loaded) => loaded,
-                Err(error) if kind == Kind::Nbd => {
+                Err(error) if kind.format().is_remote() => {
                     self.notes.push(format!("there is no mirror: {error}"));
                     self.mirror_failed = true;
                     return Ok(None);
                 }
                 Err(error) => return Err(error),
             };
-        let (leaf, has) = (self.layers.first().map(|(_, found)| found.sectors()), found.sectors());
+        let leaf = self.layers.first().map(|(_, leaf)| leaf.sectors());
+        let has = probed.sectors();
         if leaf != Some(has) {
             let text = format!(
                 "-2 {name} has {has} sectors and the disk {}: give it the same size",
@@ -378,7 +367,7 @@ impl Opening<'_> {
             );
             return Err(OpenError::new(libc::EINVAL, text));
         }
-        self.layers.push((layer, found));
+        self.layers.push((layer, probed));
         let purpose = if standby { Purpose::Standby } else { Purpose::Mirror };
         Ok(Some(SecondImage { purpose, taken_over: self.wish.taken_over }))
     }
@@ -387,77 +376,24 @@ impl Opening<'_> {
     /// never goes there: a write could then wait for memory that only this process can free.
     fn cached(&self, kind: Kind, writable: bool) -> bool {
         let parent = !self.layers.is_empty();
-        kind == Kind::Vhd && self.wish.page_cache && !writable && !(parent && self.wish.local_cache)
-    }
-
-    fn vhd(
-        &mut self,
-        file: &DirectFile,
-        path: &Path,
-        writable: bool,
-    ) -> Result<(Found, Option<Box<dyn Cipher>>), OpenError> {
-        let opened = vhd_rs::open(file, path, &options(writable))?;
-        let cipher = self.encryption(path, &opened)?;
-        if !opened.bad_blocks.is_empty() {
-            let (n, first) = (opened.bad_blocks.len(), opened.bad_blocks[0]);
-            self.notes.push(format!(
-                "{}: {n} blocks, the first of them {first}, lie outside the file and read as errors; \
-                 run vhd-util check",
-                show::path(path)
-            ));
-        }
-        if let Some(first) = opened.lost.first() {
-            self.notes.push(format!(
-                "{}: {first}{}; they read as errors, and vhd-util convert gives the rest",
-                show::path(path),
-                match opened.lost.len() - 1 {
-                    0 => String::new(),
-                    more => format!(", and {more} more such ranges"),
-                }
-            ));
-        }
-        if let Some(first) = opened.cut.first() {
-            self.notes
-                .push(format!("{}: {first}; they read as zeros from now on", show::path(path)));
-        }
-        Ok((Found::Vhd(Box::new(opened)), cipher))
-    }
-
-    /// An encrypted image without its key would be served as noise.
-    fn encryption(
-        &self,
-        path: &Path,
-        opened: &Opened,
-    ) -> Result<Option<Box<dyn Cipher>>, OpenError> {
-        let (errno, why) = match (&opened.key_hash, &self.wish.key) {
-            (None, None) => return Ok(None),
-            (Some(stored), Some(key)) if vhd_rs::key::fits(stored, key.bytes()) => {
-                return Ok(Some(Box::new(key.cipher())));
-            }
-            (Some(_), Some(_)) => (libc::ENOKEY, "is encrypted with another key"),
-            (Some(_), None) => (libc::EINVAL, "is encrypted: open it with its key (open -E)"),
-            (None, Some(_)) => {
-                (libc::EINVAL, "is not encrypted, but a key was given: open it without -E")
-            }
-        };
-        Err(OpenError::new(errno, format!("{} {why}", show::path(path))))
+        let asked = kind.format().page_cache && self.wish.page_cache && !writable;
+        asked && !(parent && self.wish.local_cache)
     }
 
     /// All are open and fit: make the drivers, and what they will write ready for it.
     fn finish(self, second: Option<SecondImage>) -> Result<Images, OpenError> {
         let Opening { wish, layers, notes, mirror_failed, held, .. } = self;
         let (sectors, sector_size) = match layers.first() {
-            Some((_, Found::Raw { sectors, sector_size })) => (*sectors, *sector_size),
-            Some((_, Found::Vhd(opened))) => (opened.sectors, 512),
+            Some((_, leaf)) => (leaf.sectors(), leaf.sector_size()),
             None => return Err(OpenError::new(libc::EINVAL, "a chain of no images")),
         };
         let log =
             wish.log.as_ref().map(|name| ChangeLog::open(name.as_path(), sectors)).transpose()?;
         let mut ready = Vec::with_capacity(layers.len());
         let mut wanted = 0;
-        for (mut layer, found) in layers {
-            wanted += bitmaps(&found);
-            layer.image = Some(driver(&layer, found, held.is_none())?);
+        for (mut layer, probed) in layers {
+            wanted += probed.bitmaps();
+            layer.image = Some(probed.driver(&layer, held.is_none())?);
             ready.push(layer);
         }
         let local_cache = wish.local_cache && ready[0].writable;
@@ -478,77 +414,13 @@ impl Opening<'_> {
     }
 }
 
-impl Found {
-    /// Size of the disk in sectors.
-    fn sectors(&self) -> u64 {
-        match self {
-            Found::Raw { sectors, .. } => *sectors,
-            Found::Vhd(opened) => opened.sectors,
-        }
-    }
-}
-
-fn options(writable: bool) -> OpenOptions {
-    // A damaged header of a leaf may be one that another host is just writing; the caller of a
-    // resume tries again anyway, and a plain open answers at once.
-    OpenOptions { read_only: !writable, for_io: true, header_retries: 0 }
-}
-
-/// The driver of an image. The footers of one that will be written are made whole, as the very last
-/// step; one that another holds is opened anew before it is.
-fn driver(layer: &Layer, found: Found, ours: bool) -> Result<Box<dyn Image>, OpenError> {
-    let mut opened = match found {
-        Found::Raw { sectors, .. } => {
-            return Ok(Box::new(Raw::new(sectors, layer.file.is_device())));
-        }
-        Found::Vhd(opened) => *opened,
-    };
-    let damaged = opened.footer_found != FooterAt::Trailing;
-    if let (true, Medium::Local(file)) = (layer.writable && ours, &layer.file) {
-        let unit = if file.is_device() { 512 } else { alignment_of(file.file()) };
-        vhd_rs::heal(file, &layer.path, &mut opened, unit.into())?;
-    }
-    let mut vhd = Vhd::new(opened);
-    if layer.writable && damaged {
-        vhd.set_dirty();
-    }
-    Ok(Box::new(vhd))
-}
-
-/// Blocks of an image that are there but not known to be full. Without a batmap most blocks turn
-/// out full when their bitmap is read once, so it is not asked for again.
-fn bitmaps(found: &Found) -> usize {
-    let Found::Vhd(opened) = found else { return 0 };
-    if opened.batmap == BatmapState::Absent {
-        return 0;
-    }
-    let used = (0..).zip(&opened.bat).filter(|(_, entry)| **entry != UNUSED);
-    used.filter(|(block, _)| !vhd_rs::batmap::is_full(&opened.full, *block)).count()
-}
-
 /// Whether a write to the last unit of a file, which O_DIRECT cannot make shorter than 4096 bytes
 /// here, would move its end: a raw disk would grow, the footer of a fixed one would not be the last
 /// thing.
-fn end_would_move(file: &DirectFile, found: &Found) -> bool {
-    let fixed = match found {
-        Found::Raw { .. } => true,
-        Found::Vhd(opened) => opened.kind == DiskType::Fixed,
-    };
+fn end_would_move(file: &DirectFile, probed: &dyn Probed) -> bool {
     let unit = u64::from(alignment_of(file.file()));
-    fixed && !file.is_device() && unit > 512 && file.len().is_ok_and(|bytes| bytes % unit != 0)
-}
-
-fn raw(file: &DirectFile, path: &Path, sector_size: u32) -> Result<Found, OpenError> {
-    let bytes = file.len().map_err(|e| OpenError::io(path, "learn the size of", &e))?;
-    let sectors = bytes / u64::from(sector_size) * u64::from(sector_size / 512);
-    if sectors == 0 {
-        let text = format!(
-            "{} has {bytes} bytes, less than one sector; give it the size of the disk with truncate -s",
-            show::path(path)
-        );
-        return Err(OpenError::new(libc::EINVAL, text));
-    }
-    Ok(Found::Raw { sectors, sector_size })
+    let odd = unit > 512 && file.len().is_ok_and(|bytes| bytes % unit != 0);
+    probed.end_is_fixed() && !file.is_device() && odd
 }
 
 impl Images {
@@ -604,9 +476,7 @@ impl Layer {
     fn end(&mut self) -> Closed {
         let Some(image) = &mut self.image else { return Ok(None) };
         let mut closing = image.closing();
-        if self.kind == Kind::Vhd {
-            vhd_rs::beside::keep(&mut closing, &self.file);
-        }
+        (self.kind.format().before_closing)(&mut closing, &self.file);
         match closing.apply(&self.file) {
             Ok(()) => {}
             Err(e) if self.is_write_protected() => {

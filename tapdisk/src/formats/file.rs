@@ -45,7 +45,7 @@ pub fn open(
         return Err(OpenError::new(libc::EROFS, text));
     }
     let device = node.is_device();
-    let dsync = kind == Kind::Vhd && writable && Path::new(DSYNC_SWITCH).exists();
+    let dsync = kind.format().dsync && writable && Path::new(DSYNC_SWITCH).exists();
     let flags = if dsync { libc::O_DSYNC } else { 0 };
     let (file, how) = match way {
         Way::Cached if !device => (with(node, writable, flags), How::Cached),

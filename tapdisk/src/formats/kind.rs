@@ -3,7 +3,10 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::OpenError;
+use image::{Closing, Storage};
+
+use super::probed::Probe;
+use super::{OpenError, raw, vhd};
 
 /// Longest type name (spec/drivers.md §1).
 const NAME_MAX: usize = 31;
@@ -21,22 +24,81 @@ pub enum Kind {
     Nbd,
 }
 
-impl Kind {
+/// A format: all that others ask about it.
+pub struct Format {
+    /// Which.
+    pub kind: Kind,
     /// Name on the command line and in statistics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Raw => "aio",
-            Kind::Vhd => "vhd",
-            Kind::Nbd => "nbd",
-        }
-    }
+    pub name: &'static str,
+    /// Number in statistics (spec/drivers.md §1).
+    pub number: u32,
+    /// How an image of it is looked at; `None` of what is with a server and in no file.
+    pub probe: Option<Probe>,
+    /// What it does not have reads as what lies below: it may take over from a leaf without space,
+    /// and is read as the chain's when it is a secondary.
+    pub layered: bool,
+    /// `-D` sends what is only read through the page cache (spec/drivers.md §5.3).
+    pub page_cache: bool,
+    /// A switch on the host has it written with O_DSYNC (spec/drivers.md §5.3).
+    pub dsync: bool,
+    /// The original's statistics count the requests of its driver.
+    pub counts_requests: bool,
+    /// What is kept of the image's file when its end is written.
+    pub before_closing: fn(&mut Closing, &dyn Storage),
+}
 
-    /// Number in statistics.
-    pub fn number(self) -> u32 {
+impl Format {
+    /// A server has its images.
+    pub fn is_remote(&self) -> bool {
+        self.probe.is_none()
+    }
+}
+
+/// A row for each [`Kind`], in its order.
+pub const FORMATS: [Format; 3] = [
+    Format {
+        kind: Kind::Raw,
+        name: "aio",
+        number: 0,
+        probe: Some(raw::probe),
+        layered: false,
+        page_cache: false,
+        dsync: false,
+        counts_requests: true,
+        before_closing: |_, _| {},
+    },
+    Format {
+        kind: Kind::Vhd,
+        name: "vhd",
+        number: 4,
+        probe: Some(vhd::probe),
+        layered: true,
+        page_cache: true,
+        dsync: true,
+        counts_requests: false,
+        before_closing: vhd_rs::beside::keep,
+    },
+    Format {
+        kind: Kind::Nbd,
+        name: "nbd",
+        number: 15,
+        probe: None,
+        layered: false,
+        page_cache: false,
+        dsync: false,
+        counts_requests: false,
+        before_closing: |_, _| {},
+    },
+];
+
+impl Kind {
+    /// Its row.
+    pub fn format(self) -> &'static Format {
+        static ROWS: [Format; 3] = FORMATS;
         match self {
-            Kind::Raw => 0,
-            Kind::Vhd => 4,
-            Kind::Nbd => 15,
+            Kind::Raw => &ROWS[0],
+            Kind::Vhd => &ROWS[1],
+            Kind::Nbd => &ROWS[2],
         }
     }
 }
@@ -64,10 +126,10 @@ pub fn parse(text: &[u8]) -> Result<Source, OpenError> {
         ));
     };
     let (name, path) = (&text[..colon], Path::new(OsStr::from_bytes(&text[colon + 1..])));
+    if let Some(format) = FORMATS.iter().find(|format| format.name.as_bytes() == name) {
+        return Ok(Source::Image(format.kind, path.into()));
+    }
     match name {
-        b"aio" => Ok(Source::Image(Kind::Raw, path.into())),
-        b"vhd" => Ok(Source::Image(Kind::Vhd, path.into())),
-        b"nbd" => Ok(Source::Image(Kind::Nbd, path.into())),
         CHAIN_FILE => Ok(Source::ChainFile(path.into())),
         _ if name.len() > NAME_MAX => Err(OpenError::new(
             libc::ENAMETOOLONG,
@@ -127,6 +189,14 @@ mod tests {
 
     fn errno(text: &str) -> i32 {
         parse(text.as_bytes()).unwrap_err().errno
+    }
+
+    #[test]
+    fn each_kind_has_its_row() {
+        for format in &FORMATS {
+            assert_eq!(format.kind.format().name, format.name);
+            assert_eq!(format.kind.format().kind, format.kind);
+        }
     }
 
     #[test]

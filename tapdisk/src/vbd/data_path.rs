@@ -15,7 +15,7 @@ use tap_ctl::messages::ImageInfo;
 
 use super::frontends::Frontends;
 use super::{Env, Opened, socket_paths};
-use crate::formats::{Images, Kind, LAYERS_MAX, Marks, OpenError};
+use crate::formats::{Images, LAYERS_MAX, Marks, OpenError};
 use crate::memory::Memory;
 use crate::tokens::VBD_TOKENS;
 use disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
@@ -355,8 +355,8 @@ fn chain(images: &mut Images, remember: bool) -> Chain {
     let mut chain = Chain::new(layers.collect());
     if let (Some(second), Some(last)) = (images.second, images.layers.len().checked_sub(1)) {
         let file = FileId(u8::try_from(last).expect("a file is named by eight bits"));
-        let kind = images.layers[last].kind;
-        let (read, remote) = (kind == Kind::Vhd, kind == Kind::Nbd);
+        let format = images.layers[last].kind.format();
+        let (read, remote) = (format.layered, format.is_remote());
         chain.set_second(Second { file, purpose: second.purpose, remote, read });
         if second.taken_over {
             chain.take_over();
@@ -401,7 +401,10 @@ fn export(images: &Images) -> Export {
         sector_size: images.sector_size,
         read_only: !images.writable(),
         // What a server does with zeros is not known.
-        fast_zero: !images.layers.iter().any(|layer| layer.writable && layer.kind == Kind::Nbd),
+        fast_zero: !images
+            .layers
+            .iter()
+            .any(|layer| layer.writable && layer.kind.format().is_remote()),
     }
 }
 

@@ -85,7 +85,8 @@ impl Vbd {
         }
         for layer in data.images.iter().flat_map(|images| &images.layers) {
             let how = if layer.writable { "writable" } else { "read-only" };
-            let _ = write!(text, "\n  {}:{} {how}", layer.kind.name(), show::path(&layer.path));
+            let _ =
+                write!(text, "\n  {}:{} {how}", layer.kind.format().name, show::path(&layer.path));
         }
         text
     }
@@ -131,16 +132,17 @@ fn image((path, kind): (&str, Kind), layer: &chain::Layer, pending: u64, j: &mut
         j.numbers("hits", &layer.hits);
         j.numbers("fail", &layer.fails);
         j.key("driver").object(|j| {
-            j.member("type", kind.number());
-            j.key("name").string(kind.name());
-            match kind {
-                Kind::Raw => j.key("status").object(|j| {
+            let format = kind.format();
+            j.member("type", format.number);
+            j.key("name").string(format.name);
+            match format.counts_requests {
+                true => j.key("status").object(|j| {
                     j.key("reqs").object(|j| {
                         j.member("max", REQUESTS_MAX);
                         j.member("pending", pending);
                     });
                 }),
-                Kind::Vhd | Kind::Nbd => j.member("status", "null"),
+                false => j.member("status", "null"),
             }
         });
     });
