@@ -8,6 +8,8 @@ use tests::rig::{Engine, Rig, Served, files};
 const WARM_UP: u32 = 20_000;
 const REQUESTS: u32 = 100_000;
 const DISK_MIB: &str = "64";
+/// Measurements in which the kernel moved pages, before that is no excuse any more.
+const TRIES_MAX: u32 = 5;
 
 /// An image with `depth` layers, each with some data of its own.
 fn chain(rig: &Rig, format: &str, depth: u32) -> String {
@@ -52,9 +54,23 @@ fn measure(engine: Engine, image: &str, disk: &Served<'_>, requests: u32) {
     let mut load = Load::connect(&disk.socket(), 42).expect("a client");
     load.mixed(WARM_UP, 32).expect("the warm-up");
     (0..5).for_each(|_| drop(disk.stats()));
-    let before = disk.stats();
-    load.mixed(requests, 32).expect("the requests");
-    let after = disk.stats();
+    let (mut before, mut after);
+    let mut tries = 0;
+    loop {
+        let moved = pages_moved();
+        before = disk.stats();
+        load.mixed(requests, 32).expect("the requests");
+        after = disk.stats();
+        // The kernel puts free memory together by moving pages, locked ones as well
+        // (vm.compact_unevictable_allowed); whoever touches one at that moment waits for it, which
+        // counts as a fault. With builds and machines beside it that happens. It asks for no memory.
+        let faulted = number(&after, "/faults/minor") > number(&before, "/faults/minor");
+        tries += 1;
+        if !faulted || pages_moved() == moved || tries == TRIES_MAX {
+            break;
+        }
+        println!("{engine} {image}: the kernel moved pages meanwhile; once more");
+    }
     for counter in ["/sealed/allocations", "/faults/major", "/faults/minor"] {
         let (old, new) = (number(&before, counter), number(&after, counter));
         assert_eq!(new - old, 0, "{engine} {image}: {counter} went from {old} to {new}");
@@ -75,6 +91,13 @@ fn measure(engine: Engine, image: &str, disk: &Served<'_>, requests: u32) {
     let served = ops(&after) - ops(&before);
     assert!(served >= u64::from(requests), "{served} requests were served");
     println!("{engine} {image}: {served} requests, 0 allocations, 0 faults, {locked} bytes locked");
+}
+
+/// Pages that the kernel of this host has moved so far.
+fn pages_moved() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").expect("the kernel's counters");
+    let line = text.lines().find_map(|line| line.strip_prefix("pgmigrate_success "));
+    line.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
 fn name_of(engine: Engine) -> &'static str {

@@ -57,6 +57,8 @@ struct Unflushed {
     places: Vec<(usize, usize)>,
     /// Their bytes, one after the other: an allocation for each took longer than the write.
     bytes: Vec<u8>,
+    /// How many there were before these.
+    gone: usize,
 }
 
 impl Unflushed {
@@ -64,10 +66,22 @@ impl Unflushed {
         self.places.len()
     }
 
+    /// What has been written by now: whatever another flush does meanwhile, one that is asked for
+    /// now need not do more.
+    fn mark(&self) -> usize {
+        self.gone + self.len()
+    }
+
+    /// How many of these are older than a mark.
+    fn before(&self, mark: usize) -> usize {
+        mark.saturating_sub(self.gone).min(self.len())
+    }
+
     /// Forgets the first so many.
     fn forget(&mut self, count: usize) {
         let bytes: usize = self.places.drain(..count).map(|(_, len)| len).sum();
         self.bytes.drain(..bytes);
+        self.gone += count;
     }
 
     fn iter(&self) -> impl Iterator<Item = (usize, &[u8])> {
@@ -448,7 +462,7 @@ impl SimDisk {
             }
             Kind::Sync => {
                 if !faults.lazy_flush {
-                    file.flush(mark.min(file.unflushed.len()));
+                    file.flush(file.unflushed.before(mark));
                 }
                 Ok(0)
             }
@@ -565,7 +579,7 @@ impl Disk for SimDisk {
             self.queue.len() + self.ready.len() < self.depth,
             "no more operations than promised"
         );
-        let mark = self.files[usize::from(op.file.0)].unflushed.len();
+        let mark = self.files[usize::from(op.file.0)].unflushed.mark();
         self.queue.push((tag, op, mark));
     }
     fn submit(&mut self) -> io::Result<()> {
