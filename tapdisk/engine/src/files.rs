@@ -4,7 +4,6 @@ use image::{Meta, SECTOR_BYTES, end_place};
 use crate::chain;
 use crate::meta::{MetaCache, View};
 use crate::sets::SlotSet;
-use crate::slot::Cause;
 use host::arena::{Arena, Buf};
 use request::SlotId;
 use request::disk::{FileId, FileInfo, Kind};
@@ -211,7 +210,7 @@ pub struct Flushing {
     /// Files of the one in flight that are not done.
     pub parts: u8,
     /// What came of the others.
-    pub outcome: Result<(), Cause>,
+    pub outcome: Result<(), (FileId, i32)>,
     /// Slots that wait for it.
     pub joined: SlotSet,
     /// Slots that wait for the next one.

@@ -106,6 +106,8 @@ pub struct Engine<D: Disk> {
     meta: MetaCache,
     ops: Ops,
     slots: Box<[Slot]>,
+    /// Why the last request of each slot failed, beside what is touched by all.
+    causes: Box<[Option<Cause>]>,
     small_free: Vec<u16>,
     large_free: Vec<u16>,
     ready: SlotSet,
@@ -148,6 +150,7 @@ impl<D: Disk> Engine<D> {
             meta: MetaCache::new(&limits),
             ops: Ops::new(&limits),
             slots: (0..slots).map(|_| Slot::free()).collect(),
+            causes: vec![None; slots].into(),
             small_free: (0..limits.small).rev().collect(),
             large_free: (limits.small..limits.slots()).rev().collect(),
             ready: SlotSet::EMPTY,
@@ -272,6 +275,21 @@ impl<D: Disk> Engine<D> {
         &self.slots[usize::from(id.0)]
     }
 
+    /// Why a request has failed that is done.
+    pub fn cause(&self, id: SlotId) -> Option<Cause> {
+        self.slot(id).error.and_then(|_| self.causes[usize::from(id.0)])
+    }
+
+    /// What went wrong first counts.
+    #[cold]
+    pub(crate) fn fail(&mut self, id: SlotId, cause: Cause) {
+        let error = &mut self.slots[usize::from(id.0)].error;
+        if error.is_none() {
+            *error = Some(cause.errno);
+            self.causes[usize::from(id.0)] = Some(cause);
+        }
+    }
+
     /// The next finished request. Its slot stays the frontend's until it is released.
     pub fn pop_done(&mut self) -> Option<(SlotId, Request, Outcome)> {
         let id = self.done.pop_front()?;
@@ -323,7 +341,6 @@ impl<D: Disk> Engine<D> {
 
     fn deliver(&mut self, owner: Owner, op: Op, outcome: Result<(), i32>) {
         self.landed = true;
-        let said = outcome.map_err(|errno| Cause::io(op.file, errno));
         match owner {
             Owner::Slot(id) | Owner::Quick(id) => {
                 match outcome {
@@ -332,20 +349,20 @@ impl<D: Disk> Engine<D> {
                     Err(_) => self.count_failure(&op),
                 }
                 self.slots[usize::from(id.0)].ops -= 1;
-                self.wake_one(id, said);
+                self.wake_one(id, op.file, outcome);
             }
             Owner::Free(id) => {
                 self.slots[usize::from(id.0)].ops -= 1;
                 self.discard_instead(id, op, outcome);
-                self.wake_one(id, Ok(()));
+                self.wake_one(id, op.file, Ok(()));
             }
             Owner::Load(block) => {
                 let waiters = self.meta.loaded(block, outcome.is_ok());
-                self.wake(waiters, said);
+                self.wake(waiters, op.file, outcome);
             }
             Owner::Meta(block) => {
                 let joined = self.meta.written(block, outcome.is_ok());
-                self.wake(joined, said);
+                self.wake(joined, op.file, outcome);
                 self.write_meta(block);
                 if let Some(next) = self.meta.waiting_for_stable() {
                     self.write_meta(next);
@@ -356,18 +373,18 @@ impl<D: Disk> Engine<D> {
         }
     }
 
-    fn wake(&mut self, mut slots: SlotSet, outcome: Result<(), Cause>) {
+    fn wake(&mut self, mut slots: SlotSet, file: FileId, outcome: Result<(), i32>) {
         while let Some(id) = slots.pop() {
-            self.wake_one(id, outcome);
+            self.wake_one(id, file, outcome);
         }
     }
 
     /// One of the things this slot waits for is over.
-    fn wake_one(&mut self, id: SlotId, outcome: Result<(), Cause>) {
-        let slot = &mut self.slots[usize::from(id.0)];
-        if let Err(cause) = outcome {
-            slot.error.get_or_insert(cause);
+    fn wake_one(&mut self, id: SlotId, file: FileId, outcome: Result<(), i32>) {
+        if let Err(errno) = outcome {
+            self.fail(id, Cause { file, errno, why: "" });
         }
+        let slot = &mut self.slots[usize::from(id.0)];
         slot.pending = slot.pending.checked_sub(1).expect("a slot is woken as often as it waits");
         if slot.pending == 0 {
             self.ready.insert(id);
@@ -408,7 +425,7 @@ impl<D: Disk> Engine<D> {
             slot.ahead = if failed { Ahead::Failed } else { Ahead::No };
         }
         let slot = self.slot(id);
-        if let Some(Cause { errno, .. }) = slot.error {
+        if let Some(errno) = slot.error {
             if !self.recover(id, errno) {
                 self.complete(id);
             }
@@ -445,7 +462,7 @@ impl<D: Disk> Engine<D> {
         if slot.local.writing {
             return self.kept(id);
         }
-        slot.outcome = slot.error.map_or(Ok(slot.extents), |cause| Err(cause.errno));
+        slot.outcome = slot.error.map_or(Ok(slot.extents), Err);
         slot.state = State::Done;
         self.done.push_back(id);
         self.count(id);
@@ -459,7 +476,7 @@ impl<D: Disk> Engine<D> {
             Stop::Flush { after } => self.flush_after(id, file, after),
             Stop::Wait => self.ask_again(id),
             Stop::Fail { errno, why } => {
-                self.slots[usize::from(id.0)].error.get_or_insert(Cause { file, errno, why });
+                self.fail(id, Cause { file, errno, why });
             }
         }
     }

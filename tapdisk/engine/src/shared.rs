@@ -60,12 +60,16 @@ impl<D: Disk> Engine<D> {
         } else if self.is_remote_mirror(file) {
             self.lose_mirror(file);
         } else {
-            self.flushing.outcome = outcome.map_err(|errno| Cause::io(file, errno));
+            self.flushing.outcome = outcome.map_err(|errno| (file, errno));
         }
         self.flushing.parts -= 1;
         if self.flushing.parts == 0 {
             let joined = self.flushing.joined.take();
-            self.wake(joined, self.flushing.outcome);
+            let (file, outcome) = match self.flushing.outcome {
+                Ok(()) => (file, Ok(())),
+                Err((file, errno)) => (file, Err(errno)),
+            };
+            self.wake(joined, file, outcome);
             self.begin_flush();
         }
     }
@@ -93,8 +97,7 @@ impl<D: Disk> Engine<D> {
             }
             Growth::NoSpace => {
                 let why = "the file cannot become longer";
-                let cause = Cause { file, errno: libc::ENOSPC, why };
-                self.slots[usize::from(id.0)].error.get_or_insert(cause);
+                self.fail(id, Cause { file, errno: libc::ENOSPC, why });
                 return;
             }
             Growth::Waiting => {}
@@ -111,7 +114,7 @@ impl<D: Disk> Engine<D> {
         match self.files[usize::from(file.0)].grew(outcome) {
             Err(todo) => self.grow_on(file, todo),
             Ok((waiters, outcome)) => {
-                self.wake(waiters, outcome.map_err(|errno| Cause::io(file, errno)));
+                self.wake(waiters, file, outcome);
             }
         }
     }

@@ -53,13 +53,6 @@ pub struct Cause {
     pub why: &'static str,
 }
 
-impl Cause {
-    /// An operation that the kernel refused.
-    pub fn io(file: FileId, errno: i32) -> Cause {
-        Cause { file, errno, why: "" }
-    }
-}
-
 /// One slot.
 #[derive(Clone, Debug)]
 pub struct Slot {
@@ -85,8 +78,8 @@ pub struct Slot {
     pub pending: u16,
     /// Data operations among these.
     pub ops: u16,
-    /// What went wrong first.
-    pub error: Option<Cause>,
+    /// What went wrong first: its errno; more is in [`super::Engine::cause`].
+    pub error: Option<i32>,
     /// Plans at work.
     pub plans: [Option<Plan>; PLANS_MAX],
     /// The plans that have another phase, as bits.

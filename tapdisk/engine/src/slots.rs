@@ -2,7 +2,7 @@
 use crate::Engine;
 use crate::limits::{LARGE_BYTES, SMALL_BYTES};
 use crate::slot::{Cause, Slot, State};
-use request::disk::Disk;
+use request::disk::{Disk, FileId};
 use request::{Request, SlotCounts, SlotId, Slots, Verb};
 
 impl<D: Disk> Slots for Engine<D> {
@@ -47,16 +47,21 @@ impl<D: Disk> Slots for Engine<D> {
             request,
             seq: self.seq,
             since: self.now,
-            error: wrong,
             target,
             taken_over: self.events.taken_over,
             ..Slot::free()
         };
         self.working.insert(slot);
         self.ready.insert(slot);
-        if wrong.is_none() {
-            self.note_overlaps(slot);
-            self.note_change(&request);
+        match wrong {
+            None => {
+                self.note_overlaps(slot);
+                self.note_change(&request);
+            }
+            Some(wrong) => {
+                let file = self.top();
+                self.fail(slot, wrong.cause(file));
+            }
         }
         #[cfg(feature = "unprotected")]
         if request.verb == Verb::Read {
@@ -137,34 +142,56 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Why a request must not reach a driver (spec/drivers.md §3).
-    fn wrong(&self, slot: SlotId, request: &Request) -> Option<Cause> {
-        let because = |errno, why| Some(Cause { file: self.top(), errno, why });
+    fn wrong(&self, slot: SlotId, request: &Request) -> Option<Wrong> {
         let span = request.span;
         if self.chain.is_none() {
-            return because(libc::ESHUTDOWN, "the disk is closed");
+            return Some(Wrong::Closed);
         }
         if request.verb == Verb::Flush {
             return None;
         }
         let end = span.start.checked_add(u64::from(span.count));
         if span.count == 0 || end.is_none_or(|end| end > self.sectors) {
-            return because(libc::EINVAL, "the request ends after the disk, or has no sectors");
+            return Some(Wrong::Outside);
         }
         let unit = u64::from(self.policy.sector_size / 512);
         if !span.start.is_multiple_of(unit) || !u64::from(span.count).is_multiple_of(unit) {
-            return because(libc::EINVAL, "the request is not of whole sectors of the disk");
+            return Some(Wrong::Parts);
         }
         let fits = u64::from(span.count) * 512 <= u64::from(self.limits.slot_buf(slot.0).bytes);
-        let longer = || because(libc::EINVAL, "the request is longer than its buffer");
         match request.verb {
-            Verb::Read if !fits => longer(),
+            Verb::Read if !fits => Some(Wrong::Long),
             Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. }
                 if self.policy.read_only =>
             {
-                because(libc::EPERM, "the disk is read-only")
+                Some(Wrong::ReadOnly)
             }
-            Verb::Write { .. } if !fits => longer(),
+            Verb::Write { .. } if !fits => Some(Wrong::Long),
             _ => None,
         }
+    }
+}
+
+/// What is wrong with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wrong {
+    Closed,
+    Outside,
+    Parts,
+    Long,
+    ReadOnly,
+}
+
+impl Wrong {
+    #[cold]
+    fn cause(self, file: FileId) -> Cause {
+        let (errno, why) = match self {
+            Wrong::Closed => (libc::ESHUTDOWN, "the disk is closed"),
+            Wrong::Outside => (libc::EINVAL, "the request ends after the disk, or has no sectors"),
+            Wrong::Parts => (libc::EINVAL, "the request is not of whole sectors of the disk"),
+            Wrong::Long => (libc::EINVAL, "the request is longer than its buffer"),
+            Wrong::ReadOnly => (libc::EPERM, "the disk is read-only"),
+        };
+        Cause { file, errno, why }
     }
 }

@@ -250,7 +250,7 @@ impl DataPath {
         let mut any = false;
         while let Some((slot, request, outcome)) = self.engine.pop_done() {
             if outcome.is_err() {
-                self.failed = Some((request, self.engine.slot(slot).error));
+                self.failed = Some((request, self.engine.cause(slot)));
             }
             frontends.complete(&mut self.engine, slot, &request, outcome);
             any = true;
