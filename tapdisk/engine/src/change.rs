@@ -33,7 +33,7 @@ impl<D: Disk> Engine<D> {
                 Ok(plan) => {
                     skips[made] = skip;
                     made += 1;
-                    self.slots[usize::from(id.0)].cursor += plan.count;
+                    self.table[id].cursor += plan.count;
                 }
                 // What is planned goes on; the rest is asked for after it. Waiting while holding a
                 // plan could wait for oneself.
@@ -49,7 +49,7 @@ impl<D: Disk> Engine<D> {
             self.slot(id).cursor > start || self.slot(id).plans.iter().flatten().all(prepares),
             "a plan covers something"
         );
-        let slot = &mut self.slots[usize::from(id.0)];
+        let slot = &mut self.table[id];
         slot.state = State::Landing { phase: 1 };
         slot.live = (1 << made) - 1;
         for (i, skip) in skips.iter().enumerate().take(made) {
@@ -66,8 +66,8 @@ impl<D: Disk> Engine<D> {
             .map_err(|stop| (target, stop))?;
         let part = plan.count > 0 && plan.count <= span.count;
         assert!(part || prepares(&plan), "a plan covers part of its span");
-        plan.pins.iter().for_each(|r| self.meta.pin(target, r.at));
-        let plans = &mut self.slots[usize::from(id.0)].plans;
+        plan.pins.iter().for_each(|r| self.map.meta.pin(target, r.at));
+        let plans = &mut self.table[id].plans;
         let free = plans.iter_mut().find(|p| p.is_none()).expect("room for another plan");
         *free = Some(plan);
         Ok(plan)
@@ -81,18 +81,19 @@ impl<D: Disk> Engine<D> {
             return Ok((rest, Want::Write));
         };
         if let Verb::Zero { fast, .. } = verb
-            && self.layer(target).cipher.is_some()
+            && self.map.layer(target).cipher.is_some()
         {
             // A range that the file system calls zero would read as noise: zeros are written.
             if fast {
                 let why = "zeros on an encrypted image are not fast";
                 return Err((target, Stop::Fail { errno: libc::EOPNOTSUPP, why }));
             }
-            return Ok((rest.first(self.limits.slot_buf(id.0).bytes / 512), Want::Write));
+            return Ok((rest.first(self.rules.limits.slot_buf(id.0).bytes / 512), Want::Write));
         }
-        let from = self.chain.as_ref().expect("a request runs on a chain").below(target);
+        let from = self.map.chain.as_ref().expect("a request runs on a chain").below(target);
         let (below, count) = self.map(from, rest)?;
-        let certain = || self.bug == Bug::DoubtIsZero || self.certain(from, rest.first(count));
+        let certain =
+            || self.rules.bug == Bug::DoubtIsZero || self.certain(from, rest.first(count));
         let below_zero = below == Found::Zero && certain();
         let want = match verb {
             Verb::Zero { keep, .. } => Want::Zero { below_zero, keep },
@@ -105,9 +106,9 @@ impl<D: Disk> Engine<D> {
     /// was
     /// the top in this session is ever not.
     fn certain(&self, from: usize, span: Span) -> bool {
-        let chain = self.chain.as_ref().expect("a request runs on a chain");
+        let chain = self.map.chain.as_ref().expect("a request runs on a chain");
         let below = chain.order().get(from..).unwrap_or_default();
-        below.iter().all(|file| self.layer(*file).image.certain(span))
+        below.iter().all(|file| self.map.layer(*file).image.certain(span))
     }
 
     /// Phase 1: the data, and the metadata that nothing points at yet.
@@ -133,22 +134,22 @@ impl<D: Disk> Engine<D> {
     /// The `count` sectors of the buffer from `skip` on, as they are written: encrypted in place
     /// where the image is.
     fn encoded(&mut self, id: SlotId, count: u32, skip: u32) -> Buf {
-        let slot = &mut self.slots[usize::from(id.0)];
-        let chain = self.chain.as_ref().expect("a request runs on a chain");
-        let whole = self.limits.slot_buf(id.0);
+        let slot = &mut self.table[id];
+        let chain = self.map.chain.as_ref().expect("a request runs on a chain");
+        let whole = self.rules.limits.slot_buf(id.0);
         let sector = slot.request.span.start + u64::from(skip);
         let cipher = &chain.layers[usize::from(slot.target.0)].cipher;
         if matches!(slot.request.verb, Verb::Zero { .. }) {
             // Zeros come here only where they have to be encrypted, a buffer at a time.
             let buf = whole.part(0, count * 512);
-            let bytes = self.disk.arena().slice_mut(buf);
+            let bytes = self.io.disk.arena().slice_mut(buf);
             bytes.fill(0);
             cipher.as_ref().inspect(|cipher| cipher.encrypt(sector, bytes));
             return buf;
         }
         let buf = whole.part(skip * 512, count * 512);
         if let Some(cipher) = cipher {
-            cipher.encrypt(sector, self.disk.arena().slice_mut(buf));
+            cipher.encrypt(sector, self.io.disk.arena().slice_mut(buf));
             slot.coded |= super::slot::sectors_mask(skip, count);
         }
         buf
@@ -159,7 +160,7 @@ impl<D: Disk> Engine<D> {
     fn zero(&mut self, id: SlotId, at: u64, bytes: u64, punch: bool) {
         let (file, end) = (self.slot(id).target, at + bytes);
         let (from, to) = (at.next_multiple_of(PAGE).min(end), (end - end % PAGE).max(at));
-        let zeros = self.limits.zeros();
+        let zeros = self.rules.limits.zeros();
         let owner = Owner::Slot(id);
         if from >= to {
             let op = Op { file, kind: Kind::Write, at, buf: zeros.part(0, bytes as u32) };
@@ -187,10 +188,10 @@ impl<D: Disk> Engine<D> {
         // What the local cache keeps is the disk's contents already, perhaps flushed: bits that
         // reach the
         // medium before their data would hide it.
-        let keeps = slot.local.writing && self.bug != Bug::KeptWithoutBarrier;
-        if phase == 1 && barrier && (self.policy.barriers || keeps) {
+        let keeps = slot.local.writing && self.rules.bug != Bug::KeptWithoutBarrier;
+        if phase == 1 && barrier && (self.rules.policy.barriers || keeps) {
             self.want_flush(id);
-            self.slots[usize::from(id.0)].state = State::Barrier;
+            self.table[id].state = State::Barrier;
             return;
         }
         self.next_phase(id, phase);
@@ -208,12 +209,12 @@ impl<D: Disk> Engine<D> {
             };
             let list = self.with_target(target, |image, meta| image.landed(meta, &plan, phase));
             if list.is_empty() {
-                self.slots[usize::from(id.0)].live &= !(1 << i);
+                self.table[id].live &= !(1 << i);
             }
             list.iter().for_each(|r| self.want_write(id, r));
         }
         if self.slot(id).live != 0 {
-            self.slots[usize::from(id.0)].state = State::Landing { phase: phase + 1 };
+            self.table[id].state = State::Landing { phase: phase + 1 };
             return;
         }
         self.give_back(id);
@@ -221,7 +222,7 @@ impl<D: Disk> Engine<D> {
 
     /// Frees come last.
     fn give_back(&mut self, id: SlotId) {
-        self.slots[usize::from(id.0)].state = State::Freeing;
+        self.table[id].state = State::Freeing;
         let file = self.slot(id).target;
         for i in 0..PLANS_MAX {
             let Some((at, bytes)) = self.slot(id).plans[i].and_then(|p| p.free) else { continue };
@@ -242,7 +243,7 @@ impl<D: Disk> Engine<D> {
     /// which it reads as zeros too; of other devices nobody knows what they show then.
     pub(super) fn discard_instead(&mut self, id: SlotId, op: Op, outcome: Result<(), i32>) {
         let unknown = matches!(outcome, Err(libc::EOPNOTSUPP | libc::ENOSYS));
-        let thin = self.files[usize::from(op.file.0)].thin;
+        let thin = self.map.files[usize::from(op.file.0)].thin;
         if let (Kind::Zero { bytes, .. }, true) = (op.kind, unknown && thin) {
             self.data_op(id, Owner::Free(id), Op { kind: Kind::Discard { bytes }, ..op });
         }
@@ -251,12 +252,12 @@ impl<D: Disk> Engine<D> {
     pub(super) fn plans_over(&mut self, id: SlotId, ok: bool) {
         let target = self.slot(id).target;
         for i in 0..PLANS_MAX {
-            let Some(plan) = self.slots[usize::from(id.0)].plans[i].take() else { continue };
+            let Some(plan) = self.table[id].plans[i].take() else { continue };
             self.with_target(target, |image, meta| image.finish(meta, &plan, ok));
-            plan.pins.iter().for_each(|r| self.meta.unpin(target, r.at));
+            plan.pins.iter().for_each(|r| self.map.meta.unpin(target, r.at));
         }
-        self.slots[usize::from(id.0)].state = State::Ask;
-        self.landed = true;
+        self.table[id].state = State::Ask;
+        self.table.landed = true;
     }
 
     fn with_target<R>(
@@ -271,19 +272,21 @@ impl<D: Disk> Engine<D> {
 
     fn want_write(&mut self, id: SlotId, r: MetaRef) {
         let target = self.slot(id).target;
-        let block = self.meta.find(target, r.at).expect("what is written is cached");
-        if self.meta.block_mut(block).queued.insert(id) {
-            self.slots[usize::from(id.0)].pending += 1;
+        let block = self.map.meta.find(target, r.at).expect("what is written is cached");
+        if self.map.meta.block_mut(block).queued.insert(id) {
+            self.table[id].pending += 1;
         }
         self.write_meta(block);
     }
 
     /// Group commit: what is queued while a write is in flight goes out together in the next one.
     pub(super) fn write_meta(&mut self, block: meta::BlockId) {
-        let Ok(Some(stable)) = self.meta.begin_write(block, self.disk.arena()) else { return };
-        let (file, r) = self.meta.block(block).what();
-        let buf = self.limits.stable_buf(stable).part(0, u32::from(r.bytes));
+        let Ok(Some(stable)) = self.map.meta.begin_write(block, self.io.disk.arena()) else {
+            return;
+        };
+        let (file, r) = self.map.meta.block(block).what();
+        let buf = self.rules.limits.stable_buf(stable).part(0, u32::from(r.bytes));
         let op = Op { file, kind: Kind::Write, at: r.at, buf };
-        self.ops.push(&mut self.disk, Owner::Meta(block), op, self.now);
+        self.io.push(Owner::Meta(block), op);
     }
 }

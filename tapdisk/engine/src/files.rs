@@ -211,6 +211,8 @@ pub struct Flushing {
     pub parts: u8,
     /// What came of the others.
     pub outcome: Result<(), (FileId, i32)>,
+    /// Files that requests have been written to since the chain was attached.
+    pub written: [Option<FileId>; 2],
     /// Slots that wait for it.
     pub joined: SlotSet,
     /// Slots that wait for the next one.
@@ -220,7 +222,14 @@ pub struct Flushing {
 impl Default for Flushing {
     fn default() -> Flushing {
         let none = SlotSet::EMPTY;
-        Flushing { number: 0, parts: 0, outcome: Ok(()), joined: none, queued: none }
+        Flushing {
+            number: 0,
+            parts: 0,
+            outcome: Ok(()),
+            written: [None; 2],
+            joined: none,
+            queued: none,
+        }
     }
 }
 

@@ -12,8 +12,6 @@
 //! nothing else.
 #![forbid(unsafe_code)]
 
-use std::collections::VecDeque;
-
 use image::{MetaRef, Stop};
 
 use request::disk::{Disk, FileId, FileInfo, Kind, Op};
@@ -22,8 +20,10 @@ use request::{Outcome, Request, SlotId, Verb};
 pub mod chain;
 mod change;
 pub mod files;
+mod io;
 pub mod limits;
 mod local;
+mod map;
 pub mod meta;
 pub mod ops;
 mod owners;
@@ -34,16 +34,20 @@ mod shared;
 pub mod slot;
 mod slots;
 pub mod stats;
+mod table;
 
 use chain::Chain;
 use files::{FileState, Flushing};
+use io::Io;
 use limits::{Limits, PAGE_BYTES, SLOT_OPS_MAX};
 use local::LocalCache;
+use map::Map;
 use meta::{Loading, MetaCache};
 use ops::{Ops, Owner};
 use sets::SlotSet;
 use slot::{Ahead, Cause, Slot, State};
 use stats::Stats;
+use table::Table;
 
 /// Pieces of one request at most before others have their turn, and rounds of all in one step.
 const STEPS_MAX: u32 = 64;
@@ -96,39 +100,29 @@ pub enum Bug {
     DoubtIsZero,
 }
 
-/// The engine of one disk.
-pub struct Engine<D: Disk> {
+/// How this engine is to work.
+#[derive(Debug)]
+struct Rules {
     limits: Limits,
     policy: Policy,
-    disk: D,
-    chain: Option<Chain>,
-    files: Vec<FileState>,
-    meta: MetaCache,
-    ops: Ops,
-    slots: Box<[Slot]>,
-    /// Why the last request of each slot failed, beside what is touched by all.
-    causes: Box<[Option<Cause>]>,
-    small_free: Vec<u16>,
-    large_free: Vec<u16>,
-    ready: SlotSet,
-    /// Requests that a driver or a full cache told to wait: asked again when anything has landed.
-    retry: SlotSet,
-    landed: bool,
-    flushing: Flushing,
-    /// Files that requests have been written to since the chain was attached.
-    written: [Option<FileId>; 2],
-    local_cache: LocalCache,
-    events: Events,
     /// Fewer than `STEPS_MAX` where the simulator looks for what may come between.
     steps_max: u32,
     bug: Bug,
-    done: VecDeque<SlotId>,
-    /// Slots that it works on.
-    working: SlotSet,
-    seq: u64,
-    oldest: u64,
-    now: u64,
-    sectors: u64,
+}
+
+/// The engine of one disk.
+pub struct Engine<D: Disk> {
+    rules: Rules,
+    /// The slots, and which of them can go on.
+    table: Table,
+    /// Where the disk's data is: images, their files, cached metadata.
+    map: Map,
+    /// Operations, and who does them.
+    io: Io<D>,
+    /// The flush in flight, and what has to be flushed.
+    flushing: Flushing,
+    local_cache: LocalCache,
+    events: Events,
     stats: Stats,
 }
 
@@ -140,81 +134,69 @@ impl<D: Disk> Engine<D> {
             disk.arena_ref().bytes() >= limits.arena_bytes(),
             "the arena holds what the limits say"
         );
-        let slots = usize::from(limits.slots());
+        let ops = Ops::new(&limits);
+        let meta = MetaCache::new(&limits);
         Engine {
-            limits,
-            policy: Policy::default(),
-            disk,
-            chain: None,
-            files: Vec::new(),
-            meta: MetaCache::new(&limits),
-            ops: Ops::new(&limits),
-            slots: (0..slots).map(|_| Slot::free()).collect(),
-            causes: vec![None; slots].into(),
-            small_free: (0..limits.small).rev().collect(),
-            large_free: (limits.small..limits.slots()).rev().collect(),
-            ready: SlotSet::EMPTY,
-            retry: SlotSet::EMPTY,
-            landed: false,
+            table: Table::new(&limits),
+            map: Map { chain: None, files: Vec::new(), meta, sectors: 0 },
+            io: Io { disk, ops, now: 0 },
             flushing: Flushing::default(),
-            written: [None; 2],
             local_cache: LocalCache::new(limits.slots()),
             events: Events::default(),
-            steps_max: STEPS_MAX,
-            bug: Bug::None,
-            done: VecDeque::with_capacity(slots),
-            working: SlotSet::EMPTY,
-            seq: 0,
-            oldest: 0,
-            now: 0,
-            sectors: 0,
             stats: Stats::default(),
+            rules: Rules {
+                limits,
+                policy: Policy::default(),
+                steps_max: STEPS_MAX,
+                bug: Bug::None,
+            },
         }
     }
 
     /// Puts a chain under the engine. `files[i]` tells about the file of layer i; the disk was
     /// given the same files with `set_files`. Nothing may be in flight.
     pub fn attach(&mut self, chain: Chain, files: &[FileInfo], policy: Policy) {
-        assert!(self.chain.is_none() && self.idle(), "a chain is attached to an idle engine");
+        assert!(self.map.chain.is_none() && self.idle(), "a chain is attached to an idle engine");
         assert!(chain.layers.len() == files.len(), "each layer has a file");
-        self.meta.clear();
-        let (ahead, zeros) = (self.limits.ahead, self.limits.zeros().part(0, PAGE_BYTES));
-        self.files = files.iter().map(|f| FileState::new(f, ahead, zeros)).collect();
-        self.sectors = chain.sectors();
-        self.policy = policy;
-        self.ops.timeout_us = u64::from(policy.timeout_s) * 1_000_000;
+        self.map.meta.clear();
+        let (ahead, zeros) =
+            (self.rules.limits.ahead, self.rules.limits.zeros().part(0, PAGE_BYTES));
+        self.map.files = files.iter().map(|f| FileState::new(f, ahead, zeros)).collect();
+        self.map.sectors = chain.sectors();
+        self.rules.policy = policy;
+        self.io.ops.timeout_us = u64::from(policy.timeout_s) * 1_000_000;
         self.events = Events::default();
         self.set_ends(&chain);
         let mirror = chain.second.filter(|second| second.purpose == image::Purpose::Mirror);
         // After a takeover the former leaf is flushed too: a tapdisk that was killed may have
         // answered writes to it that are not on the medium.
         let other = mirror.map(|second| second.file).or(chain.former);
-        self.written = [Some(chain.top()), other];
-        self.local_cache = LocalCache::new(self.limits.slots());
-        self.chain = Some(chain);
+        self.flushing.written = [Some(chain.top()), other];
+        self.local_cache = LocalCache::new(self.rules.limits.slots());
+        self.map.chain = Some(chain);
     }
 
     /// Takes the chain out again. Nothing may be in flight.
     pub fn detach(&mut self) -> Option<Chain> {
         assert!(self.idle(), "a chain is taken from an idle engine");
-        self.files.clear();
+        self.map.files.clear();
         self.forget_reads();
-        self.chain.take()
+        self.map.chain.take()
     }
 
     /// Whether no request is at work (finished ones may still wait for their frontend).
     pub fn idle(&self) -> bool {
-        self.working.is_empty() && self.ops.in_flight() == 0
+        self.table.working.is_empty() && self.io.ops.in_flight() == 0
     }
 
     /// Requests at work.
     pub fn active(&self) -> u16 {
-        self.working.len()
+        self.table.working.len()
     }
 
     /// The chain, for statistics.
     pub fn chain(&self) -> Option<&Chain> {
-        self.chain.as_ref()
+        self.map.chain.as_ref()
     }
 
     /// Counters.
@@ -239,60 +221,50 @@ impl<D: Disk> Engine<D> {
 
     /// Whether a step has something to do at once.
     pub fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.table.ready.is_empty()
     }
 
     /// The disk engine below.
     pub fn disk(&mut self) -> &mut D {
-        &mut self.disk
+        &mut self.io.disk
     }
 
     /// The disk engine below, to look at.
     pub fn disk_ref(&self) -> &D {
-        &self.disk
+        &self.io.disk
     }
 
     /// Gives the disk engine back; for the simulator's power cuts.
     pub fn into_disk(self) -> D {
-        self.disk
+        self.io.disk
     }
 
     /// Fewer steps than usual before others have their turn, for tests.
     #[doc(hidden)]
     pub fn set_steps_max(&mut self, steps: u32) {
         assert!(steps > 0, "a turn goes on");
-        self.steps_max = steps;
+        self.rules.steps_max = steps;
     }
 
     /// Plants a bug.
     #[doc(hidden)]
     pub fn plant(&mut self, bug: Bug) {
-        self.bug = bug;
+        self.rules.bug = bug;
     }
 
     /// A slot, for tests and the watchdog's report.
     pub fn slot(&self, id: SlotId) -> &Slot {
-        &self.slots[usize::from(id.0)]
+        &self.table[id]
     }
 
     /// Why a request has failed that is done.
     pub fn cause(&self, id: SlotId) -> Option<Cause> {
-        self.slot(id).error.and_then(|_| self.causes[usize::from(id.0)])
-    }
-
-    /// What went wrong first counts.
-    #[cold]
-    pub(crate) fn fail(&mut self, id: SlotId, cause: Cause) {
-        let error = &mut self.slots[usize::from(id.0)].error;
-        if error.is_none() {
-            *error = Some(cause.errno);
-            self.causes[usize::from(id.0)] = Some(cause);
-        }
+        self.table.cause(id)
     }
 
     /// The next finished request. Its slot stays the frontend's until it is released.
     pub fn pop_done(&mut self) -> Option<(SlotId, Request, Outcome)> {
-        let id = self.done.pop_front()?;
+        let id = self.table.done.pop_front()?;
         let slot = self.slot(id);
         Some((id, slot.request, slot.outcome))
     }
@@ -300,21 +272,23 @@ impl<D: Disk> Engine<D> {
     /// One turn: takes finished operations and steps what they wake. `now` is a monotonic clock in
     /// µs. True if there is more to do at once, without waiting for anything.
     pub fn step(&mut self, now: u64) -> bool {
-        self.now = now;
+        self.io.now = now;
         self.stats.turns += 1;
-        while let Some((tag, result)) = self.disk.reap() {
-            if let Some((owner, op, outcome)) = self.ops.done(&mut self.disk, tag, result, now) {
+        while let Some((tag, result)) = self.io.disk.reap() {
+            if let Some((owner, op, outcome)) =
+                self.io.ops.done(&mut self.io.disk, tag, result, now)
+            {
                 self.deliver(owner, op, outcome);
             }
         }
-        self.ops.retry(&mut self.disk, now);
-        self.oldest = self.oldest_active();
-        for _ in 0..self.steps_max {
-            if std::mem::take(&mut self.landed) {
-                let again = self.retry.take();
-                self.ready.extend(again);
+        self.io.ops.retry(&mut self.io.disk, now);
+        self.table.oldest = self.oldest_active();
+        for _ in 0..self.rules.steps_max {
+            if std::mem::take(&mut self.table.landed) {
+                let again = self.table.retry.take();
+                self.table.ready.extend(again);
             }
-            let mut round = self.ready.take();
+            let mut round = self.table.ready.take();
             if round.is_empty() {
                 return false;
             }
@@ -327,20 +301,20 @@ impl<D: Disk> Engine<D> {
 
     /// When `step` has to be called again even if nothing finishes, in µs; `None` if never.
     pub fn next_retry(&mut self) -> Option<u64> {
-        let now = self.now;
-        self.ops.retry(&mut self.disk, now)
+        let now = self.io.now;
+        self.io.ops.retry(&mut self.io.disk, now)
     }
 
     fn oldest_active(&self) -> u64 {
-        let mut working = self.working;
+        let mut working = self.table.working;
         let seqs = std::iter::from_fn(|| working.pop()).map(|id| self.slot(id).seq);
-        seqs.min().unwrap_or(self.seq + 1)
+        seqs.min().unwrap_or(self.table.seq + 1)
     }
 
     // ---- what wakes requests -------------------------------------------------------------------
 
     fn deliver(&mut self, owner: Owner, op: Op, outcome: Result<(), i32>) {
-        self.landed = true;
+        self.table.landed = true;
         match owner {
             Owner::Slot(id) | Owner::Quick(id) => {
                 match outcome {
@@ -348,23 +322,23 @@ impl<D: Disk> Engine<D> {
                     Ok(()) => {}
                     Err(_) => self.count_failure(&op),
                 }
-                self.slots[usize::from(id.0)].ops -= 1;
+                self.table[id].ops -= 1;
                 self.wake_one(id, op.file, outcome);
             }
             Owner::Free(id) => {
-                self.slots[usize::from(id.0)].ops -= 1;
+                self.table[id].ops -= 1;
                 self.discard_instead(id, op, outcome);
                 self.wake_one(id, op.file, Ok(()));
             }
             Owner::Load(block) => {
-                let waiters = self.meta.loaded(block, outcome.is_ok());
+                let waiters = self.map.meta.loaded(block, outcome.is_ok());
                 self.wake(waiters, op.file, outcome);
             }
             Owner::Meta(block) => {
-                let joined = self.meta.written(block, outcome.is_ok());
+                let joined = self.map.meta.written(block, outcome.is_ok());
                 self.wake(joined, op.file, outcome);
                 self.write_meta(block);
-                if let Some(next) = self.meta.waiting_for_stable() {
+                if let Some(next) = self.map.meta.waiting_for_stable() {
                     self.write_meta(next);
                 }
             }
@@ -380,14 +354,15 @@ impl<D: Disk> Engine<D> {
     }
 
     /// One of the things this slot waits for is over.
+    #[inline]
     fn wake_one(&mut self, id: SlotId, file: FileId, outcome: Result<(), i32>) {
         if let Err(errno) = outcome {
-            self.fail(id, Cause { file, errno, why: "" });
+            self.table.fail(id, Cause { file, errno, why: "" });
         }
-        let slot = &mut self.slots[usize::from(id.0)];
+        let slot = &mut self.table[id];
         slot.pending = slot.pending.checked_sub(1).expect("a slot is woken as often as it waits");
         if slot.pending == 0 {
-            self.ready.insert(id);
+            self.table.ready.insert(id);
         }
     }
 
@@ -399,12 +374,12 @@ impl<D: Disk> Engine<D> {
     fn run(&mut self, id: SlotId) {
         let mut asked = 0;
         loop {
-            if self.slot(id).pending > 0 || self.retry.contains(id) {
+            if self.slot(id).pending > 0 || self.table.retry.contains(id) {
                 return;
             }
             match self.slot(id).state {
                 State::Free | State::Filling | State::Done => return,
-                State::Ask if asked == self.steps_max => break,
+                State::Ask if asked == self.rules.steps_max => break,
                 State::Ask => {
                     asked += 1;
                     self.ask(id);
@@ -415,11 +390,11 @@ impl<D: Disk> Engine<D> {
                 State::Syncing => self.complete(id),
             }
         }
-        self.ready.insert(id);
+        self.table.ready.insert(id);
     }
 
     fn ask(&mut self, id: SlotId) {
-        let slot = &mut self.slots[usize::from(id.0)];
+        let slot = &mut self.table[id];
         if slot.ahead == Ahead::Loading {
             let failed = slot.error.take().is_some();
             slot.ahead = if failed { Ahead::Failed } else { Ahead::No };
@@ -452,19 +427,18 @@ impl<D: Disk> Engine<D> {
     }
 
     fn complete(&mut self, id: SlotId) {
-        let slot = &mut self.slots[usize::from(id.0)];
+        self.table.end(id);
+        let slot = &mut self.table[id];
         assert!(
             slot.pending == 0 && slot.plans.iter().all(Option::is_none),
             "nothing is left behind"
         );
-        self.working.remove(id);
-        self.landed = true;
         if slot.local.writing {
             return self.kept(id);
         }
         slot.outcome = slot.error.map_or(Ok(slot.extents), Err);
         slot.state = State::Done;
-        self.done.push_back(id);
+        self.table.done.push_back(id);
         self.count(id);
     }
 
@@ -476,7 +450,7 @@ impl<D: Disk> Engine<D> {
             Stop::Flush { after } => self.flush_after(id, file, after),
             Stop::Wait => self.ask_again(id),
             Stop::Fail { errno, why } => {
-                self.fail(id, Cause { file, errno, why });
+                self.table.fail(id, Cause { file, errno, why });
             }
         }
     }
@@ -485,7 +459,7 @@ impl<D: Disk> Engine<D> {
     /// landed.
     fn ask_again(&mut self, id: SlotId) {
         if self.slot(id).pending == 0 {
-            self.retry.insert(id);
+            self.table.retry.insert(id);
         }
     }
 
@@ -497,27 +471,27 @@ impl<D: Disk> Engine<D> {
 
     /// False if it has to be asked for again.
     fn try_load(&mut self, id: SlotId, file: FileId, r: MetaRef) -> bool {
-        let block = match self.meta.load(file, r) {
+        let block = match self.map.meta.load(file, r) {
             Loading::AskAgain => return false,
             Loading::Joined(block) => block,
             Loading::Start(block) => {
-                let buf = self.limits.meta_buf(block).part(0, u32::from(r.bytes));
+                let buf = self.rules.limits.meta_buf(block).part(0, u32::from(r.bytes));
                 let op = Op { file, kind: Kind::Read, at: r.at, buf };
-                self.ops.push(&mut self.disk, Owner::Load(block), op, self.now);
+                self.io.push(Owner::Load(block), op);
                 block
             }
         };
-        if self.meta.wait_for_load(block, id) {
-            self.slots[usize::from(id.0)].pending += 1;
+        if self.map.meta.wait_for_load(block, id) {
+            self.table[id].pending += 1;
         }
         true
     }
 
     fn data_op(&mut self, id: SlotId, owner: Owner, op: Op) {
-        let slot = &mut self.slots[usize::from(id.0)];
+        let slot = &mut self.table[id];
         slot.pending += 1;
         slot.ops += 1;
         assert!(slot.ops <= SLOT_OPS_MAX, "a slot keeps to its share of operations");
-        self.ops.push(&mut self.disk, owner, op, self.now);
+        self.io.push(owner, op);
     }
 }

@@ -63,7 +63,8 @@ impl LocalCache {
 impl<D: Disk> Engine<D> {
     /// Whether the chain keeps what is read.
     pub fn keeps_reads(&self) -> bool {
-        self.chain.as_ref().is_some_and(|chain| chain.local_cache) && !self.policy.read_only
+        self.map.chain.as_ref().is_some_and(|chain| chain.local_cache)
+            && !self.rules.policy.read_only
     }
 
     /// Tells whether the leaf's file system has room for what is read.
@@ -86,9 +87,8 @@ impl<D: Disk> Engine<D> {
         let request = self.slot(id).request;
         let change = request.verb.changes();
         let mut own = 0;
-        for i in 0..self.slots.len() {
-            let other = &mut self.slots[i];
-            if i == usize::from(id.0) || matches!(other.state, State::Free | State::Filling) {
+        for (at, other) in self.table.iter_mut() {
+            if at == id || matches!(other.state, State::Free | State::Filling) {
                 continue;
             }
             if change && (other.request.verb == Verb::Read || other.local.writing) {
@@ -98,7 +98,7 @@ impl<D: Disk> Engine<D> {
                 own |= overlap(request.span, other.request.span);
             }
         }
-        self.slots[usize::from(id.0)].local.stale = own;
+        self.table[id].local.stale = own;
     }
 
     /// Whether a change has to wait, because older data is being written where it goes.
@@ -107,7 +107,7 @@ impl<D: Disk> Engine<D> {
         self.local_cache.writing > 0
             && !slot.local.writing
             && slot.cursor == 0
-            && self.slots.iter().any(|other| {
+            && self.table.iter().any(|(_, other)| {
                 other.local.writing
                     && other.seq < slot.seq
                     && overlap(other.request.span, slot.request.span) != 0
@@ -126,20 +126,19 @@ impl<D: Disk> Engine<D> {
         if !worth || !cache.room || cache.writing >= cache.writing_max || !self.keeps_reads() {
             return false;
         }
-        let top = self.top();
-        self.seq += 1;
+        let top = self.map.top();
+        let seq = self.table.next_seq();
         self.local_cache.writing += 1;
-        let slot = &mut self.slots[usize::from(id.0)];
+        let slot = &mut self.table[id];
         slot.request = Request { verb: Verb::Write { fua: false }, ..slot.request };
         slot.state = State::Ask;
         slot.cursor = 0;
-        slot.seq = self.seq;
+        slot.seq = seq;
         slot.target = top;
         slot.taken_over = self.events.taken_over;
         slot.coded = 0;
         slot.local.writing = true;
-        self.working.insert(id);
-        self.ready.insert(id);
+        self.table.begin(id);
         true
     }
 
@@ -150,27 +149,28 @@ impl<D: Disk> Engine<D> {
             return;
         }
         let bytes = self.slot(id).request.span.count * 512;
-        let (small, large) = (self.limits.small, self.large_free.last().copied());
-        let free = if bytes <= SMALL_BYTES { self.small_free.last().copied() } else { None };
+        let (small, large) = (self.rules.limits.small, self.table.large_free.last().copied());
+        let free = if bytes <= SMALL_BYTES { self.table.small_free.last().copied() } else { None };
         let Some(to) = free.or(large) else { return };
         let copied = Slot { ..self.slot(id).clone() };
-        let (from, buf) = (self.limits.slot_buf(id.0), self.limits.slot_buf(to));
+        let (from, buf) = (self.rules.limits.slot_buf(id.0), self.rules.limits.slot_buf(to));
         if copied.request.verb != Verb::Read || bytes > buf.bytes {
             return;
         }
-        self.disk.arena().copy(from.part(0, bytes), buf.part(0, bytes));
-        let taken = if to < small { self.small_free.pop() } else { self.large_free.pop() };
+        self.io.disk.arena().copy(from.part(0, bytes), buf.part(0, bytes));
+        let taken =
+            if to < small { self.table.small_free.pop() } else { self.table.large_free.pop() };
         assert!(taken == Some(to), "it was the last one");
-        self.slots[usize::from(to)] = copied;
+        self.table[SlotId(to)] = copied;
         if !self.keep(SlotId(to)) {
             self.free_slot(SlotId(to));
         }
-        self.slots[usize::from(id.0)].local = Local::default();
+        self.table[id].local = Local::default();
     }
 
     /// Such a write is over, well or badly: the reader has its data anyway.
     pub(super) fn kept(&mut self, id: SlotId) {
-        let slot = &mut self.slots[usize::from(id.0)];
+        let slot = &mut self.table[id];
         match slot.error {
             None => self.local_cache.kept += u64::from(slot.local.wanted().count_ones()),
             // Until somebody finds that there is room again.
@@ -183,7 +183,7 @@ impl<D: Disk> Engine<D> {
 
     /// Moves past what need not be written. False at the end of the request.
     pub(super) fn skip_unwanted(&mut self, id: SlotId) -> bool {
-        let slot = &mut self.slots[usize::from(id.0)];
+        let slot = &mut self.table[id];
         let count = slot.request.span.count;
         if !slot.local.writing {
             return slot.cursor < count;
@@ -196,8 +196,8 @@ impl<D: Disk> Engine<D> {
             }
             slot.cursor += left.trailing_zeros();
             let run = (left >> left.trailing_zeros()).trailing_ones();
-            let buf = self.limits.slot_buf(id.0).part(slot.cursor * 512, run * 512);
-            if self.disk.arena_ref().slice(buf).iter().any(|byte| *byte != 0) {
+            let buf = self.rules.limits.slot_buf(id.0).part(slot.cursor * 512, run * 512);
+            if self.io.disk.arena_ref().slice(buf).iter().any(|byte| *byte != 0) {
                 return true;
             }
             // Zeros are not worth space in the leaf.
@@ -207,7 +207,7 @@ impl<D: Disk> Engine<D> {
 
     /// The chain is taken away: nothing that was read from it is written anywhere.
     pub(super) fn forget_reads(&mut self) {
-        self.slots.iter_mut().for_each(|slot| slot.local = Local::default());
+        self.table.iter_mut().for_each(|(_, slot)| slot.local = Local::default());
     }
 }
 

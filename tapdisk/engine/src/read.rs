@@ -21,18 +21,18 @@ impl<D: Disk> Engine<D> {
     /// The chain, and the cache as its layers see it.
     pub(super) fn views(&mut self) -> (Views<'_>, &mut Chain) {
         let views = Views {
-            meta: &mut self.meta,
-            arena: self.disk.arena(),
-            files: &self.files,
-            seq: self.seq,
-            oldest: self.oldest,
+            meta: &mut self.map.meta,
+            arena: self.io.disk.arena(),
+            files: &self.map.files,
+            seq: self.table.seq,
+            oldest: self.table.oldest,
         };
-        (views, self.chain.as_mut().expect("a request runs on a chain"))
+        (views, self.map.chain.as_mut().expect("a request runs on a chain"))
     }
 
     /// Issues the reads for as much of the request as the metadata at hand allows.
     pub(super) fn read_on(&mut self, id: SlotId) {
-        let top = self.top();
+        let top = self.map.top();
         while self.slot(id).cursor < self.slot(id).request.span.count
             && self.slot(id).ops < SLOT_OPS_MAX
         {
@@ -44,19 +44,19 @@ impl<D: Disk> Engine<D> {
                     return self.load_ahead(id, file, stop, rest);
                 }
             };
-            let buf = self.limits.slot_buf(id.0).part(done * 512, count * 512);
+            let buf = self.rules.limits.slot_buf(id.0).part(done * 512, count * 512);
             match found {
-                Found::Zero => self.disk.arena().slice_mut(buf).fill(0),
+                Found::Zero => self.io.disk.arena().slice_mut(buf).fill(0),
                 Found::At { layer, byte } => {
                     if layer != top {
-                        self.slots[usize::from(id.0)].local.note_below(done, count);
+                        self.table[id].local.note_below(done, count);
                     }
                     self.hit(layer, 0, count);
                     let op = Op { file: layer, kind: Kind::Read, at: byte, buf };
                     self.data_op(id, Owner::Slot(id), op);
                 }
             }
-            self.slots[usize::from(id.0)].cursor += count;
+            self.table[id].cursor += count;
         }
     }
 
@@ -65,14 +65,14 @@ impl<D: Disk> Engine<D> {
     /// other. Uses the operations that the slot has and does not need while it waits.
     fn load_ahead(&mut self, id: SlotId, file: FileId, stop: Stop, span: Span) {
         let Stop::Load(_) = stop else { return };
-        let slot = &mut self.slots[usize::from(id.0)];
+        let slot = &mut self.table[id];
         // With data in flight a failure could not be told apart.
-        if !self.limits.loads_ahead() || slot.ops > 0 || slot.ahead == Ahead::Failed {
+        if !self.rules.limits.loads_ahead() || slot.ops > 0 || slot.ahead == Ahead::Failed {
             return;
         }
         slot.ahead = Ahead::Loading;
         let mut started = 0;
-        let from = self.chain.as_ref().expect("a request runs on a chain").below(file);
+        let from = self.map.chain.as_ref().expect("a request runs on a chain").below(file);
         for place in from.. {
             let (mut views, chain) = self.views();
             let Some(layer) = chain.order().get(place).copied().filter(|_| started < SLOT_OPS_MAX)
@@ -89,21 +89,21 @@ impl<D: Disk> Engine<D> {
 
     /// A read has landed: what is encrypted on the disk is made plain.
     pub(super) fn decode(&mut self, id: SlotId, op: &Op) {
-        let Some(chain) = &self.chain else { return };
+        let Some(chain) = &self.map.chain else { return };
         let Some(cipher) = &chain.layers[usize::from(op.file.0)].cipher else { return };
         let sector = self.sector_at(id, op.buf);
-        cipher.decrypt(sector, self.disk.arena().slice_mut(op.buf));
+        cipher.decrypt(sector, self.io.disk.arena().slice_mut(op.buf));
     }
 
     /// The sector of the disk that a part of a slot's buffer is for.
     fn sector_at(&self, id: SlotId, buf: Buf) -> u64 {
-        let into = (buf.offset - self.limits.slot_buf(id.0).offset) / 512;
+        let into = (buf.offset - self.rules.limits.slot_buf(id.0).offset) / 512;
         self.slot(id).request.span.start + u64::from(into)
     }
 
     /// Collects extents, merging neighbours of one kind, until the span or the buffer ends.
     pub(super) fn status_on(&mut self, id: SlotId) {
-        let buf = self.limits.slot_buf(id.0);
+        let buf = self.rules.limits.slot_buf(id.0);
         for _ in 0..STATUS_RUNS_MAX {
             let slot = self.slot(id);
             if slot.cursor == slot.request.span.count {
@@ -115,7 +115,7 @@ impl<D: Disk> Engine<D> {
                 Err((file, stop)) => return self.stop(id, file, stop),
             };
             let hole = u32::from(found == Found::Zero);
-            let bytes = self.disk.arena().slice_mut(buf);
+            let bytes = self.io.disk.arena().slice_mut(buf);
             let last = (n as usize).checked_sub(1).map(|i| i * 8);
             let merged =
                 last.filter(|at| bytes[at + 4..at + 8] == hole.to_ne_bytes()).and_then(|at| {
@@ -128,15 +128,15 @@ impl<D: Disk> Engine<D> {
                 let at = n as usize * 8;
                 if at + 8 > bytes.len() {
                     // The answer may end before the span does.
-                    let slot = &mut self.slots[usize::from(id.0)];
+                    let slot = &mut self.table[id];
                     slot.cursor = slot.request.span.count;
                     return;
                 }
                 bytes[at..at + 4].copy_from_slice(&count.to_ne_bytes());
                 bytes[at + 4..at + 8].copy_from_slice(&hole.to_ne_bytes());
-                self.slots[usize::from(id.0)].extents += 1;
+                self.table[id].extents += 1;
             }
-            self.slots[usize::from(id.0)].cursor += count;
+            self.table[id].cursor += count;
         }
     }
 }

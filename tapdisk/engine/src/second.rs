@@ -11,7 +11,6 @@
 //! where reads look.
 use image::Span;
 
-use super::chain::Layer;
 use super::slot::sectors_mask;
 use super::{Bug, Engine};
 use image::Purpose;
@@ -32,20 +31,10 @@ enum Recovery {
 }
 
 impl<D: Disk> Engine<D> {
-    /// The image that takes writes.
-    pub(super) fn top(&self) -> FileId {
-        self.chain.as_ref().map_or(FileId(0), |chain| chain.top())
-    }
-
     /// Where a new change goes first.
     pub(super) fn first_target(&self) -> FileId {
-        let mirror = self.chain.as_ref().and_then(|chain| chain.second);
-        mirror.filter(|s| s.purpose == Purpose::Mirror).map_or(self.top(), |s| s.file)
-    }
-
-    pub(super) fn layer(&self, file: FileId) -> &Layer {
-        let chain = self.chain.as_ref().expect("a request runs on a chain");
-        &chain.layers[usize::from(file.0)]
+        let mirror = self.map.chain.as_ref().and_then(|chain| chain.second);
+        mirror.filter(|s| s.purpose == Purpose::Mirror).map_or(self.map.top(), |s| s.file)
     }
 
     /// All of a change is in its target: whether it has to start anew on the top as well.
@@ -56,8 +45,9 @@ impl<D: Disk> Engine<D> {
         }
         // The top since the request started there: what became the top in between was changed as a
         // mirror, over what lay below a mirror; a zero that was nothing to it may be something now.
-        let always = slot.taken_over == self.events.taken_over || self.bug == Bug::AlwaysTheTop;
-        slot.target != self.top() || !always
+        let always =
+            slot.taken_over == self.events.taken_over || self.rules.bug == Bug::AlwaysTheTop;
+        slot.target != self.map.top() || !always
     }
 
     /// Whether a change has to wait for an older one of the same sectors: they would else land in
@@ -67,15 +57,15 @@ impl<D: Disk> Engine<D> {
     /// mirror takes over. An older one never waits for a younger one.
     pub(super) fn behind_a_mirrored(&self, id: SlotId) -> bool {
         let slot = self.slot(id);
-        let mirrors = self.chain.as_ref().and_then(|chain| chain.second);
-        if slot.cursor > 0 || self.bug == Bug::MirrorInAnyOrder {
+        let mirrors = self.map.chain.as_ref().and_then(|chain| chain.second);
+        if slot.cursor > 0 || self.rules.bug == Bug::MirrorInAnyOrder {
             return false;
         }
         if mirrors.is_none_or(|second| second.purpose != Purpose::Mirror) {
             return false;
         }
         let meets = |a: Span, b: Span| a.start < b.end() && b.start < a.end();
-        let mut working = self.working;
+        let mut working = self.table.working;
         std::iter::from_fn(|| working.pop()).any(|other| {
             let other = self.slot(other);
             other.request.verb.changes()
@@ -91,8 +81,8 @@ impl<D: Disk> Engine<D> {
             return Recovery::None;
         }
         let full = errno == libc::ENOSPC;
-        let second = self.chain.as_ref().and_then(|chain| chain.second);
-        if slot.target == self.top() {
+        let second = self.map.chain.as_ref().and_then(|chain| chain.second);
+        if slot.target == self.map.top() {
             let standby = second.is_some() && full;
             return if standby { Recovery::TakeOver } else { Recovery::None };
         }
@@ -112,12 +102,12 @@ impl<D: Disk> Engine<D> {
             Recovery::StartAnew => {}
             Recovery::LoseMirror => self.lose_mirror(target),
             Recovery::TakeOver => {
-                let chain = self.chain.as_mut().expect("a request runs on a chain");
+                let chain = self.map.chain.as_mut().expect("a request runs on a chain");
                 if !chain.take_over() {
                     return false;
                 }
                 self.events.taken_over = true;
-                self.written = [Some(self.top()), Some(target)];
+                self.flushing.written = [Some(self.map.top()), Some(target)];
             }
         }
         self.retarget(id);
@@ -127,7 +117,7 @@ impl<D: Disk> Engine<D> {
     /// Whether a failure of this file costs the mirror alone: the disk goes on without it. Also
     /// after it has.
     pub(super) fn is_remote_mirror(&self, file: FileId) -> bool {
-        let second = self.chain.as_ref().and_then(|chain| chain.second);
+        let second = self.map.chain.as_ref().and_then(|chain| chain.second);
         let is = second.is_some_and(|second| {
             second.file == file && second.remote && second.purpose == Purpose::Mirror
         });
@@ -139,18 +129,18 @@ impl<D: Disk> Engine<D> {
         if self.events.mirror_lost == Some(file) {
             return;
         }
-        if let Some(chain) = &mut self.chain {
+        if let Some(chain) = &mut self.map.chain {
             chain.second = None;
         }
         self.events.mirror_lost = Some(file);
-        self.written = [Some(self.top()), None];
+        self.flushing.written = [Some(self.map.top()), None];
     }
 
     /// The request starts anew on the top, with its data as it came.
     pub(super) fn retarget(&mut self, id: SlotId) {
         self.plain(id);
-        let top = self.top();
-        let slot = &mut self.slots[usize::from(id.0)];
+        let top = self.map.top();
+        let slot = &mut self.table[id];
         slot.error = None;
         slot.cursor = 0;
         slot.target = top;
@@ -162,16 +152,16 @@ impl<D: Disk> Engine<D> {
 
     /// Undoes the encryption for the present target.
     fn plain(&mut self, id: SlotId) {
-        let slot = &mut self.slots[usize::from(id.0)];
-        let chain = self.chain.as_ref().expect("a request runs on a chain");
+        let slot = &mut self.table[id];
+        let chain = self.map.chain.as_ref().expect("a request runs on a chain");
         let Some(cipher) = &chain.layers[usize::from(slot.target.0)].cipher else { return };
         while slot.coded != 0 {
             let first = slot.coded.trailing_zeros();
             let count = (slot.coded >> first).trailing_ones();
             slot.coded &= !sectors_mask(first, count);
-            let buf = self.limits.slot_buf(id.0).part(first * 512, count * 512);
+            let buf = self.rules.limits.slot_buf(id.0).part(first * 512, count * 512);
             let sector = slot.request.span.start + u64::from(first);
-            cipher.decrypt(sector, self.disk.arena().slice_mut(buf));
+            cipher.decrypt(sector, self.io.disk.arena().slice_mut(buf));
         }
     }
 }

@@ -10,13 +10,13 @@ use request::{SlotId, Verb};
 
 impl<D: Disk> Engine<D> {
     pub(super) fn sync(&mut self, id: SlotId) {
-        self.slots[usize::from(id.0)].state = State::Syncing;
+        self.table[id].state = State::Syncing;
         self.want_flush(id);
     }
 
     pub(super) fn want_flush(&mut self, id: SlotId) {
         self.flushing.queued.insert(id);
-        self.slots[usize::from(id.0)].pending += 1;
+        self.table[id].pending += 1;
         self.begin_flush();
     }
 
@@ -25,15 +25,15 @@ impl<D: Disk> Engine<D> {
     pub(super) fn flush_after(&mut self, id: SlotId, file: FileId, after: u64) {
         let flushing = &self.flushing;
         let covers = flushing.parts > 0 && flushing.number > after && self.writes_to(file);
-        if covers || self.files[usize::from(file.0)].durable > after {
-            self.landed |= self.flushing.parts == 0;
+        if covers || self.map.files[usize::from(file.0)].durable > after {
+            self.table.landed |= self.flushing.parts == 0;
             return self.ask_again(id);
         }
         self.want_flush(id);
     }
 
     fn writes_to(&self, file: FileId) -> bool {
-        self.written.contains(&Some(file))
+        self.flushing.written.contains(&Some(file))
     }
 
     /// One flush at a time; it covers what completed before it began, so later comers take the next
@@ -44,19 +44,18 @@ impl<D: Disk> Engine<D> {
         }
         self.flushing.joined = self.flushing.queued.take();
         self.flushing.outcome = Ok(());
-        self.seq += 1;
-        self.flushing.number = self.seq;
-        for file in self.written.into_iter().flatten() {
+        self.flushing.number = self.table.next_seq();
+        for file in self.flushing.written.into_iter().flatten() {
             self.flushing.parts += 1;
             let op = Op { file, kind: Kind::Sync, at: 0, buf: Buf::NONE };
-            self.ops.push(&mut self.disk, Owner::Sync(file), op, self.now);
+            self.io.push(Owner::Sync(file), op);
         }
     }
 
     /// One of the files is flushed.
     pub(super) fn flushed(&mut self, file: FileId, outcome: Result<(), i32>) {
         if outcome.is_ok() {
-            self.files[usize::from(file.0)].durable = self.flushing.number;
+            self.map.files[usize::from(file.0)].durable = self.flushing.number;
         } else if self.is_remote_mirror(file) {
             self.lose_mirror(file);
         } else {
@@ -81,37 +80,37 @@ impl<D: Disk> Engine<D> {
             let Some(file) = file else { continue };
             let layer = &chain.layers[usize::from(file.0)];
             let Some(sector) = layer.image.end_sector() else { continue };
-            let page = self.limits.end_page(which);
-            let bytes = self.disk.arena().slice_mut(page);
+            let page = self.rules.limits.end_page(which);
+            let bytes = self.io.disk.arena().slice_mut(page);
             bytes.fill(0);
             bytes[page.bytes as usize - sector.len()..].copy_from_slice(&sector);
-            self.files[usize::from(file.0)].set_end(page);
+            self.map.files[usize::from(file.0)].set_end(page);
         }
     }
 
     pub(super) fn grow(&mut self, id: SlotId, file: FileId, end: u64, step: u64) {
-        match self.files[usize::from(file.0)].want(end, step, id) {
+        match self.map.files[usize::from(file.0)].want(end, step, id) {
             Growth::There => {
-                self.landed = true;
+                self.table.landed = true;
                 return self.ask_again(id);
             }
             Growth::NoSpace => {
                 let why = "the file cannot become longer";
-                self.fail(id, Cause { file, errno: libc::ENOSPC, why });
+                self.table.fail(id, Cause { file, errno: libc::ENOSPC, why });
                 return;
             }
             Growth::Waiting => {}
             Growth::Start(todo) => self.grow_on(file, todo),
         }
-        self.slots[usize::from(id.0)].pending += 1;
+        self.table[id].pending += 1;
     }
 
     fn grow_on(&mut self, file: FileId, Todo { kind, at, buf }: Todo) {
-        self.ops.push(&mut self.disk, Owner::Grow(file), Op { file, kind, at, buf }, self.now);
+        self.io.push(Owner::Grow(file), Op { file, kind, at, buf });
     }
 
     pub(super) fn grew(&mut self, file: FileId, outcome: Result<(), i32>) {
-        match self.files[usize::from(file.0)].grew(outcome) {
+        match self.map.files[usize::from(file.0)].grew(outcome) {
             Err(todo) => self.grow_on(file, todo),
             Ok((waiters, outcome)) => {
                 self.wake(waiters, file, outcome);
@@ -122,20 +121,20 @@ impl<D: Disk> Engine<D> {
     // ---- counting ------------------------------------------------------------------------------
 
     pub(super) fn hit(&mut self, layer: FileId, dir: usize, count: u32) {
-        let chain = self.chain.as_mut().expect("a request runs on a chain");
+        let chain = self.map.chain.as_mut().expect("a request runs on a chain");
         chain.layers[usize::from(layer.0)].hits[dir] += u64::from(count);
     }
 
     pub(super) fn count_failure(&mut self, op: &Op) {
-        let Some(chain) = &mut self.chain else { return };
+        let Some(chain) = &mut self.map.chain else { return };
         let dir = usize::from(op.kind != Kind::Read);
         chain.layers[usize::from(op.file.0)].fails[dir] += u64::from(op.buf.bytes / 512);
     }
 
     pub(super) fn count(&mut self, id: SlotId) {
-        let slot = &self.slots[usize::from(id.0)];
+        let slot = &self.table[id];
         let (sectors, us) =
-            (u64::from(slot.request.span.count), self.now.saturating_sub(slot.since));
+            (u64::from(slot.request.span.count), self.io.now.saturating_sub(slot.since));
         let (op, dir) = match slot.request.verb {
             Verb::Read => (0, Some(0)),
             Verb::Write { .. } => (1, Some(1)),

@@ -11,13 +11,13 @@ impl<D: Disk> Slots for Engine<D> {
             bytes <= LARGE_BYTES,
             "requests are cut into pieces of at most {LARGE_BYTES} bytes"
         );
-        let small = (bytes <= SMALL_BYTES).then(|| self.small_free.pop()).flatten();
-        let id = small.or_else(|| self.large_free.pop())?;
-        let slot = &mut self.slots[usize::from(id)];
+        let small = (bytes <= SMALL_BYTES).then(|| self.table.small_free.pop()).flatten();
+        let id = small.or_else(|| self.table.large_free.pop())?;
+        let slot = &mut self.table[SlotId(id)];
         assert!(slot.state == State::Free, "a free slot is free");
         slot.state = State::Filling;
         #[cfg(feature = "unprotected")]
-        self.disk.arena().give_back(self.limits.slot_buf(id));
+        self.io.disk.arena().give_back(self.rules.limits.slot_buf(id));
         Some(SlotId(id))
     }
 
@@ -27,45 +27,44 @@ impl<D: Disk> Slots for Engine<D> {
 
     fn buffer(&self, slot: SlotId) -> &[u8] {
         assert!(!self.slot(slot).active(), "a buffer is looked at while it is the frontend's");
-        self.disk.arena_ref().slice(self.limits.slot_buf(slot.0))
+        self.io.disk.arena_ref().slice(self.rules.limits.slot_buf(slot.0))
     }
 
     fn buffer_mut(&mut self, slot: SlotId) -> &mut [u8] {
         assert!(!self.slot(slot).active(), "a buffer is filled while it is the frontend's");
-        let buf = self.limits.slot_buf(slot.0);
-        self.disk.arena().slice_mut(buf)
+        let buf = self.rules.limits.slot_buf(slot.0);
+        self.io.disk.arena().slice_mut(buf)
     }
 
     fn start(&mut self, slot: SlotId, request: Request) {
         let wrong = self.wrong(slot, &request);
         let target = self.first_target();
-        self.seq += 1;
-        let s = &mut self.slots[usize::from(slot.0)];
+        let seq = self.table.next_seq();
+        let s = &mut self.table[slot];
         assert!(s.state == State::Filling, "a request is started in a reserved slot");
         *s = Slot {
             state: State::Ask,
             request,
-            seq: self.seq,
-            since: self.now,
+            seq,
+            since: self.io.now,
             target,
             taken_over: self.events.taken_over,
             ..Slot::free()
         };
-        self.working.insert(slot);
-        self.ready.insert(slot);
+        self.table.begin(slot);
         match wrong {
             None => {
                 self.note_overlaps(slot);
                 self.note_change(&request);
             }
             Some(wrong) => {
-                let file = self.top();
-                self.fail(slot, wrong.cause(file));
+                let file = self.map.top();
+                self.table.fail(slot, wrong.cause(file));
             }
         }
         #[cfg(feature = "unprotected")]
         if request.verb == Verb::Read {
-            self.disk.arena().give_back(self.limits.slot_buf(slot.0));
+            self.io.disk.arena().give_back(self.rules.limits.slot_buf(slot.0));
         }
         let sectors = u64::from(request.span.count);
         match request.verb {
@@ -78,10 +77,10 @@ impl<D: Disk> Slots for Engine<D> {
     fn reuse(&mut self, slot: SlotId) {
         assert!(self.slot(slot).state == State::Done, "a slot is used again by its owner");
         self.keep_copy(slot);
-        self.slots[usize::from(slot.0)].state = State::Filling;
+        self.table[slot].state = State::Filling;
         #[cfg(feature = "unprotected")]
-        if self.slots[usize::from(slot.0)].request.verb != Verb::Read {
-            self.disk.arena().give_back(self.limits.slot_buf(slot.0));
+        if self.table[slot].request.verb != Verb::Read {
+            self.io.disk.arena().give_back(self.rules.limits.slot_buf(slot.0));
         }
     }
 
@@ -97,34 +96,34 @@ impl<D: Disk> Slots for Engine<D> {
 
     fn slots(&self) -> SlotCounts {
         SlotCounts {
-            small: self.limits.small,
-            large: self.limits.large,
-            small_free: self.small_free.len() as u16,
-            large_free: self.large_free.len() as u16,
+            small: self.rules.limits.small,
+            large: self.rules.limits.large,
+            small_free: self.table.small_free.len() as u16,
+            large_free: self.table.large_free.len() as u16,
         }
     }
 
     fn sectors(&self) -> u64 {
-        self.sectors
+        self.map.sectors
     }
 
     fn sector_size(&self) -> u32 {
-        self.policy.sector_size
+        self.rules.policy.sector_size
     }
 
     fn read_only(&self) -> bool {
-        self.policy.read_only
+        self.rules.policy.read_only
     }
 }
 
 impl<D: Disk> Engine<D> {
     /// Puts a slot back where `reserve` finds it.
     pub(super) fn free_slot(&mut self, slot: SlotId) {
-        self.slots[usize::from(slot.0)].state = State::Free;
-        if slot.0 < self.limits.small {
-            self.small_free.push(slot.0);
+        self.table[slot].state = State::Free;
+        if slot.0 < self.rules.limits.small {
+            self.table.small_free.push(slot.0);
         } else {
-            self.large_free.push(slot.0);
+            self.table.large_free.push(slot.0);
         }
     }
 
@@ -136,7 +135,7 @@ impl<D: Disk> Engine<D> {
         if self.events.taken_over {
             self.stats.redirected += u64::from(request.span.count);
         }
-        if let Some(changes) = self.chain.as_mut().and_then(|chain| chain.changes.as_mut()) {
+        if let Some(changes) = self.map.chain.as_mut().and_then(|chain| chain.changes.as_mut()) {
             changes.mark(request.span);
         }
     }
@@ -144,25 +143,26 @@ impl<D: Disk> Engine<D> {
     /// Why a request must not reach a driver (spec/drivers.md §3).
     fn wrong(&self, slot: SlotId, request: &Request) -> Option<Wrong> {
         let span = request.span;
-        if self.chain.is_none() {
+        if self.map.chain.is_none() {
             return Some(Wrong::Closed);
         }
         if request.verb == Verb::Flush {
             return None;
         }
         let end = span.start.checked_add(u64::from(span.count));
-        if span.count == 0 || end.is_none_or(|end| end > self.sectors) {
+        if span.count == 0 || end.is_none_or(|end| end > self.map.sectors) {
             return Some(Wrong::Outside);
         }
-        let unit = u64::from(self.policy.sector_size / 512);
+        let unit = u64::from(self.rules.policy.sector_size / 512);
         if !span.start.is_multiple_of(unit) || !u64::from(span.count).is_multiple_of(unit) {
             return Some(Wrong::Parts);
         }
-        let fits = u64::from(span.count) * 512 <= u64::from(self.limits.slot_buf(slot.0).bytes);
+        let fits =
+            u64::from(span.count) * 512 <= u64::from(self.rules.limits.slot_buf(slot.0).bytes);
         match request.verb {
             Verb::Read if !fits => Some(Wrong::Long),
             Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. }
-                if self.policy.read_only =>
+                if self.rules.policy.read_only =>
             {
                 Some(Wrong::ReadOnly)
             }
