@@ -12,11 +12,11 @@ pub const ANY: u64 = u64::MAX;
 #[derive(Clone, Copy, Debug)]
 struct Value {
     value: u64,
-    start: u64,
-    /// When the write was over; `u64::MAX` while it is at work.
-    end: u64,
+    start: Time,
+    /// When the write was over; [`NEVER`] while it is at work.
+    end: Time,
     /// When a later write replaced it.
-    gone: u64,
+    gone: Time,
     /// The later write is on the medium: this one does not come back.
     sunk: bool,
     /// It is on the medium itself (FUA).
@@ -25,10 +25,20 @@ struct Value {
     loose: bool,
 }
 
-const NEVER: u64 = u64::MAX;
+/// Half as wide as the clock: there are many values, and each write looks at all of its sectors.
+type Time = u32;
+
+const NEVER: Time = Time::MAX;
+
+/// A time of a life, which has far fewer events than that.
+fn time(time: u64) -> Time {
+    let short = Time::try_from(time).expect("a life is short");
+    assert!(short < NEVER, "a life is short");
+    short
+}
 
 impl Value {
-    fn new(value: u64, start: u64, end: u64) -> Value {
+    fn new(value: u64, start: Time, end: Time) -> Value {
         Value { value, start, end, gone: NEVER, sunk: false, durable: false, loose: false }
     }
 }
@@ -66,7 +76,7 @@ impl Model {
 
     /// A write (or zero) of a range begins now.
     pub fn begin(&mut self, range: std::ops::Range<u64>, value: u64) {
-        let start = self.tick();
+        let start = time(self.tick());
         for s in range {
             self.sectors[s as usize].push(Value::new(value, start, NEVER));
         }
@@ -74,7 +84,7 @@ impl Model {
 
     /// The write that began at `start` is over.
     pub fn end(&mut self, range: std::ops::Range<u64>, start: u64, how: Ended) {
-        let now = self.tick();
+        let (now, start) = (time(self.tick()), time(start));
         let landed = matches!(how, Ended::Done | Ended::Durable);
         for s in range {
             for v in &mut self.sectors[s as usize] {
@@ -97,6 +107,7 @@ impl Model {
 
     /// Whether a read that began at `start` may have found `value`.
     pub fn may_read(&self, sector: u64, start: u64, value: u64) -> bool {
+        let start = time(start);
         self.sectors[sector as usize]
             .iter()
             .any(|v| v.gone > start && (v.value == value || v.value == ANY))
@@ -105,7 +116,7 @@ impl Model {
     /// A read that began at `start` found `value`: what was over before and is not it does not come
     /// back.
     pub fn observe(&mut self, sector: u64, start: u64, value: u64) {
-        let now = self.time;
+        let (now, start) = (time(self.time), time(start));
         let values = &mut self.sectors[sector as usize];
         // One that is at work may have been read before it is where a kill leaves it; it is asked
         // again.
@@ -124,7 +135,7 @@ impl Model {
     /// which a
     /// volatile cache is written back: a change of it is not on the medium for certain.
     pub fn unsettled(&self, sector: u64) -> bool {
-        let flushed = self.flushed;
+        let flushed = time(self.flushed);
         self.sectors[sector as usize]
             .iter()
             .any(|v| v.start > 0 && v.end >= flushed && !v.durable && !v.sunk)
@@ -132,7 +143,7 @@ impl Model {
 
     /// Whether a change of a sector was not over at `time`.
     pub fn changed_since(&self, sector: u64, time: u64) -> bool {
-        self.sectors[sector as usize].iter().any(|v| v.end > time)
+        self.sectors[sector as usize].iter().any(|v| u64::from(v.end) > time)
     }
 
     /// Whether a sector may ever have held `value`.
@@ -142,8 +153,9 @@ impl Model {
 
     /// Whether `value` may be there after a power cut now.
     pub fn may_survive(&self, sector: u64, value: u64, volatile: bool) -> bool {
+        let flushed = time(self.flushed);
         self.sectors[sector as usize].iter().any(|v| {
-            let there = v.gone == NEVER || (volatile && v.gone > self.flushed && !v.sunk);
+            let there = v.gone == NEVER || (volatile && v.gone > flushed && !v.sunk);
             there && (v.value == value || v.value == ANY)
         })
     }

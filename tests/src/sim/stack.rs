@@ -43,10 +43,12 @@ pub struct Noise;
 
 impl Noise {
     fn mix(sector: u64, data: &mut [u8]) {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
         for (sector, bytes) in (sector..).zip(data.chunks_exact_mut(512)) {
-            let mut rng = Rng::new(sector);
+            let mut key = (sector + 1).wrapping_mul(ODD);
             for word in bytes.as_chunks_mut::<8>().0 {
-                *word = (u64::from_le_bytes(*word) ^ rng.next()).to_le_bytes();
+                *word = (u64::from_le_bytes(*word) ^ key).to_le_bytes();
+                key = key.wrapping_add(ODD);
             }
         }
     }
