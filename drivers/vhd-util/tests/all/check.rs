@@ -1,7 +1,6 @@
 //! `check` as recorded of the original: statistics, parents that are not there, what is no image;
 //! and what it says to people.
-mod common;
-use common::Dir;
+use crate::common::Dir;
 use std::os::unix::fs::FileExt;
 
 const SECTOR: u64 = 512;

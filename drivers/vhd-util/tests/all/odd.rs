@@ -1,7 +1,6 @@
 //! Names that lead to neither a file nor a block device: every command ends at once, with a number
 //! and a sentence, and what it would have made is not there.
-mod common;
-use common::Dir;
+use crate::common::Dir;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 

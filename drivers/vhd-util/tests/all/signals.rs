@@ -1,13 +1,12 @@
 //! What ends a command in the middle: signals, and a limit for the size of files. It is said, what
 //! was new and not whole is taken away, and what was there loses nothing.
-mod common;
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus, Stdio};
 
-use common::Dir;
+use crate::common::Dir;
 use image::blocking::Writer;
 use vhd_rs::driver::Vhd;
 use vhd_rs::{OpenOptions, lock, open};

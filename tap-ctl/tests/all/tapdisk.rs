@@ -1,8 +1,6 @@
 //! The command against scripted tapdisks that speak the 544-byte protocol.
 
-mod common;
-
-use common::{Run, Setup, send};
+use crate::common::{Run, Setup, send};
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use tap_ctl::messages::{

@@ -1,18 +1,17 @@
-//! Images that the original made (see `data/README.md`).
-mod common;
+//! Images that the original made (see `../data/README.md`).
 
-use common::{checked, file, open_ro};
+use crate::common::{checked, file, open_ro};
 use vhd_rs::create::{NewImage, ParentRef, dynamic};
 use vhd_rs::{BatmapState, CheckOptions, DiskType, Opened};
 
 const IMAGES: [(&str, &[u8]); 7] = [
-    ("dynamic-16M", include_bytes!("data/dynamic-16M.vhd")),
-    ("dynamic-16M-S64M", include_bytes!("data/dynamic-16M-S64M.vhd")),
-    ("chain-empty", include_bytes!("data/chain-empty.vhd")),
-    ("chain-sub-kid", include_bytes!("data/chain-sub-kid.vhd")),
-    ("snapshot-of-base", include_bytes!("data/snapshot-of-base.vhd")),
-    ("snapshot-of-raw", include_bytes!("data/snapshot-of-raw.vhd")),
-    ("keyhash", include_bytes!("data/keyhash.vhd")),
+    ("dynamic-16M", include_bytes!("../data/dynamic-16M.vhd")),
+    ("dynamic-16M-S64M", include_bytes!("../data/dynamic-16M-S64M.vhd")),
+    ("chain-empty", include_bytes!("../data/chain-empty.vhd")),
+    ("chain-sub-kid", include_bytes!("../data/chain-sub-kid.vhd")),
+    ("snapshot-of-base", include_bytes!("../data/snapshot-of-base.vhd")),
+    ("snapshot-of-raw", include_bytes!("../data/snapshot-of-raw.vhd")),
+    ("keyhash", include_bytes!("../data/keyhash.vhd")),
 ];
 
 fn opened(name: &str) -> Opened {
@@ -36,8 +35,8 @@ fn every_image_opens_and_is_valid() {
 fn closing_an_untouched_image_changes_nothing() {
     for (name, bytes) in IMAGES {
         let storage = file(bytes);
-        let opened = common::open_rw(&storage).unwrap();
-        common::apply(&storage, &vhd_rs::closing(&opened, &opened.bat, &opened.full));
+        let opened = crate::common::open_rw(&storage).unwrap();
+        crate::common::apply(&storage, &vhd_rs::closing(&opened, &opened.bat, &opened.full));
         assert!(storage.into_inner() == bytes, "{name}");
     }
 }
@@ -59,7 +58,7 @@ fn create_makes_the_bytes_of_the_original() {
         }
         let new = NewImage {
             bytes: o.footer.current_bytes,
-            room_bytes: u64::from(header.max_entries) * 2 * common::MIB,
+            room_bytes: u64::from(header.max_entries) * 2 * crate::common::MIB,
             uuid: o.footer.uuid,
             timestamp: o.footer.timestamp,
         };

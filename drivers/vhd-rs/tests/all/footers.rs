@@ -1,8 +1,7 @@
 //! Which footer is believed (docs/footers.md): every row of the table, forgeries by guests, and
 //! what an open for writing mends.
-mod common;
 
-use common::{Block, MIB, build, fault, open_ro, open_rw, poke, seal};
+use crate::common::{Block, MIB, build, fault, open_ro, open_rw, poke, seal};
 use image::{MemStorage, Storage};
 use std::path::Path;
 use vhd_rs::bat::UNUSED;
@@ -106,7 +105,7 @@ fn a_dynamic_footer_in_the_guests_last_sector_is_not_believed() {
         poke(&mut bytes, base as i64, &header.encode());
         poke(&mut bytes, base as i64 + 1024, &[0xff; 512]);
         poke(&mut bytes, -512, &evil.encode());
-        let opened = open_ro(&common::file(&bytes)).unwrap();
+        let opened = open_ro(&crate::common::file(&bytes)).unwrap();
         assert_eq!(
             (opened.footer_found, opened.footer.data_offset),
             (FooterAt::Copy, 512),
@@ -151,14 +150,14 @@ fn the_trailing_footer_is_heard_where_the_data_end() {
         let mut bytes = two_blocks();
         poke(&mut bytes, at, new);
         seal(&mut bytes, 0);
-        let opened = open_ro(&common::file(&bytes)).unwrap();
+        let opened = open_ro(&crate::common::file(&bytes)).unwrap();
         assert_eq!(opened.footer, footer_at(&bytes, -512), "byte {at}");
         // The same where more than the data lies before it: then byte 0 decides.
         let footer = bytes.split_off(bytes.len() - 512);
         bytes.extend([0; 8192]);
         bytes.extend(footer);
         let o = OpenOptions { read_only: true, ..OpenOptions::default() };
-        let opened = open(&common::file(&bytes), Path::new("x"), &o).unwrap();
+        let opened = open(&crate::common::file(&bytes), Path::new("x"), &o).unwrap();
         assert_eq!(opened.footer, footer_at(&bytes, 0), "byte {at}");
     }
     for (at, new) in [(0, [0; 8]), (64, [1; 8])] {
@@ -175,7 +174,7 @@ fn an_image_is_hidden_if_either_footer_says_so() {
         let mut bytes = two_blocks();
         poke(&mut bytes, at + 85, &[1]);
         seal(&mut bytes, at);
-        assert_eq!(open_ro(&common::file(&bytes)).unwrap().footer.hidden, 1);
+        assert_eq!(open_ro(&crate::common::file(&bytes)).unwrap().footer.hidden, 1);
         let (bytes, _) = healed(&bytes, false, 512);
         assert_eq!((footer_at(&bytes, 0).hidden, footer_at(&bytes, -512).hidden), (1, 1));
     }
@@ -189,7 +188,7 @@ fn half_a_resize_is_refused_wherever_its_footer_stands() {
     bytes.extend(footer);
     poke(&mut bytes, -512, b"v_poison");
     seal(&mut bytes, -512);
-    assert_eq!(open_rw(&common::file(&bytes)).unwrap_err().errno(), 22);
+    assert_eq!(open_rw(&crate::common::file(&bytes)).unwrap_err().errno(), 22);
 }
 
 fn healed(bytes: &[u8], device: bool, unit: u64) -> (Vec<u8>, Opened) {
@@ -258,7 +257,7 @@ fn marks_go_when_an_image_is_written_and_come_back_with_its_close() {
     let (bytes, opened) = healed(&marked, false, 512);
     assert_eq!((&bytes[2560..2561], opened.full[0]), (&[0][..], 0x20), "only memory has them");
     assert_eq!(bytes[2048 + 24..2048 + 28], [0xff; 4]);
-    assert_eq!(open_ro(&common::file(&bytes)).unwrap().full, [0]);
+    assert_eq!(open_ro(&crate::common::file(&bytes)).unwrap().full, [0]);
 
     // Killed at each moment of both.
     let mut half = marked.clone();
@@ -266,17 +265,20 @@ fn marks_go_when_an_image_is_written_and_come_back_with_its_close() {
     let closing = vhd_rs::closing(&opened, &opened.bat, &opened.full);
     assert!(closing.last.len() == 1, "the checksum waits for the map");
     for (what, bytes) in [("header without marks", &half), ("map without marks", &bytes)] {
-        let report =
-            vhd_rs::check(&common::file(bytes), Path::new("x.vhd"), &CheckOptions::default());
+        let report = vhd_rs::check(
+            &crate::common::file(bytes),
+            Path::new("x.vhd"),
+            &CheckOptions::default(),
+        );
         assert_eq!(report.unwrap().fault, None, "{what}");
-        assert_eq!(open_ro(&common::file(bytes)).unwrap().full, [0], "{what}");
+        assert_eq!(open_ro(&crate::common::file(bytes)).unwrap().full, [0], "{what}");
     }
-    let storage = common::file(&bytes);
-    common::apply(&storage, &closing);
+    let storage = crate::common::file(&bytes);
+    crate::common::apply(&storage, &closing);
     assert!(storage.into_inner() == marked, "a close brings them back");
 
     // Nobody made it whole before it was written: the marks go first all the same.
-    let opened = open_rw(&common::file(&marked)).unwrap();
+    let opened = open_rw(&crate::common::file(&marked)).unwrap();
     let closing = vhd_rs::closing(&opened, &opened.bat, &[0]);
     let places = |writes: &[(u64, Vec<u8>)]| writes.iter().map(|(at, _)| *at).collect::<Vec<_>>();
     assert_eq!(places(&closing.writes)[1..], [0, 2048]);
@@ -289,11 +291,11 @@ fn a_wild_entry_makes_no_file_reach_to_it() {
     let mut bytes = good.clone();
     poke(&mut bytes, 1540, &(1_u32 << 30).to_be_bytes());
     poke(&mut bytes, -512, &[0; 512]);
-    let storage = common::file(&bytes);
+    let storage = crate::common::file(&bytes);
     vhd_rs::edit::repair(&storage, Path::new("x.vhd"), false, [1; 16]).unwrap();
     assert_eq!(Storage::len(&storage).unwrap(), good.len() as u64);
-    vhd_rs::edit::set_hidden(&common::file(&bytes), Path::new("x.vhd"), 1).unwrap();
-    let storage = common::file(&bytes);
+    vhd_rs::edit::set_hidden(&crate::common::file(&bytes), Path::new("x.vhd"), 1).unwrap();
+    let storage = crate::common::file(&bytes);
     let mut opened = open_rw(&storage).unwrap();
     heal(&storage, Path::new("x.vhd"), &mut opened, 512).unwrap();
     assert_eq!(Storage::len(&storage).unwrap(), good.len() as u64);
@@ -313,7 +315,7 @@ fn a_fill_that_fails_leaves_a_whole_image() {
     vhd_rs::fill::fill(&file, &child, None).unwrap_err();
     let bytes = std::fs::read(&child).unwrap();
     let now = CheckOptions { ignore_times: true, ..CheckOptions::default() };
-    assert_eq!(common::checked(&common::file(&bytes), &now).fault, None);
+    assert_eq!(crate::common::checked(&crate::common::file(&bytes), &now).fault, None);
     assert_eq!(bytes.len() as u64, open_ro(&file).unwrap().end_of_data + 512);
     let filled = open_ro(&file).unwrap().bat.iter().filter(|entry| **entry != UNUSED).count();
     assert_eq!(filled, 2);
@@ -324,7 +326,7 @@ fn a_fill_that_fails_leaves_a_whole_image() {
 #[test]
 fn a_stopped_writer_leaves_a_file_that_ends_with_its_footer() {
     use image::blocking::Writer;
-    let storage = common::file(&build(64, &[], None));
+    let storage = crate::common::file(&build(64, &[], None));
     let mut image = vhd_rs::driver::Vhd::new(open_rw(&storage).unwrap());
     let mut writer = Writer::new(&mut image, &storage).unwrap();
     for block in 0..32 {
@@ -338,5 +340,5 @@ fn a_stopped_writer_leaves_a_file_that_ends_with_its_footer() {
     drop(writer);
     let bytes = storage.into_inner();
     assert_eq!(fault(&bytes), "");
-    assert_eq!(open_ro(&common::file(&bytes)).unwrap().bat.len(), 32);
+    assert_eq!(open_ro(&crate::common::file(&bytes)).unwrap().bat.len(), 32);
 }

@@ -1,8 +1,7 @@
 //! Images whose blocks lie upon each other, upon metadata or beyond the end: what is read of them,
 //! and what is named.
-mod common;
 
-use common::{Block, MIB, build, open_ro, open_rw, poke, seal_header};
+use crate::common::{Block, MIB, build, open_ro, open_rw, poke, seal_header};
 use std::fs;
 use std::path::Path;
 use vhd_rs::OpenOptions;
@@ -70,8 +69,8 @@ fn converted(name: &Path) -> (Converted, Vec<u8>) {
 #[test]
 fn blocks_that_share_a_sector_are_read_but_for_that() {
     let bytes = too_close();
-    assert_eq!(open_rw(&common::file(&bytes)).unwrap_err().errno(), 22, "never written");
-    let opened = open_ro(&common::file(&bytes)).unwrap();
+    assert_eq!(open_rw(&crate::common::file(&bytes)).unwrap_err().errno(), 22, "never written");
+    let opened = open_ro(&crate::common::file(&bytes)).unwrap();
     assert_eq!(opened.bad_blocks, []);
     let want: Vec<_> = (0..3).map(|b| (b * PER_BLOCK + 4095, 1, Why::Block)).collect();
     assert_eq!(lost(&opened), want);
@@ -91,7 +90,7 @@ fn blocks_that_share_a_sector_are_read_but_for_that() {
 fn a_shared_bitmap_that_says_less_than_all_loses_its_block() {
     let mut bytes = too_close();
     poke(&mut bytes, (8 + 4096) * 512, &[0xff, 0, 0xff]);
-    let opened = open_ro(&common::file(&bytes)).unwrap();
+    let opened = open_ro(&crate::common::file(&bytes)).unwrap();
     assert_eq!(opened.bad_blocks, [1]);
     assert_eq!(lost(&opened)[1], (PER_BLOCK, 4096, Why::Block));
     let (_dir, name) = on_disk(&bytes);
@@ -116,8 +115,8 @@ fn a_block_before_the_table_or_a_locator_is_read_where_it_lies_upon_neither() {
     seal_header(&mut bytes);
     let copy = bytes[..512].to_vec();
     bytes.extend(copy);
-    assert_eq!(open_rw(&common::file(&bytes)).unwrap_err().errno(), 22);
-    let opened = open_ro(&common::file(&bytes)).unwrap();
+    assert_eq!(open_rw(&crate::common::file(&bytes)).unwrap_err().errno(), 22);
+    let opened = open_ro(&crate::common::file(&bytes)).unwrap();
     assert_eq!((opened.bad_blocks.len(), lost(&opened)), (0, vec![]));
     let (_dir, name) = on_disk(&bytes);
     assert_eq!(read_all(&name, |_| 0x5a), 0);
@@ -127,7 +126,7 @@ fn a_block_before_the_table_or_a_locator_is_read_where_it_lies_upon_neither() {
     poke(&mut bytes, inside as i64, &entries);
     poke(&mut bytes, 528, &inside.to_be_bytes());
     seal_header(&mut bytes);
-    let opened = open_ro(&common::file(&bytes)).unwrap();
+    let opened = open_ro(&crate::common::file(&bytes)).unwrap();
     assert_eq!(lost(&opened), [(2 * PER_BLOCK - 2048, 1, Why::Metadata)]);
     let (_dir, name) = on_disk(&bytes);
     assert_eq!(read_all(&name, |_| 0x5a), 1);
@@ -138,7 +137,7 @@ fn a_block_before_the_table_or_a_locator_is_read_where_it_lies_upon_neither() {
 fn a_file_that_is_cut_is_read_up_to_there_and_repair_can_say_what_is_gone() {
     let good = build(8, &[(0, Block::Full), (1, Block::Some(vec![(0, 0x77), (4000, 0x77)]))], None);
     let cut = &good[..good.len() - 512 - 1_000_000];
-    let opened = open_ro(&common::file(cut)).unwrap();
+    let opened = open_ro(&crate::common::file(cut)).unwrap();
     assert_eq!(lost(&opened), [(PER_BLOCK + 4000, 1, Why::Cut)], "only what was there is gone");
     let (_dir, name) = on_disk(cut);
     let (converted, raw) = converted(&name);
@@ -146,11 +145,11 @@ fn a_file_that_is_cut_is_read_up_to_there_and_repair_can_say_what_is_gone() {
     assert_eq!(said, "sectors 8096 to 8096 of the disk are gone with the end of the file");
     assert!(raw[..4096 * 512].iter().all(|b| *b == 0x5a));
     assert_eq!(raw[4096 * 512..4097 * 512], [0x77; 512]);
-    let file = common::file(cut);
+    let file = crate::common::file(cut);
     assert_eq!(vhd_rs::edit::lost(&file, &name, false).unwrap().len(), 1);
     vhd_rs::edit::repair(&file, &name, false, [1; 16]).unwrap();
     assert_eq!(vhd_rs::edit::lost(&file, &name, false).unwrap(), []);
-    assert_eq!(vhd_rs::edit::lost(&common::file(&good), &name, false).unwrap(), []);
+    assert_eq!(vhd_rs::edit::lost(&crate::common::file(&good), &name, false).unwrap(), []);
 }
 
 #[test]
@@ -175,7 +174,7 @@ fn what_is_cut_off_does_not_become_zeros_without_a_word() {
     edit::set_hidden(&file, &name, 1).unwrap();
     let mut now = fs::read(&name).unwrap();
     assert_eq!(now.len(), cut.len(), "hidden, and no longer");
-    assert_eq!(open_ro(&common::file(&now)).unwrap().footer.hidden, 1);
+    assert_eq!(open_ro(&crate::common::file(&now)).unwrap().footer.hidden, 1);
     now[..512].copy_from_slice(&cut[..512]);
     assert!(now == cut, "nothing else was changed");
     drop(file);
@@ -209,7 +208,7 @@ fn an_image_that_is_cut_is_not_resized() {
 fn an_entry_that_points_at_nothing_is_named_and_the_rest_is_read() {
     let mut bytes = build(8, &[(0, Block::Full), (1, Block::Full)], None);
     poke(&mut bytes, 1540, &(1_u32 << 30).to_be_bytes());
-    let opened = open_ro(&common::file(&bytes)).unwrap();
+    let opened = open_ro(&crate::common::file(&bytes)).unwrap();
     assert_eq!(opened.bad_blocks, [1]);
     let (_dir, name) = on_disk(&bytes);
     assert_eq!(read_all(&name, |block| if block == 0 { 0x5a } else { 0 }), 4096);

@@ -1,7 +1,6 @@
 //! Chains on the file system: corpus group F and snapshots.
-mod common;
 
-use common::{Block, build};
+use crate::common::{Block, build};
 use std::path::{Path, PathBuf};
 use vhd_rs::chain::{Chain, depth};
 use vhd_rs::files::{SnapshotOptions, create, snapshot};
@@ -50,7 +49,7 @@ fn a_set_bit_masks_the_layers_below_and_a_clear_one_does_not() {
 fn a_dangling_entry_is_an_error_and_never_zeros() {
     let d = Dir::new();
     let mut bytes = build(10, &[(0, Block::Full)], None);
-    common::poke(&mut bytes, 1540, &(1_u32 << 20).to_be_bytes());
+    crate::common::poke(&mut bytes, 1540, &(1_u32 << 20).to_be_bytes());
     let path = d.put("x.vhd", &bytes);
     assert_eq!(read(&path, 0).unwrap(), 0x5a);
     assert_eq!(read(&path, 4096).unwrap_err().errno(), 5);

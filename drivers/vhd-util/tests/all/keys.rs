@@ -1,7 +1,6 @@
 //! Keys of encrypted images: given as a file or on standard input, refused when they do not fit.
-mod common;
 
-use common::Dir;
+use crate::common::Dir;
 use std::io::Write;
 use std::process::Stdio;
 

@@ -1,8 +1,7 @@
 //! Any bytes: opening, checking and closing never panic and never take memory beyond the file's
 //! size. The seed is fixed; a failure prints its input.
-mod common;
 
-use common::{Block, build, checked, file, open_ro, open_rw};
+use crate::common::{Block, build, checked, file, open_ro, open_rw};
 use image::MemStorage;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed};
@@ -52,9 +51,9 @@ fn mutated(edits: &[(usize, [u8; 4], u8)], length: usize) -> Vec<u8> {
             *to = *from;
         }
     }
-    common::seal(&mut bytes, 0);
-    common::seal(&mut bytes, -512);
-    common::seal_header(&mut bytes);
+    crate::common::seal(&mut bytes, 0);
+    crate::common::seal(&mut bytes, -512);
+    crate::common::seal_header(&mut bytes);
     bytes.resize(length, 0);
     bytes
 }

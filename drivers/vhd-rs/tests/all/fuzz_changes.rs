@@ -1,9 +1,8 @@
 //! Any bytes, changed: no change of an image panics, whatever the image or the journal holds, and
 //! one that is refused leaves the bytes as they were. The seed is fixed; a failure prints its
 //! input.
-mod common;
 
-use common::{Block, build};
+use crate::common::{Block, build};
 use image::blocking::Writer;
 use image::{MemStorage, Span, Storage};
 use proptest::prelude::*;
@@ -194,9 +193,9 @@ proptest! {
         let mut bytes = small().clone();
         mutate(&mut bytes, &edits);
         if seal {
-            common::seal(&mut bytes, 0);
-            common::seal(&mut bytes, -512);
-            common::seal_header(&mut bytes);
+            crate::common::seal(&mut bytes, 0);
+            crate::common::seal(&mut bytes, -512);
+            crate::common::seal_header(&mut bytes);
         }
         bytes.truncate(cut.unwrap_or(bytes.len()));
         changes(&bytes, device);

@@ -1,7 +1,6 @@
 //! The byte vectors of the format description (§15), typed in from there.
-mod common;
 
-use common::{Block, build, fault, file, open_ro};
+use crate::common::{Block, build, fault, file, open_ro};
 use vhd_rs::{BatmapState, DiskType, Footer, Header};
 
 fn bytes(hex: &str) -> Vec<u8> {
@@ -107,7 +106,7 @@ fn a_differencing_image_is_the_one_of_15_5() {
     assert_eq!(image[0x1e00], 0x20);
     let opened = open_ro(&file(&image)).unwrap();
     let parent = opened.parent.unwrap();
-    assert_eq!(parent.uuid, Some(common::UUID));
+    assert_eq!(parent.uuid, Some(crate::common::UUID));
     assert_eq!(parent.candidates[0], std::path::Path::new("./t1.vhd"));
     assert!(matches!(opened.batmap, BatmapState::Valid { .. }));
 }

@@ -2,9 +2,7 @@
 //!
 //! `data/usage.json` has its recorded runs: arguments, exit code, stdout, stderr.
 
-mod common;
-
-use common::{Run, Setup};
+use crate::common::{Run, Setup};
 use serde_json::Value;
 
 /// Recorded runs that are meant to differ, with the reason.
@@ -14,7 +12,7 @@ const DIFFERENT: [(&[&str], &str); 1] = [(
 )];
 
 fn recorded() -> Vec<Value> {
-    let text = include_str!("data/usage.json");
+    let text = include_str!("../data/usage.json");
     serde_json::from_str::<Vec<Value>>(text).expect("the recording is JSON")
 }
 

@@ -1,5 +1,5 @@
 //! The recordings, and where ours differs on purpose.
-use crate::player::{Difference, Ours, replay};
+use super::player::{Difference, Ours, replay};
 
 const BIG: &str = "the format ends at 2040 GiB; the original makes what its driver cannot fill";
 const GONE: &str = "the image beyond 2040 GiB was not made";

@@ -1,9 +1,8 @@
 //! Where new blocks go.
-mod common;
 
 use std::path::Path;
 
-use common::{Block, build, open_rw};
+use crate::common::{Block, build, open_rw};
 use image::blocking::Writer;
 use image::{MemStorage, Storage};
 use vhd_rs::bat::UNUSED;

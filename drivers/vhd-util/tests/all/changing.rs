@@ -1,13 +1,12 @@
 //! Images that change while they are looked at: another program writes over them, cuts them and
 //! makes them whole again. Every command ends, by an exit code of its own, says a sentence if it
 //! fails, and changes nothing.
-mod common;
 
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use common::Dir;
+use crate::common::Dir;
 
 /// Looks at `leaf.vhd` and its parent, or makes something new of them.
 const COMMANDS: [&str; 9] = [

@@ -1,6 +1,5 @@
 //! The blocking writer over the VHD driver: what is written is read back, and after a stop at any
 //! operation every sector is old or new and the image passes the check.
-mod common;
 
 use image::blocking::{Layer, Writer, read};
 use image::{Image, MemStorage, Place, Span, Storage};

@@ -1,7 +1,6 @@
 //! What `--json` prints, and output that cannot be written.
-mod common;
 
-use common::Dir;
+use crate::common::Dir;
 use serde_json::{Value, json};
 use std::process::Stdio;
 

@@ -1,8 +1,6 @@
 //! `spawn` and `create` with a daemon that is a script.
 
-mod common;
-
-use common::{Run, Setup, send};
+use crate::common::{Run, Setup, send};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};

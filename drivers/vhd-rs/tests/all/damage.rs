@@ -1,7 +1,6 @@
 //! Damaged images: corpus groups D and E, in memory, and what a clean close mends.
-mod common;
 
-use common::{
+use crate::common::{
     Block, apply, build, checked, fault, file, open_ro, open_rw, poke, seal, seal_header,
 };
 use image::MemStorage;

@@ -1,8 +1,6 @@
 //! `allocate` and `free` as callers see them (the recorded life cycle, cases 3 to 15).
 
-mod common;
-
-use common::{Run, Setup};
+use crate::common::{Run, Setup};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use tap_ctl::sys::{self, Lock};

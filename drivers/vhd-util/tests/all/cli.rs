@@ -1,8 +1,7 @@
 //! The command as its callers see it: recorded texts and exit codes of the original, and the places
 //! where this one differs on purpose.
-mod common;
 
-use common::Dir;
+use crate::common::Dir;
 use std::path::Path;
 
 const USAGE: &str = "usage: vhd-util COMMAND [OPTIONS]\nCOMMAND := { create | snapshot | query | \

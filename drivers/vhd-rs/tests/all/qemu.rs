@@ -1,5 +1,4 @@
 //! Round trips with `qemu-img` (format `vpc`), where it is installed.
-mod common;
 
 use std::path::Path;
 use std::process::Command;
@@ -56,9 +55,12 @@ fn images_of_qemu_are_read() {
 #[test]
 fn our_images_are_read_by_qemu() {
     let dir = tempfile::tempdir().unwrap();
-    let block = |n, s: &[(u32, u8)]| (n, common::Block::Some(s.to_vec()));
-    let image =
-        common::build(10, &[block(1, &[(3, 0x31), (4095, 0x32)]), block(4, &[(0, 7)])], None);
+    let block = |n, s: &[(u32, u8)]| (n, crate::common::Block::Some(s.to_vec()));
+    let image = crate::common::build(
+        10,
+        &[block(1, &[(3, 0x31), (4095, 0x32)]), block(4, &[(0, 7)])],
+        None,
+    );
     let path = dir.path().join("t.vhd");
     std::fs::write(&path, image).unwrap();
     files::create(&dir.path().join("fixed.vhd"), 4 << 20, None, true).unwrap();

@@ -1,9 +1,8 @@
 //! Growing disks: the bytes of the journal, contents that stay, and a power cut at every operation
 //! of the resize and of its revert.
-mod common;
 
-use common::crash::{Fragile, Power};
-use common::{Block, MIB, build, checked, file, open_rw, poke};
+use crate::common::crash::{Fragile, Power};
+use crate::common::{Block, MIB, build, checked, file, open_rw, poke};
 use image::blocking::{Layer, read};
 use image::{MemStorage, Span, Storage};
 use std::path::Path;
@@ -139,7 +138,7 @@ fn what_cannot_grow_is_refused_untouched() {
     for at in [0, -512] {
         let len = foreign.len() as i64;
         poke(&mut foreign, if at < 0 { len + at + 28 } else { at + 28 }, b"gen ");
-        common::seal(&mut foreign, at);
+        crate::common::seal(&mut foreign, at);
     }
     assert_eq!(plan(&foreign, 600), 22);
     let mut damaged = good.clone();
@@ -285,7 +284,7 @@ fn a_journal_of_another_image_or_a_damaged_one_changes_nothing() {
     for at in [0, -512] {
         let len = other.len() as i64;
         poke(&mut other, if at < 0 { len + at + 68 } else { at + 68 }, &[9; 16]);
-        common::seal(&mut other, at);
+        crate::common::seal(&mut other, at);
     }
     let storage = file(&other);
     let e = undo(&storage, &file(&journal)).unwrap_err();
