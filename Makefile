@@ -2,7 +2,8 @@
 #
 #   make            the programs, in target/release
 #   make demo       a VHD made, served, written, snapshotted and checked, before your eyes
-#   make check      style, lints and the fast tests (minutes)
+#   make check      style, lints and fast tests of what was touched since BASE=HEAD; of everything (minutes) where
+#                   nothing was, or with CHECK_ARGS=--all
 #   make test       everything, the virtual machines as well
 #   make test-vm    only what runs in virtual machines (no hardware virtualisation needed; tests/vm/README.md)
 #   make test-iotests  QEMU's own tests of block devices against tapdisk and vhd-util (docs/foreign-suites.md)
@@ -90,12 +91,12 @@ demo: build
 OLD := $(if $(filter x86_64,$(shell uname -m)),portable)
 
 # Tests read TAPDISK_TESTS: `fast` leaves out what takes minutes, `all` leaves out nothing.
+# What was touched since BASE (the last commit); CHECK_ARGS=--all for everything.
+CHECK_ARGS ?=
+
 check: linker
 	@tests/deps.sh demo test
-	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	$(CARGO) build --workspace --bins
-	TAPDISK_TESTS=fast $(CARGO) test --workspace
+	@tests/check.py $(CHECK_ARGS)
 
 test: build $(OLD)
 	@tests/deps.sh cost deb demo test
