@@ -23,7 +23,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use image::{Image, Storage};
+use image::{Cipher, Image, Purpose, Storage};
 use tap_ctl::messages::Text;
 use vhd_rs::VhdError;
 use vhd_rs::chain::Identity;
@@ -34,8 +34,6 @@ pub use direct::DirectFile;
 use disk::align::alignment_of;
 use file::{OpenFile, Way};
 use host::sys;
-use image::Cipher;
-use image::Purpose;
 pub use key::Key;
 pub use kind::{Kind, Source, chain_lines, parse};
 use locks::Taken;

@@ -102,9 +102,31 @@ fn run(context: &Context, args: &Args) -> Outcome {
 }
 
 fn findings(facts: &Facts, stats: &Value) -> Vec<Finding> {
-    let of =
-        |name, held: Standing, seen: String, consequence| Finding { name, held, seen, consequence };
-    let mut findings = vec![
+    let mut findings = of_memory(facts);
+    findings.extend(of_turns(facts));
+    findings.extend(confined::findings(&facts.confined));
+    if serves_a_device(stats) {
+        findings.extend(reserves(facts));
+    }
+    if facts.is_control {
+        findings.push(of(
+            "release-build",
+            Standing::Missing,
+            tap_ctl::UNPROTECTED.into(),
+            "it hangs under memory pressure: install the real program and start this disk again",
+        ));
+    }
+    findings.extend(served(stats));
+    findings
+}
+
+fn of(name: &'static str, held: Standing, seen: String, consequence: &'static str) -> Finding {
+    Finding { name, held, seen, consequence }
+}
+
+/// What keeps it from waiting for memory.
+fn of_memory(facts: &Facts) -> Vec<Finding> {
+    vec![
         of(
             "io-flusher",
             match facts.io_flushers == facts.threads {
@@ -137,6 +159,12 @@ fn findings(facts: &Facts, stats: &Value) -> Vec<Finding> {
             format!("{} KiB of stack in memory", facts.stack_kib),
             "a deeper call may ask for a page in the middle of a request",
         ),
+    ]
+}
+
+/// What keeps it from waiting for others.
+fn of_turns(facts: &Facts) -> Vec<Finding> {
+    vec![
         of(
             "bound-at-start",
             facts.bound_at_start.map_or(Standing::Missing, Standing::from),
@@ -162,21 +190,7 @@ fn findings(facts: &Facts, stats: &Value) -> Vec<Finding> {
             },
             "a terminal or pipe that nobody reads stops the process when it logs",
         ),
-    ];
-    findings.extend(confined::findings(&facts.confined));
-    if serves_a_device(stats) {
-        findings.extend(reserves(facts));
-    }
-    if facts.is_control {
-        findings.push(of(
-            "release-build",
-            Standing::Missing,
-            tap_ctl::UNPROTECTED.into(),
-            "it hangs under memory pressure: install the real program and start this disk again",
-        ));
-    }
-    findings.extend(served(stats));
-    findings
+    ]
 }
 
 fn serves_a_device(stats: &Value) -> bool {

@@ -18,14 +18,12 @@ use super::tap::TapEnd;
 use super::{DataPath, Env, Goal, Opened, Rest, Result, State, Vbd};
 use crate::formats::OpenError;
 use crate::job::Job;
-use crate::kernel_nbd;
-use crate::reclaim;
 use crate::tokens::VBD_TOKENS;
-use frontend::Frontend;
-use frontend::blktap;
+use crate::{kernel_nbd, reclaim};
 use frontend::ublk::abi::CONTROL_PATH;
 use frontend::ublk::device::{self, Added, DeviceError, Shape};
 use frontend::ublk::{Ring, TAGS_MAX, Ublk};
+use frontend::{Frontend, blktap};
 
 /// Of the tokens of a disk, the one of its block device.
 pub const DEVICE_TOKEN: usize = VBD_TOKENS - 4;
