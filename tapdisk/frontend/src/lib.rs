@@ -66,7 +66,11 @@ pub trait Frontend {
     fn refuse(&mut self) {}
     /// The disk is being closed: clients are let go of. What is in the engine comes back to
     /// `complete` as always; until [`Frontend::idle`] the frontend must be kept.
-    fn hang_up(&mut self, slots: &mut dyn Slots);
+    ///
+    /// A device of this kernel was taken away before: nothing is left but to take nothing.
+    fn hang_up(&mut self, _slots: &mut dyn Slots) {
+        self.suspend();
+    }
 
     /// For another program (docs/upgrade.md): what has been begun is done to its end and answered,
     /// and nothing more is begun.

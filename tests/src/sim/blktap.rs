@@ -256,9 +256,9 @@ impl World {
         Err("a pause never ends".into())
     }
 
-    /// Pause with requests at work and others arriving; a new leaf or the same one; unpause.
-    fn pause(&mut self) -> Result<(), String> {
-        self.ran.pauses += 1;
+    /// Suspended with requests at work and others arriving, until nothing is; a new leaf or the
+    /// same one.
+    fn rest(&mut self) -> Result<(), String> {
         self.tap.suspend();
         if self.kernel.has_room() && self.kernel.free_id().is_some() {
             self.ask(None);
@@ -266,7 +266,13 @@ impl World {
         self.kernel.show();
         self.settle()?;
         self.tap.stop(&mut self.below.engine);
-        self.below.snapshot(&mut self.rng, self.value)?;
+        self.below.snapshot(&mut self.rng, self.value)
+    }
+
+    /// Pause, and unpause.
+    fn pause(&mut self) -> Result<(), String> {
+        self.ran.pauses += 1;
+        self.rest()?;
         // The simulator makes a new engine, as an OPEN does; a pause of the daemon keeps it.
         assert!(self.tap.start(&mut self.below.engine), "slots");
         Ok(())
@@ -276,14 +282,7 @@ impl World {
     fn upgrade(&mut self) -> Result<(), String> {
         self.ran.upgrades += 1;
         let events = self.tap.has_events();
-        self.tap.suspend();
-        if self.kernel.has_room() && self.kernel.free_id().is_some() {
-            self.ask(None);
-        }
-        self.kernel.show();
-        self.settle()?;
-        self.tap.stop(&mut self.below.engine);
-        self.below.snapshot(&mut self.rng, self.value)?;
+        self.rest()?;
         self.tap = Tap::adopt(self.kernel.side(), events);
         assert!(self.tap.start(&mut self.below.engine), "slots");
         Ok(())

@@ -515,10 +515,6 @@ impl<S: Side> Frontend for Tap<S> {
         self.pending(slots)
     }
 
-    fn hang_up(&mut self, _: &mut dyn Slots) {
-        self.suspend();
-    }
-
     fn take_note(&mut self) -> Option<Note> {
         self.take_notice().map(|notice| Note::warning(notice.to_string()))
     }

@@ -315,10 +315,6 @@ impl<C: Commands> Frontend for Ublk<C> {
         self.pending(slots)
     }
 
-    fn hang_up(&mut self, _: &mut dyn Slots) {
-        self.suspend();
-    }
-
     fn take_note(&mut self) -> Option<Note> {
         let error = self.take_error()?;
         Some(Note::warning(format!("the block device takes no answers: {error}")))
