@@ -22,7 +22,8 @@ use crate::view::{Front, Mode, Node, Tap, TapId, View, state};
 pub enum Ring {
     /// Not connected.
     Down,
-    /// Perhaps connected: by a tapback before this one, or by an order that got no answer.
+    /// Perhaps connected: by a tapback before this one, or by an order that got no answer; to
+    /// this tapdisk, if it is known.
     Unsure(Option<TapId>),
     /// Connected to this tapdisk.
     Up(TapId),
@@ -140,7 +141,10 @@ fn ready(view: &View, memory: &Memory) -> Step {
         // A ring that was used by one tapdisk cannot be gone on with by another: it begins at index 0. So
         // the guest keeps what it has until it makes a ring anew.
         return match (&memory.ring, &view.front) {
-            (Ring::Up(_), _) | (_, Front::At(state::CONNECTED)) => Step::Nothing,
+            (Ring::Up(_), _) => Step::Nothing,
+            (_, Front::At(state::CONNECTED)) if view.backend == Some(state::CONNECTED) => {
+                Step::Nothing
+            }
             _ => Step::Disconnect,
         };
     }
@@ -168,7 +172,8 @@ pub fn moved_from(view: &View, memory: &Memory) -> Option<TapId> {
         Ring::Unsure(None) if view.backend == Some(state::CONNECTED) => {
             view.ring_key.as_deref().and_then(tap_of_print)
         }
-        Ring::Unsure(_) | Ring::Down => None,
+        Ring::Unsure(tap) => tap,
+        Ring::Down => None,
     };
     serving.filter(|tap| known_tap(view).is_some_and(|named| named != *tap))
 }

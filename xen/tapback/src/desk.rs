@@ -6,6 +6,7 @@ use crate::config::{Config, DeviceId, decimal};
 use crate::decide::Memory;
 use crate::device::Device;
 use crate::reactor::Reactor;
+use crate::record::Record;
 use crate::tasks::Tasks;
 use crate::view::View;
 use mio::{Registry, Token};
@@ -37,6 +38,7 @@ pub(crate) struct Desk {
     pub store: Store,
     pub reactor: Reactor,
     pub log: Logger,
+    pub record: Record,
     tasks: Tasks,
     own_domid: Cell<u32>,
     devices: RefCell<BTreeMap<DeviceId, Rc<Bell>>>,
@@ -53,11 +55,13 @@ pub(crate) struct Desk {
 
 impl Desk {
     pub fn new(config: Config, reactor: Reactor, tasks: Tasks, log: Logger) -> Rc<Desk> {
+        let record = Record::new(&config.run, &config.name);
         Rc::new(Desk {
             config,
             store: Store::new(),
             reactor,
             log,
+            record,
             tasks,
             own_domid: Cell::new(0),
             devices: RefCell::default(),
@@ -84,6 +88,8 @@ impl Desk {
         loop {
             match self.connect(&registry, token).await {
                 Ok(_watches) => {
+                    // Some may have lost their nodes while nobody was here.
+                    self.record.ids().into_iter().for_each(|id| self.wake(id));
                     let mut result = self.find().await;
                     if let (Ok(()), Some(ready)) = (&result, ready.take()) {
                         ready();

@@ -8,7 +8,7 @@ use crate::desk::Desk;
 use crate::reactor::{Either, either};
 use crate::steps::Steps;
 use crate::trouble::{Cause, Trouble};
-use crate::view::{Front, Node, Reader, View, state};
+use crate::view::{Front, Node, Reader, TapId, View, state};
 use slog::{debug, error, info, o, warn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -56,13 +56,14 @@ impl Device {
     pub fn new(desk: Rc<Desk>, id: DeviceId, bell: Rc<Bell>) -> Device {
         let path = format!("{}/{id}", desk.root());
         let log = desk.log.new(o!("disk" => path.clone()));
+        let noted = desk.record.get(id);
         Device {
             desk,
             id,
             bell,
             log,
             path,
-            memory: Memory::default(),
+            memory: Memory { ring: Ring::Unsure(noted), ..Memory::default() },
             frontend: String::new(),
             stateless: false,
             watch: None,
@@ -231,9 +232,18 @@ impl Device {
             Step::Connect(tap) => {
                 // Until it has been answered, nobody knows.
                 self.memory.ring = Ring::Unsure(Some(*tap));
+                self.keep_in_mind(*tap);
                 let connecting = pin!(steps.connect(*tap, &memory, view));
                 self.unless_overtaken(step, connecting).await
             }
+        }
+    }
+
+    /// For the next tapback.
+    fn keep_in_mind(&self, tap: TapId) {
+        if let Err(error) = self.desk.record.put(self.id, tap) {
+            let loss = "a tapback after this one would not know of it if the disk goes meanwhile";
+            warn!(self.log, "its ring's tapdisk cannot be recorded: {error}; {loss}");
         }
     }
 
@@ -276,7 +286,12 @@ impl Device {
             }
             Step::Meet(tap) => self.memory.met = Some(tap),
             Step::Connect(tap) => self.memory.ring = Ring::Up(tap),
-            Step::Disconnect => self.memory.ring = Ring::Down,
+            Step::Disconnect => {
+                self.memory.ring = Ring::Down;
+                if let Err(error) = self.desk.record.remove(self.id) {
+                    warn!(self.log, "the record of its ring cannot be removed: {error}");
+                }
+            }
         }
         if matches!(step, Step::Connect(_) | Step::Meet(_)) && !only_asked {
             self.mended(frontend).await;

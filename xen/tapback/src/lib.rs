@@ -25,6 +25,7 @@ pub mod instance;
 pub mod log;
 mod offers;
 mod reactor;
+mod record;
 pub mod ring;
 mod steps;
 pub mod sys;

@@ -2,6 +2,7 @@
 
 use crate::guest::Guest;
 use crate::rig::Rig;
+use std::time::Duration;
 
 #[test]
 fn a_hundred_disks_come_and_go() {
@@ -42,16 +43,22 @@ impl Dice {
 #[test]
 fn after_any_history_a_disk_can_be_used_and_nothing_leaks() {
     for seed in 1..=12 {
-        eprintln!("seed {seed}");
-        history(seed);
+        for paused in [false, true] {
+            eprintln!("seed {seed}, with pauses: {paused}");
+            history(seed, paused);
+        }
     }
 }
 
-fn history(seed: u64) {
+/// `paused`: now and then long enough for tapback to finish what it does.
+fn history(seed: u64, paused: bool) {
     let mut dice = Dice(seed);
     let mut rig = Rig::new();
     let tapdisks = [rig.tapdisk(77), rig.tapdisk(78)];
     for _ in 0..60 {
+        if paused && dice.roll(3) == 0 {
+            std::thread::sleep(Duration::from_micros(dice.roll(8000)));
+        }
         if dice.roll(25) == 0 {
             rig.stop();
             rig.start();

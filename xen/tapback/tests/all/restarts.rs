@@ -21,6 +21,47 @@ fn a_restarted_tapback_finds_the_ring_and_touches_nothing() {
     assert!(tapdisk.state().rings.is_empty());
 }
 
+/// Whether its node went, or was made again, before the new one has looked.
+#[test]
+fn a_disk_that_went_while_tapback_was_away_leaves_no_ring() {
+    for again in [false, true] {
+        let mut rig = Rig::new();
+        let tapdisk = rig.tapdisk(77);
+        rig.connected(5, 51712, &tapdisk);
+        rig.stop();
+        let guest = Guest::new(&rig.fake, 5, 51712);
+        rig.fake.rm(guest.front("").trim_end_matches('/'));
+        rig.fake.rm(guest.back("").trim_end_matches('/'));
+        if again {
+            guest.xl_plug("w");
+        }
+        rig.start();
+        tapdisk.wait("no ring", |state| state.rings.is_empty());
+        if again {
+            let guest = rig.connected(5, 51712, &tapdisk);
+            assert_eq!(guest.error(), None);
+        }
+    }
+}
+
+/// Its order was carried out, but it ended before it had said so to the store.
+#[test]
+fn a_ring_of_an_order_whose_tapback_ended_is_left_when_another_tapdisk_is_named() {
+    let mut rig = Rig::new();
+    let tapdisks = [rig.tapdisk(77), rig.tapdisk(78)];
+    rig.connected(5, 51712, &tapdisks[0]);
+    rig.stop();
+    let guest = Guest::new(&rig.fake, 5, 51712);
+    rig.fake.rm(&guest.back("tapback-ring"));
+    rig.fake.write(&guest.back("state"), "2");
+    guest.enter(3);
+    let path = rig.tap_path(78, 0);
+    guest.script(&path);
+    rig.start();
+    tapdisks[0].wait("no ring", |state| state.rings.is_empty());
+    tapdisks[1].wait("the ring", |state| state.rings.len() == 1);
+}
+
 #[test]
 fn a_ring_that_changed_while_tapback_was_away_is_made_anew() {
     let mut rig = Rig::new();

@@ -85,7 +85,10 @@ impl Tapdisk {
         let waiting = |state: &mut State| !done(state);
         let (state, waited) =
             self.shared.changed.wait_timeout_while(state, WAIT, waiting).expect("no panic");
-        assert!(!waited.timed_out(), "tapdisk never saw: {what}; {:?}", state.rings.keys());
+        let rings: Vec<RingName> = state.rings.keys().copied().collect();
+        // A panic that holds the lock would be followed by one in a destructor, and nothing said.
+        drop(state);
+        assert!(!waited.timed_out(), "tapdisk {} never saw: {what}; {rings:?}", self.pid);
     }
 }
 
