@@ -1,7 +1,9 @@
 //! The canary: each planted ordering bug must be found by the simulator, or the simulator proves
 //! nothing.
 use engine::Bug;
-use image::{Action, Closing, Image, Meta, MetaList, MetaRef, Plan, Run, Span, Stop, Want};
+use image::{
+    Action, Closing, Image, Meta, MetaList, MetaRef, Order, Plan, Run, Span, Step, Stop, Want,
+};
 use tests::sim::{Setup, run};
 
 /// Seeds within which a planted bug must be found.
@@ -41,24 +43,24 @@ impl<const N: u8> Image for Buggy<N> {
         }
         if (N == BAT_WITH_THE_DATA && appears) || (N == BITS_WITH_THE_DATA && bits) {
             let early = self.0.landed(meta, &plan, 1);
-            let both: Vec<MetaRef> = plan.along.iter().chain(early.iter()).collect();
-            plan.along = MetaList::from([both.first().copied(), both.get(1).copied(), None, None]);
+            let both: Vec<MetaRef> = plan.along.iter().chain(early.writes.iter()).collect();
+            plan.along = MetaList::from([both.first().copied(), both.get(1).copied()]);
         }
         if N == DOUBT_NOT_SETTLED && plan.action == Action::Nothing && plan.count > 0 {
             plan.along = if plan.free.is_none() { MetaList::EMPTY } else { plan.along };
         }
         if N == NO_BARRIER {
-            plan.barrier = false;
+            plan.order = Order::Any;
         }
         Ok(plan)
     }
-    fn landed(&mut self, meta: &mut dyn Meta, plan: &Plan, phase: u8) -> MetaList {
+    fn landed(&mut self, meta: &mut dyn Meta, plan: &Plan, number: u8) -> Step {
         let bits = plan.along.is_empty() && plan.free.is_none();
-        let list = self.0.landed(&mut Liar::<N>(meta), plan, phase);
-        if N == BITS_NOT_WRITTEN && bits { MetaList::EMPTY } else { list }
+        let step = self.0.landed(&mut Liar::<N>(meta), plan, number);
+        if N == BITS_NOT_WRITTEN && bits { Step::NONE } else { step }
     }
-    fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool) {
-        self.0.finish(&mut Liar::<N>(meta), plan, ok || N == SUCCESS_AFTER_FAILURE);
+    fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool) -> bool {
+        self.0.finish(&mut Liar::<N>(meta), plan, ok || N == SUCCESS_AFTER_FAILURE)
     }
     fn closing(&mut self) -> Closing {
         self.0.closing()

@@ -1,7 +1,7 @@
 //! Seeds of a guest that writes footers, headers and tables everywhere, over crashes at every
 //! point; `SIM_SEEDS=n` and `SIM_FIRST=n` for long runs. Each planted bug of growth and opening
 //! must be found.
-use image::{Closing, Image, Meta, MetaList, Plan, Run, Span, Stop, Want};
+use image::{Closing, Image, Meta, Plan, Run, Span, Step, Stop, Want};
 use tests::sim::hostile::{Setup, run};
 use tests::sim::{Counts, each};
 
@@ -29,11 +29,11 @@ impl Image for Endless {
     fn plan(&mut self, meta: &mut dyn Meta, span: Span, want: Want) -> Result<Plan, Stop> {
         self.0.plan(meta, span, want)
     }
-    fn landed(&mut self, meta: &mut dyn Meta, plan: &Plan, phase: u8) -> MetaList {
-        self.0.landed(meta, plan, phase)
+    fn landed(&mut self, meta: &mut dyn Meta, plan: &Plan, step: u8) -> Step {
+        self.0.landed(meta, plan, step)
     }
-    fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool) {
-        self.0.finish(meta, plan, ok);
+    fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool) -> bool {
+        self.0.finish(meta, plan, ok)
     }
     fn closing(&mut self) -> Closing {
         self.0.closing()

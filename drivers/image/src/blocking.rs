@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 
-use crate::{Image, Meta, MetaRef, Place, Run, Span, Stop, Storage};
+use crate::{Image, Meta, MetaRef, Packed, Place, Run, Span, Stop, Storage, bytes_of};
 
 mod writer;
 pub use writer::Writer;
@@ -42,9 +42,9 @@ pub fn read_with(
     let mut caches: Vec<Cache> = chain.iter().map(|_| Cache::default()).collect();
     while span.count > 0 {
         let (place, count) = find(chain, &mut caches, span)?;
-        let (now, later) = buf.split_at_mut(count as usize * 512);
+        let (now, later) = buf.split_at_mut(bytes_of(count));
         match place {
-            Some((layer, byte)) => chain[layer].storage.read_exact_at(byte, now)?,
+            Some((layer, data)) => fetch(chain[layer].image, chain[layer].storage, data, now)?,
             None => now.fill(0),
         }
         decode(place.map(|(layer, _)| layer), span.start, now);
@@ -54,12 +54,19 @@ pub fn read_with(
     Ok(())
 }
 
-/// The first run: the layer and byte it lies at, or nowhere.
+/// Where data is in a file.
+#[derive(Clone, Copy)]
+enum Data {
+    At(u64),
+    Packed(Packed),
+}
+
+/// The first run: the layer and where it lies there, or nowhere.
 fn find(
     chain: &[Layer<'_>],
     caches: &mut [Cache],
     mut span: Span,
-) -> io::Result<(Option<(usize, u64)>, u32)> {
+) -> io::Result<(Option<(usize, Data)>, u32)> {
     for (i, layer) in chain.iter().enumerate() {
         let sectors = layer.image.sectors();
         if span.start >= sectors {
@@ -68,12 +75,31 @@ fn find(
         span = span.first(u32::try_from(sectors - span.start).unwrap_or(u32::MAX));
         let run = run(layer.image, layer.storage, &mut caches[i], span)?;
         match run.place {
-            Place::At { byte } => return Ok((Some((i, byte)), run.count)),
+            Place::At { byte } => return Ok((Some((i, Data::At(byte))), run.count)),
+            Place::Packed(packed) => return Ok((Some((i, Data::Packed(packed))), run.count)),
             Place::Zero => return Ok((None, run.count)),
             Place::Below => span.count = run.count,
         }
     }
     Ok((None, span.count))
+}
+
+/// Reads a run.
+fn fetch(image: &dyn Image, storage: &dyn Storage, data: Data, buf: &mut [u8]) -> io::Result<()> {
+    let packed = match data {
+        Data::At(byte) => return storage.read_exact_at(byte, buf),
+        Data::Packed(packed) => packed,
+    };
+    // What is packed last may end with the file.
+    let there = storage.len()?.saturating_sub(packed.byte);
+    let there = u32::try_from(there).unwrap_or(u32::MAX).min(packed.bytes);
+    let mut bytes = vec![0; there as usize];
+    storage.read_exact_at(packed.byte, &mut bytes)?;
+    let mut unit = vec![0; bytes_of(packed.sectors)];
+    let broken = |why| io::Error::new(io::ErrorKind::InvalidData, why);
+    image.unpack(&bytes, &mut unit).map_err(broken)?;
+    buf.copy_from_slice(&unit[bytes_of(packed.skip)..][..buf.len()]);
+    Ok(())
 }
 
 /// The first run of a span inside one image.
@@ -83,7 +109,7 @@ fn run(image: &dyn Image, storage: &dyn Storage, cache: &mut Cache, span: Span) 
             Ok(run) => return Ok(run),
             Err(Stop::Load(r)) => cache.load(storage, r)?,
             Err(Stop::Fail { errno, .. }) => return Err(io::Error::from_raw_os_error(errno)),
-            Err(stop @ (Stop::Wait | Stop::Grow { .. } | Stop::Flush { .. })) => alone(stop),
+            Err(stop) => alone(stop),
         }
     }
 }
@@ -103,6 +129,8 @@ struct Cache {
     now: u64,
     /// What was over before is on the medium.
     durable: u64,
+    /// Changes may copy.
+    fills: bool,
 }
 
 impl Cache {
@@ -127,6 +155,9 @@ impl Meta for Cache {
     }
     fn clean(&self, _: MetaRef) -> bool {
         true
+    }
+    fn may_fill(&self) -> bool {
+        self.fills
     }
     fn grown(&self) -> u64 {
         self.grown

@@ -7,25 +7,31 @@
 //! the small blocking executor of the offline tools.
 //!
 //! ```text
-//!   map(span)  ──► Run { At byte | Zero | Below }          or Stop { Load, Wait, Grow, Fail }
-//!   plan(span) ──► Plan ─► phase 1: data + `along` ─► landed(1) ─► phase 2 … ─► free ─► finish
+//!   map(span)  ──► Run { At byte | Packed | Zero | Below }   or Stop { Load, Wait, Grow, Copy, … }
+//!   plan(span) ──► Plan ─► step 1: data + fill + `along` ─► landed(1): step 2 … ─► free ─► finish
 //! ```
 #![forbid(unsafe_code)]
 
 pub mod blocking;
+mod closing;
 mod holder;
 mod layer;
 mod lock;
+mod meta;
 mod node;
 pub mod place;
+mod plan;
 mod storage;
 mod thin;
 pub mod unfinished;
 
+pub use closing::{Closing, cut, end_with};
 pub use holder::{Holder, holder};
 pub use layer::{Changes, Cipher, Purpose};
 pub use lock::{acquire, try_lock};
+pub use meta::{Meta, MetaList, MetaRef};
 pub use node::{Node, NodeError, Odd, is_write_protected, open_or_make};
+pub use plan::{Action, FileRange, Fill, Order, Plan, Step, Stop, Want, end_place};
 pub use storage::{MemStorage, Storage};
 pub use thin::is_thin;
 
@@ -48,6 +54,21 @@ impl Span {
         self.start + u64::from(self.count)
     }
 
+    /// From one sector to before another.
+    pub fn between(start: u64, end: u64) -> Span {
+        Span { start, count: (end - start) as u32 }
+    }
+
+    /// How many sectors lie before this one.
+    pub fn before(self, sector: u64) -> u32 {
+        Span::between(self.start, sector).count
+    }
+
+    /// Its bytes.
+    pub fn bytes(self) -> usize {
+        bytes_of(self.count)
+    }
+
     /// What is left after the first `done` sectors.
     pub fn skip(self, done: u32) -> Span {
         assert!(done <= self.count, "skipping past the end of a span");
@@ -60,50 +81,9 @@ impl Span {
     }
 }
 
-/// A piece of an image's own file that holds metadata: the unit of caching and of metadata writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct MetaRef {
-    /// Byte offset in the file.
-    pub at: u64,
-    /// Length in bytes, at most the cache's unit.
-    pub bytes: u16,
-}
-
-/// At most four pieces of metadata.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct MetaList {
-    items: [Option<MetaRef>; 4],
-}
-
-impl MetaList {
-    /// No metadata.
-    pub const EMPTY: MetaList = MetaList { items: [None; 4] };
-
-    /// A list of one.
-    pub fn one(r: MetaRef) -> MetaList {
-        MetaList { items: [Some(r), None, None, None] }
-    }
-
-    /// A list of two.
-    pub fn two(a: MetaRef, b: MetaRef) -> MetaList {
-        MetaList { items: [Some(a), Some(b), None, None] }
-    }
-
-    /// Whether nothing is in it.
-    pub fn is_empty(&self) -> bool {
-        self.items.iter().all(Option::is_none)
-    }
-
-    /// What is in it.
-    pub fn iter(&self) -> impl Iterator<Item = MetaRef> + '_ {
-        self.items.iter().flatten().copied()
-    }
-}
-
-impl From<[Option<MetaRef>; 4]> for MetaList {
-    fn from(items: [Option<MetaRef>; 4]) -> MetaList {
-        MetaList { items }
-    }
+/// Bytes of so many sectors.
+pub fn bytes_of(sectors: u32) -> usize {
+    sectors as usize * 512
 }
 
 /// Where the first `count` sectors of a span are.
@@ -123,142 +103,44 @@ pub enum Place {
         /// Byte offset in the file.
         byte: u64,
     },
+    /// In this image's file, packed: a unit of several sectors is unpacked as a whole
+    /// ([`Image::unpack`]).
+    Packed(Packed),
     /// Nowhere: they read as zeros, whatever lies below.
     Zero,
     /// Not in this image: ask the parent; zeros if there is none.
     Below,
 }
 
-/// Not an error: what has to happen before the driver can answer. The caller asks again then.
-/// A driver that stops has changed nothing.
+/// Where packed sectors are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// Bring this piece of metadata into the cache.
-    Load(MetaRef),
-    /// Another plan on the same block, or a busy cache, has to finish first.
-    Wait,
-    /// The file must reach to this byte, with space behind it; see [`end_place`].
-    Grow {
-        /// Bytes the file must have before its end sector.
-        end: u64,
-        /// Length of the blocks that will follow: ahead is taken in whole ones.
-        step: u64,
-    },
-    /// A flush of the file that begins after the [`Meta::now`] of `after` has to succeed: memory
-    /// may
-    /// not be ahead of the medium by more than this. Asked for once in many requests.
-    Flush {
-        /// What was over at this time has to be on the medium.
-        after: u64,
-    },
-    /// The request fails with this errno.
-    Fail {
-        /// Positive errno.
-        errno: i32,
-        /// What is wrong, for the log.
-        why: &'static str,
-    },
-}
-
-/// Where the end sector of a file goes that must reach to byte `end` and may be `ahead` bytes
-/// longer: into the last sector of a page. Blocks whose data begins on pages have their metadata
-/// there, or nothing, so no guest ever reads what an end sector leaves behind.
-pub fn end_place(end: u64, step: u64, ahead: u64) -> u64 {
-    const PAGE: u64 = 4096;
-    let nearest = (end + SECTOR_BYTES).next_multiple_of(PAGE) - SECTOR_BYTES;
-    nearest + ahead.checked_div(step).map_or(0, |blocks| blocks * step)
-}
-
-/// What a request wants done to the sectors of a span.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Want {
-    /// New data.
-    Write,
-    /// They shall read as zeros.
-    Zero {
-        /// The layers below read as zeros (or there are none).
-        below_zero: bool,
-        /// Keep the space (NBD's NO_HOLE).
-        keep: bool,
-    },
-    /// Their contents do not matter any more.
-    Discard {
-        /// The layers below read as zeros (or there are none).
-        below_zero: bool,
-    },
-}
-
-/// What happens to the file range of a plan in phase 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// The request's data is written there.
-    Write,
-    /// The range is made to read as zeros; its space may be given back if `punch`.
-    Zero {
-        /// Give the space back.
-        punch: bool,
-    },
-    /// The range is given back to the device; it may read as anything afterwards.
-    Discard,
-    /// Nothing; only metadata changes, if anything does.
-    Nothing,
-}
-
-/// Where a change goes, and in which order metadata follows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// What phase 1 does to the file range.
-    pub action: Action,
-    /// Byte offset of the range in the file.
+pub struct Packed {
+    /// Byte offset of the packed unit in the file; of any alignment.
     pub byte: u64,
-    /// How many of the asked sectors this plan covers. With `Action::Write` and `Action::Zero` this
-    /// is also the length of the range. None: the plan only prepares, and is asked for again.
-    pub count: u32,
-    /// Metadata that nothing points at yet; written together with the data.
-    pub along: MetaList,
-    /// Blocks that must stay cached until `finish`.
-    pub pins: MetaList,
-    /// File range (byte, bytes) that is given back after the last phase.
-    pub free: Option<(u64, u32)>,
-    /// A barrier (a flush of the lower disk) belongs between phase 1 and 2 if that disk has a
-    /// volatile cache and the policy asks for it.
-    pub barrier: bool,
-    /// The driver's own marks; the engine only hands them back.
-    pub token: [u64; 2],
+    /// How many bytes it has there at most.
+    pub bytes: u32,
+    /// Sectors of the unit, unpacked.
+    pub sectors: u32,
+    /// Which of them is the first of the run.
+    pub skip: u32,
 }
 
-/// The metadata cache and the file, as one layer sees them.
-pub trait Meta {
-    /// A cached piece.
-    ///
-    /// # Errors
-    /// [`Stop::Load`] if it is not there, [`Stop::Wait`] if it is on its way out.
-    fn get(&self, r: MetaRef) -> Result<&[u8], Stop>;
-    /// A cached and pinned piece, to change. Nothing is written until a driver returns it from
-    /// [`Image::landed`] or lists it in [`Plan::along`].
-    fn edit(&mut self, r: MetaRef) -> &mut [u8];
-    /// A piece that is not on the disk yet, all zeros.
-    ///
-    /// # Errors
-    /// [`Stop::Wait`] if the cache has no room just now.
-    fn create(&mut self, r: MetaRef) -> Result<&mut [u8], Stop>;
-    /// Whether the cached piece is what the disk holds: no write of it is queued or in flight. A
-    /// bit found set in a piece that is not clean may not be on the disk yet.
-    fn clean(&self, r: MetaRef) -> bool;
-    /// Bytes of the file that exist, with space behind them.
-    fn grown(&self) -> u64;
-    /// A number that grows with every request started.
-    fn now(&self) -> u64;
-    /// The `now` of the oldest request still at work: what was freed before it, nobody reads.
-    fn oldest(&self) -> u64;
-    /// What was over at a smaller `now` is on the medium: the file was flushed since. 0 before the
-    /// first flush of a session, when even what is read may be in a volatile cache alone.
-    fn durable(&self) -> u64;
-    /// What lies from this byte on, up to [`Meta::grown`], was never written: zeros, on the medium
-    /// too. `u64::MAX` where nobody knows.
-    fn blank_from(&self) -> u64 {
-        u64::MAX
-    }
+/// What a format needs of whoever serves it, beyond what every format does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Bytes of its largest piece of metadata.
+    pub meta_bytes: u16,
+    /// Its changes may copy ([`Plan::fill`]).
+    pub fills: bool,
+    /// It has plans of its own ([`Image::chore`]).
+    pub chores: bool,
+    /// Sectors of its largest packed unit; 0: it has none.
+    pub packed: u32,
+}
+
+impl Needs {
+    /// Sectors of metadata, and nothing else.
+    pub const NONE: Needs = Needs { meta_bytes: 512, fills: false, chores: false, packed: 0 };
 }
 
 /// An open image of some format.
@@ -266,15 +148,27 @@ pub trait Image: Send {
     /// Size in sectors of 512 bytes.
     fn sectors(&self) -> u64;
 
+    /// What it needs; the same as long as it is open.
+    fn needs(&self) -> Needs {
+        Needs::NONE
+    }
+
     /// Where the first sectors of `span` are. `span` lies inside the image.
     ///
     /// # Errors
     /// What must happen first.
     fn map(&self, meta: &dyn Meta, span: Span) -> Result<Run, Stop>;
 
+    /// Unpacks a unit of [`Place::Packed`], whose sectors fill `unit`. Allocates nothing.
+    ///
+    /// # Errors
+    /// What is wrong with it, for the log: the read fails.
+    fn unpack(&self, _packed: &[u8], _unit: &mut [u8]) -> Result<(), &'static str> {
+        Err("a format without packed units has one")
+    }
+
     /// Whether the disk holds for certain what [`Image::map`] says of a span. Not after a write of
-    /// a
-    /// table has failed, until it is written again: zeros above must not rely on it.
+    /// a table has failed, until it is written again: zeros above must not rely on it.
     fn certain(&self, _span: Span) -> bool {
         true
     }
@@ -285,13 +179,25 @@ pub trait Image: Send {
     /// What must happen first; nothing was changed then.
     fn plan(&mut self, meta: &mut dyn Meta, span: Span, want: Want) -> Result<Plan, Stop>;
 
-    /// Phase `phase` (from 1) is on the disk. Edits what may point at it now; the result is what
-    /// the next phase writes. An empty list ends the plan.
-    fn landed(&mut self, meta: &mut dyn Meta, plan: &Plan, phase: u8) -> MetaList;
+    /// The next plan of the driver's own, which no request asks for: a table made ahead of need,
+    /// counts that go down. It covers no sectors of a request: with `Action::Zero` its `count` is
+    /// the length of the range, and it never copies. Asked for after [`Stop::Chore`] and when
+    /// [`Image::finish`] says so, until there is none or one fails. What requests wait for comes
+    /// first: they ask again when it is over, and fail with it.
+    ///
+    /// # Errors
+    /// What must happen first; it is asked again then.
+    fn chore(&mut self, _meta: &mut dyn Meta) -> Result<Option<Plan>, Stop> {
+        Ok(None)
+    }
+
+    /// Step `step` (from 1) is on the disk. Edits what may point at it now; the result is the next
+    /// step.
+    fn landed(&mut self, meta: &mut dyn Meta, plan: &Plan, step: u8) -> Step;
 
     /// The plan is over. With `ok` false some operation of it failed and what is on the disk is not
-    /// known; the driver takes back what it edited.
-    fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool);
+    /// known; the driver takes back what it edited. True if it has a chore now.
+    fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool) -> bool;
 
     /// The sector a file of this image always ends with while it is written; `None` for devices and
     /// for formats without one. Whoever makes the file longer writes it at the new end, and that
@@ -304,73 +210,4 @@ pub trait Image: Send {
     fn closing(&mut self) -> Closing {
         Closing::default()
     }
-}
-
-/// The last writes of an image.
-#[derive(Debug, Default)]
-pub struct Closing {
-    /// Metadata of which the disk may hold an older state, after a write that failed; written
-    /// first.
-    pub repairs: Vec<(u64, Vec<u8>)>,
-    /// Writes in order.
-    pub writes: Vec<(u64, Vec<u8>)>,
-    /// Further writes, before each of which all that was written is on the disk.
-    pub last: Vec<(u64, Vec<u8>)>,
-    /// New length of a regular file, which ends with the first of `writes`.
-    pub truncate: Option<u64>,
-}
-
-impl Closing {
-    /// Does all of it, and waits until it is on the disk.
-    ///
-    /// # Errors
-    /// The first one of the file; nothing is done after it.
-    pub fn apply(&self, storage: &dyn Storage) -> std::io::Result<()> {
-        if self.repairs.is_empty() && self.writes.is_empty() && self.last.is_empty() {
-            return Ok(());
-        }
-        for (at, bytes) in &self.repairs {
-            storage.write_at(*at, bytes)?;
-        }
-        for (i, (at, bytes)) in self.writes.iter().enumerate() {
-            match self.truncate.filter(|_| i == 0) {
-                Some(_) => end_with(storage, *at, bytes)?,
-                None => storage.write_at(*at, bytes)?,
-            }
-        }
-        for (at, bytes) in &self.last {
-            storage.sync()?;
-            storage.write_at(*at, bytes)?;
-        }
-        storage.sync()
-    }
-}
-
-/// Makes a file end with these bytes, which go behind everything that is still wanted. On a full
-/// disk they take the space of what is not.
-///
-/// # Errors
-/// Those of the file; it ends as before then.
-pub fn end_with(storage: &dyn Storage, at: u64, bytes: &[u8]) -> std::io::Result<()> {
-    let len = at.saturating_add(bytes.len() as u64);
-    if let Err(e) = storage.write_at(at, bytes) {
-        if e.kind() != std::io::ErrorKind::StorageFull || storage.is_device() {
-            return Err(e);
-        }
-        storage.give_back(len, storage.len()?.saturating_sub(SECTOR_BYTES));
-        storage.write_at(at, bytes)?;
-    }
-    cut(storage, len)
-}
-
-/// Cuts a file behind what was just written there: the old end goes when the new one is on the
-/// disk.
-///
-/// # Errors
-/// Those of the file.
-pub fn cut(storage: &dyn Storage, len: u64) -> std::io::Result<()> {
-    if !storage.is_device() && storage.len()? > len {
-        storage.sync()?;
-    }
-    storage.set_len(len)
 }

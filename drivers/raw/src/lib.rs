@@ -1,7 +1,7 @@
 //! Raw images (`aio:`): sector n of the disk is sector n of the file or device.
 #![forbid(unsafe_code)]
 
-use image::{Action, Image, Meta, MetaList, Place, Plan, Run, Span, Stop, Want};
+use image::{Action, Image, Meta, Place, Plan, Run, Span, Step, Stop, Want};
 
 /// Sectors in one plan at most: its length in bytes fits 32 bits.
 const PLAN_SECTORS_MAX: u32 = 1 << 22;
@@ -37,21 +37,15 @@ impl Image for Raw {
             Want::Discard { .. } if span.count < 16 => Action::Nothing,
             Want::Discard { .. } => Action::Zero { punch: true },
         };
-        Ok(Plan {
-            action,
-            byte: span.start * image::SECTOR_BYTES,
-            count: span.count.min(PLAN_SECTORS_MAX),
-            along: MetaList::EMPTY,
-            pins: MetaList::EMPTY,
-            free: None,
-            barrier: false,
-            token: [0; 2],
-        })
+        let byte = span.start * image::SECTOR_BYTES;
+        Ok(Plan::of(action, byte, span.count.min(PLAN_SECTORS_MAX)))
     }
 
-    fn landed(&mut self, _: &mut dyn Meta, _: &Plan, _: u8) -> MetaList {
-        MetaList::EMPTY
+    fn landed(&mut self, _: &mut dyn Meta, _: &Plan, _: u8) -> Step {
+        Step::NONE
     }
 
-    fn finish(&mut self, _: &mut dyn Meta, _: &Plan, _: bool) {}
+    fn finish(&mut self, _: &mut dyn Meta, _: &Plan, _: bool) -> bool {
+        false
+    }
 }

@@ -26,7 +26,10 @@
 //! where the guest flushes often enough.
 use std::cell::Cell;
 
-use image::{Action, Closing, Image, Meta, MetaList, MetaRef, Place, Plan, Run, Span, Stop, Want};
+use image::{
+    Action, Closing, FileRange, Image, Meta, MetaList, MetaRef, Order, Place, Plan, Run, Span,
+    Step, Stop, Want,
+};
 
 use crate::open::Opened;
 
@@ -102,7 +105,7 @@ const DOUBT_MAX: u32 = (1 << 24) - 1;
 
 /// What a plan does, in its token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum Change {
     /// Only data.
     Plain,
     /// Data, then these bits.
@@ -417,14 +420,10 @@ impl Vhd {
         }
         self.dirty = true;
         Ok(Plan {
-            action: Action::Nothing,
-            byte: 0,
-            count: 0,
             along: MetaList::from(pieces),
             pins: MetaList::from(pieces),
-            free: None,
-            barrier: false,
-            token: token(0, Step::Clear, 0),
+            token: token(0, Change::Clear, 0),
+            ..Plan::of_metadata(0)
         })
     }
 
@@ -475,14 +474,11 @@ impl Vhd {
         self.enter(part.block, EXCLUSIVE);
         self.dirty = true;
         Ok(Plan {
-            action,
-            byte: Self::data_at(lba, part.first),
-            count: part.count,
             along: MetaList::one(r),
+            order: Order::Policy,
             pins: MetaList::two(r, bat),
-            free: None,
-            barrier: true,
-            token: token(part.block, Step::Appear { lba }, 0),
+            token: token(part.block, Change::Appear { lba }, 0),
+            ..Plan::of(action, Self::data_at(lba, part.first), part.count)
         })
     }
 
@@ -500,18 +496,15 @@ impl Vhd {
         let marked = !mark
             || self.is_full(part.block)
             || (all_set(meta.get(r)?, part.first, part.count) && meta.clean(r));
-        let bits = Step::Bits { first: part.first, count: part.count };
+        let bits = Change::Bits { first: part.first, count: part.count };
         self.enter(part.block, 1);
         self.dirty = true;
         Ok(Plan {
-            action,
-            byte: Self::data_at(lba, part.first),
-            count: part.count,
             along: bat.map_or(MetaList::EMPTY, MetaList::one),
-            pins: MetaList::from([bat, (!marked).then_some(r), None, None]),
-            free: None,
-            barrier: !marked,
-            token: token(part.block, if marked { Step::Plain } else { bits }, doubt),
+            order: if marked { Order::Any } else { Order::Policy },
+            pins: MetaList::from([bat, (!marked).then_some(r)]),
+            token: token(part.block, if marked { Change::Plain } else { bits }, doubt),
+            ..Plan::of(action, Self::data_at(lba, part.first), part.count)
         })
     }
 
@@ -523,14 +516,13 @@ impl Vhd {
         self.enter(part.block, EXCLUSIVE);
         self.dirty = true;
         Ok(Plan {
-            action: Action::Nothing,
-            byte: 0,
-            count: part.count,
-            along: MetaList::EMPTY,
             pins: MetaList::one(bat),
-            free: Some((u64::from(lba) * SECTOR, (self.stride() * SECTOR) as u32)),
-            barrier: false,
-            token: token(part.block, Step::Vanish, 0),
+            free: Some(FileRange {
+                at: u64::from(lba) * SECTOR,
+                bytes: (self.stride() * SECTOR) as u32,
+            }),
+            token: token(part.block, Change::Vanish, 0),
+            ..Plan::of_metadata(part.count)
         })
     }
 
@@ -540,14 +532,10 @@ impl Vhd {
         self.enter(part.block, 1);
         let along = bat.map_or(MetaList::EMPTY, MetaList::one);
         Ok(Plan {
-            action: Action::Nothing,
-            byte: 0,
-            count,
             along,
             pins: along,
-            free: None,
-            barrier: false,
-            token: token(part.block, Step::Plain, doubt),
+            token: token(part.block, Change::Plain, doubt),
+            ..Plan::of_metadata(count)
         })
     }
 
@@ -566,17 +554,8 @@ impl Vhd {
             Want::Discard { .. } if self.limit.is_some() => Action::Discard,
             Want::Discard { .. } => Action::Zero { punch: true },
         };
-        Plan {
-            action,
-            byte: span.start * SECTOR,
-            // A Zero plan's length in bytes fits 32 bits.
-            count: span.count.min(1 << 22),
-            along: MetaList::EMPTY,
-            pins: MetaList::EMPTY,
-            free: None,
-            barrier: false,
-            token: token(0, Step::Plain, 0),
-        }
+        // A Zero plan's length in bytes fits 32 bits.
+        Plan::of(action, span.start * SECTOR, span.count.min(1 << 22))
     }
 
     fn plan_zero(
@@ -671,49 +650,51 @@ impl Image for Vhd {
         }
     }
 
-    fn landed(&mut self, meta: &mut dyn Meta, plan: &Plan, phase: u8) -> MetaList {
-        if phase > 1 {
-            return MetaList::EMPTY;
+    fn landed(&mut self, meta: &mut dyn Meta, plan: &Plan, step: u8) -> Step {
+        if step > 1 {
+            return Step::NONE;
         }
-        let (block, step, _) = parse(plan.token);
-        match step {
-            Step::Plain | Step::Clear => MetaList::EMPTY,
-            Step::Bits { first, count } => {
+        let (block, change, _) = parse(plan.token);
+        let writes = match change {
+            Change::Plain | Change::Clear => MetaList::EMPTY,
+            Change::Bits { first, count } => {
                 let r = Self::bitmap(self.bat[block as usize]);
                 set_bits(meta.edit(r), first, count);
                 MetaList::one(r)
             }
-            Step::Appear { lba } => self.point(meta, block, lba),
-            Step::Vanish => self.point(meta, block, UNUSED),
-        }
+            Change::Appear { lba } => self.point(meta, block, lba),
+            Change::Vanish => self.point(meta, block, UNUSED),
+        };
+        Step::of(writes)
     }
 
-    fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool) {
+    fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool) -> bool {
         if self.fixed {
-            return;
+            return false;
         }
-        let (block, step, doubt) = parse(plan.token);
-        if step == Step::Clear {
-            return self.cleared(meta, plan, ok);
+        let (block, change, doubt) = parse(plan.token);
+        if change == Change::Clear {
+            self.cleared(meta, plan, ok);
+            return false;
         }
         if ok && doubt != 0 && doubt == self.doubt(block) && doubt < DOUBT_MAX {
             self.doubts[block as usize / PER_SECTOR as usize] = 0;
         }
         let old = self.bat[block as usize];
-        match step {
-            Step::Plain | Step::Clear => {}
-            Step::Bits { .. } if ok => self.learn_full(meta, block, old),
-            Step::Bits { .. } => {}
+        match change {
+            Change::Plain | Change::Clear => {}
+            Change::Bits { .. } if ok => self.learn_full(meta, block, old),
+            Change::Bits { .. } => {}
             // What the disk says is not known: memory's view is written with the next change here.
-            Step::Appear { .. } | Step::Vanish if !ok => {
+            Change::Appear { .. } | Change::Vanish if !ok => {
                 self.point(meta, block, old);
                 self.set_doubt(block);
             }
-            Step::Appear { lba } => {
+            Change::Appear { lba } => {
                 self.bat[block as usize] = lba;
                 self.learn_full(meta, block, lba);
             }
-            Step::Vanish => {
+            Change::Vanish => {
                 self.bat[block as usize] = UNUSED;
                 self.set_full(block, false);
                 if self.places.len() < FREED_MAX {
@@ -722,6 +703,7 @@ impl Image for Vhd {
             }
         }
         self.leave(block);
+        false
     }
 
     fn end_sector(&self) -> Option<[u8; 512]> {
@@ -778,27 +760,27 @@ fn aligned(lba: u64) -> u64 {
     (lba + 1).next_multiple_of(8) - 1
 }
 
-fn token(block: u32, step: Step, doubt: u32) -> [u64; 2] {
+fn token(block: u32, step: Change, doubt: u32) -> [u64; 2] {
     let (kind, a, b) = match step {
-        Step::Plain => (0u64, 0, 0),
-        Step::Bits { first, count } => (1, first, count),
-        Step::Appear { lba } => (2, lba, 0),
-        Step::Vanish => (3, 0, 0),
-        Step::Clear => (4, 0, 0),
+        Change::Plain => (0u64, 0, 0),
+        Change::Bits { first, count } => (1, first, count),
+        Change::Appear { lba } => (2, lba, 0),
+        Change::Vanish => (3, 0, 0),
+        Change::Clear => (4, 0, 0),
     };
     let head = kind << 56 | u64::from(doubt) << 32 | u64::from(block);
     [head, u64::from(a) << 32 | u64::from(b)]
 }
 
 /// Block, step and the doubt that the plan settles.
-fn parse(token: [u64; 2]) -> (u32, Step, u32) {
+fn parse(token: [u64; 2]) -> (u32, Change, u32) {
     let (a, b) = ((token[1] >> 32) as u32, token[1] as u32);
     let step = match token[0] >> 56 {
-        0 => Step::Plain,
-        1 => Step::Bits { first: a, count: b },
-        2 => Step::Appear { lba: a },
-        3 => Step::Vanish,
-        4 => Step::Clear,
+        0 => Change::Plain,
+        1 => Change::Bits { first: a, count: b },
+        2 => Change::Appear { lba: a },
+        3 => Change::Vanish,
+        4 => Change::Clear,
         _ => unreachable!("tokens are made by `token`"),
     };
     (token[0] as u32, step, (token[0] >> 32) as u32 & DOUBT_MAX)
@@ -877,11 +859,11 @@ mod tests {
     #[test]
     fn tokens_keep_what_they_are_given() {
         for step in [
-            Step::Plain,
-            Step::Bits { first: 4095, count: 4096 },
-            Step::Appear { lba: UNUSED - 1 },
-            Step::Vanish,
-            Step::Clear,
+            Change::Plain,
+            Change::Bits { first: 4095, count: 4096 },
+            Change::Appear { lba: UNUSED - 1 },
+            Change::Vanish,
+            Change::Clear,
         ] {
             assert_eq!(parse(token(1_044_479, step, 77)), (1_044_479, step, 77));
         }

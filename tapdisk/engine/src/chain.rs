@@ -6,7 +6,7 @@
 //! ```
 use std::ops::Range;
 
-use image::{Changes, Cipher, Image, Meta, Place, Purpose, Run, Span, Stop};
+use image::{Changes, Cipher, Image, Meta, Packed, Place, Purpose, Run, Span, Stop};
 
 use crate::owners::Owners;
 use request::disk::FileId;
@@ -73,6 +73,13 @@ pub enum Found {
         layer: FileId,
         /// Byte offset in its file.
         byte: u64,
+    },
+    /// In a layer's file, packed.
+    Packed {
+        /// Which layer.
+        layer: FileId,
+        /// Where there.
+        packed: Packed,
     },
     /// In none: zeros.
     Zero,
@@ -219,6 +226,9 @@ impl Chain {
                 }
                 Run { place: Place::At { byte }, count } => {
                     return Ok((Some(Found::At { layer: id, byte }), span.first(count)));
+                }
+                Run { place: Place::Packed(packed), count } => {
+                    return Ok((Some(Found::Packed { layer: id, packed }), span.first(count)));
                 }
             }
         }

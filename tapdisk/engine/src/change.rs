@@ -1,8 +1,9 @@
 //! Writes, zeros and discards: planned by the driver of the image that is the slot's target, in
 //! phases.
-use image::{Action, MetaRef, Plan, Span, Stop, Want};
+use image::{Action, FileRange, Image, MetaRef, Order, Plan, Span, Stop, Want};
 
 use super::chain::{self, Found};
+use super::files::Views;
 use super::limits::PLANS_MAX;
 use super::ops::Owner;
 use super::slot::State;
@@ -43,18 +44,29 @@ impl<D: Disk> Engine<D> {
         }
         if made == 0 {
             // All that was left of a write into the local cache is not wanted any more.
-            return;
+            return self.drop_copy(id);
         }
         assert!(
             self.slot(id).cursor > start || self.slot(id).plans.iter().flatten().all(prepares),
             "a plan covers something"
         );
+        self.table[id].live = (1 << made) - 1;
+        self.phase_one(id, skips);
+    }
+
+    /// The first phase of the plans of a slot, the data of each from so many sectors of the buffer
+    /// on.
+    fn phase_one(&mut self, id: SlotId, skips: [u32; PLANS_MAX]) {
         let slot = &mut self.table[id];
         slot.state = State::Landing { phase: 1 };
-        slot.live = (1 << made) - 1;
-        for (i, skip) in skips.iter().enumerate().take(made) {
-            let plan = self.slot(id).plans[i].expect("planned just above");
-            self.issue(id, &plan, *skip);
+        slot.order = slot.plans.iter().flatten().map(|plan| plan.order).max().unwrap_or_default();
+        for (i, skip) in skips.into_iter().enumerate() {
+            if self.slot(id).plans[i].is_some() {
+                self.issue(id, i, skip);
+            }
+        }
+        if self.slot(id).copy.is_some() {
+            self.begin_copying(id, skips);
         }
     }
 
@@ -62,7 +74,7 @@ impl<D: Disk> Engine<D> {
         let target = self.slot(id).target;
         let (span, want) = self.wanted(id)?;
         let plan = self
-            .with_target(target, |image, meta| image.plan(meta, span, want))
+            .with_image(id, target, |image, meta, _| image.plan(meta, span, want))
             .map_err(|stop| (target, stop))?;
         let part = plan.count > 0 && plan.count <= span.count;
         assert!(part || prepares(&plan), "a plan covers part of its span");
@@ -111,14 +123,19 @@ impl<D: Disk> Engine<D> {
         below.iter().all(|file| self.map.layer(*file).image.certain(span))
     }
 
-    /// Phase 1: the data, and the metadata that nothing points at yet.
-    fn issue(&mut self, id: SlotId, plan: &Plan, skip: u32) {
-        let bytes = u64::from(plan.count) * 512;
-        let (file, at) = (self.slot(id).target, plan.byte);
+    /// Phase 1: the data, and the metadata that nothing points at yet. Where the rest of a unit is
+    /// copied the data goes with that.
+    #[inline]
+    pub(super) fn issue(&mut self, id: SlotId, i: usize, skip: u32) {
+        let slot = self.slot(id);
+        let plan = slot.plans[i].as_ref().expect("a plan that is issued is there");
+        let (file, at, count) = (slot.target, plan.byte, plan.count);
+        let (bytes, along, fills) = (u64::from(count) * 512, plan.along, plan.fill.is_some());
         match plan.action {
+            _ if fills => {}
             Action::Write => {
-                let buf = self.encoded(id, plan.count, skip);
-                self.hit(file, 1, plan.count);
+                let buf = self.encoded(id, count, skip);
+                self.hit(file, 1, count);
                 self.data_op(id, Owner::Slot(id), Op { file, kind: Kind::Write, at, buf });
             }
             Action::Zero { punch } => self.zero(id, at, bytes, punch),
@@ -128,12 +145,13 @@ impl<D: Disk> Engine<D> {
             }
             Action::Nothing => {}
         }
-        plan.along.iter().for_each(|r| self.want_write(id, r));
+        along.iter().for_each(|r| self.want_write(id, r));
     }
 
     /// The `count` sectors of the buffer from `skip` on, as they are written: encrypted in place
     /// where the image is.
-    fn encoded(&mut self, id: SlotId, count: u32, skip: u32) -> Buf {
+    #[inline]
+    pub(super) fn encoded(&mut self, id: SlotId, count: u32, skip: u32) -> Buf {
         let slot = &mut self.table[id];
         let chain = self.map.chain.as_ref().expect("a request runs on a chain");
         let whole = self.rules.limits.slot_buf(id.0);
@@ -157,7 +175,7 @@ impl<D: Disk> Engine<D> {
 
     /// Zeros a range: the part made of whole pages by the file system, its ends by hand, so that
     /// the kernel never has to do the ends through its page cache.
-    fn zero(&mut self, id: SlotId, at: u64, bytes: u64, punch: bool) {
+    pub(super) fn zero(&mut self, id: SlotId, at: u64, bytes: u64, punch: bool) {
         let (file, end) = (self.slot(id).target, at + bytes);
         let (from, to) = (at.next_multiple_of(PAGE).min(end), (end - end % PAGE).max(at));
         let zeros = self.rules.limits.zeros();
@@ -184,14 +202,17 @@ impl<D: Disk> Engine<D> {
         if slot.error.is_some() {
             return self.plans_over(id, false);
         }
-        let barrier = slot.plans.iter().flatten().any(|p| p.barrier);
         // What the local cache keeps is the disk's contents already, perhaps flushed: bits that
-        // reach the
-        // medium before their data would hide it.
+        // reach the medium before their data would hide it.
         let keeps = slot.local.writing && self.rules.bug != Bug::KeptWithoutBarrier;
-        if phase == 1 && barrier && (self.rules.policy.barriers || keeps) {
+        let flush = match slot.order {
+            Order::Any => false,
+            Order::Policy => self.rules.policy.barriers || keeps,
+            Order::Flush => self.rules.bug != Bug::OrderForgotten,
+        };
+        if flush {
             self.want_flush(id);
-            self.table[id].state = State::Barrier;
+            self.table[id].state = State::Barrier { phase };
             return;
         }
         self.next_phase(id, phase);
@@ -202,17 +223,21 @@ impl<D: Disk> Engine<D> {
             return self.plans_over(id, false);
         }
         let target = self.slot(id).target;
+        let mut order = Order::Any;
         for i in 0..PLANS_MAX {
-            let Some(plan) = self.slot(id).plans[i].filter(|_| self.slot(id).live & 1 << i != 0)
-            else {
+            if self.slot(id).live & 1 << i == 0 {
                 continue;
-            };
-            let list = self.with_target(target, |image, meta| image.landed(meta, &plan, phase));
-            if list.is_empty() {
+            }
+            let step = self.with_image(id, target, |image, meta, plans| {
+                image.landed(meta, plans[i].as_ref().expect("a live plan is there"), phase)
+            });
+            if step.writes.is_empty() {
                 self.table[id].live &= !(1 << i);
             }
-            list.iter().for_each(|r| self.want_write(id, r));
+            order = order.max(step.order);
+            step.writes.iter().for_each(|r| self.want_write(id, r));
         }
+        self.table[id].order = order;
         if self.slot(id).live != 0 {
             self.table[id].state = State::Landing { phase: phase + 1 };
             return;
@@ -225,7 +250,9 @@ impl<D: Disk> Engine<D> {
         self.table[id].state = State::Freeing;
         let file = self.slot(id).target;
         for i in 0..PLANS_MAX {
-            let Some((at, bytes)) = self.slot(id).plans[i].and_then(|p| p.free) else { continue };
+            let Some(FileRange { at, bytes }) = self.slot(id).plans[i].and_then(|p| p.free) else {
+                continue;
+            };
             // Zeros rather than a discard, on devices too: a read that began before may still look
             // there, and may find old data or zeros but nothing else. Whole pages, for sectors of
             // any size.
@@ -252,22 +279,49 @@ impl<D: Disk> Engine<D> {
     pub(super) fn plans_over(&mut self, id: SlotId, ok: bool) {
         let target = self.slot(id).target;
         for i in 0..PLANS_MAX {
-            let Some(plan) = self.table[id].plans[i].take() else { continue };
-            self.with_target(target, |image, meta| image.finish(meta, &plan, ok));
-            plan.pins.iter().for_each(|r| self.map.meta.unpin(target, r.at));
+            if self.slot(id).plans[i].is_none() {
+                continue;
+            }
+            let chores = self.with_image(id, target, |image, meta, plans| {
+                image.finish(meta, plans[i].as_ref().expect("it is there"), ok)
+            });
+            let plan = self.table[id].plans[i].take();
+            let pins = plan.iter().flat_map(|plan| plan.pins.iter());
+            pins.for_each(|r| self.map.meta.unpin(target, r.at));
+            if chores {
+                let _ = self.want_chore(target);
+            }
+        }
+        if !ok {
+            self.give_back_reserves(id);
         }
         self.table[id].state = State::Ask;
+        if self.rules.limits.chore_slot() == Some(id) {
+            self.chore_over(id);
+        }
         self.table.landed = true;
     }
 
-    fn with_target<R>(
+    /// Asks the driver of an image that a slot changes; it may look at the slot's plans.
+    #[inline]
+    pub(super) fn with_image<R>(
         &mut self,
+        id: SlotId,
         target: FileId,
-        f: impl FnOnce(&mut Box<dyn image::Image>, &mut dyn image::Meta) -> R,
+        f: impl FnOnce(&mut dyn Image, &mut dyn image::Meta, &[Option<Plan>; PLANS_MAX]) -> R,
     ) -> R {
-        let (mut views, chain) = self.views();
-        let image = &mut chain.layers[usize::from(target.0)].image;
-        chain::Views::with(&mut views, target, |meta| f(image, meta))
+        let slot = &self.table[id];
+        let mut views = Views {
+            meta: &mut self.map.meta,
+            arena: self.io.disk.arena(),
+            files: &self.map.files,
+            seq: self.table.seq,
+            oldest: self.table.oldest,
+            fills: slot.copy.is_some(),
+        };
+        let chain = self.map.chain.as_mut().expect("a request runs on a chain");
+        let image = &mut *chain.layers[usize::from(target.0)].image;
+        chain::Views::with(&mut views, target, |meta| f(image, meta, &slot.plans))
     }
 
     fn want_write(&mut self, id: SlotId, r: MetaRef) {

@@ -245,16 +245,18 @@ pub struct Views<'a> {
     pub seq: u64,
     /// The oldest one at work.
     pub oldest: u64,
+    /// The request has a buffer to copy through.
+    pub fills: bool,
 }
 
 impl chain::Views for Views<'_> {
     fn with<R>(&mut self, layer: FileId, f: impl FnOnce(&mut dyn Meta) -> R) -> R {
         let FileState { grown, durable, blank_from, .. } = self.files[usize::from(layer.0)];
-        let (now, oldest) = (self.seq, self.oldest);
+        let (now, oldest, fills) = (self.seq, self.oldest, self.fills);
         self.meta.begin_call();
         let cache = &mut *self.meta;
         let arena = &mut *self.arena;
         let file = layer;
-        f(&mut View { cache, arena, file, grown, now, oldest, durable, blank_from })
+        f(&mut View { cache, arena, file, grown, now, oldest, durable, blank_from, fills })
     }
 }

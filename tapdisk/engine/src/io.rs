@@ -15,6 +15,7 @@ pub struct Io<D> {
 
 impl<D: Disk> Io<D> {
     /// Sets an operation going. There is always room: everybody has a share of the table.
+    #[inline]
     pub fn push(&mut self, owner: Owner, op: Op) {
         self.ops.push(&mut self.disk, owner, op, self.now);
     }

@@ -12,17 +12,18 @@
 //! nothing else.
 #![forbid(unsafe_code)]
 
-use image::{MetaRef, Stop};
-
-use request::disk::{Disk, FileId, FileInfo, Kind, Op};
-use request::{Outcome, Request, SlotId, Verb};
+use request::disk::{Disk, FileId, FileInfo};
+use request::{Outcome, Request, SlotId};
 
 pub mod chain;
 mod change;
+mod chores;
+mod copy;
 pub mod files;
 mod io;
 pub mod limits;
 mod local;
+mod machine;
 mod map;
 pub mod meta;
 pub mod ops;
@@ -35,19 +36,22 @@ pub mod slot;
 mod slots;
 pub mod stats;
 mod table;
+mod unpack;
 
 use chain::Chain;
+use chores::Chores;
+use copy::Copies;
 use files::{FileState, Flushing};
 use io::Io;
-use limits::{Limits, PAGE_BYTES, SLOT_OPS_MAX};
+use limits::{Limits, PAGE_BYTES};
 use local::LocalCache;
 use map::Map;
-use meta::{Loading, MetaCache};
-use ops::{Ops, Owner};
-use sets::SlotSet;
-use slot::{Ahead, Cause, Slot, State};
+use meta::MetaCache;
+use ops::Ops;
+use slot::{Cause, Slot};
 use stats::Stats;
 use table::Table;
+use unpack::Unpacker;
 
 /// Pieces of one request at most before others have their turn, and rounds of all in one step.
 const STEPS_MAX: u32 = 64;
@@ -98,6 +102,12 @@ pub enum Bug {
     KeptWithoutBarrier,
     /// What a lower image is not sure of counts as zeros.
     DoubtIsZero,
+    /// What is beside a change in its new unit is not copied.
+    FillForgotten,
+    /// It is copied from below the image that changes, whatever that holds there.
+    CopiedFromBelow,
+    /// No flush between the steps of a plan, even where the format needs one.
+    OrderForgotten,
 }
 
 /// How this engine is to work.
@@ -122,6 +132,10 @@ pub struct Engine<D: Disk> {
     /// The flush in flight, and what has to be flushed.
     flushing: Flushing,
     local_cache: LocalCache,
+    /// Reserves that only some formats need.
+    copies: Copies,
+    unpacker: Unpacker,
+    chores: Chores,
     events: Events,
     stats: Stats,
 }
@@ -142,6 +156,9 @@ impl<D: Disk> Engine<D> {
             io: Io { disk, ops, now: 0 },
             flushing: Flushing::default(),
             local_cache: LocalCache::new(limits.slots()),
+            copies: Copies::new(limits.copies),
+            unpacker: Unpacker::default(),
+            chores: Chores::default(),
             events: Events::default(),
             stats: Stats::default(),
             rules: Rules {
@@ -158,7 +175,10 @@ impl<D: Disk> Engine<D> {
     pub fn attach(&mut self, chain: Chain, files: &[FileInfo], policy: Policy) {
         assert!(self.map.chain.is_none() && self.idle(), "a chain is attached to an idle engine");
         assert!(chain.layers.len() == files.len(), "each layer has a file");
+        let served = |layer: &chain::Layer| self.rules.limits.serve(layer.image.needs());
+        assert!(chain.layers.iter().all(served), "the reserves are those of the formats");
         self.map.meta.clear();
+        self.unpacker.forget();
         let (ahead, zeros) =
             (self.rules.limits.ahead, self.rules.limits.zeros().part(0, PAGE_BYTES));
         self.map.files = files.iter().map(|f| FileState::new(f, ahead, zeros)).collect();
@@ -309,189 +329,5 @@ impl<D: Disk> Engine<D> {
         let mut working = self.table.working;
         let seqs = std::iter::from_fn(|| working.pop()).map(|id| self.slot(id).seq);
         seqs.min().unwrap_or(self.table.seq + 1)
-    }
-
-    // ---- what wakes requests -------------------------------------------------------------------
-
-    fn deliver(&mut self, owner: Owner, op: Op, outcome: Result<(), i32>) {
-        self.table.landed = true;
-        match owner {
-            Owner::Slot(id) | Owner::Quick(id) => {
-                match outcome {
-                    Ok(()) if op.kind == Kind::Read => self.decode(id, &op),
-                    Ok(()) => {}
-                    Err(_) => self.count_failure(&op),
-                }
-                self.table[id].ops -= 1;
-                self.wake_one(id, op.file, outcome);
-            }
-            Owner::Free(id) => {
-                self.table[id].ops -= 1;
-                self.discard_instead(id, op, outcome);
-                self.wake_one(id, op.file, Ok(()));
-            }
-            Owner::Load(block) => {
-                let waiters = self.map.meta.loaded(block, outcome.is_ok());
-                self.wake(waiters, op.file, outcome);
-            }
-            Owner::Meta(block) => {
-                let joined = self.map.meta.written(block, outcome.is_ok());
-                self.wake(joined, op.file, outcome);
-                self.write_meta(block);
-                if let Some(next) = self.map.meta.waiting_for_stable() {
-                    self.write_meta(next);
-                }
-            }
-            Owner::Grow(file) => self.grew(file, outcome),
-            Owner::Sync(file) => self.flushed(file, outcome),
-        }
-    }
-
-    fn wake(&mut self, mut slots: SlotSet, file: FileId, outcome: Result<(), i32>) {
-        while let Some(id) = slots.pop() {
-            self.wake_one(id, file, outcome);
-        }
-    }
-
-    /// One of the things this slot waits for is over.
-    #[inline]
-    fn wake_one(&mut self, id: SlotId, file: FileId, outcome: Result<(), i32>) {
-        if let Err(errno) = outcome {
-            self.table.fail(id, Cause { file, errno, why: "" });
-        }
-        let slot = &mut self.table[id];
-        slot.pending = slot.pending.checked_sub(1).expect("a slot is woken as often as it waits");
-        if slot.pending == 0 {
-            self.table.ready.insert(id);
-        }
-    }
-
-    // ---- stepping a request --------------------------------------------------------------------
-
-    /// Others have their turn between the pieces of a request only: while it holds a plan it goes
-    /// on, or
-    /// waits for something of its own. A piece has few phases, so this ends.
-    fn run(&mut self, id: SlotId) {
-        let mut asked = 0;
-        loop {
-            if self.slot(id).pending > 0 || self.table.retry.contains(id) {
-                return;
-            }
-            match self.slot(id).state {
-                State::Free | State::Filling | State::Done => return,
-                State::Ask if asked == self.rules.steps_max => break,
-                State::Ask => {
-                    asked += 1;
-                    self.ask(id);
-                }
-                State::Landing { phase } => self.landing(id, phase),
-                State::Barrier => self.next_phase(id, 1),
-                State::Freeing => self.plans_over(id, true),
-                State::Syncing => self.complete(id),
-            }
-        }
-        self.table.ready.insert(id);
-    }
-
-    fn ask(&mut self, id: SlotId) {
-        let slot = &mut self.table[id];
-        if slot.ahead == Ahead::Loading {
-            let failed = slot.error.take().is_some();
-            slot.ahead = if failed { Ahead::Failed } else { Ahead::No };
-        }
-        let slot = self.slot(id);
-        if let Some(errno) = slot.error {
-            if !self.recover(id, errno) {
-                self.complete(id);
-            }
-            return;
-        }
-        match slot.request.verb {
-            Verb::Flush => self.sync(id),
-            _ if slot.cursor == slot.request.span.count => {
-                if self.belongs_on_top(id) {
-                    self.retarget(id)
-                } else if self.slot(id).fua() {
-                    self.sync(id)
-                } else {
-                    self.complete(id)
-                }
-            }
-            Verb::Read => self.read_on(id),
-            Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. } => {
-                let waits = self.behind_a_keeper(id) || self.behind_a_mirrored(id);
-                if waits { self.ask_again(id) } else { self.plan_on(id) }
-            }
-            Verb::Status => self.status_on(id),
-        }
-    }
-
-    fn complete(&mut self, id: SlotId) {
-        self.table.end(id);
-        let slot = &mut self.table[id];
-        assert!(
-            slot.pending == 0 && slot.plans.iter().all(Option::is_none),
-            "nothing is left behind"
-        );
-        if slot.local.writing {
-            return self.kept(id);
-        }
-        slot.outcome = slot.error.map_or(Ok(slot.extents), Err);
-        slot.state = State::Done;
-        self.table.done.push_back(id);
-        self.count(id);
-    }
-
-    /// Notes what has to happen before this slot can ask again.
-    fn stop(&mut self, id: SlotId, file: FileId, stop: Stop) {
-        match stop {
-            Stop::Load(r) => self.load(id, file, r),
-            Stop::Grow { end, step } => self.grow(id, file, end, step),
-            Stop::Flush { after } => self.flush_after(id, file, after),
-            Stop::Wait => self.ask_again(id),
-            Stop::Fail { errno, why } => {
-                self.table.fail(id, Cause { file, errno, why });
-            }
-        }
-    }
-
-    /// Without anything of its own in flight, the slot waits until something of another's has
-    /// landed.
-    fn ask_again(&mut self, id: SlotId) {
-        if self.slot(id).pending == 0 {
-            self.table.retry.insert(id);
-        }
-    }
-
-    fn load(&mut self, id: SlotId, file: FileId, r: MetaRef) {
-        if !self.try_load(id, file, r) {
-            self.ask_again(id);
-        }
-    }
-
-    /// False if it has to be asked for again.
-    fn try_load(&mut self, id: SlotId, file: FileId, r: MetaRef) -> bool {
-        let block = match self.map.meta.load(file, r) {
-            Loading::AskAgain => return false,
-            Loading::Joined(block) => block,
-            Loading::Start(block) => {
-                let buf = self.rules.limits.meta_buf(block).part(0, u32::from(r.bytes));
-                let op = Op { file, kind: Kind::Read, at: r.at, buf };
-                self.io.push(Owner::Load(block), op);
-                block
-            }
-        };
-        if self.map.meta.wait_for_load(block, id) {
-            self.table[id].pending += 1;
-        }
-        true
-    }
-
-    fn data_op(&mut self, id: SlotId, owner: Owner, op: Op) {
-        let slot = &mut self.table[id];
-        slot.pending += 1;
-        slot.ops += 1;
-        assert!(slot.ops <= SLOT_OPS_MAX, "a slot keeps to its share of operations");
-        self.io.push(owner, op);
     }
 }

@@ -3,7 +3,9 @@
 //! The reserve hierarchy, top to bottom; each waits only for what stands below it:
 //! ```text
 //!   frontend (ring, socket)  waits for a slot
-//!   slot                      waits for a metadata block, a stable copy, an operation
+//!   slot                      waits for a copy buffer, a metadata block, …, an operation
+//!   copy buffer               waits for a metadata block, a packed unit, an operation
+//!   packed unit               waits for an operation
 //!   metadata block            waits for a stable copy, an operation
 //!   stable copy               waits for an operation
 //!   operation                 waits for the device
@@ -13,6 +15,8 @@
 //! others finish, without luck.
 use crate::sets::SLOTS_MAX;
 use host::arena::Buf;
+use image::Needs;
+use request::SlotId;
 
 /// Bytes of a small slot's buffer.
 pub const SMALL_BYTES: u32 = 4 << 10;
@@ -48,6 +52,12 @@ pub struct Limits {
     pub stables: u16,
     /// Bytes of space taken ahead when a file grows: fewer, larger steps; cut off again at close.
     pub ahead: u32,
+    /// Buffers of 64 KiB to copy through, for formats that do.
+    pub copies: u8,
+    /// Sectors of the largest packed unit; 0 where nothing is packed.
+    pub packed: u32,
+    /// Drivers have plans of their own.
+    pub chores: bool,
 }
 
 impl Limits {
@@ -60,33 +70,71 @@ impl Limits {
         meta_bytes: 512,
         stables: 64,
         ahead: 32 << 20,
+        copies: 0,
+        packed: 0,
+        chores: false,
     };
 
     /// The least that still makes progress, for tests and for tight memory limits.
-    pub const MINIMUM: Limits =
-        Limits { small: 1, large: 1, meta_blocks: 16, meta_bytes: 512, stables: 1, ahead: 0 };
+    pub const MINIMUM: Limits = Limits {
+        small: 1,
+        large: 1,
+        meta_blocks: 16,
+        meta_bytes: 512,
+        stables: 1,
+        ahead: 0,
+        copies: 0,
+        packed: 0,
+        chores: false,
+    };
+
+    /// The same with what a format needs; of buffers to copy through `copies`, if it copies.
+    pub fn with(self, needs: Needs, copies: u8) -> Limits {
+        Limits {
+            meta_bytes: self.meta_bytes.max(needs.meta_bytes),
+            copies: if needs.fills { self.copies.max(copies) } else { self.copies },
+            packed: self.packed.max(needs.packed),
+            chores: self.chores || needs.chores,
+            ..self
+        }
+    }
+
+    /// Whether a format gets what it needs.
+    pub fn serve(&self, needs: Needs) -> bool {
+        self.with(needs, 1) == *self
+    }
 
     /// Slots of both kinds.
     pub fn slots(&self) -> u16 {
         self.small + self.large
     }
 
+    /// The slot for the drivers' own plans, behind those of requests; it has no buffer.
+    pub fn chore_slot(&self) -> Option<SlotId> {
+        self.chores.then_some(SlotId(self.slots()))
+    }
+
+    /// Slots of all kinds.
+    pub fn all_slots(&self) -> u16 {
+        self.slots() + u16::from(self.chores)
+    }
+
     /// Operations that can be in flight at once.
     pub fn ops(&self) -> u32 {
-        let slots = u32::from(self.slots());
+        let slots = u32::from(self.all_slots());
         // Each slot: its data, and one load it waits for.
         slots * (u32::from(SLOT_OPS_MAX) + 1) + u32::from(self.stables) + SHARED_OPS
     }
 
     /// Whether the cache is so much larger than what can be pinned that loading ahead helps.
     pub fn loads_ahead(&self) -> bool {
-        let pins = usize::from(self.slots()) * PLANS_MAX * PINS_MAX;
+        let pins = usize::from(self.all_slots()) * PLANS_MAX * PINS_MAX;
         usize::from(self.meta_blocks) >= pins + 3 * usize::from(SLOT_OPS_MAX)
     }
 
     /// Whether the numbers keep the promises above.
     pub fn check(&self) {
-        let slots = usize::from(self.slots());
+        let slots = usize::from(self.all_slots());
         assert!(slots > 0 && slots <= SLOTS_MAX, "between 1 and {SLOTS_MAX} slots");
         assert!(self.large > 0 && self.stables > 0, "at least one large slot and one stable copy");
         assert!(
@@ -94,6 +142,7 @@ impl Limits {
             "more metadata blocks than all slots can pin"
         );
         assert!(self.meta_bytes.is_power_of_two() && self.meta_bytes >= 512);
+        assert!(self.packed * 512 <= LARGE_BYTES, "a packed unit is read in one piece");
     }
 
     /// Bytes of arena.
@@ -128,6 +177,25 @@ impl Limits {
         Buf { offset, bytes: u32::from(self.meta_bytes) }
     }
 
+    /// A buffer to copy through.
+    pub fn copy_buf(&self, copy: u8) -> Buf {
+        assert!(copy < self.copies, "there are so many buffers");
+        Buf { offset: self.copy_base() + u32::from(copy) * LARGE_BYTES, bytes: LARGE_BYTES }
+    }
+
+    /// Where packed bytes are read to: those of twice a unit, and a sector more as they begin
+    /// anywhere.
+    pub fn packed_buf(&self) -> Buf {
+        let bytes = if self.packed == 0 { 0 } else { (2 * self.packed + 1) * 512 };
+        Buf { offset: self.packed_base(), bytes }
+    }
+
+    /// Where a unit is unpacked to.
+    pub fn unit_buf(&self) -> Buf {
+        let packed = self.packed_buf();
+        Buf { offset: packed.offset + packed.bytes, bytes: self.packed * 512 }
+    }
+
     /// A piece behind everything, for who else needs memory in the arena; it starts a page.
     pub fn behind(&self, bytes: u32) -> Buf {
         let offset = u32::try_from(self.arena_bytes()).expect("an arena has less than 4 GiB");
@@ -144,8 +212,17 @@ impl Limits {
         Buf { offset: self.zeros_base() + ZEROS_BYTES + which * PAGE_BYTES, bytes: PAGE_BYTES }
     }
 
-    fn meta_base(&self) -> u32 {
+    fn copy_base(&self) -> u32 {
         self.zeros_base() + ZEROS_BYTES + END_PAGES * PAGE_BYTES
+    }
+
+    fn packed_base(&self) -> u32 {
+        self.copy_base() + u32::from(self.copies) * LARGE_BYTES
+    }
+
+    fn meta_base(&self) -> u32 {
+        let unit = self.unit_buf();
+        (unit.offset + unit.bytes).next_multiple_of(4096)
     }
 
     fn stable_base(&self) -> u32 {
@@ -160,13 +237,19 @@ mod tests {
 
     #[test]
     fn the_given_sizes_keep_their_promises_and_pieces_do_not_overlap() {
-        for limits in [Limits::NORMAL, Limits::MINIMUM] {
+        let needs = Needs { meta_bytes: 4096, fills: true, chores: true, packed: 32 };
+        let large = Limits { meta_blocks: 1024, ..Limits::MINIMUM };
+        assert!(!large.serve(needs) && large.with(needs, 3).serve(needs));
+        for limits in [Limits::NORMAL, Limits::MINIMUM, large.with(needs, 3)] {
             limits.check();
             let slots = (0..limits.slots()).map(|s| limits.slot_buf(s));
             let metas = (0..limits.meta_blocks).map(|b| limits.meta_buf(b));
             let stables = (0..limits.stables).map(|s| limits.stable_buf(s));
             let mut end = 0;
             let shared = [limits.zeros(), limits.end_page(0), limits.end_page(1)];
+            let copies = (0..limits.copies).map(|c| limits.copy_buf(c));
+            let shared = shared.into_iter().chain(copies);
+            let shared = shared.chain([limits.packed_buf(), limits.unit_buf()]);
             for buf in slots.chain(shared).chain(metas).chain(stables) {
                 assert!(buf.offset >= end, "{buf:?} starts before {end}");
                 end = buf.offset + buf.bytes;

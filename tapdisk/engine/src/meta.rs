@@ -355,6 +355,8 @@ pub struct View<'a> {
     pub durable: u64,
     /// See [`Meta::blank_from`].
     pub blank_from: u64,
+    /// See [`Meta::may_fill`].
+    pub fills: bool,
 }
 
 impl Meta for View<'_> {
@@ -399,6 +401,10 @@ impl Meta for View<'_> {
             let b = self.cache.block(id);
             b.fill == Fill::Ready && !b.writing && b.queued.is_empty()
         })
+    }
+
+    fn may_fill(&self) -> bool {
+        self.fills
     }
 
     fn grown(&self) -> u64 {

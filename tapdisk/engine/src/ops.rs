@@ -12,6 +12,10 @@ use request::disk::{Disk, FileId, Kind, Op, Tag};
 pub enum Owner {
     /// A request's data.
     Slot(SlotId),
+    /// What a request copies, read.
+    Copy(SlotId),
+    /// A packed unit that a request needs, read.
+    Unpack(SlotId),
     /// A zeroing that is to be quick or to fail: nothing is written by hand for it.
     Quick(SlotId),
     /// A request that gives space back; failure does no harm.

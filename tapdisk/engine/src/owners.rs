@@ -63,6 +63,8 @@ impl Owners {
         };
         let place = match found {
             Found::Zero => ZERO,
+            // There is no room for all that is to be known of it.
+            Found::Packed { .. } => return,
             Found::At { layer, byte } => {
                 let sector = byte / 512;
                 if layer.0 > 0x7f || sector > SECTOR_MASK || !byte.is_multiple_of(512) {

@@ -26,6 +26,7 @@ impl<D: Disk> Engine<D> {
             files: &self.map.files,
             seq: self.table.seq,
             oldest: self.table.oldest,
+            fills: false,
         };
         (views, self.map.chain.as_mut().expect("a request runs on a chain"))
     }
@@ -54,6 +55,15 @@ impl<D: Disk> Engine<D> {
                     self.hit(layer, 0, count);
                     let op = Op { file: layer, kind: Kind::Read, at: byte, buf };
                     self.data_op(id, Owner::Slot(id), op);
+                }
+                Found::Packed { layer, packed } => {
+                    if !self.unpack_into(id, layer, packed, buf) {
+                        return;
+                    }
+                    if layer != top {
+                        self.table[id].local.note_below(done, count);
+                    }
+                    self.hit(layer, 0, count);
                 }
             }
             self.table[id].cursor += count;

@@ -1,5 +1,5 @@
 //! Slots: what a request in flight is waiting for, as one state.
-use image::{Plan, Span};
+use image::{Order, Plan, Span};
 
 use crate::limits::{LARGE_BYTES, PLANS_MAX};
 use crate::local::Local;
@@ -16,19 +16,26 @@ pub enum State {
     /// The next part of the request is to be mapped or planned. Reads stay here until they are
     /// done.
     Ask,
+    /// What the plans leave of their units is being copied: the first half of phase 1.
+    Copying,
     /// This phase of the plans is being written.
     Landing {
         /// From 1.
         phase: u8,
     },
-    /// A barrier between phase 1 and 2 is being waited for.
-    Barrier,
+    /// A flush between this phase and the next is being waited for.
+    Barrier {
+        /// From 1.
+        phase: u8,
+    },
     /// Space is being given back.
     Freeing,
     /// A flush is being waited for.
     Syncing,
     /// Finished; the frontend's until it is released.
     Done,
+    /// The next plan of a driver's own is to be asked for. Only the slot for these is here.
+    Chore,
 }
 
 /// Loading ahead: a failure of what is not needed is no failure of the request.
@@ -84,6 +91,12 @@ pub struct Slot {
     pub plans: [Option<Plan>; PLANS_MAX],
     /// The plans that have another phase, as bits.
     pub live: u8,
+    /// What has to lie between this phase and the next.
+    pub order: Order,
+    /// The buffer it has to copy through.
+    pub copy: Option<u8>,
+    /// The buffers for packed units are its.
+    pub unpacks: bool,
     /// Its place in the order of requests.
     pub seq: u64,
     /// When it started, in µs.
@@ -112,6 +125,9 @@ impl Slot {
             error: None,
             plans: [None; PLANS_MAX],
             live: 0,
+            order: Order::Any,
+            copy: None,
+            unpacks: false,
             seq: 0,
             since: 0,
             extents: 0,

@@ -37,7 +37,7 @@ pub struct Table {
 impl Table {
     /// All of them free.
     pub fn new(limits: &Limits) -> Table {
-        let slots = usize::from(limits.slots());
+        let slots = usize::from(limits.all_slots());
         Table {
             slots: (0..slots).map(|_| Slot::free()).collect(),
             causes: vec![None; slots].into(),
@@ -61,6 +61,11 @@ impl Table {
     /// All slots, to change.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = (SlotId, &mut Slot)> {
         (0..).map(SlotId).zip(&mut self.slots)
+    }
+
+    /// The oldest of some slots.
+    pub fn oldest_of(&self, mut slots: SlotSet) -> Option<SlotId> {
+        std::iter::from_fn(|| slots.pop()).min_by_key(|id| self[*id].seq)
     }
 
     /// The next place in the order of requests.

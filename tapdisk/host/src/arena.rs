@@ -130,6 +130,14 @@ impl Arena {
         // SAFETY: both ranges were checked by `address`; `copy` allows overlap.
         unsafe { std::ptr::copy(src, dst, from.bytes as usize) }
     }
+
+    /// A piece to look at, and one behind it to change.
+    pub fn two(&mut self, from: Buf, to: Buf) -> (&[u8], &mut [u8]) {
+        let apart = to.offset.checked_sub(from.offset).expect("the one to change lies behind");
+        let both = self.slice_mut(Buf { offset: from.offset, bytes: apart + to.bytes });
+        let (first, second) = both.split_at_mut(apart as usize);
+        (&first[..from.bytes as usize], second)
+    }
 }
 
 /// New pages of zeros, all there, that no core has: data of guests pass through them.

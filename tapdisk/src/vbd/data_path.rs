@@ -101,6 +101,8 @@ impl DataPath {
         if env.memory == Memory::Locked {
             grant.limits = for_chain(grant.limits, images.bitmaps);
         }
+        let needs = images.layers.iter().filter_map(|layer| Some(layer.image.as_ref()?.needs()));
+        grant.limits = needs.fold(grant.limits, |limits, needs| limits.with(needs, COPIES));
         // A tag of a block device has a slot for life, the module's ring a few of its own.
         grant.limits.large += own_slots;
         if let Some(warning) = &grant.warning {
@@ -413,6 +415,10 @@ fn export(images: &Images) -> Export {
 fn barriers() -> bool {
     std::env::var_os("TAPDISK_BARRIERS").is_some_and(|value| !value.is_empty() && value != "0")
 }
+
+/// Buffers of 64 KiB to copy through, of a disk with a format that copies: so many of its first
+/// writes are in hand at once.
+const COPIES: u8 = 8;
 
 /// A cache that holds the bitmaps of a long chain: without it each read would load many of them
 /// again.

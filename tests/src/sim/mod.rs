@@ -18,6 +18,7 @@ mod ring_guest;
 pub mod rng;
 pub mod seeds;
 mod stack;
+pub mod toy;
 pub mod world;
 
 pub use seeds::{Counts, each};

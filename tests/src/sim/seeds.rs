@@ -126,8 +126,8 @@ mod tests {
 
     #[test]
     fn every_kept_line_names_a_world_and_a_seed() {
-        const WORLDS: [&str; 8] =
-            ["sim", "wide", "align", "blktap", "rings", "hostile", "coalesce", "compact"];
+        const WORLDS: [&str; 9] =
+            ["sim", "wide", "align", "blktap", "rings", "hostile", "toy", "coalesce", "compact"];
         let list = std::fs::read_to_string(root().join(KEPT)).expect("the list");
         for line in list.lines().map(|line| line.split('#').next().unwrap_or("").trim()) {
             let world = line.split_whitespace().next();

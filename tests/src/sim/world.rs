@@ -1,6 +1,7 @@
 //! One simulated life of a disk: requests, faults, pauses with snapshots, power cuts.
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
 use engine::chain::{self, Chain, Layer};
@@ -20,6 +21,7 @@ use super::disk::{Faults, SimDisk, SimFile};
 use super::model::{ANY, Ended, Model, ZERO, fill, parse};
 use super::rng::Rng;
 use super::stack::Stack;
+use super::toy::{self, Seen, Toy, ToyBug};
 
 /// Wraps the leaf's driver; the canary plants its bugs here.
 pub type Wrap = fn(Box<dyn Image>) -> Box<dyn Image>;
@@ -61,6 +63,8 @@ pub struct Setup {
     pub appears_beside_others: bool,
     /// Marks of full blocks stay on the disk while an image is written (a planted bug).
     pub marks_stay: bool,
+    /// Most images are of the toy format, whose driver has this bug.
+    pub toy: Option<ToyBug>,
 }
 
 impl Setup {
@@ -83,7 +87,13 @@ impl Setup {
             bug: Bug::None,
             appears_beside_others: false,
             marks_stay: false,
+            toy: None,
         }
+    }
+
+    /// The run of a seed in the world of the toy format.
+    pub fn toy(seed: u64) -> Setup {
+        Setup { toy: Some(ToyBug::None), ..Setup::wide(seed) }
     }
 
     /// The run of a seed in the wide world.
@@ -130,6 +140,7 @@ pub(super) enum Format {
     Raw,
     Fixed,
     Dynamic,
+    Toy,
 }
 
 const BLOCK_BYTES: u32 = 64 << 10;
@@ -168,6 +179,7 @@ pub struct World {
     /// The owner has named leaf and secondary again after that.
     forgotten: bool,
     ran: Ran,
+    toys: Arc<Seen>,
 }
 
 /// What a seed has seen.
@@ -187,11 +199,14 @@ pub struct Ran {
     pub promoted: u64,
     /// Owners that did not see a takeover.
     pub forgotten: u64,
+    /// What the toy format has done: units copied and unpacked, tables made, counts that went down.
+    pub toys: [u64; 4],
 }
 
 impl Ran {
     /// Adds another seed.
     pub fn add(&mut self, other: Ran) {
+        self.toys.iter_mut().zip(other.toys).for_each(|(all, one)| *all += one);
         for i in 0..2 {
             self.ended[i] += other.ended[i];
             self.mirrors[i] += other.mirrors[i];
@@ -223,18 +238,18 @@ pub fn run(setup: Setup) -> Result<Ran, String> {
             world = world.power_cut()?;
         }
         if world.forgotten {
-            return Ok(world.ran);
+            return Ok(world.ran());
         }
     }
     world.live(setup.requests)?;
     if world.forgotten {
-        return Ok(world.ran);
+        return Ok(world.ran());
     }
     world.drain()?;
     world.note_events();
     world.verify_all("at the end", false)?;
     world.verify_mirror()?;
-    Ok(world.ran)
+    Ok(world.ran())
 }
 
 impl World {
@@ -246,10 +261,24 @@ impl World {
         let device = rng.one_in(3);
         let format = setup.unordered.map_or(format, |_| Format::Dynamic);
         let device = setup.unordered.unwrap_or(device);
+        let mut toys = setup.toy.map(|_| Rng::new(setup.seed ^ 0x746f79));
+        let toy = toys.as_mut().is_some_and(|rng| rng.below(4) > 0 || setup.unordered.is_some());
+        let format = if toy { Format::Toy } else { format };
         let mut wide = setup.wide.then(|| Wide::new(setup.seed));
         let blocks = if wide.as_ref().is_some_and(|wide| wide.long) { 132 } else { 8 };
         let sectors = blocks * 128 + [0, 0, 1, 40][rng.below(4) as usize];
+        let stack = Stack::new(setup.seed, sectors);
         let (bytes, initial) = first_image(format, sectors, device);
+        let mut values = vec![initial; sectors as usize];
+        let bytes = match &mut toys {
+            Some(rng) if format == Format::Toy => {
+                let layout = toy::Layout::new(sectors, device, rng.below(8));
+                // What is packed is not encrypted.
+                let packs = !stack.encrypted && rng.one_in(2);
+                toy::make(layout, device, packs.then_some(rng), &mut values)
+            }
+            _ => bytes,
+        };
         let limits = match rng.below(3) {
             0 => Limits::MINIMUM,
             1 => Limits {
@@ -269,6 +298,7 @@ impl World {
                 ..Limits::MINIMUM
             },
         };
+        let limits = toys.as_mut().map_or(limits, |rng| with_toys(limits, rng));
         let faulty = rng.one_in(2);
         let full = wide.as_mut().map_or(0, |wide| [0, 0, 100][wide.rng.below(3) as usize]);
         let faults = Faults {
@@ -289,7 +319,6 @@ impl World {
         }
         let mut files = vec![SimFile::new(bytes, device)];
         let mut formats = vec![format];
-        let stack = Stack::new(setup.seed, sectors);
         if let Some(second) = stack.second {
             let format = if second.remote { Format::Raw } else { Format::Dynamic };
             let bytes = match format {
@@ -307,14 +336,10 @@ impl World {
             setup,
             engine: no_engine(),
             // The zeros that an encrypted fixed image is made of read as noise.
-            model: Model::new(&vec![
-                if stack.encrypted && format == Format::Fixed {
-                    ANY
-                } else {
-                    initial
-                };
-                sectors as usize
-            ]),
+            model: Model::new(&match stack.encrypted && format == Format::Fixed {
+                true => vec![ANY; sectors as usize],
+                false => values,
+            }),
             formats: formats.clone(),
             stack,
             limits,
@@ -335,6 +360,7 @@ impl World {
             parted: None,
             forgotten: false,
             ran: Ran::default(),
+            toys: Arc::default(),
             wide,
             rng,
         };
@@ -412,14 +438,15 @@ impl World {
     /// Gives a fresh file its sectors. A file whose length says where the disk or its footer ends
     /// is not made longer by a write, so its last large sector must not be a shared one.
     fn unit(&mut self, file: SimFile, format: Format) -> SimFile {
-        let fits = file.device || format == Format::Dynamic || self.sectors.is_multiple_of(8);
+        let whole = matches!(format, Format::Dynamic | Format::Toy);
+        let fits = file.device || whole || self.sectors.is_multiple_of(8);
         let all = self.setup.large_sectors == Some(true);
         let large = self.large_sectors && fits && (all || self.large.below(4) > 0);
         file.with_unit(if large { 4096 } else { 512 })
     }
 
     fn chain_of(&self, files: &[SimFile]) -> Result<Vec<Box<dyn Image>>, String> {
-        let open = |i| Ok(self.image(self.opened(files, i)?, files[i].device));
+        let open = |i| self.image(self.opened(files, i)?, &files[i], i);
         (0..files.len()).map(open).collect()
     }
 
@@ -437,7 +464,7 @@ impl World {
                 };
                 off.map_err(|e| e.to_string())?;
             }
-            Ok(self.image(opened, files[i].device))
+            self.image(opened, &files[i], i)
         };
         (0..count).map(open).collect()
     }
@@ -449,7 +476,7 @@ impl World {
 
     /// An image, if it is none of a raw disk.
     fn opened(&self, files: &[SimFile], i: usize) -> Result<Option<Opened>, String> {
-        if self.formats[i] == Format::Raw {
+        if matches!(self.formats[i], Format::Raw | Format::Toy) {
             return Ok(None);
         }
         let read_only = !self.writes(files.len(), i);
@@ -463,13 +490,25 @@ impl World {
         Ok(Some(opened))
     }
 
-    fn image(&self, opened: Option<Opened>, device: bool) -> Box<dyn Image> {
-        let Some(opened) = opened else { return Box::new(raw::Raw::new(self.sectors, device)) };
+    fn image(
+        &self,
+        opened: Option<Opened>,
+        file: &SimFile,
+        i: usize,
+    ) -> Result<Box<dyn Image>, String> {
+        if self.formats[i] == Format::Toy {
+            toy::check(&file.bytes).map_err(|why| format!("layer {i}: {why}"))?;
+            let bug = self.setup.toy.unwrap_or_default();
+            return Ok(Box::new(Toy::open(&file.bytes, bug, Arc::clone(&self.toys))?));
+        }
+        let Some(opened) = opened else {
+            return Ok(Box::new(raw::Raw::new(self.sectors, file.device)));
+        };
         let mut vhd = Vhd::new(opened);
         if self.setup.appears_beside_others {
             vhd.appear_beside_others();
         }
-        Box::new(vhd)
+        Ok(Box::new(vhd))
     }
 
     /// Pause, a new leaf on top or the same one again, unpause.
@@ -492,14 +531,25 @@ impl World {
         self.model.flush(now);
         let taken_over = self.stack.second.is_some_and(|second| second.taken_over);
         if self.formats.len() < 5 && self.rng.one_in(2) && !taken_over {
-            let parent = (self.formats[0] != Format::Raw).then(|| uuid_of(&files[0].bytes));
             let device = self.rng.one_in(3);
-            let bytes = dynamic(self.sectors, Some(parent), device, self.value);
-            let file = self.unit(SimFile::new(bytes, device), Format::Dynamic);
+            let toy = self.setup.toy.is_some() && !self.value.is_multiple_of(4);
+            let format = if toy { Format::Toy } else { Format::Dynamic };
+            let bytes = self.child(format, &files[0].bytes, device);
+            let file = self.unit(SimFile::new(bytes, device), format);
             files.insert(0, file);
-            self.formats.insert(0, Format::Dynamic);
+            self.formats.insert(0, format);
         }
         self.open(files)
+    }
+
+    /// An empty image over the leaf.
+    fn child(&self, format: Format, leaf: &[u8], device: bool) -> Vec<u8> {
+        if format == Format::Toy {
+            let layout = toy::Layout::new(self.sectors, device, self.value % 8);
+            return toy::make(layout, device, None, &mut []);
+        }
+        let has_uuid = !matches!(self.formats[0], Format::Raw | Format::Toy);
+        dynamic(self.sectors, Some(has_uuid.then(|| uuid_of(leaf))), device, self.value)
     }
 
     fn power_cut(mut self) -> Result<World, String> {
@@ -585,6 +635,10 @@ impl World {
         self.formats.rotate_right(1);
     }
 
+    fn ran(&self) -> Ran {
+        Ran { toys: self.toys.all(), ..self.ran }
+    }
+
     // ---- living --------------------------------------------------------------------------------
 
     fn live(&mut self, requests: u32) -> Result<(), String> {
@@ -668,7 +722,12 @@ impl World {
             self.engine.disk().inner().complete_one();
             self.turn()?;
         }
-        Err(format!("requests are stuck: {:?}", self.at_work))
+        let slots = (0..self.limits.all_slots()).map(|id| self.engine.slot(SlotId(id)));
+        let waiting = slots.filter(|slot| slot.active()).map(|slot| {
+            let engine::slot::Slot { state, request, cursor, pending, seq, .. } = slot;
+            format!("\n  {state:?} {request:?} at {cursor}, waits for {pending}, seq {seq}")
+        });
+        Err(format!("requests are stuck:{}", waiting.collect::<String>()))
     }
 
     fn start(&mut self) -> bool {
@@ -963,6 +1022,13 @@ fn no_engine() -> Engine<Aligned<SimDisk>> {
     Engine::new(Aligned::open(disk, limits.behind(0), 0), limits)
 }
 
+/// What the toy format needs, and hardly more than that.
+fn with_toys(limits: Limits, rng: &mut Rng) -> Limits {
+    let limits = limits.with(Toy::NEEDS, 1 + rng.below(3) as u8);
+    let least = limits.all_slots() * 6 + 1;
+    Limits { meta_blocks: limits.meta_blocks.max(least), ..limits }
+}
+
 /// The first image and the value its sectors hold.
 pub(super) fn first_image(format: Format, sectors: u64, device: bool) -> (Vec<u8>, u64) {
     match format {
@@ -974,6 +1040,8 @@ pub(super) fn first_image(format: Format, sectors: u64, device: bool) -> (Vec<u8
             (bytes, ZERO)
         }
         Format::Dynamic => (dynamic(sectors, None, device, 0), ZERO),
+        // Made where its chances are.
+        Format::Toy => (Vec::new(), ZERO),
     }
 }
 

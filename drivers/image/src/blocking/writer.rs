@@ -1,16 +1,17 @@
 //! Writing one image, a request at a time, in the crash order of the daemon's engine.
 //!
 //! ```text
-//!   ask ─► (load, grow) ─► data ∥ along ─► barrier? ─► landed 1 ─► write ─► landed 2 … ─► free ─► finish
+//!   ask ─► (load, grow) ─► data ∥ along ─► flush? ─► landed 1 ─► write ─► … ─► free ─► finish
 //! ```
 //! After a failed operation nothing that was cached is believed any more; the driver itself
 //! remembers what it may have left half done and mends it with the next change, or in
 //! [`Writer::close`].
 use std::io;
 
-use super::{Cache, alone, run};
+use super::{Cache, Data, Layer, alone, fetch, read, run};
 use crate::{
-    Action, Image, MetaList, Plan, Run, SECTOR_BYTES, Span, Stop, Storage, Want, end_place,
+    Action, Fill, Image, MetaList, Order, Place, Plan, Run, SECTOR_BYTES, Span, Stop, Storage,
+    Want, bytes_of, end_place,
 };
 
 /// Pieces of metadata that are kept from request to request.
@@ -33,12 +34,10 @@ const AHEAD_BYTES: u64 = 32 << 20;
 /// #             Ok(Run { place: Place::At { byte: s.start * 512 }, count: s.count })
 /// #         }
 /// #         fn plan(&mut self, _: &mut dyn Meta, s: Span, _: Want) -> Result<Plan, Stop> {
-/// #             Ok(Plan { action: Action::Write, byte: s.start * 512, count: s.count,
-/// #                 along: MetaList::EMPTY, pins: MetaList::EMPTY, free: None, barrier: false,
-/// #                 token: [0; 2] })
+/// #             Ok(Plan::of(Action::Write, s.start * 512, s.count))
 /// #         }
-/// #         fn landed(&mut self, _: &mut dyn Meta, _: &Plan, _: u8) -> MetaList { MetaList::EMPTY }
-/// #         fn finish(&mut self, _: &mut dyn Meta, _: &Plan, _: bool) {}
+/// #         fn landed(&mut self, _: &mut dyn Meta, _: &Plan, _: u8) -> Step { Step::NONE }
+/// #         fn finish(&mut self, _: &mut dyn Meta, _: &Plan, _: bool) -> bool { false }
 /// #     }
 /// # }
 /// let storage = MemStorage::new(vec![0; 4096], false);
@@ -58,6 +57,8 @@ pub struct Writer<'a> {
     storage: &'a dyn Storage,
     cache: Cache,
     barriers: bool,
+    /// The images below, the nearest first.
+    below: Vec<Layer<'a>>,
 }
 
 impl<'a> Writer<'a> {
@@ -68,8 +69,15 @@ impl<'a> Writer<'a> {
     pub fn new(image: &'a mut dyn Image, storage: &'a dyn Storage) -> io::Result<Writer<'a>> {
         let end = image.end_sector().map_or(0, |_| SECTOR_BYTES);
         let grown = storage.len()?.saturating_sub(end);
-        let cache = Cache { grown, durable: u64::MAX, ..Cache::default() };
-        Ok(Writer { image, storage, cache, barriers: false })
+        let cache = Cache { grown, durable: u64::MAX, fills: true, ..Cache::default() };
+        Ok(Writer { image, storage, cache, barriers: false, below: Vec::new() })
+    }
+
+    /// The images below it, the nearest first: a format of large units copies from them what a
+    /// change leaves of its unit. Without them they count as zeros.
+    pub fn over(mut self, below: Vec<Layer<'a>>) -> Writer<'a> {
+        self.below = below;
+        self
     }
 
     /// Flushes between data and the metadata that points at it, and before places are used again,
@@ -107,7 +115,7 @@ impl<'a> Writer<'a> {
         let mut span = Span { start: sector, count };
         while span.count > 0 {
             let plan = self.change(span, Want::Write, Some(left))?;
-            left = left.get(plan.count as usize * 512..).unwrap_or_default();
+            left = left.get(bytes_of(plan.count)..).unwrap_or_default();
             span = span.skip(plan.count);
         }
         Ok(())
@@ -165,25 +173,45 @@ impl<'a> Writer<'a> {
         }
         self.begin();
         let plan = self.plan(span, want)?;
-        let done = self.carry_out(&plan, data);
-        self.image.finish(&mut self.cache, &plan, done.is_ok());
-        if done.is_err() {
-            // What the disk holds is not known.
-            self.cache.pieces.clear();
+        let (chores, done) = self.carry_out(&plan, span, data);
+        done?;
+        if chores {
+            // What is not needed yet may fail: whoever needs it is told then.
+            let _ = self.chores();
         }
-        done.map(|()| plan)
+        Ok(plan)
     }
 
     fn plan(&mut self, span: Span, want: Want) -> io::Result<Plan> {
         loop {
             match self.image.plan(&mut self.cache, span, want) {
                 Ok(plan) => return Ok(plan),
-                Err(Stop::Load(r)) => self.cache.load(self.storage, r)?,
-                Err(Stop::Grow { end, step }) => self.grow(end, step)?,
-                Err(Stop::Flush { .. }) => self.settle()?,
-                Err(Stop::Fail { errno: code, .. }) => return Err(errno(code)),
-                Err(stop @ Stop::Wait) => alone(stop),
+                Err(Stop::Chore) => self.chores()?,
+                Err(stop) => self.heed(stop)?,
             }
+        }
+    }
+
+    /// The driver's own plans, up to one that fails.
+    fn chores(&mut self) -> io::Result<()> {
+        loop {
+            self.begin();
+            match self.image.chore(&mut self.cache) {
+                Ok(None) => return Ok(()),
+                Ok(Some(plan)) => self.carry_out(&plan, Span::default(), None).1?,
+                Err(stop) => self.heed(stop)?,
+            }
+        }
+    }
+
+    /// Does what has to happen first.
+    fn heed(&mut self, stop: Stop) -> io::Result<()> {
+        match stop {
+            Stop::Load(r) => self.cache.load(self.storage, r),
+            Stop::Grow { end, step } => self.grow(end, step),
+            Stop::Flush { .. } => self.settle(),
+            Stop::Fail { errno: code, .. } => Err(errno(code)),
+            stop @ (Stop::Wait | Stop::Copy | Stop::Chore) => alone(stop),
         }
     }
 
@@ -204,32 +232,89 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
+    /// A plan from its first step to its end; whether the driver has chores then.
+    fn carry_out(
+        &mut self,
+        plan: &Plan,
+        span: Span,
+        data: Option<&[u8]>,
+    ) -> (bool, io::Result<()>) {
+        let done = self.steps(plan, span, data);
+        let chores = self.image.finish(&mut self.cache, plan, done.is_ok());
+        if done.is_err() {
+            // What the disk holds is not known.
+            self.cache.pieces.clear();
+        }
+        (chores, done)
+    }
+
     /// The crash order: what nothing points at yet, then what points at it, frees last.
-    fn carry_out(&mut self, plan: &Plan, data: Option<&[u8]>) -> io::Result<()> {
-        let bytes = u64::from(plan.count) * SECTOR_BYTES;
-        match (plan.action, data) {
-            (Action::Write, Some(data)) => {
-                let data = data.get(..bytes as usize).expect("a plan covers what was asked");
-                self.storage.write_at(plan.byte, data)?;
+    fn steps(&mut self, plan: &Plan, span: Span, data: Option<&[u8]>) -> io::Result<()> {
+        let bytes = bytes_of(plan.count);
+        let data = || {
+            let data = data.and_then(|data| data.get(..bytes));
+            data.expect("a plan covers what was asked, and only writes plan to write")
+        };
+        match (plan.action, plan.fill) {
+            (Action::Write, None) => self.storage.write_at(plan.byte, data())?,
+            (Action::Write, Some(fill)) => self.fill(fill, span.first(plan.count), Some(data()))?,
+            (Action::Zero { punch }, None) => {
+                self.storage.zero_at(plan.byte, bytes as u64, punch)?
             }
-            (Action::Write, None) => unreachable!("only writes plan to write"),
-            (Action::Zero { punch }, _) => self.storage.zero_at(plan.byte, bytes, punch)?,
+            (Action::Zero { .. }, Some(fill)) => self.fill(fill, span.first(plan.count), None)?,
             (Action::Discard | Action::Nothing, _) => {}
         }
         self.put(plan.along)?;
-        if plan.barrier && self.barriers {
-            self.storage.sync()?;
-        }
-        for phase in 1.. {
-            let list = self.image.landed(&mut self.cache, plan, phase);
-            if list.is_empty() {
+        self.order(plan.order)?;
+        for number in 1.. {
+            let step = self.image.landed(&mut self.cache, plan, number);
+            if step.writes.is_empty() {
                 break;
             }
-            self.put(list)?;
+            self.put(step.writes)?;
+            self.order(step.order)?;
         }
         match plan.free {
-            Some((at, bytes)) => self.storage.zero_at(at, u64::from(bytes), true),
+            Some(range) => self.storage.zero_at(range.at, u64::from(range.bytes), true),
             None => Ok(()),
+        }
+    }
+
+    /// Writes a whole unit: a part of it anew (zeros without data), the rest as it reads now.
+    fn fill(&mut self, fill: Fill, part: Span, data: Option<&[u8]>) -> io::Result<()> {
+        let mut unit = vec![0; fill.span.bytes()];
+        let skip = fill.span.before(part.start);
+        let (head, rest) = unit.split_at_mut(bytes_of(skip));
+        let (middle, tail) = rest.split_at_mut(part.bytes());
+        self.copy(fill.head, fill.span.start, head)?;
+        if let Some(data) = data {
+            middle.copy_from_slice(data);
+        }
+        self.copy(fill.tail, part.end(), tail)?;
+        self.storage.write_at(fill.byte, &unit)
+    }
+
+    /// Reads sectors that are copied.
+    fn copy(&self, place: Place, sector: u64, buf: &mut [u8]) -> io::Result<()> {
+        let count = (buf.len() / 512) as u32;
+        let data = match place {
+            _ if count == 0 => return Ok(()),
+            Place::At { byte } => Data::At(byte),
+            Place::Packed(packed) => Data::Packed(packed),
+            Place::Zero => {
+                buf.fill(0);
+                return Ok(());
+            }
+            Place::Below => return read(&self.below, Span { start: sector, count }, buf),
+        };
+        fetch(self.image, self.storage, data, buf)
+    }
+
+    fn order(&self, order: Order) -> io::Result<()> {
+        match order {
+            Order::Flush => self.storage.sync(),
+            Order::Policy if self.barriers => self.storage.sync(),
+            Order::Policy | Order::Any => Ok(()),
         }
     }
 

@@ -155,7 +155,7 @@ impl Chunk<'_> {
         let mut out: Vec<Part> = Vec::new();
         let find = self.target.find_zeros;
         let bytes = self.sectors(extent.first, extent.count);
-        let zero = |s: u32| find && bytes[s as usize * 512..][..512] == [0; 512];
+        let zero = |s: u32| find && bytes[image::bytes_of(s)..][..512] == [0; 512];
         let mut at = 0;
         while at < extent.count {
             let kind = zero(at);
@@ -247,7 +247,7 @@ impl Chunk<'_> {
                 let head = &mut self.pages.all()[..PAGE];
                 head.fill(0);
                 head[PAGE - 512..].copy_from_slice(&bitmap);
-                let bytes = PAGE + first.count as usize * 512;
+                let bytes = PAGE + image::bytes_of(first.count);
                 self.put(self.data - PAGE as u64, 0, bytes)?;
                 self.write(rest)
             }
@@ -262,8 +262,8 @@ impl Chunk<'_> {
 
     fn write(&mut self, runs: &[Part]) -> Result<(), VhdError> {
         for run in runs {
-            let skip = PAGE + run.first as usize * 512;
-            self.put(self.byte(run.first), skip, run.count as usize * 512)?;
+            let skip = PAGE + image::bytes_of(run.first);
+            self.put(self.byte(run.first), skip, image::bytes_of(run.count))?;
         }
         Ok(())
     }
@@ -279,7 +279,7 @@ impl Chunk<'_> {
     }
 
     fn sectors(&mut self, first: u32, count: u32) -> &mut [u8] {
-        &mut self.pages.all()[PAGE + first as usize * 512..][..count as usize * 512]
+        &mut self.pages.all()[PAGE + image::bytes_of(first)..][..image::bytes_of(count)]
     }
 }
 

@@ -160,8 +160,8 @@ impl Work<'_> {
         }
         let at = u64::from(self.bat[block as usize]) * 512 + self.header.bitmap_bytes();
         for (first, count) in bits.runs(0, self.header.block_bytes / 512) {
-            let skip = PAGE + first as usize * 512;
-            let buf = &mut self.pages.all()[skip..skip + count as usize * 512];
+            let skip = PAGE + image::bytes_of(first);
+            let buf = &mut self.pages.all()[skip..skip + image::bytes_of(count)];
             let from = at + u64::from(first) * 512;
             self.medium
                 .read_exact_at(from, buf)
@@ -242,7 +242,7 @@ impl Work<'_> {
             .map_err(|e| VhdError::io(self.name, "write zeros", start, &e))?;
         for (first, count) in data.runs(0, self.header.block_bytes / 512) {
             let skip = u64::from(first) * 512;
-            let mut buf = memory(self.name, count as usize * 512)?;
+            let mut buf = memory(self.name, image::bytes_of(count))?;
             self.read(from + skip, buf.all())?;
             self.write(start + skip, buf.all())?;
         }

@@ -69,7 +69,7 @@ impl Target {
     /// # Errors
     /// ENOMEM.
     pub(super) fn memory(&self) -> Result<Pages, VhdError> {
-        Pages::new(PAGE + self.chunk as usize * 512)
+        Pages::new(PAGE + image::bytes_of(self.chunk))
             .map_err(|e| VhdError::io(&self.name, "get memory for a block of it", 0, &e))
     }
 

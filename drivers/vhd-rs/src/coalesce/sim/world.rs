@@ -2,9 +2,7 @@
 use std::cell::Cell;
 use std::path::Path;
 
-use image::{
-    Image, MemStorage, Meta, MetaList, Place as At, Plan, Run, Span, Stop, Want, blocking,
-};
+use image::{Image, MemStorage, Meta, Place as At, Plan, Run, Span, Step, Stop, Want, blocking};
 
 use super::super::machine::{Job, Machine, Next, Table};
 use super::super::memory::Pages;
@@ -77,10 +75,12 @@ impl Image for Flat {
     fn plan(&mut self, _: &mut dyn Meta, _: Span, _: Want) -> Result<Plan, Stop> {
         unreachable!("it is only read")
     }
-    fn landed(&mut self, _: &mut dyn Meta, _: &Plan, _: u8) -> MetaList {
+    fn landed(&mut self, _: &mut dyn Meta, _: &Plan, _: u8) -> Step {
         unreachable!("it is only read")
     }
-    fn finish(&mut self, _: &mut dyn Meta, _: &Plan, _: bool) {}
+    fn finish(&mut self, _: &mut dyn Meta, _: &Plan, _: bool) -> bool {
+        unreachable!("it is only read")
+    }
 }
 
 /// A VHD with sectors at random places, every one with a value of its own or zero.
