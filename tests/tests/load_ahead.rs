@@ -2,10 +2,10 @@
 //! needed.
 use std::path::Path;
 
-use engine::chain::{Chain, Layer};
+use engine::chain::Chain;
 use engine::limits::Limits;
 use engine::{Engine, Policy};
-use image::{MemStorage, Span};
+use image::{Image, MemStorage, Span};
 use request::disk::FileInfo;
 use request::{Outcome, Owner, Request, Slots, Verb};
 use tests::rig::MIB;
@@ -32,14 +32,14 @@ fn chain() -> Engine<SimDisk> {
         let storage = MemStorage::new(bytes.clone(), false);
         let options = OpenOptions { read_only: n > 0, for_io: true, ..OpenOptions::default() };
         let opened = vhd_rs::open(&storage, Path::new("x.vhd"), &options).expect("a whole image");
-        layers.push(Layer::new(Box::new(Vhd::new(opened))));
+        layers.push(Box::new(Vhd::new(opened)) as Box<dyn Image>);
         infos.push(FileInfo { bytes: bytes.len() as u64, device: false, thin: false });
         files.push(SimFile::new(bytes, false));
     }
     let limits = Limits::NORMAL;
     let disk = SimDisk::new(limits.arena_bytes(), files, limits.ops() as usize, Rng::new(1));
     let mut engine = Engine::new(disk, limits);
-    engine.attach(Chain::new(layers), &infos, Policy::default());
+    engine.attach(Chain::of(layers), &infos, Policy::default());
     engine
 }
 

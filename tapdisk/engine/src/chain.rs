@@ -11,8 +11,53 @@ use image::{Changes, Cipher, Image, Meta, Packed, Place, Purpose, Run, Span, Sto
 use crate::owners::Owners;
 use request::disk::FileId;
 
+/// What an image is to its chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Takes changes, and is read first. `keeps`: what is read from below is written into it (`-r`).
+    Top {
+        /// See above.
+        keeps: bool,
+    },
+    /// Is read.
+    Parent,
+    /// Gets every change before the top.
+    Mirror {
+        /// It is read right below the top, since it may hold data that the top has not, and can
+        /// take over. One that holds every sector (raw, remote) would hide what lies below.
+        read: bool,
+        /// When it fails, the disk goes on without it.
+        remote: bool,
+    },
+    /// Takes over when the top has no space left; not read until then.
+    Standby,
+}
+
+/// Why images make no chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misfit {
+    /// The first one has to be the top, and no other.
+    Top,
+    /// A mirror or standby has to be the last one, and the only one.
+    Secondary,
+    /// The mirror that is read cannot be one that the disk goes on without.
+    RemoteRead,
+}
+
+impl std::fmt::Display for Misfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Misfit::Top => "the first image of a chain is its top, and no other is",
+            Misfit::Secondary => "a chain has one secondary at most, and it comes last",
+            Misfit::RemoteRead => "a remote mirror is not read",
+        })
+    }
+}
+
 /// One image of a chain.
 pub struct Layer {
+    /// What it is.
+    pub role: Role,
     /// The format driver.
     pub image: Box<dyn Image>,
     /// Data of this image is encrypted.
@@ -25,8 +70,8 @@ pub struct Layer {
 
 impl Layer {
     /// A layer without history.
-    pub fn new(image: Box<dyn Image>) -> Layer {
-        Layer { image, cipher: None, hits: [0; 2], fails: [0; 2] }
+    pub fn new(role: Role, image: Box<dyn Image>) -> Layer {
+        Layer { role, image, cipher: None, hits: [0; 2], fails: [0; 2] }
     }
 }
 
@@ -51,14 +96,14 @@ pub struct Chain {
     /// In the order of reading, top first. A secondary that is only written is not in it.
     order: Vec<FileId>,
     /// The second writable image, while it serves its purpose.
-    pub second: Option<Second>,
+    second: Option<Second>,
     /// The leaf that a secondary has taken over from: what was written to it may still be on its
     /// way to the medium.
     pub former: Option<FileId>,
     /// Told of every change first.
     pub changes: Option<Box<dyn Changes>>,
-    /// What is read from below the top is written into it (`-r`).
-    pub local_cache: bool,
+    /// What is read from below the top is written into it.
+    local_cache: bool,
     /// The first place of the order from which on nothing changes while the chain is open.
     fixed: usize,
     owners: Owners,
@@ -91,15 +136,58 @@ pub trait Views {
     fn with<R>(&mut self, layer: FileId, f: impl FnOnce(&mut dyn Meta) -> R) -> R;
 }
 
+/// Whether images of these roles make a chain, top first; the secondary among them.
+///
+/// # Errors
+/// What does not fit.
+pub fn fit(roles: &[Role]) -> Result<Option<Second>, Misfit> {
+    let is_top = |role: &Role| matches!(role, Role::Top { .. });
+    if !roles.first().is_some_and(is_top) || roles.iter().skip(1).any(is_top) {
+        return Err(Misfit::Top);
+    }
+    let mut second = None;
+    for (file, role) in (0..).map(FileId).zip(roles) {
+        let (purpose, remote, read) = match *role {
+            Role::Top { .. } | Role::Parent => continue,
+            Role::Mirror { read: true, remote: true } => return Err(Misfit::RemoteRead),
+            Role::Mirror { read, remote } => (Purpose::Mirror, remote, read),
+            Role::Standby => (Purpose::Standby, false, true),
+        };
+        if usize::from(file.0) + 1 != roles.len() {
+            return Err(Misfit::Secondary);
+        }
+        second = Some(Second { file, purpose, remote, read });
+    }
+    Ok(second)
+}
+
 impl Chain {
-    /// A chain of images, leaf first, and nothing else.
-    pub fn new(layers: Vec<Layer>) -> Chain {
+    /// A chain of images by their roles: the top, its parents, a secondary.
+    ///
+    /// # Errors
+    /// What does not fit.
+    pub fn new(layers: Vec<Layer>) -> Result<Chain, Misfit> {
+        let roles: Vec<Role> = layers.iter().map(|layer| layer.role).collect();
+        let second = fit(&roles)?;
         // Room for a secondary, so that taking over allocates nothing.
         let mut order = Vec::with_capacity(layers.len() + 1);
-        order.extend((0..layers.len()).map(|i| FileId(i as u8)));
-        let (second, changes, owners) = (None, None, Owners::default());
-        let (former, local_cache) = (None, false);
-        Chain { layers, order, second, former, changes, local_cache, fixed: 1, owners }
+        let read = (0..).map(FileId).zip(&layers);
+        order.extend(read.filter(|(file, _)| second.is_none_or(|s| s.file != *file)).map(|f| f.0));
+        if let Some(second) = second.filter(|s| s.purpose == Purpose::Mirror && s.read) {
+            order.insert(1, second.file);
+        }
+        let local_cache = matches!(layers[0].role, Role::Top { keeps: true });
+        // Now or later the secondary and the leaf are the first two.
+        let fixed = if second.is_some() { 2 } else { 1 };
+        let (former, changes, owners) = (None, None, Owners::default());
+        Ok(Chain { layers, order, second, former, changes, local_cache, fixed, owners })
+    }
+
+    /// A top and its parents.
+    pub fn of(images: Vec<Box<dyn Image>>) -> Chain {
+        let role = |i| if i == 0 { Role::Top { keeps: false } } else { Role::Parent };
+        let layers = images.into_iter().enumerate().map(|(i, image)| Layer::new(role(i), image));
+        Chain::new(layers.collect()).expect("a top and parents fit")
     }
 
     /// Remembers from now on which of the images that do not change holds a page. Takes up to 2
@@ -116,17 +204,21 @@ impl Chain {
         self.fixed = 0;
     }
 
-    /// Gives the chain a second writable image, which is one of `layers`. A mirror may hold data
-    /// that the leaf has not, so it is read right below the leaf; a standby is not read until it
-    /// takes over.
-    pub fn set_second(&mut self, second: Second) {
-        self.order.retain(|file| *file != second.file);
-        // Now or later the secondary and the leaf are the first two.
-        self.fixed = 2;
-        if second.purpose == Purpose::Mirror && second.read {
-            self.order.insert(1, second.file);
-        }
-        self.second = Some(second);
+    /// The second writable image, while it serves its purpose.
+    #[inline]
+    pub fn second(&self) -> Option<Second> {
+        self.second
+    }
+
+    /// The disk goes on without its secondary.
+    pub fn lose_second(&mut self) {
+        self.second = None;
+    }
+
+    /// Whether what is read from below the top is written into it.
+    #[inline]
+    pub fn keeps_reads(&self) -> bool {
+        self.local_cache
     }
 
     /// The image that takes writes.
@@ -233,5 +325,32 @@ impl Chain {
             }
         }
         Ok((None, span))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_has_one_top_and_one_secondary_in_their_places() {
+        let top = Role::Top { keeps: false };
+        let mirror = |read, remote| Role::Mirror { read, remote };
+        let fits = |roles: &[Role]| fit(roles).map(|second| second.map(|s| (s.file.0, s.read)));
+        assert_eq!(fits(&[top]), Ok(None));
+        assert_eq!(fits(&[top, Role::Parent, mirror(true, false)]), Ok(Some((2, true))));
+        assert_eq!(fits(&[top, mirror(false, true)]), Ok(Some((1, false))));
+        assert_eq!(fits(&[top, Role::Parent, Role::Standby]), Ok(Some((2, true))));
+        for roles in [vec![], vec![Role::Parent], vec![top, top], vec![Role::Standby, top]] {
+            assert_eq!(fits(&roles), Err(Misfit::Top), "{roles:?}");
+        }
+        for roles in [
+            vec![top, Role::Standby, Role::Parent],
+            vec![top, Role::Standby, Role::Standby],
+            vec![top, mirror(true, false), Role::Standby],
+        ] {
+            assert_eq!(fits(&roles), Err(Misfit::Secondary), "{roles:?}");
+        }
+        assert_eq!(fits(&[top, mirror(true, true)]), Err(Misfit::RemoteRead));
     }
 }

@@ -93,7 +93,7 @@ impl<D: Disk> Engine<D> {
             return Ok((rest, Want::Write));
         };
         if let Verb::Zero { fast, .. } = verb
-            && self.map.layer(target).cipher.is_some()
+            && !self.is_plain(target)
         {
             // A range that the file system calls zero would read as noise: zeros are written.
             if fast {
@@ -146,31 +146,6 @@ impl<D: Disk> Engine<D> {
             Action::Nothing => {}
         }
         along.iter().for_each(|r| self.want_write(id, r));
-    }
-
-    /// The `count` sectors of the buffer from `skip` on, as they are written: encrypted in place
-    /// where the image is.
-    #[inline]
-    pub(super) fn encoded(&mut self, id: SlotId, count: u32, skip: u32) -> Buf {
-        let slot = &mut self.table[id];
-        let chain = self.map.chain.as_ref().expect("a request runs on a chain");
-        let whole = self.rules.limits.slot_buf(id.0);
-        let sector = slot.request.span.start + u64::from(skip);
-        let cipher = &chain.layers[usize::from(slot.target.0)].cipher;
-        if matches!(slot.request.verb, Verb::Zero { .. }) {
-            // Zeros come here only where they have to be encrypted, a buffer at a time.
-            let buf = whole.part(0, count * 512);
-            let bytes = self.io.disk.arena().slice_mut(buf);
-            bytes.fill(0);
-            cipher.as_ref().inspect(|cipher| cipher.encrypt(sector, bytes));
-            return buf;
-        }
-        let buf = whole.part(skip * 512, count * 512);
-        if let Some(cipher) = cipher {
-            cipher.encrypt(sector, self.io.disk.arena().slice_mut(buf));
-            slot.coded |= super::slot::sectors_mask(skip, count);
-        }
-        buf
     }
 
     /// Zeros a range: the part made of whole pages by the file system, its ends by hand, so that

@@ -227,7 +227,7 @@ impl<D: Disk> Engine<D> {
     fn next_chunk(&mut self, id: SlotId, unit: &Unit) -> bool {
         let (at, end) = (self.work(id).next, unit.fill.span.end());
         let (new, count) = unit.run(at, end);
-        let plain = self.map.layer(self.slot(id).target).cipher.is_none();
+        let plain = self.is_plain(self.slot(id).target);
         let zeros = match (new, unit.plan.action) {
             (true, Action::Zero { .. }) => Some(count),
             (true, _) => None,
@@ -321,27 +321,21 @@ impl<D: Disk> Engine<D> {
     #[cold]
     pub(super) fn copied(&mut self, id: SlotId, op: &Op, outcome: Result<(), i32>) {
         match outcome {
-            Ok(()) => self.decode_copy(id, op),
+            Ok(()) => {
+                let into = (op.buf.offset - self.copy_buf(id).offset) / 512;
+                let sector = self.work(id).chunk.start + u64::from(into);
+                self.decode(op.file, sector, op.buf);
+            }
             Err(_) => self.count_failure(op),
         }
         self.table[id].ops -= 1;
         self.wake_one(id, op.file, outcome);
     }
 
-    /// What was read for a copy is made plain.
-    fn decode_copy(&mut self, id: SlotId, op: &Op) {
-        let into = (op.buf.offset - self.copy_buf(id).offset) / 512;
-        let sector = self.work(id).chunk.start + u64::from(into);
-        let chain = self.map.chain.as_ref().expect("a request runs on a chain");
-        if let Some(cipher) = &chain.layers[usize::from(op.file.0)].cipher {
-            cipher.decrypt(sector, self.io.disk.arena().slice_mut(op.buf));
-        }
-    }
-
     /// Writes the chunk, with the guest's sectors.
     fn store(&mut self, id: SlotId, unit: &Unit) {
-        let (chunk, whole) = (self.work(id).chunk, self.copy_buf(id).part(0, 0));
-        let copy = Buf { bytes: chunk.count * 512, ..whole };
+        let (chunk, target) = (self.work(id).chunk, self.slot(id).target);
+        let copy = self.copy_buf(id).part(0, chunk.count * 512);
         let data = |at: u64, count: u32| unit.data.part(unit.part.before(at) * 512, count * 512);
         let (new, count) = unit.run(chunk.start, chunk.end());
         let writes = unit.plan.action == Action::Write;
@@ -355,7 +349,7 @@ impl<D: Disk> Engine<D> {
                     match (new, writes) {
                         (true, true) => self.io.disk.arena().copy(data(at, count), part),
                         (true, false) => self.io.disk.arena().slice_mut(part).fill(0),
-                        (false, _) => self.encode_copy(id, at, part),
+                        (false, _) => self.encode(target, at, part),
                     }
                     at += u64::from(count);
                 }
@@ -367,13 +361,5 @@ impl<D: Disk> Engine<D> {
         let op =
             Op { file: self.slot(id).target, kind: Kind::Write, at: unit.byte(chunk.start), buf };
         self.data_op(id, Owner::Slot(id), op);
-    }
-
-    fn encode_copy(&mut self, id: SlotId, sector: u64, part: Buf) {
-        let target = self.slot(id).target;
-        let chain = self.map.chain.as_ref().expect("a request runs on a chain");
-        if let Some(cipher) = &chain.layers[usize::from(target.0)].cipher {
-            cipher.encrypt(sector, self.io.disk.arena().slice_mut(part));
-        }
     }
 }

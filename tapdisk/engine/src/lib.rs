@@ -15,21 +15,23 @@
 use request::disk::{Disk, FileId, FileInfo};
 use request::{Outcome, Request, SlotId};
 
+mod admit;
+mod cache;
 pub mod chain;
 mod change;
 mod chores;
 mod copy;
+mod crypt;
 pub mod files;
 mod io;
 pub mod limits;
-mod local;
 mod machine;
 mod map;
 pub mod meta;
 pub mod ops;
 mod owners;
 mod read;
-mod second;
+mod route;
 pub mod sets;
 mod shared;
 pub mod slot;
@@ -38,13 +40,13 @@ pub mod stats;
 mod table;
 mod unpack;
 
+use cache::LocalCache;
 use chain::Chain;
 use chores::Chores;
 use copy::Copies;
 use files::{FileState, Flushing};
 use io::Io;
 use limits::{Limits, PAGE_BYTES};
-use local::LocalCache;
 use map::Map;
 use meta::MetaCache;
 use ops::Ops;
@@ -187,7 +189,7 @@ impl<D: Disk> Engine<D> {
         self.io.ops.timeout_us = u64::from(policy.timeout_s) * 1_000_000;
         self.events = Events::default();
         self.set_ends(&chain);
-        let mirror = chain.second.filter(|second| second.purpose == image::Purpose::Mirror);
+        let mirror = chain.second().filter(|second| second.purpose == image::Purpose::Mirror);
         // After a takeover the former leaf is flushed too: a tapdisk that was killed may have
         // answered writes to it that are not on the medium.
         let other = mirror.map(|second| second.file).or(chain.former);

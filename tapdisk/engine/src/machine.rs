@@ -4,6 +4,7 @@ use image::Stop;
 
 use super::slot::{Ahead, Cause, State};
 use super::{Engine, limits::SLOT_OPS_MAX};
+use crate::admit::Verdict;
 use crate::meta::Loading;
 use crate::ops::Owner;
 use crate::sets::SlotSet;
@@ -19,7 +20,7 @@ impl<D: Disk> Engine<D> {
         match owner {
             Owner::Slot(id) | Owner::Quick(id) => {
                 match outcome {
-                    Ok(()) if op.kind == Kind::Read => self.decode(id, &op),
+                    Ok(()) if op.kind == Kind::Read => self.decode_read(id, &op),
                     Ok(()) => {}
                     Err(_) => self.count_failure(&op),
                 }
@@ -128,8 +129,10 @@ impl<D: Disk> Engine<D> {
             }
             Verb::Read => self.read_on(id),
             Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. } => {
-                let waits = self.behind_a_keeper(id) || self.behind_a_mirrored(id);
-                if waits { self.ask_again(id) } else { self.plan_on(id) }
+                match self.may_change(id) {
+                    Verdict::Go => self.plan_on(id),
+                    Verdict::Wait => self.ask_again(id),
+                }
             }
             Verb::Status => self.status_on(id),
         }

@@ -7,7 +7,6 @@ use super::limits::SLOT_OPS_MAX;
 use super::ops::Owner;
 use super::slot::Ahead;
 use super::{Engine, STATUS_RUNS_MAX};
-use host::arena::Buf;
 use request::SlotId;
 use request::disk::{Disk, FileId, Kind, Op};
 
@@ -95,20 +94,6 @@ impl<D: Disk> Engine<D> {
                 _ => return,
             }
         }
-    }
-
-    /// A read has landed: what is encrypted on the disk is made plain.
-    pub(super) fn decode(&mut self, id: SlotId, op: &Op) {
-        let Some(chain) = &self.map.chain else { return };
-        let Some(cipher) = &chain.layers[usize::from(op.file.0)].cipher else { return };
-        let sector = self.sector_at(id, op.buf);
-        cipher.decrypt(sector, self.io.disk.arena().slice_mut(op.buf));
-    }
-
-    /// The sector of the disk that a part of a slot's buffer is for.
-    fn sector_at(&self, id: SlotId, buf: Buf) -> u64 {
-        let into = (buf.offset - self.rules.limits.slot_buf(id.0).offset) / 512;
-        self.slot(id).request.span.start + u64::from(into)
     }
 
     /// Collects extents, merging neighbours of one kind, until the span or the buffer ends.

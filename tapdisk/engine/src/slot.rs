@@ -1,8 +1,8 @@
 //! Slots: what a request in flight is waiting for, as one state.
 use image::{Order, Plan, Span};
 
+use crate::cache::Local;
 use crate::limits::{LARGE_BYTES, PLANS_MAX};
-use crate::local::Local;
 use request::disk::FileId;
 use request::{Outcome, Owner, Request, Verb};
 

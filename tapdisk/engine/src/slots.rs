@@ -1,8 +1,8 @@
 //! The engine as frontends see it: slots to fill, to start, to read from and to give back.
 use crate::Engine;
 use crate::limits::{LARGE_BYTES, SMALL_BYTES};
-use crate::slot::{Cause, Slot, State};
-use request::disk::{Disk, FileId};
+use crate::slot::{Slot, State};
+use request::disk::Disk;
 use request::{Request, SlotCounts, SlotId, Slots, Verb};
 
 impl<D: Disk> Slots for Engine<D> {
@@ -37,7 +37,6 @@ impl<D: Disk> Slots for Engine<D> {
     }
 
     fn start(&mut self, slot: SlotId, request: Request) {
-        let wrong = self.wrong(slot, &request);
         let target = self.first_target();
         let seq = self.table.next_seq();
         let s = &mut self.table[slot];
@@ -52,16 +51,7 @@ impl<D: Disk> Slots for Engine<D> {
             ..Slot::free()
         };
         self.table.begin(slot);
-        match wrong {
-            None => {
-                self.note_overlaps(slot);
-                self.note_change(&request);
-            }
-            Some(wrong) => {
-                let file = self.map.top();
-                self.table.fail(slot, wrong.cause(file));
-            }
-        }
+        self.admit(slot, &request);
         #[cfg(feature = "unprotected")]
         if request.verb == Verb::Read {
             self.io.disk.arena().give_back(self.rules.limits.slot_buf(slot.0));
@@ -125,73 +115,5 @@ impl<D: Disk> Engine<D> {
         } else {
             self.table.large_free.push(slot.0);
         }
-    }
-
-    /// A change is about to be made: the changed-block log knows before any disk does.
-    fn note_change(&mut self, request: &Request) {
-        if !request.verb.changes() {
-            return;
-        }
-        if self.events.taken_over {
-            self.stats.redirected += u64::from(request.span.count);
-        }
-        if let Some(changes) = self.map.chain.as_mut().and_then(|chain| chain.changes.as_mut()) {
-            changes.mark(request.span);
-        }
-    }
-
-    /// Why a request must not reach a driver (spec/drivers.md §3).
-    fn wrong(&self, slot: SlotId, request: &Request) -> Option<Wrong> {
-        let span = request.span;
-        if self.map.chain.is_none() {
-            return Some(Wrong::Closed);
-        }
-        if request.verb == Verb::Flush {
-            return None;
-        }
-        let end = span.start.checked_add(u64::from(span.count));
-        if span.count == 0 || end.is_none_or(|end| end > self.map.sectors) {
-            return Some(Wrong::Outside);
-        }
-        let unit = u64::from(self.rules.policy.sector_size / 512);
-        if !span.start.is_multiple_of(unit) || !u64::from(span.count).is_multiple_of(unit) {
-            return Some(Wrong::Parts);
-        }
-        let fits =
-            u64::from(span.count) * 512 <= u64::from(self.rules.limits.slot_buf(slot.0).bytes);
-        match request.verb {
-            Verb::Read if !fits => Some(Wrong::Long),
-            Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. }
-                if self.rules.policy.read_only =>
-            {
-                Some(Wrong::ReadOnly)
-            }
-            Verb::Write { .. } if !fits => Some(Wrong::Long),
-            _ => None,
-        }
-    }
-}
-
-/// What is wrong with a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wrong {
-    Closed,
-    Outside,
-    Parts,
-    Long,
-    ReadOnly,
-}
-
-impl Wrong {
-    #[cold]
-    fn cause(self, file: FileId) -> Cause {
-        let (errno, why) = match self {
-            Wrong::Closed => (libc::ESHUTDOWN, "the disk is closed"),
-            Wrong::Outside => (libc::EINVAL, "the request ends after the disk, or has no sectors"),
-            Wrong::Parts => (libc::EINVAL, "the request is not of whole sectors of the disk"),
-            Wrong::Long => (libc::EINVAL, "the request is longer than its buffer"),
-            Wrong::ReadOnly => (libc::EPERM, "the disk is read-only"),
-        };
-        Cause { file, errno, why }
     }
 }

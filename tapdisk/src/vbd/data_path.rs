@@ -15,19 +15,20 @@ use tap_ctl::messages::ImageInfo;
 
 use super::frontends::Frontends;
 use super::{Env, Opened, socket_paths};
-use crate::formats::{Images, LAYERS_MAX, Marks, OpenError};
+use crate::formats::{self, Images, LAYERS_MAX, Marks, OpenError};
 use crate::memory::Memory;
 use crate::tokens::VBD_TOKENS;
 use disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
 use disk::probe::{AnyDisk, choose};
 use disk::remote::{Peer, Remote};
-use engine::chain::{Chain, Layer, Second};
+use engine::chain::{self, Chain, Layer, Role};
 use engine::limits::Limits;
 use engine::slot::Cause;
 use engine::{Engine, Policy};
 use frontend::nbd::{Export, NbdServer};
 use host::arena::{Arena, Locked};
 use host::sys;
+use image::Purpose;
 use request::Request;
 use request::disk::{Disk, FileId};
 
@@ -182,7 +183,11 @@ impl DataPath {
             let text = format!("the disk engine does not take the files: {error}");
             return Err((OpenError::new(errno, text), images));
         }
-        let chain = chain(&mut images, self.remember);
+        let roles = roles(&images);
+        if let Err(misfit) = chain::fit(&roles) {
+            return Err((OpenError::new(libc::EINVAL, misfit.to_string()), images));
+        }
+        let chain = chain(&mut images, &roles, self.remember);
         let policy = Policy {
             read_only: !images.writable(),
             barriers: barriers(),
@@ -348,25 +353,35 @@ impl DataPath {
     }
 }
 
-/// The chain of open images; their drivers are lent to it.
-fn chain(images: &mut Images, remember: bool) -> Chain {
-    let layers = images.layers.iter_mut().filter_map(|layer| {
+/// What each of the open images is to their chain.
+fn roles(images: &Images) -> Vec<Role> {
+    let last = images.layers.len() - 1;
+    let role = |(i, layer): (usize, &formats::Layer)| match images.second {
+        Some(second) if i == last => match second.purpose {
+            Purpose::Mirror => {
+                let format = layer.kind.format();
+                Role::Mirror { read: format.layered, remote: format.is_remote() }
+            }
+            Purpose::Standby => Role::Standby,
+        },
+        _ if i == 0 => Role::Top { keeps: images.local_cache },
+        _ => Role::Parent,
+    };
+    images.layers.iter().enumerate().map(role).collect()
+}
+
+/// The chain of open images, which fit; their drivers are lent to it.
+fn chain(images: &mut Images, roles: &[Role], remember: bool) -> Chain {
+    let layers = images.layers.iter_mut().zip(roles).filter_map(|(layer, role)| {
         let image = layer.image.take()?;
-        Some(Layer { cipher: layer.cipher.take(), ..Layer::new(image) })
+        Some(Layer { cipher: layer.cipher.take(), ..Layer::new(*role, image) })
     });
-    let mut chain = Chain::new(layers.collect());
-    if let (Some(second), Some(last)) = (images.second, images.layers.len().checked_sub(1)) {
-        let file = FileId(u8::try_from(last).expect("a file is named by eight bits"));
-        let format = images.layers[last].kind.format();
-        let (read, remote) = (format.layered, format.is_remote());
-        chain.set_second(Second { file, purpose: second.purpose, remote, read });
-        if second.taken_over {
-            chain.take_over();
-        }
+    let mut chain = Chain::new(layers.collect()).expect("it was asked whether they fit");
+    if images.second.is_some_and(|second| second.taken_over) {
+        chain.take_over();
     }
     let log = images.log.clone();
     chain.changes = log.map(|log| Box::new(Marks(log)) as Box<dyn image::Changes>);
-    chain.local_cache = images.local_cache;
     // Below that, asking is as quick as remembering.
     const PARENTS_MIN: usize = 2;
     if remember && chain.order().len() > PARENTS_MIN {

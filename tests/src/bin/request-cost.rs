@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::process::ExitCode;
 
-use engine::chain::{Chain, Layer};
+use engine::chain::Chain;
 use engine::limits::Limits;
 use engine::{Engine, Policy};
 use host::arena::Arena;
@@ -97,7 +97,7 @@ fn engine(format: &str) -> Option<Engine<MemoryDisk>> {
     let done = VecDeque::with_capacity(limits.ops() as usize);
     let mut engine = Engine::new(MemoryDisk { arena, file, done }, limits);
     let info = FileInfo { bytes, device: false, thin: false };
-    engine.attach(Chain::new(vec![Layer::new(image)]), &[info], Policy::default());
+    engine.attach(Chain::of(vec![image]), &[info], Policy::default());
     Some(engine)
 }
 

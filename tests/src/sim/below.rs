@@ -2,7 +2,7 @@
 //! images on it, and what each sector may hold.
 use std::path::Path;
 
-use engine::chain::{Chain, Layer};
+use engine::chain::Chain;
 use engine::limits::Limits;
 use engine::{Engine, Policy};
 use image::{Image, Span, blocking};
@@ -69,14 +69,14 @@ impl Below {
     /// Opens files, each an image, leaf first.
     fn open(&mut self, rng: &mut Rng, mut files: Vec<SimFile>) -> Result<(), String> {
         take_marks_off(&mut files[0], self.formats[0])?;
-        let layers = images(&files, &self.formats)?.into_iter().map(Layer::new).collect();
+        let layers = images(&files, &self.formats)?;
         let infos: Vec<FileInfo> = files.iter().map(SimFile::info).collect();
         let (arena, depth) = (self.limits.arena_bytes(), self.limits.ops() as usize);
         let mut disk = SimDisk::new(arena, files, depth, Rng::new(rng.next()));
         (disk.faults, disk.volatile) = (self.faults, self.volatile);
         self.engine = Engine::new(disk, self.limits);
         let policy = Policy { barriers: self.volatile, timeout_s: 600, ..Policy::default() };
-        self.engine.attach(Chain::new(layers), &infos, policy);
+        self.engine.attach(Chain::of(layers), &infos, policy);
         self.engine.set_room(true);
         Ok(())
     }

@@ -4,13 +4,13 @@
 //! The images are differencing or dynamic VHDs with blocks of 64 KiB; the values of sectors are
 //! those of the
 //! model.
-use engine::chain::{self, Chain, Layer};
+use engine::chain::{Chain, Layer, Role};
 use engine::limits::Limits;
 use engine::{Engine, Policy};
 use image::Purpose;
 use image::Span;
 use request::disk::FileInfo;
-use request::disk::{FileId, Op};
+use request::disk::Op;
 use request::{Outcome, Owner, Request, SlotId, Slots, Verb};
 use vhd_rs::OpenOptions;
 use vhd_rs::driver::Vhd;
@@ -51,13 +51,15 @@ impl Bench {
             let read_only = i > 0 && !(second.is_some() && i == last);
             let options = OpenOptions { read_only, for_io: true, ..OpenOptions::default() };
             let opened = vhd_rs::open(&file, "bench.vhd".as_ref(), &options);
-            Layer::new(Box::new(Vhd::new(opened.expect("an image"))))
+            let role = match second {
+                _ if i == 0 => Role::Top { keeps: false },
+                Some(Purpose::Mirror) if i == last => Role::Mirror { read: true, remote: false },
+                Some(Purpose::Standby) if i == last => Role::Standby,
+                _ => Role::Parent,
+            };
+            Layer::new(role, Box::new(Vhd::new(opened.expect("an image"))))
         });
-        let mut chain = Chain::new(layers.collect());
-        let file = FileId(last as u8);
-        if let Some(purpose) = second {
-            chain.set_second(chain::Second { file, purpose, remote: false, read: true });
-        }
+        let chain = Chain::new(layers.collect()).expect("they fit");
         let infos: Vec<FileInfo> = files.iter().map(SimFile::info).collect();
         let depth = limits.ops() as usize;
         let mut disk = SimDisk::new(limits.arena_bytes(), files, depth, Rng::new(1));

@@ -9,7 +9,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use engine::chain::{Chain, Layer};
+use engine::chain::Chain;
 use engine::limits::Limits;
 use engine::{Engine, Policy};
 use image::{Closing, Image, MemStorage, Span, blocking};
@@ -216,7 +216,7 @@ impl World {
         disk.faults.lazy_flush = self.setup.lazy_flush;
         let mut engine = Engine::new(disk, limits);
         let policy = Policy { barriers: self.volatile, ..Policy::default() };
-        engine.attach(Chain::new(vec![Layer::new(image)]), &[info], policy);
+        engine.attach(Chain::of(vec![image]), &[info], policy);
         engine.set_room(true);
         engine
     }

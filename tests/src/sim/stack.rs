@@ -2,6 +2,7 @@
 //! log of changes. Its chances are its own, so that old seeds stay what they were.
 use std::sync::{Arc, Mutex};
 
+use engine::chain::Role;
 use image::Span;
 use image::{Changes, Cipher, Purpose};
 
@@ -105,6 +106,18 @@ impl Stack {
             _ => {}
         }
         order
+    }
+
+    /// What file `i` is to the chain, whose last file is `last`.
+    pub fn role(&self, i: usize, last: usize) -> Role {
+        match self.second.filter(|_| i == last) {
+            Some(Second { purpose: Purpose::Mirror, remote, .. }) => {
+                Role::Mirror { read: !remote, remote }
+            }
+            Some(_) => Role::Standby,
+            None if i == 0 => Role::Top { keeps: self.local_cache },
+            None => Role::Parent,
+        }
     }
 
     /// Whether a crash leaves the secondary useless: a mirror may hold what was never acknowledged

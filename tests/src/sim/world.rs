@@ -4,13 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
-use engine::chain::{self, Chain, Layer};
+use engine::chain::{Chain, Layer};
 use engine::limits::Limits;
 use engine::{Bug, Engine, Policy};
 use image::Purpose;
 use image::blocking;
 use image::{Cipher, Image, Span};
-use request::disk::FileId;
 use request::disk::FileInfo;
 use request::{Outcome, Owner, Request, SlotId, Slots, Verb};
 use vhd_rs::batmap::BatmapHeader;
@@ -401,18 +400,12 @@ impl World {
                 let image = if i == 0 { (self.setup.wrap)(image) } else { image };
                 let cipher = self.stack.cipher().filter(|_| *format != Format::Raw);
                 let cipher = cipher.map(|cipher| Box::new(cipher) as Box<dyn Cipher>);
-                Layer { cipher, ..Layer::new(image) }
+                Layer { cipher, ..Layer::new(self.stack.role(i, last), image) }
             });
-        let mut chain = Chain::new(layers.collect());
-        if let Some(second) = self.stack.second {
-            let (purpose, remote) = (second.purpose, second.remote);
-            let file = FileId(last as u8);
-            chain.set_second(chain::Second { file, purpose, remote, read: !remote });
-            if second.taken_over {
-                chain.take_over();
-            }
+        let mut chain = Chain::new(layers.collect()).map_err(|misfit| misfit.to_string())?;
+        if self.stack.second.is_some_and(|second| second.taken_over) {
+            chain.take_over();
         }
-        chain.local_cache = self.stack.local_cache;
         if self.setup.remembers_too_much {
             chain.remember_too_much();
         } else if self.stack.remembers {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use disk::align::{Aligned, BOUNCE_BYTES};
 use disk::probe::{AnyDisk, EngineKind, choose};
-use engine::chain::{Chain, Layer};
+use engine::chain::Chain;
 use engine::limits::Limits;
 use engine::{Engine, Policy};
 use host::arena::Arena;
@@ -32,7 +32,7 @@ pub fn engine(
     disk.set_files(&[file.as_raw_fd()]).unwrap();
     let mut engine = Engine::new(disk, limits);
     let info = FileInfo { bytes: file.metadata().unwrap().len(), device: false, thin: false };
-    engine.attach(Chain::new(vec![Layer::new(image)]), &[info], Policy::default());
+    engine.attach(Chain::of(vec![image]), &[info], Policy::default());
     (file, engine)
 }
 

@@ -63,7 +63,7 @@ impl LocalCache {
 impl<D: Disk> Engine<D> {
     /// Whether the chain keeps what is read.
     pub fn keeps_reads(&self) -> bool {
-        self.map.chain.as_ref().is_some_and(|chain| chain.local_cache)
+        self.map.chain.as_ref().is_some_and(|chain| chain.keeps_reads())
             && !self.rules.policy.read_only
     }
 

@@ -9,9 +9,7 @@
 //! A change is one request to one image after the other, each in the phases of its own format; a
 //! target that changes means the request starts anew there. So nothing is acknowledged that is not
 //! where reads look.
-use image::Span;
 
-use super::slot::sectors_mask;
 use super::{Bug, Engine};
 use image::Purpose;
 use request::SlotId;
@@ -33,7 +31,7 @@ enum Recovery {
 impl<D: Disk> Engine<D> {
     /// Where a new change goes first.
     pub(super) fn first_target(&self) -> FileId {
-        let mirror = self.map.chain.as_ref().and_then(|chain| chain.second);
+        let mirror = self.map.chain.as_ref().and_then(|chain| chain.second());
         mirror.filter(|s| s.purpose == Purpose::Mirror).map_or(self.map.top(), |s| s.file)
     }
 
@@ -50,30 +48,6 @@ impl<D: Disk> Engine<D> {
         slot.target != self.map.top() || !always
     }
 
-    /// Whether a change has to wait for an older one of the same sectors: they would else land in
-    /// the
-    /// mirror in one order and in the top in the other, and which of them is read would change when
-    /// the
-    /// mirror takes over. An older one never waits for a younger one.
-    pub(super) fn behind_a_mirrored(&self, id: SlotId) -> bool {
-        let slot = self.slot(id);
-        let mirrors = self.map.chain.as_ref().and_then(|chain| chain.second);
-        if slot.cursor > 0 || self.rules.bug == Bug::MirrorInAnyOrder {
-            return false;
-        }
-        if mirrors.is_none_or(|second| second.purpose != Purpose::Mirror) {
-            return false;
-        }
-        let meets = |a: Span, b: Span| a.start < b.end() && b.start < a.end();
-        let mut working = self.table.working;
-        std::iter::from_fn(|| working.pop()).any(|other| {
-            let other = self.slot(other);
-            other.request.verb.changes()
-                && other.seq < slot.seq
-                && meets(other.request.span, slot.request.span)
-        })
-    }
-
     /// What is to be done about a request that has failed.
     fn after_failure(&self, id: SlotId, errno: i32) -> Recovery {
         let slot = self.slot(id);
@@ -81,7 +55,7 @@ impl<D: Disk> Engine<D> {
             return Recovery::None;
         }
         let full = errno == libc::ENOSPC;
-        let second = self.map.chain.as_ref().and_then(|chain| chain.second);
+        let second = self.map.chain.as_ref().and_then(|chain| chain.second());
         if slot.target == self.map.top() {
             let standby = second.is_some() && full;
             return if standby { Recovery::TakeOver } else { Recovery::None };
@@ -117,7 +91,7 @@ impl<D: Disk> Engine<D> {
     /// Whether a failure of this file costs the mirror alone: the disk goes on without it. Also
     /// after it has.
     pub(super) fn is_remote_mirror(&self, file: FileId) -> bool {
-        let second = self.map.chain.as_ref().and_then(|chain| chain.second);
+        let second = self.map.chain.as_ref().and_then(|chain| chain.second());
         let is = second.is_some_and(|second| {
             second.file == file && second.remote && second.purpose == Purpose::Mirror
         });
@@ -130,7 +104,7 @@ impl<D: Disk> Engine<D> {
             return;
         }
         if let Some(chain) = &mut self.map.chain {
-            chain.second = None;
+            chain.lose_second();
         }
         self.events.mirror_lost = Some(file);
         self.flushing.written = [Some(self.map.top()), None];
@@ -138,7 +112,7 @@ impl<D: Disk> Engine<D> {
 
     /// The request starts anew on the top, with its data as it came.
     pub(super) fn retarget(&mut self, id: SlotId) {
-        self.plain(id);
+        self.make_plain(id);
         let top = self.map.top();
         let slot = &mut self.table[id];
         slot.error = None;
@@ -147,21 +121,6 @@ impl<D: Disk> Engine<D> {
         slot.taken_over = self.events.taken_over;
         if self.events.taken_over {
             self.stats.redirected += u64::from(slot.request.span.count);
-        }
-    }
-
-    /// Undoes the encryption for the present target.
-    fn plain(&mut self, id: SlotId) {
-        let slot = &mut self.table[id];
-        let chain = self.map.chain.as_ref().expect("a request runs on a chain");
-        let Some(cipher) = &chain.layers[usize::from(slot.target.0)].cipher else { return };
-        while slot.coded != 0 {
-            let first = slot.coded.trailing_zeros();
-            let count = (slot.coded >> first).trailing_ones();
-            slot.coded &= !sectors_mask(first, count);
-            let buf = self.rules.limits.slot_buf(id.0).part(first * 512, count * 512);
-            let sector = slot.request.span.start + u64::from(first);
-            cipher.decrypt(sector, self.io.disk.arena().slice_mut(buf));
         }
     }
 }
