@@ -17,6 +17,7 @@ use image::{MetaRef, Stop};
 use request::disk::{Disk, FileId, FileInfo, Kind, Op};
 use request::{Outcome, Request, SlotId, Verb};
 
+pub mod bug;
 pub mod chain;
 mod change;
 pub mod files;
@@ -36,6 +37,8 @@ mod slots;
 pub mod stats;
 mod table;
 
+pub use bug::Bug;
+use bug::Planted;
 use chain::Chain;
 use files::{FileState, Flushing};
 use io::Io;
@@ -83,23 +86,6 @@ pub struct Events {
     pub mirror_lost: Option<FileId>,
 }
 
-/// Bugs to be planted, which the simulator has to find.
-#[doc(hidden)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Bug {
-    /// None.
-    #[default]
-    None,
-    /// What has become the top counts as one that always was.
-    AlwaysTheTop,
-    /// Changes that overlap go to mirror and top in any order.
-    MirrorInAnyOrder,
-    /// What the local cache keeps is marked before it is on the medium.
-    KeptWithoutBarrier,
-    /// What a lower image is not sure of counts as zeros.
-    DoubtIsZero,
-}
-
 /// How this engine is to work.
 #[derive(Debug)]
 struct Rules {
@@ -107,7 +93,7 @@ struct Rules {
     policy: Policy,
     /// Fewer than `STEPS_MAX` where the simulator looks for what may come between.
     steps_max: u32,
-    bug: Bug,
+    bug: Planted,
 }
 
 /// The engine of one disk.
@@ -148,7 +134,7 @@ impl<D: Disk> Engine<D> {
                 limits,
                 policy: Policy::default(),
                 steps_max: STEPS_MAX,
-                bug: Bug::None,
+                bug: Planted::default(),
             },
         }
     }
@@ -240,16 +226,16 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Fewer steps than usual before others have their turn, for tests.
-    #[doc(hidden)]
+    #[cfg(feature = "canary")]
     pub fn set_steps_max(&mut self, steps: u32) {
         assert!(steps > 0, "a turn goes on");
         self.rules.steps_max = steps;
     }
 
     /// Plants a bug.
-    #[doc(hidden)]
+    #[cfg(feature = "canary")]
     pub fn plant(&mut self, bug: Bug) {
-        self.rules.bug = bug;
+        self.rules.bug.plant(bug);
     }
 
     /// A slot, for tests and the watchdog's report.
