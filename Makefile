@@ -73,8 +73,9 @@ BENCH_ARGS ?=
 
 all: build
 
+# Without the simulator (tests/Cargo.toml), and so without the bugs that it plants.
 build: linker
-	$(CARGO) build --release --workspace --bins
+	$(CARGO) build --release --workspace --bins --no-default-features
 
 # A Rust tool chain alone cannot link: it calls cc.
 linker:
@@ -195,9 +196,9 @@ $(PROGRAMS):
 	$(MAKE) build
 
 # The files and where they go: packaging/manifest. A tapdisk that was built for measuring without its
-# protections is not installed.
+# protections, or with the simulator and the bugs that it plants, is not installed.
 install: $(PROGRAMS)
-	! "$(BIN)/tapdisk" --version | grep -q UNPROTECTED
+	! "$(BIN)/tapdisk" --version | grep -Eq 'UNPROTECTED|canary'
 	$(FOLDERS) packaging/files.sh install "$(PARTS)"
 
 # What files.sh says of the manifest: LIST=rpm, LIST=conffiles, LIST=check.

@@ -50,6 +50,14 @@ impl<T: Send + 'static> Job<T> {
         Job { answer }
     }
 
+    /// The answer, or the work itself, which goes on.
+    ///
+    /// # Errors
+    /// It is not over.
+    pub fn poll(self) -> Result<T, Job<T>> {
+        self.take().ok_or(self)
+    }
+
     /// The answer, once.
     pub fn take(&self) -> Option<T> {
         match self.answer.try_recv() {

@@ -43,6 +43,9 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[cfg(feature = "unprotected")]
 const VERSION: &str = tap_ctl::UNPROTECTED;
 
+/// Of a program that was built together with the simulator; `make install` looks for it.
+const CANARY: &str = "built with the feature `canary`: bugs can be planted, for tests only";
+
 /// Where the log files of root are.
 const LOG_DIR: &str = "/var/log/blktap";
 /// Environment variable that overrides it.
@@ -120,6 +123,9 @@ pub fn main() -> ExitCode {
         }
         Wanted::Version => {
             println!("tapdisk {VERSION}");
+            if engine::bug::CAN_BE_PLANTED {
+                println!("{CANARY}");
+            }
             ExitCode::SUCCESS
         }
         Wanted::Usage(letter) => {

@@ -1,25 +1,26 @@
 //! The life of a disk: one state, moved on by what the control path asks for and by time.
 //!
 //! ```text
-//!             OPEN                    PAUSE                             RESUME
-//!   Attached ─────► Opening ─► Open ─────────► Draining ─► Shutting ─► Paused ─────► Resuming ─► Open
-//!      ▲              │          │ CLOSE           ▲           │          │ CLOSE        │ failed
-//!      └── failed ────┘          └─────────────────┘           ▼          ▼              ▼
-//!                                                            Closed    Paused, no name  Paused
-//!   Opening, Resuming ── somebody else writes an image ─► Waiting ── he lets go ─► Open
+//!   request ─► ask ─┐
+//!                   ├─► Step: the next state, what is done, what is said, what is over
+//!   looks ─► decide ┘     ▲                   │
+//!                         └───────────────────┘
 //! ```
+//! `decide.rs` decides and has the states drawn, `advance.rs` looks and does it.
 //! The images are opened and closed by a worker ([`crate::job`]); engine, arena and sockets are
 //! made when they are open and kept until CLOSE, also over a pause. Nothing here waits.
 mod advance;
 mod data_path;
+mod decide;
+mod device;
 mod frontends;
 pub mod handover;
 mod host_idle;
 pub(crate) mod metrics;
-mod plug;
 mod report;
 mod ring_files;
 mod rings;
+mod serve;
 mod state;
 mod tap;
 mod wish;
@@ -39,9 +40,9 @@ use crate::log::Log;
 use crate::memory::Memory;
 use crate::receiver::Stash;
 pub use data_path::{DataPath, REMOTE_TOKEN};
+use decide::Request;
+pub use device::DEVICE_TOKEN;
 pub use frontends::Frontends;
-use host::sys;
-pub use plug::DEVICE_TOKEN;
 pub use rings::{RINGS_TOKEN, name_of as ring_name};
 pub use state::{Goal, Rest, State};
 pub use tap::TAP_TOKEN;
@@ -82,15 +83,19 @@ pub struct Vbd {
     pub token: usize,
     /// The marker, locked while the disk is attached; none of a minor of the kernel module.
     _marker: Option<File>,
-    /// The minor is the kernel module's: it has a ring, which may have been lost.
-    has_minor_of_module: bool,
+    /// What is kept of the kernel module's.
+    module: tap::Module,
     /// Where its requests come from. Dropped before the memory of the engine.
     frontends: Frontends,
     /// The client that asked for what is under way is gone.
     alone: bool,
     state: State,
+    /// What is under way, and its images when they are open.
+    work: advance::Work,
     /// What OPEN asked for; `None` while not open.
     wish: Option<Opened>,
+    /// What is opened again, on the way from a pause.
+    again: Option<Wish>,
     /// As stored at OPEN; zeros before.
     info: ImageInfo,
     /// Engine and images; from OPEN to CLOSE.
@@ -112,15 +117,11 @@ pub struct Vbd {
     /// How idle the host is, while rings may be polled.
     host_idle: host_idle::HostIdle,
     /// What was refused last, for the reply.
-    refused: RefCell<Option<OpenError>>,
+    refused: Refused,
     /// What another program has counted of this disk, until the images are open.
     left: Option<handover::StatsCarried>,
     /// When it is paused it goes on at once.
     goes_on: bool,
-    /// The module's block device is taken away for another program, or is to be.
-    leaves: bool,
-    /// The module keeps its ring and block device for another program, or has kept them.
-    keeps: bool,
     /// It has clients: if there is no block device any more it goes on without.
     goes_without: bool,
 }
@@ -136,6 +137,19 @@ struct Opened {
     device: Option<DeviceWish>,
     /// It is there, and its tapdisk died.
     take_over: bool,
+}
+
+/// Why a request was refused last, until it is said.
+#[derive(Default)]
+pub struct Refused(RefCell<Option<OpenError>>);
+
+impl Refused {
+    /// Logs why something is refused, and keeps it for the reply; gives the errno.
+    fn refuse(&self, env: &Env, minor: u16, error: &OpenError) -> i32 {
+        warn!(env.log, "minor {minor}: {error}");
+        self.0.replace(Some(error.clone()));
+        error.errno
+    }
 }
 
 /// What came of an attempt to attach.
@@ -188,12 +202,14 @@ impl Vbd {
         Vbd {
             minor,
             token,
-            has_minor_of_module: marker.is_none(),
+            module: tap::Module { has_minor: marker.is_none(), ..tap::Module::default() },
             _marker: marker,
             frontends: Frontends::default(),
             alone: false,
             state: State::Attached,
+            work: advance::Work::default(),
             wish: None,
+            again: None,
             info: ImageInfo::default(),
             data: None,
             ring_files: Vec::new(),
@@ -204,11 +220,9 @@ impl Vbd {
             patience: None,
             stopping: false,
             host_idle: host_idle::HostIdle::default(),
-            refused: RefCell::default(),
+            refused: Refused::default(),
             left: None,
             goes_on: false,
-            leaves: false,
-            keeps: false,
             goes_without: false,
         }
     }
@@ -216,6 +230,11 @@ impl Vbd {
     /// Where its life is.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// The block device, once it is there.
+    pub fn device(&self) -> Option<Device> {
+        self.device
     }
 
     /// The state as LIST shows it (spec/control-socket.md §5.13).
@@ -258,15 +277,6 @@ impl Vbd {
         self.data.as_ref().is_none_or(|data| data.engine.idle() && self.frontends.idle())
     }
 
-    /// Nobody uses it, or nothing is taken in any more, as the goal has it.
-    fn stop_intake(&mut self, goal: Goal) {
-        let Some(data) = &mut self.data else { return };
-        match goal {
-            Goal::Pause => self.frontends.suspend(),
-            Goal::Close | Goal::Fail { .. } => self.frontends.hang_up(&mut data.engine),
-        }
-    }
-
     /// Begins to open the images.
     ///
     /// # Errors
@@ -279,16 +289,24 @@ impl Vbd {
             return self.remove_device(env, &params.device);
         }
         let wish = wish(params, extra, &env.run, &env.log).map_err(|e| self.refuse(env, &e))?;
-        let before = self.state.rest().ok_or(libc::EBUSY)?;
-        info!(env.log, "minor {}: opening {}", self.minor, wish.name);
+        let name = wish.name;
+        let step = self.ask(Request::Open)?;
+        info!(env.log, "minor {}: opening {name}", self.minor);
         let timeout_s = if params.req_timeout > 0 { params.req_timeout } else { 120 };
         self.mirror_failed = false;
         let device = params.has(flag::DEVICE).then_some(params.device);
         let take_over = params.has(flag::TAKE_OVER);
-        let opened = Opened { wish: wish.clone(), timeout_s, params: *params, device, take_over };
-        self.wish = Some(opened);
-        let job = self.open_images(env, wish, Living::Reported);
-        self.state = State::Opening { job, before };
+        self.wish = Some(Opened { wish, timeout_s, params: *params, device, take_over });
+        self.begin(env, step);
+        Ok(())
+    }
+
+    /// Takes a device away whose tapdisk died, for an image that cannot be opened any more.
+    fn remove_device(&mut self, env: &Env, wish: &DeviceWish) -> Result<()> {
+        let device = device::can_be_dead(wish).ok_or(libc::EINVAL)?;
+        let step = self.ask(Request::Remove)?;
+        self.work.dead = Some(device);
+        self.begin(env, step);
         Ok(())
     }
 
@@ -296,7 +314,7 @@ impl Vbd {
     /// anybody is answered, so the images must be ours by then.
     fn open_images(&mut self, env: &Env, wish: Wish, living: Living) -> advance::Opening {
         let device =
-            self.has_minor_of_module || self.wish.as_ref().is_some_and(|w| w.device.is_some());
+            self.module.has_minor || self.wish.as_ref().is_some_and(|w| w.device.is_some());
         let living = if living == Living::Reported && device { Living::Awaited } else { living };
         let patience = Patience::new(living, &env.log);
         self.patience = Some(patience.clone());
@@ -310,29 +328,22 @@ impl Vbd {
     }
 
     /// Begins to pause. Pausing a paused disk is done at once; a pause under way is joined.
-    pub fn pause(&mut self) {
-        match self.state {
-            State::Paused { .. } => {}
-            _ => self.drain(Goal::Pause),
-        }
+    pub fn pause(&mut self, env: &Env) {
+        self.ask_and_begin(env, Request::Pause);
     }
 
     /// Begins to close, whatever the state. A paused disk stays paused, without a name.
     /// A block device goes first, unless somebody uses it; with `force` in any case.
     pub fn close(&mut self, env: &Env, force: bool) {
-        let goal = Goal::Close;
-        match self.state {
-            State::Open if self.device.is_some() => {
-                self.unplug(env, force, plug::Way { goal, back: None });
-            }
-            State::Paused { resume_failed } if self.device.is_some() => {
-                let back = Some(Rest::Paused { resume_failed });
-                self.unplug(env, force, plug::Way { goal, back });
-            }
-            State::Paused { .. } => self.forget(env),
-            State::Unplugging(..) => {}
-            _ => self.drain(Goal::Close),
-        }
+        self.ask_and_begin(env, Request::Close { force });
+    }
+
+    /// Whether it may be detached.
+    ///
+    /// # Errors
+    /// EBUSY.
+    pub fn may_be_detached(&mut self) -> Result<()> {
+        self.ask(Request::Detach).map(drop)
     }
 
     /// Begins to open the images of a paused disk again, under another name if one is given.
@@ -341,27 +352,32 @@ impl Vbd {
     /// EINVAL if it is not paused, or what is wrong with the request.
     pub fn resume(&mut self, env: &Env, params: &Params, extra: &Extra) -> Result<()> {
         let State::Paused { .. } = self.state else { return Err(libc::EINVAL) };
-        self.state = State::Paused { resume_failed: true };
-        let opened = self.wish.clone().ok_or_else(|| {
-            let error =
-                OpenError::new(libc::EINVAL, "nothing was open, so there is nothing to resume");
-            self.refuse(env, &error)
-        })?;
-        let wish = wish::resumed(&opened.wish, params, extra);
-        if params.has(flag::SECONDARY) {
+        if params.has(flag::SECONDARY) && self.is_open() {
             self.mirror_failed = false;
         }
+        let wish = self.wish_to_resume(params, extra).map_err(|e| self.refuse(env, &e));
+        let step = self.ask(Request::Resume { refused: wish.as_ref().err().copied() })?;
+        let wish = wish?;
+        info!(env.log, "minor {}: resuming with {}", self.minor, wish.name);
+        self.again = Some(wish);
+        self.begin(env, step);
+        Ok(())
+    }
+
+    /// What a paused disk is to be opened with.
+    fn wish_to_resume(
+        &self,
+        params: &Params,
+        extra: &Extra,
+    ) -> std::result::Result<Wish, OpenError> {
+        let nothing = "nothing was open, so there is nothing to resume";
+        let opened = self.wish.as_ref().ok_or_else(|| OpenError::new(libc::EINVAL, nothing))?;
+        let wish = wish::resumed(&opened.wish, params, extra);
         // What no second try can mend.
         for name in [Some(wish.name), wish.second].into_iter().flatten() {
-            crate::formats::parse(name.as_bytes()).map_err(|e| self.refuse(env, &e))?;
+            crate::formats::parse(name.as_bytes())?;
         }
-        info!(env.log, "minor {}: resuming with {}", self.minor, wish.name);
-        self.state = State::Resuming {
-            wish: Box::new(wish),
-            tries: 0,
-            step: state::Step::Wait { until: 0 },
-        };
-        Ok(())
+        Ok(wish)
     }
 
     /// A signal asked for the end: close, as soon as what is under way is over.
@@ -379,54 +395,13 @@ impl Vbd {
 
     /// Logs why something is refused, and keeps it for the reply; gives the errno.
     fn refuse(&self, env: &Env, error: &OpenError) -> i32 {
-        warn!(env.log, "minor {}: {error}", self.minor);
-        self.refused.replace(Some(error.clone()));
-        error.errno
+        self.refused.refuse(env, self.minor, error)
     }
 
     /// Why the last request was refused with this errno, if there is more to say. Said once.
     pub fn reason(&self, errno: i32) -> Option<String> {
-        let refused = self.refused.take();
+        let refused = self.refused.0.take();
         refused.filter(|error| error.errno == errno).map(|error| error.text)
-    }
-
-    /// Stops intake and waits for what is in flight.
-    fn drain(&mut self, goal: Goal) {
-        match &mut self.state {
-            // On its way already, perhaps further than this.
-            State::Shutting { goal: now, .. } | State::Draining { goal: now } => {
-                if *now != Goal::Pause {
-                    return;
-                }
-                *now = goal;
-            }
-            State::Waiting { .. } => {
-                self.give_up();
-                self.patience = None;
-                self.state = State::Draining { goal };
-            }
-            _ => self.state = State::Draining { goal },
-        }
-        self.stop_intake(goal);
-    }
-
-    /// The end of CLOSE: sockets, engine and name go. Counters are kept.
-    fn forget(&mut self, env: &Env) {
-        self.keep_ring();
-        (self.frontends.nbd, self.frontends.rings, self.frontends.ublk) = (None, None, None);
-        self.frontends.forget_listener();
-        self.left = None;
-        self.ring_files.clear();
-        self.files = metrics::DiskFiles::default();
-        if let Some(data) = self.data.take() {
-            let secs = data.engine.stats().secs;
-            self.secs_before = [self.secs_before[0] + secs[0], self.secs_before[1] + secs[1]];
-            drop(data);
-            sys::trim_heap();
-        }
-        if self.wish.take().is_some() {
-            info!(env.log, "minor {}: closed", self.minor);
-        }
     }
 }
 

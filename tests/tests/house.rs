@@ -224,3 +224,68 @@ fn the_data_path_neither_logs_nor_knows_formats() {
         assert!(text.contains("#![forbid(unsafe_code)]"), "{name} forbids unsafe code");
     }
 }
+
+/// Planted bugs are for the simulator: neither `make` nor the packages build a program with them,
+/// and `make install` takes none.
+#[test]
+fn what_is_installed_is_built_without_planted_bugs() {
+    let features = |words: &[&str]| {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let tree = std::process::Command::new(cargo)
+            .args(["tree", "--offline", "--workspace", "--prefix", "none", "--format", "{p}: {f}"])
+            .args(words)
+            .current_dir(root())
+            .output()
+            .expect("cargo runs");
+        assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+        String::from_utf8_lossy(&tree.stdout).into_owned()
+    };
+    let all = features(&[]);
+    let (plain, without) =
+        (features(&["--no-default-features"]), features(&["--exclude", "tests"]));
+    let has = |tree: &str, name: &str| {
+        let start = format!("{name} v");
+        let mut of_it = tree.lines().filter(|line| line.starts_with(&start)).peekable();
+        assert!(of_it.peek().is_some(), "{name} is in the tree");
+        of_it.any(|line| line.contains("canary"))
+    };
+    for name in ["disk", "engine", "vhd-rs"] {
+        assert!(has(&all, name), "the simulator plants bugs in {name}");
+        assert!(!has(&plain, name), "programs of `make` have bugs to plant in {name}");
+        assert!(!has(&without, name), "programs of packages have them in {name}");
+    }
+    for (file, word) in
+        [("Makefile", "--no-default-features"), ("packaging/portable.sh", "--exclude tests")]
+    {
+        let text = fs::read_to_string(root().join(file)).expect("a readable file");
+        let builds: Vec<&str> =
+            text.lines().filter(|line| line.contains("build --release")).collect();
+        assert!(!builds.is_empty(), "{file} builds programs");
+        assert!(builds.iter().all(|line| line.contains(word)), "{file}: {builds:?}");
+    }
+    let makefile = fs::read_to_string(root().join("Makefile")).expect("a readable file");
+    assert!(makefile.contains("--version | grep -Eq 'UNPROTECTED|canary'"), "install looks");
+}
+
+/// Hooks of tests are behind the feature, and nowhere else.
+#[test]
+fn bugs_are_planted_only_behind_the_feature() {
+    let mut found = Vec::new();
+    for (name, dir) in crates() {
+        if name != "tests" {
+            sources(&dir.join("src"), &mut found);
+        }
+    }
+    let mut hooks = 0;
+    for path in found {
+        let text = fs::read_to_string(&path).expect("a source file");
+        let lines: Vec<&str> = text.lines().collect();
+        for (i, line) in lines.iter().enumerate().filter(|(_, line)| line.contains("/ Plants ")) {
+            let near = &lines[i..lines.len().min(i + 4)];
+            let gated = near.iter().any(|line| line.contains("cfg(feature = \"canary\")"));
+            assert!(gated, "{}:{}: {line}", path.display(), i + 1);
+            hooks += 1;
+        }
+    }
+    assert!(hooks >= 6, "hooks are seen: {hooks}");
+}

@@ -18,10 +18,10 @@ pub enum Verdict {
 }
 
 impl<D: Disk> Engine<D> {
-    /// A request has come: it is checked, and what it changes is noted before any disk does it.
+    /// A request has come and was checked: what it changes is noted before any disk does it.
     #[inline]
-    pub(super) fn admit(&mut self, id: SlotId, request: &Request) {
-        match self.wrong(id, request) {
+    pub(super) fn admit(&mut self, id: SlotId, request: &Request, wrong: Option<Wrong>) {
+        match wrong {
             None => {
                 self.note_overlaps(id);
                 self.note_change(request);
@@ -78,7 +78,7 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Why a request must not reach a driver (spec/drivers.md §3).
-    fn wrong(&self, slot: SlotId, request: &Request) -> Option<Wrong> {
+    pub(super) fn wrong(&self, slot: SlotId, request: &Request) -> Option<Wrong> {
         let span = request.span;
         if self.map.chain.is_none() {
             return Some(Wrong::Closed);
@@ -111,7 +111,7 @@ impl<D: Disk> Engine<D> {
 
 /// What is wrong with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wrong {
+pub enum Wrong {
     Closed,
     Outside,
     Parts,

@@ -16,6 +16,7 @@ use request::disk::{Disk, FileId, FileInfo};
 use request::{Outcome, Request, SlotId};
 
 mod admit;
+pub mod bug;
 mod cache;
 pub mod chain;
 mod change;
@@ -40,6 +41,8 @@ pub mod stats;
 mod table;
 mod unpack;
 
+pub use bug::Bug;
+use bug::Planted;
 use cache::LocalCache;
 use chain::Chain;
 use chores::Chores;
@@ -89,29 +92,6 @@ pub struct Events {
     pub mirror_lost: Option<FileId>,
 }
 
-/// Bugs to be planted, which the simulator has to find.
-#[doc(hidden)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Bug {
-    /// None.
-    #[default]
-    None,
-    /// What has become the top counts as one that always was.
-    AlwaysTheTop,
-    /// Changes that overlap go to mirror and top in any order.
-    MirrorInAnyOrder,
-    /// What the local cache keeps is marked before it is on the medium.
-    KeptWithoutBarrier,
-    /// What a lower image is not sure of counts as zeros.
-    DoubtIsZero,
-    /// What is beside a change in its new unit is not copied.
-    FillForgotten,
-    /// It is copied from below the image that changes, whatever that holds there.
-    CopiedFromBelow,
-    /// No flush between the steps of a plan, even where the format needs one.
-    OrderForgotten,
-}
-
 /// How this engine is to work.
 #[derive(Debug)]
 struct Rules {
@@ -119,7 +99,7 @@ struct Rules {
     policy: Policy,
     /// Fewer than `STEPS_MAX` where the simulator looks for what may come between.
     steps_max: u32,
-    bug: Bug,
+    bug: Planted,
 }
 
 /// The engine of one disk.
@@ -167,7 +147,7 @@ impl<D: Disk> Engine<D> {
                 limits,
                 policy: Policy::default(),
                 steps_max: STEPS_MAX,
-                bug: Bug::None,
+                bug: Planted::default(),
             },
         }
     }
@@ -262,16 +242,16 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Fewer steps than usual before others have their turn, for tests.
-    #[doc(hidden)]
+    #[cfg(feature = "canary")]
     pub fn set_steps_max(&mut self, steps: u32) {
         assert!(steps > 0, "a turn goes on");
         self.rules.steps_max = steps;
     }
 
     /// Plants a bug.
-    #[doc(hidden)]
+    #[cfg(feature = "canary")]
     pub fn plant(&mut self, bug: Bug) {
-        self.rules.bug = bug;
+        self.rules.bug.plant(bug);
     }
 
     /// A slot, for tests and the watchdog's report.

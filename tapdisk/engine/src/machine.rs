@@ -151,12 +151,11 @@ impl<D: Disk> Engine<D> {
         }
         slot.outcome = slot.error.map_or(Ok(slot.extents), Err);
         slot.state = State::Done;
-        let holds = slot.error.is_some() | slot.unpacks;
-        self.table.done.push_back(id);
-        self.count(id);
-        if holds {
+        if slot.error.is_some() | slot.unpacks {
             self.give_back_reserves(id);
         }
+        self.table.done.push_back(id);
+        self.count(id);
     }
 
     /// A request that ends early may still hold what it took for a plan.

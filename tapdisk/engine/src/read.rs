@@ -12,6 +12,7 @@ use request::disk::{Disk, FileId, Kind, Op};
 
 impl<D: Disk> Engine<D> {
     /// Where a span is, from place `from` of the reading order down.
+    #[inline]
     pub(super) fn map(&mut self, from: usize, span: Span) -> Result<(Found, u32), (FileId, Stop)> {
         let (mut views, chain) = self.views();
         chain.map(&mut views, from, span)

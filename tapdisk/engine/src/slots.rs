@@ -37,6 +37,7 @@ impl<D: Disk> Slots for Engine<D> {
     }
 
     fn start(&mut self, slot: SlotId, request: Request) {
+        let wrong = self.wrong(slot, &request);
         let target = self.first_target();
         let seq = self.table.next_seq();
         let s = &mut self.table[slot];
@@ -51,7 +52,7 @@ impl<D: Disk> Slots for Engine<D> {
             ..Slot::free()
         };
         self.table.begin(slot);
-        self.admit(slot, &request);
+        self.admit(slot, &request, wrong);
         #[cfg(feature = "unprotected")]
         if request.verb == Verb::Read {
             self.io.disk.arena().give_back(self.rules.limits.slot_buf(slot.0));

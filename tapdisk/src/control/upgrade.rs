@@ -163,8 +163,7 @@ impl Daemon {
 
     /// The other program: answers when the disks are open.
     fn arrive(&mut self, request: &Request, now: u64) -> Begun {
-        let settled =
-            |vbd: &&Vbd| !vbd.state().settled() && !matches!(vbd.state(), State::Waiting { .. });
+        let settled = |vbd: &&Vbd| !vbd.state().settled() && !matches!(vbd.state(), State::Waiting);
         let late = self.vbds.iter().find(settled);
         let (Some(arriving), number) = (&self.arriving, request.reply_kind()) else {
             unreachable!("asked by the caller")

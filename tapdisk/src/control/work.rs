@@ -110,8 +110,8 @@ impl Daemon {
                 });
             }
             Request::Pause { minor } => {
-                return self.on(request, *minor, libc::ENODEV, now, |vbd, _| {
-                    vbd.pause();
+                return self.on(request, *minor, libc::ENODEV, now, |vbd, env| {
+                    vbd.pause(env);
                     Ok(())
                 });
             }
@@ -197,10 +197,8 @@ impl Daemon {
     }
 
     fn detach(&mut self, minor: u16) -> Result<(), i32> {
-        let vbd = self.find(minor).ok_or(libc::ENODEV)?;
-        if vbd.is_open() || !vbd.state().settled() {
-            return Err(libc::EBUSY);
-        }
+        let vbd = self.vbds.iter_mut().find(|vbd| vbd.minor == minor).ok_or(libc::ENODEV)?;
+        vbd.may_be_detached()?;
         self.remove(minor);
         Ok(())
     }

@@ -21,12 +21,10 @@ use tap_ctl::messages::{
 use vhd_rs::secret::Bytes;
 use xen::devices::Devices;
 
-use super::advance::Next;
-use super::data_path::{DataPath, info as found};
-use super::plug::Way;
+use super::decide::Request as Asked;
 use super::rings::GuestRings;
-use super::{Env, Goal, Opened, State, Vbd, socket_paths, state};
-use crate::formats::{Images, Key, Wish};
+use super::{Env, Opened, State, Vbd, socket_paths};
+use crate::formats::{Key, Wish};
 pub(super) use engine::stats::Carried as StatsCarried;
 use frontend::Frontend;
 use frontend::blkif::{RingState, Rings};
@@ -108,11 +106,7 @@ impl Vbd {
     /// Comes to rest, so that another program can go on; the module's block device goes meanwhile,
     /// where the module cannot keep it.
     pub fn rest(&mut self, env: &Env) {
-        match (&self.state, self.device) {
-            (State::Open, Some(Device::Tap(_))) if !self.keeps => self.lend_tapdev(env),
-            (State::Open, _) => self.pause(),
-            _ => {}
-        }
+        self.ask_and_begin(env, Asked::Rest);
     }
 
     /// Clients and guests end what they have begun, and begin nothing.
@@ -142,30 +136,19 @@ impl Vbd {
     /// There is no other program: everybody goes on.
     pub fn go_on(&mut self, env: &Env) {
         self.keep_tapdev(false);
-        match self.state {
-            State::Draining { goal: Goal::Pause }
-            | State::Shutting { goal: Goal::Pause, .. }
-            | State::Unplugging(_, Way { goal: Goal::Pause, .. }) => {
-                self.goes_on = true;
-                return;
+        if let (State::Paused { .. }, opened) = (self.state, &self.wish) {
+            self.goes_on = false;
+            self.again = opened.as_ref().map(|opened| opened.wish.clone());
+            if let Some(wish) = &self.again {
+                info!(env.log, "minor {}: goes on with {}", self.minor, wish.name);
             }
-            State::Paused { .. } => {
-                self.goes_on = false;
-                let Some(opened) = &self.wish else { return };
-                info!(env.log, "minor {}: goes on with {}", self.minor, opened.wish.name);
-                let (wish, step) = (Box::new(opened.wish.clone()), state::Step::Wait { until: 0 });
-                self.state = State::Resuming { wish, tries: 0, step };
-            }
-            _ => {}
         }
-        if self.is_served() {
-            self.frontends.go_on();
-        }
+        self.ask_and_begin(env, Asked::GoOn);
     }
 
     /// Why it is not open yet, whatever the errno.
     pub fn reason_of_any(&self) -> Option<String> {
-        self.refused.borrow().as_ref().map(|error| error.text.clone())
+        self.refused.0.borrow().as_ref().map(|error| error.text.clone())
     }
 
     /// What the next program needs; `keys` takes the key.
@@ -185,7 +168,7 @@ impl Vbd {
                 }
                 let rings = self.rings();
                 let events = rings.map(|rings| carrier.carry(rings.xen().as_fd())).transpose()?;
-                let kept = self.tap().filter(|_| self.keeps);
+                let kept = self.tap().filter(|_| self.module.keeps);
                 let kept = kept.and_then(|tap| Some((tap.side()?.as_fd(), tap.has_events())));
                 let tap = kept.map(|(fd, events)| Ok((carrier.carry(fd)?, events)));
                 let tap = tap.transpose().map_err(|error: io::Error| error)?;
@@ -210,7 +193,7 @@ impl Vbd {
             _ if matches!(self.state, State::Attached) => Life::Attached,
             _ => Life::Closed,
         };
-        let (module, secs_before) = (self.has_minor_of_module, self.secs_before);
+        let (module, secs_before) = (self.module.has_minor, self.secs_before);
         Ok(DiskState { minor: self.minor, marker, module, secs_before, life })
     }
 
@@ -227,7 +210,7 @@ impl Vbd {
     ) -> io::Result<Vbd> {
         let marker = state.marker.map(|fd| fetcher.fetch(fd)).transpose()?.map(File::from);
         let mut vbd = Vbd::new(state.minor, token, marker);
-        vbd.has_minor_of_module = state.module;
+        vbd.module.has_minor = state.module;
         vbd.secs_before = state.secs_before;
         match state.life {
             Life::Attached => {}
@@ -298,8 +281,8 @@ impl Vbd {
             take_over: wanted.is_some(),
         };
         self.wish = Some(opened);
-        let step = state::Step::Wait { until: 0 };
-        self.state = State::Resuming { wish: Box::new(wish), tries: 0, step };
+        self.again = Some(wish);
+        self.state = State::Resuming { tries: 0, until: Some(0) };
         Ok(())
     }
 
@@ -320,49 +303,6 @@ impl Vbd {
         }
         self.frontends.rings = Some(rings);
         Ok(())
-    }
-
-    /// The images are open: who has waited is served.
-    pub(super) fn start_again(
-        &mut self,
-        env: &Env,
-        images: Images,
-        left: StatsCarried,
-        fail: impl Fn(i32) -> Goal,
-    ) -> Next {
-        let opened = self.wish.clone().expect("it was open");
-        let (own_slots, held) = (self.own_slots(&opened), images.held.clone());
-        let device = self.device.take();
-        let place = (self.minor, self.token);
-        self.info = found(&images);
-        let frontends = &mut self.frontends;
-        match DataPath::start(env, place, (&opened, own_slots), images, frontends) {
-            Ok(mut data) => {
-                data.engine.count_on(left.into());
-                self.data = Some(data);
-                self.show_files(env);
-                self.poll_rings(env);
-                let kept = self.serve_kept_tap(env);
-                self.device = device.filter(|_| kept);
-                if let Some(by) = held {
-                    return (self.wait(env, opened.wish, &by), Some(Ok(())));
-                }
-                let module = !kept && self.wants_tapdev(opened.device.as_ref());
-                if opened.take_over || module {
-                    self.goes_without = module;
-                    if let Some(plugging) = self.plug(env) {
-                        return (plugging, None);
-                    }
-                }
-                self.device = device;
-                self.announce(env);
-                (State::Open, Some(Ok(())))
-            }
-            Err((error, images)) => {
-                let errno = self.refuse(env, &error);
-                (super::advance::shut(env, images, fail(errno)), None)
-            }
-        }
     }
 }
 

@@ -3,27 +3,27 @@ use std::fmt;
 
 use tap_ctl::messages::state as bit;
 
-use super::plug::{Plug, Unplug, Way};
-use crate::formats::{Closed, Images, OpenError, Wish};
-use crate::job::Job;
-
-/// Where the life of a disk is.
+/// Where the life of a disk is. What is under way meanwhile is beside it (`advance.rs`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// Attached, never opened.
     Attached,
     /// A worker opens the images for OPEN.
     Opening {
-        /// The worker.
-        job: Job<Result<Images, OpenError>>,
         /// What it was before, and is again if this fails.
         before: Rest,
     },
     /// The images are open; the block device is being made.
-    Plugging(Plug),
-    /// DataPath.
+    MakingDevice,
+    /// Served.
     Open,
     /// The block device is being taken away.
-    Unplugging(Unplug, Way),
+    EndingDevice {
+        /// What follows.
+        goal: Goal,
+        /// The state to be in again if the device is in use; `None`: open.
+        back: Option<Rest>,
+    },
     /// Intake is stopped; requests in flight are waited for.
     Draining {
         /// What comes then.
@@ -31,8 +31,6 @@ pub enum State {
     },
     /// A worker closes the images.
     Shutting {
-        /// The worker.
-        job: Job<Closed>,
         /// What comes then.
         goal: Goal,
     },
@@ -43,27 +41,20 @@ pub enum State {
     },
     /// The images of a paused disk are opened again, in up to ten tries.
     Resuming {
-        /// What to open.
-        wish: Box<Wish>,
         /// Tries so far.
         tries: u32,
-        /// The present one, or the time of the next.
-        step: Step,
+        /// The next one begins then, in µs of the clock; `None`: a worker is at the present one.
+        until: Option<u64>,
     },
     /// As good as open, but somebody else writes an image: requests wait until a worker has opened
     /// all of them anew.
-    Waiting {
-        /// What to open.
-        wish: Box<Wish>,
-        /// The worker.
-        job: Job<Result<Images, OpenError>>,
-    },
+    Waiting,
     /// Closed.
     Closed,
 }
 
 /// What follows when all is idle.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Goal {
     /// Paused.
     Pause,
@@ -79,7 +70,7 @@ pub enum Goal {
 }
 
 /// States without anything under way and without images.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rest {
     /// See [`State::Attached`].
     Attached,
@@ -92,45 +83,34 @@ pub enum Rest {
     },
 }
 
-/// Where a RESUME is.
-pub enum Step {
-    /// The next try begins then, in µs of the clock.
-    Wait {
-        /// µs.
-        until: u64,
-    },
-    /// A worker tries.
-    Try(Job<Result<Images, OpenError>>),
-}
-
 impl State {
     /// The bits of spec/control-socket.md §5.13; `busy` while requests are in flight.
     pub fn bits(&self, busy: bool) -> u32 {
         match self {
             State::Attached
-            | State::Opening { before: Rest::Attached, .. }
+            | State::Opening { before: Rest::Attached }
             | State::Open
-            | State::Waiting { .. }
-            | State::Plugging(_)
-            | State::Unplugging(_, Way { back: None, .. }) => 0,
-            State::Unplugging(_, Way { back: Some(rest), .. }) => State::from(*rest).bits(busy),
+            | State::Waiting
+            | State::MakingDevice
+            | State::EndingDevice { back: None, .. } => 0,
+            State::EndingDevice { back: Some(rest), .. } => State::from(*rest).bits(busy),
             State::Draining { goal: Goal::Pause } if busy => {
                 bit::PAUSE_REQUESTED | bit::QUIESCE_REQUESTED
             }
-            State::Draining { goal: Goal::Pause } | State::Shutting { goal: Goal::Pause, .. } => {
+            State::Draining { goal: Goal::Pause } | State::Shutting { goal: Goal::Pause } => {
                 bit::PAUSE_REQUESTED
             }
             State::Draining { .. } | State::Shutting { .. } => 0,
             State::Paused { resume_failed: true }
-            | State::Opening { before: Rest::Paused { resume_failed: true }, .. } => {
+            | State::Opening { before: Rest::Paused { resume_failed: true } } => {
                 bit::PAUSED | bit::QUIESCED | bit::CLOSED | bit::RESUME_FAILED
             }
             State::Paused { .. }
             | State::Resuming { .. }
-            | State::Opening { before: Rest::Paused { .. }, .. } => {
+            | State::Opening { before: Rest::Paused { .. } } => {
                 bit::PAUSED | bit::QUIESCED | bit::CLOSED
             }
-            State::Closed | State::Opening { before: Rest::Closed, .. } => bit::CLOSED,
+            State::Closed | State::Opening { before: Rest::Closed } => bit::CLOSED,
         }
     }
 
@@ -141,12 +121,12 @@ impl State {
             State::Closed => Some(Rest::Closed),
             State::Paused { resume_failed } => Some(Rest::Paused { resume_failed: *resume_failed }),
             State::Opening { .. }
-            | State::Plugging(_)
+            | State::MakingDevice
             | State::Open
-            | State::Unplugging(..)
+            | State::EndingDevice { .. }
             | State::Draining { .. }
             | State::Shutting { .. }
-            | State::Waiting { .. }
+            | State::Waiting
             | State::Resuming { .. } => None,
         }
     }
@@ -158,7 +138,7 @@ impl State {
 
     /// Whether it may be paused or closed at once.
     pub fn may_end(&self) -> bool {
-        self.settled() || matches!(self, State::Waiting { .. })
+        self.settled() || matches!(self, State::Waiting)
     }
 }
 
@@ -177,19 +157,17 @@ impl fmt::Display for State {
         match self {
             State::Attached => f.write_str("attached"),
             State::Opening { .. } => f.write_str("opening"),
-            State::Plugging(_) => f.write_str("making the block device"),
+            State::MakingDevice => f.write_str("making the block device"),
             State::Open => f.write_str("open"),
-            State::Unplugging(_, way) => {
-                write!(f, "taking the block device away, then {}", way.goal)
+            State::EndingDevice { goal, .. } => {
+                write!(f, "taking the block device away, then {goal}")
             }
             State::Draining { goal } => write!(f, "waiting for requests, then {goal}"),
-            State::Shutting { goal, .. } => write!(f, "closing the images, then {goal}"),
+            State::Shutting { goal } => write!(f, "closing the images, then {goal}"),
             State::Paused { resume_failed: false } => f.write_str("paused"),
             State::Paused { resume_failed: true } => f.write_str("paused, resume failed"),
             State::Resuming { tries, .. } => write!(f, "resuming, try {tries}"),
-            State::Waiting { .. } => {
-                f.write_str("waiting until another process lets go of an image")
-            }
+            State::Waiting => f.write_str("waiting until another process lets go of an image"),
             State::Closed => f.write_str("closed"),
         }
     }

@@ -1,0 +1,51 @@
+//! Bugs to be planted, which the simulator has to find: only with the feature `canary`, which
+//! installed programs are built without (`make install` refuses others).
+
+/// A program that can be made wrong.
+pub const CAN_BE_PLANTED: bool = cfg!(feature = "canary");
+
+/// What can be planted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bug {
+    /// None.
+    #[default]
+    None,
+    /// What has become the top counts as one that always was.
+    AlwaysTheTop,
+    /// Changes that overlap go to mirror and top in any order.
+    MirrorInAnyOrder,
+    /// What the local cache keeps is marked before it is on the medium.
+    KeptWithoutBarrier,
+    /// What a lower image is not sure of counts as zeros.
+    DoubtIsZero,
+    /// What is beside a change in its new unit is not copied.
+    FillForgotten,
+    /// It is copied from below the image that changes, whatever that holds there.
+    CopiedFromBelow,
+    /// No flush between the steps of a plan, even where the format needs one.
+    OrderForgotten,
+}
+
+/// What is planted: without the feature nothing, and the compiler knows it.
+#[derive(Debug, Default)]
+pub struct Planted(#[cfg(feature = "canary")] Bug);
+
+impl Planted {
+    /// Plants it.
+    #[cfg(feature = "canary")]
+    pub fn plant(&mut self, bug: Bug) {
+        self.0 = bug;
+    }
+}
+
+impl PartialEq<Bug> for Planted {
+    #[cfg(feature = "canary")]
+    fn eq(&self, bug: &Bug) -> bool {
+        self.0 == *bug
+    }
+
+    #[cfg(not(feature = "canary"))]
+    fn eq(&self, bug: &Bug) -> bool {
+        *bug == Bug::None
+    }
+}
