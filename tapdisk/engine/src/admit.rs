@@ -36,7 +36,7 @@ impl<D: Disk> Engine<D> {
     /// Whether a change may be planned now.
     #[inline]
     pub(super) fn may_change(&self, id: SlotId) -> Verdict {
-        match self.behind_a_keeper(id) || self.behind_a_mirrored(id) {
+        match self.overlaps_populate(id) || self.behind_a_mirrored_change(id) {
             true => Verdict::Wait,
             false => Verdict::Go,
         }
@@ -45,7 +45,7 @@ impl<D: Disk> Engine<D> {
     /// Whether a change has to wait for an older one of the same sectors: they would else land in
     /// the mirror in one order and in the top in the other, and which of them is read would change
     /// when the mirror takes over. An older one never waits for a younger one.
-    fn behind_a_mirrored(&self, id: SlotId) -> bool {
+    fn behind_a_mirrored_change(&self, id: SlotId) -> bool {
         let slot = self.slot(id);
         let mirrors = self.map.chain.as_ref().and_then(|chain| chain.second());
         if slot.cursor > 0 || self.rules.bug == Bug::MirrorInAnyOrder {

@@ -102,7 +102,7 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Whether a change has to wait, because older data is being written where it goes.
-    pub(super) fn behind_a_keeper(&self, id: SlotId) -> bool {
+    pub(super) fn overlaps_populate(&self, id: SlotId) -> bool {
         let slot = self.slot(id);
         self.local_cache.writing > 0
             && !slot.local.writing
@@ -116,7 +116,7 @@ impl<D: Disk> Engine<D> {
 
     /// A read's slot comes back from its frontend: the read goes on as a write into the leaf if it
     /// is worth it.
-    pub(super) fn keep(&mut self, id: SlotId) -> bool {
+    pub(super) fn populate(&mut self, id: SlotId) -> bool {
         let slot = self.slot(id);
         let worth = slot.state == State::Done
             && slot.request.verb == Verb::Read
@@ -131,7 +131,7 @@ impl<D: Disk> Engine<D> {
         self.local_cache.writing += 1;
         let slot = &mut self.table[id];
         slot.request = Request { verb: Verb::Write { fua: false }, ..slot.request };
-        slot.state = State::Ask;
+        slot.state = State::Dispatch;
         slot.cursor = 0;
         slot.seq = seq;
         slot.target = top;
@@ -144,7 +144,7 @@ impl<D: Disk> Engine<D> {
 
     /// The same, for a slot that its frontend does not give back: from a free slot, if there is
     /// one.
-    pub(super) fn keep_copy(&mut self, id: SlotId) {
+    pub(super) fn populate_copy(&mut self, id: SlotId) {
         if !self.keeps_reads() || self.slot(id).local.wanted() == 0 {
             return;
         }
@@ -162,14 +162,14 @@ impl<D: Disk> Engine<D> {
             if to < small { self.table.small_free.pop() } else { self.table.large_free.pop() };
         assert!(taken == Some(to), "it was the last one");
         self.table[SlotId(to)] = copied;
-        if !self.keep(SlotId(to)) {
+        if !self.populate(SlotId(to)) {
             self.free_slot(SlotId(to));
         }
         self.table[id].local = Local::default();
     }
 
     /// Such a write is over, well or badly: the reader has its data anyway.
-    pub(super) fn kept(&mut self, id: SlotId) {
+    pub(super) fn populated(&mut self, id: SlotId) {
         let slot = &mut self.table[id];
         match slot.error {
             None => self.local_cache.kept += u64::from(slot.local.wanted().count_ones()),

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use image::{Changes, Cipher, Image, Meta, Packed, Place, Purpose, Run, Span, Stop};
 
-use crate::owners::Owners;
+use crate::parent_cache::ParentCache;
 use request::disk::FileId;
 
 /// What an image is to its chain.
@@ -106,7 +106,7 @@ pub struct Chain {
     local_cache: bool,
     /// The first place of the order from which on nothing changes while the chain is open.
     fixed: usize,
-    owners: Owners,
+    parents: ParentCache,
 }
 
 /// Where a run was found: the layer and the byte in its file, or nowhere.
@@ -179,8 +179,8 @@ impl Chain {
         let local_cache = matches!(layers[0].role, Role::Top { keeps: true });
         // Now or later the secondary and the leaf are the first two.
         let fixed = if second.is_some() { 2 } else { 1 };
-        let (former, changes, owners) = (None, None, Owners::default());
-        Ok(Chain { layers, order, second, former, changes, local_cache, fixed, owners })
+        let (former, changes, parents) = (None, None, ParentCache::default());
+        Ok(Chain { layers, order, second, former, changes, local_cache, fixed, parents })
     }
 
     /// A top and its parents.
@@ -193,7 +193,7 @@ impl Chain {
     /// Remembers from now on which of the images that do not change holds a page. Takes up to 2
     /// MiB.
     pub fn remember(&mut self) {
-        self.owners = Owners::new(self.sectors());
+        self.parents = ParentCache::new(self.sectors());
     }
 
     /// Plants a bug: what the top holds is remembered too, though it changes. The simulator has to
@@ -280,14 +280,14 @@ impl Chain {
             return Ok((found, span.count));
         }
         if from <= fixed
-            && let Some(found) = self.owners.find(span)
+            && let Some(found) = self.parents.find(span)
         {
             return Ok((found, span.count));
         }
         let (found, span) = self.ask(views, from.max(fixed)..self.order.len(), span)?;
         let found = found.unwrap_or(Found::Zero);
         if from <= fixed {
-            self.owners.note(span, found);
+            self.parents.note(span, found);
         }
         Ok((found, span.count))
     }

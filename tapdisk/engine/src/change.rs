@@ -58,7 +58,7 @@ impl<D: Disk> Engine<D> {
     /// on.
     fn phase_one(&mut self, id: SlotId, skips: [u32; PLANS_MAX]) {
         let slot = &mut self.table[id];
-        slot.state = State::Landing { phase: 1 };
+        slot.state = State::Writing { phase: 1 };
         slot.order = slot.plans.iter().flatten().map(|plan| plan.order).max().unwrap_or_default();
         for (i, skip) in skips.into_iter().enumerate() {
             if self.slot(id).plans[i].is_some() {
@@ -172,7 +172,7 @@ impl<D: Disk> Engine<D> {
     }
 
     /// A phase has landed: the drivers let metadata point at it, which is the next phase.
-    pub(super) fn landing(&mut self, id: SlotId, phase: u8) {
+    pub(super) fn phase_done(&mut self, id: SlotId, phase: u8) {
         let slot = self.slot(id);
         if slot.error.is_some() {
             return self.plans_over(id, false);
@@ -187,7 +187,7 @@ impl<D: Disk> Engine<D> {
         };
         if flush {
             self.want_flush(id);
-            self.table[id].state = State::Barrier { phase };
+            self.table[id].state = State::Flushing { phase };
             return;
         }
         self.next_phase(id, phase);
@@ -214,7 +214,7 @@ impl<D: Disk> Engine<D> {
         }
         self.table[id].order = order;
         if self.slot(id).live != 0 {
-            self.table[id].state = State::Landing { phase: phase + 1 };
+            self.table[id].state = State::Writing { phase: phase + 1 };
             return;
         }
         self.give_back(id);
@@ -270,11 +270,11 @@ impl<D: Disk> Engine<D> {
         if !ok {
             self.give_back_reserves(id);
         }
-        self.table[id].state = State::Ask;
+        self.table[id].state = State::Dispatch;
         if self.rules.limits.chore_slot() == Some(id) {
             self.chore_over(id);
         }
-        self.table.landed = true;
+        self.table.progress = true;
     }
 
     /// Asks the driver of an image that a slot changes; it may look at the slot's plans.

@@ -31,7 +31,7 @@ impl<D: Disk> Engine<D> {
         self.chores.waiting[place].insert(id);
         self.table[id].pending += 1;
         // The driver's slot may wait for this very request to end: what is waited for comes first.
-        self.table.landed = true;
+        self.table.progress = true;
     }
 
     /// The driver of an image has something to do.
@@ -77,7 +77,7 @@ impl<D: Disk> Engine<D> {
         plan.pins.iter().for_each(|r| self.map.meta.pin(file, r.at));
         let slot = &mut self.table[id];
         slot.plans[0] = Some(plan);
-        (slot.state, slot.live, slot.order) = (State::Landing { phase: 1 }, 1, plan.order);
+        (slot.state, slot.live, slot.order) = (State::Writing { phase: 1 }, 1, plan.order);
         self.issue(id, 0, 0);
     }
 

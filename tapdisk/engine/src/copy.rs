@@ -4,7 +4,7 @@
 //!   plan says Copy ─► a buffer ─► plan ─► Copying: next chunk ─► others read ─► written ─┐
 //!                     (before any plan         ▲      │ zeros: none, or an operation     │
 //!                      is held)                └──────┴──────────────────────────────────┘
-//!                                                  end ─► Landing 1
+//!                                                  end ─► Writing 1
 //! ```
 //! What is copied is read from where the plan says: nothing points at the new unit yet, and the
 //! driver keeps others from the unit meanwhile. The guest's sectors are laid in, so that a chunk is
@@ -178,7 +178,7 @@ impl<D: Disk> Engine<D> {
         }
         self.drop_copy(id);
         self.let_go(id);
-        self.table[id].state = State::Landing { phase: 1 };
+        self.table[id].state = State::Writing { phase: 1 };
     }
 
     /// The unit at work: that of the first plan which is not all written.

@@ -1,15 +1,15 @@
 //! The one request state machine: it serves every format over every disk engine.
 //!
 //! ```text
-//!   start ─► Ask ─► (Load, Grow, wait) ─► Ask ─► Landing 1 (data, unreachable metadata) ─► Landing 2 …
-//!             │ reads: data operations                 │ barrier, if the policy asks           │
-//!             ▼                                        ▼                                       ▼
-//!           done ◄──────────── Syncing (FUA, flush) ◄──────────── Freeing ◄────────────── all landed
+//!   start ─► Dispatch ─► (Load, Grow, wait) ─► Dispatch ─► Copying, Writing 1 ─► Writing 2 …
+//!               │ reads: data operations             (data, what nothing │       │ (what points
+//!               ▼                                     points at yet)  Flushing,  ▼  at it)
+//!             Done ◄──── Syncing (FUA, flush) ◄──── Freeing ◄──────── if a step asks for it
 //! ```
 //! One turn of the server calls [`Engine::step`]: it takes finished operations, steps the requests
 //! they wake, and queues new operations. It never waits, allocates, logs or loops without a bound.
-//! What is in flight is named by index. The crash order of every format is `landing` below, and
-//! nothing else.
+//! What is in flight is named by index. The crash order of every format is `phase_done` in
+//! `change.rs`, and nothing else.
 #![forbid(unsafe_code)]
 
 use request::disk::{Disk, FileId, FileInfo};
@@ -30,7 +30,7 @@ mod machine;
 mod map;
 pub mod meta;
 pub mod ops;
-mod owners;
+mod parent_cache;
 mod read;
 mod route;
 pub mod sets;
@@ -286,7 +286,7 @@ impl<D: Disk> Engine<D> {
         self.io.ops.retry(&mut self.io.disk, now);
         self.table.oldest = self.oldest_active();
         for _ in 0..self.rules.steps_max {
-            if std::mem::take(&mut self.table.landed) {
+            if std::mem::take(&mut self.table.progress) {
                 let again = self.table.retry.take();
                 self.table.ready.extend(again);
             }

@@ -16,7 +16,7 @@ impl<D: Disk> Engine<D> {
     // ---- what wakes requests -------------------------------------------------------------------
 
     pub(super) fn deliver(&mut self, owner: Owner, op: Op, outcome: Result<(), i32>) {
-        self.table.landed = true;
+        self.table.progress = true;
         match owner {
             Owner::Slot(id) | Owner::Quick(id) => {
                 match outcome {
@@ -83,10 +83,10 @@ impl<D: Disk> Engine<D> {
             }
             match self.slot(id).state {
                 State::Free | State::Filling | State::Done => return,
-                State::Ask if asked == self.rules.steps_max => break,
-                State::Ask => {
+                State::Dispatch if asked == self.rules.steps_max => break,
+                State::Dispatch => {
                     asked += 1;
-                    self.ask(id);
+                    self.dispatch(id);
                 }
                 State::Chore if asked == self.rules.steps_max => break,
                 State::Chore => {
@@ -94,8 +94,8 @@ impl<D: Disk> Engine<D> {
                     self.chore_on(id);
                 }
                 State::Copying => self.copy_on(id),
-                State::Landing { phase } => self.landing(id, phase),
-                State::Barrier { phase } => self.next_phase(id, phase),
+                State::Writing { phase } => self.phase_done(id, phase),
+                State::Flushing { phase } => self.next_phase(id, phase),
                 State::Freeing => self.plans_over(id, true),
                 State::Syncing => self.complete(id),
             }
@@ -103,7 +103,7 @@ impl<D: Disk> Engine<D> {
         self.table.ready.insert(id);
     }
 
-    pub(super) fn ask(&mut self, id: SlotId) {
+    pub(super) fn dispatch(&mut self, id: SlotId) {
         let slot = &mut self.table[id];
         if slot.ahead == Ahead::Loading {
             let failed = slot.error.take().is_some();
@@ -131,7 +131,7 @@ impl<D: Disk> Engine<D> {
             Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. } => {
                 match self.may_change(id) {
                     Verdict::Go => self.plan_on(id),
-                    Verdict::Wait => self.ask_again(id),
+                    Verdict::Wait => self.retry_later(id),
                 }
             }
             Verb::Status => self.status_on(id),
@@ -146,7 +146,7 @@ impl<D: Disk> Engine<D> {
             "nothing is left behind"
         );
         if slot.local.writing {
-            self.kept(id);
+            self.populated(id);
             return self.give_back_reserves(id);
         }
         slot.outcome = slot.error.map_or(Ok(slot.extents), Err);
@@ -173,7 +173,7 @@ impl<D: Disk> Engine<D> {
             Stop::Load(r) => self.load(id, file, r),
             Stop::Grow { end, step } => self.grow(id, file, end, step),
             Stop::Flush { after } => self.flush_after(id, file, after),
-            Stop::Wait => self.ask_again(id),
+            Stop::Wait => self.retry_later(id),
             Stop::Copy => self.want_copy(id),
             Stop::Chore => self.wait_for_chore(id, file),
             Stop::Fail { errno, why } => {
@@ -184,7 +184,7 @@ impl<D: Disk> Engine<D> {
 
     /// Without anything of its own in flight, the slot waits until something of another's has
     /// landed.
-    pub(super) fn ask_again(&mut self, id: SlotId) {
+    pub(super) fn retry_later(&mut self, id: SlotId) {
         if self.slot(id).pending == 0 {
             self.table.retry.insert(id);
         }
@@ -192,7 +192,7 @@ impl<D: Disk> Engine<D> {
 
     pub(super) fn load(&mut self, id: SlotId, file: FileId, r: MetaRef) {
         if !self.try_load(id, file, r) {
-            self.ask_again(id);
+            self.retry_later(id);
         }
     }
 

@@ -26,8 +26,8 @@ impl<D: Disk> Engine<D> {
         let flushing = &self.flushing;
         let covers = flushing.parts > 0 && flushing.number > after && self.writes_to(file);
         if covers || self.map.files[usize::from(file.0)].durable > after {
-            self.table.landed |= self.flushing.parts == 0;
-            return self.ask_again(id);
+            self.table.progress |= self.flushing.parts == 0;
+            return self.retry_later(id);
         }
         self.want_flush(id);
     }
@@ -91,8 +91,8 @@ impl<D: Disk> Engine<D> {
     pub(super) fn grow(&mut self, id: SlotId, file: FileId, end: u64, step: u64) {
         match self.map.files[usize::from(file.0)].want(end, step, id) {
             Growth::There => {
-                self.table.landed = true;
-                return self.ask_again(id);
+                self.table.progress = true;
+                return self.retry_later(id);
             }
             Growth::NoSpace => {
                 let why = "the file cannot become longer";

@@ -15,16 +15,16 @@ pub enum State {
     Filling,
     /// The next part of the request is to be mapped or planned. Reads stay here until they are
     /// done.
-    Ask,
+    Dispatch,
     /// What the plans leave of their units is being copied: the first half of phase 1.
     Copying,
     /// This phase of the plans is being written.
-    Landing {
+    Writing {
         /// From 1.
         phase: u8,
     },
     /// A flush between this phase and the next is being waited for.
-    Barrier {
+    Flushing {
         /// From 1.
         phase: u8,
     },

@@ -43,7 +43,7 @@ impl<D: Disk> Slots for Engine<D> {
         let s = &mut self.table[slot];
         assert!(s.state == State::Filling, "a request is started in a reserved slot");
         *s = Slot {
-            state: State::Ask,
+            state: State::Dispatch,
             request,
             seq,
             since: self.io.now,
@@ -67,7 +67,7 @@ impl<D: Disk> Slots for Engine<D> {
 
     fn reuse(&mut self, slot: SlotId) {
         assert!(self.slot(slot).state == State::Done, "a slot is used again by its owner");
-        self.keep_copy(slot);
+        self.populate_copy(slot);
         self.table[slot].state = State::Filling;
         #[cfg(feature = "unprotected")]
         if self.table[slot].request.verb != Verb::Read {
@@ -80,7 +80,7 @@ impl<D: Disk> Slots for Engine<D> {
             matches!(self.slot(slot).state, State::Filling | State::Done),
             "a slot is given back by its owner"
         );
-        if !self.keep(slot) {
+        if !self.populate(slot) {
             self.free_slot(slot);
         }
     }

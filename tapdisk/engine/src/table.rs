@@ -23,7 +23,7 @@ pub struct Table {
     /// Requests that a driver or a full cache told to wait: asked again when anything has landed.
     pub retry: SlotSet,
     /// Something has landed since they were asked.
-    pub landed: bool,
+    pub progress: bool,
     /// Slots that the engine works on.
     pub working: SlotSet,
     /// Finished ones, in order.
@@ -45,7 +45,7 @@ impl Table {
             large_free: (limits.small..limits.slots()).rev().collect(),
             ready: SlotSet::EMPTY,
             retry: SlotSet::EMPTY,
-            landed: false,
+            progress: false,
             working: SlotSet::EMPTY,
             done: VecDeque::with_capacity(slots),
             seq: 0,
@@ -83,7 +83,7 @@ impl Table {
     /// A slot's work is over, and others may go on for it.
     pub fn end(&mut self, id: SlotId) {
         self.working.remove(id);
-        self.landed = true;
+        self.progress = true;
     }
 
     /// Why a request has failed.

@@ -27,17 +27,17 @@ const SECTOR_MASK: u64 = ZERO - 1;
 
 /// The memory.
 #[derive(Debug, Default)]
-pub struct Owners {
+pub struct ParentCache {
     words: Box<[u64]>,
 }
 
-impl Owners {
+impl ParentCache {
     /// Room for the pages of a disk, or for as many of them as are allowed. Every page of the
     /// memory is touched.
-    pub fn new(sectors: u64) -> Owners {
+    pub fn new(sectors: u64) -> ParentCache {
         let pages = usize::try_from(sectors.div_ceil(PAGE)).unwrap_or(WORDS_MAX);
         let words = pages.next_power_of_two().min(WORDS_MAX);
-        Owners { words: vec![NOTHING; words].into() }
+        ParentCache { words: vec![NOTHING; words].into() }
     }
 
     /// Where a span inside a page is, if that is remembered.
@@ -103,40 +103,40 @@ mod tests {
 
     #[test]
     fn a_page_is_found_by_every_part_of_it() {
-        let mut owners = Owners::new(1 << 20);
-        owners.note(span(16, 64), at(127, 4096));
-        owners.note(span(24, 8), Found::Zero);
-        assert_eq!(owners.find(span(16, 8)), Some(at(127, 4096)));
-        assert_eq!(owners.find(span(19, 2)), Some(at(127, 4096 + 3 * 512)));
-        assert_eq!(owners.find(span(31, 1)), Some(Found::Zero));
-        assert_eq!(owners.find(span(32, 8)), None, "only the first page is noted");
-        assert_eq!(owners.find(span(16, 9)), None, "a request of two pages asks the layers");
+        let mut cache = ParentCache::new(1 << 20);
+        cache.note(span(16, 64), at(127, 4096));
+        cache.note(span(24, 8), Found::Zero);
+        assert_eq!(cache.find(span(16, 8)), Some(at(127, 4096)));
+        assert_eq!(cache.find(span(19, 2)), Some(at(127, 4096 + 3 * 512)));
+        assert_eq!(cache.find(span(31, 1)), Some(Found::Zero));
+        assert_eq!(cache.find(span(32, 8)), None, "only the first page is noted");
+        assert_eq!(cache.find(span(16, 9)), None, "a request of two pages asks the layers");
     }
 
     #[test]
     fn parts_of_pages_are_not_noted_and_others_on_the_same_word_are_not_taken_for_it() {
-        let mut owners = Owners::new(WORDS_MAX as u64 * PAGE * 4);
-        owners.note(span(8, 7), at(1, 0));
-        owners.note(span(9, 8), at(1, 0));
-        assert_eq!(owners.find(span(9, 1)), None);
-        owners.note(span(8, 8), at(1, 512));
+        let mut cache = ParentCache::new(WORDS_MAX as u64 * PAGE * 4);
+        cache.note(span(8, 7), at(1, 0));
+        cache.note(span(9, 8), at(1, 0));
+        assert_eq!(cache.find(span(9, 1)), None);
+        cache.note(span(8, 8), at(1, 512));
         let other = WORDS_MAX as u64 * PAGE + 8;
-        assert_eq!(owners.find(span(other, 8)), None);
-        owners.note(span(other, 8), at(2, 0));
-        assert_eq!(owners.find(span(8, 8)), None, "replaced");
-        assert_eq!(owners.find(span(other, 8)), Some(at(2, 0)));
+        assert_eq!(cache.find(span(other, 8)), None);
+        cache.note(span(other, 8), at(2, 0));
+        assert_eq!(cache.find(span(8, 8)), None, "replaced");
+        assert_eq!(cache.find(span(other, 8)), Some(at(2, 0)));
     }
 
     #[test]
     fn what_does_not_fit_a_word_is_not_noted() {
-        let mut owners = Owners::new(u64::MAX / 512);
+        let mut cache = ParentCache::new(u64::MAX / 512);
         let last_tag = (NOTHING >> TAG_SHIFT) * WORDS_MAX as u64 * PAGE;
         for (start, found) in
             [(0, at(128, 0)), (0, at(1, 513)), (0, at(1, 1 << 60)), (last_tag, at(1, 0))]
         {
-            owners.note(span(start, 8), found);
-            assert_eq!(owners.find(span(start, 8)), None, "{found:?} at {start}");
+            cache.note(span(start, 8), found);
+            assert_eq!(cache.find(span(start, 8)), None, "{found:?} at {start}");
         }
-        assert_eq!(Owners::default().find(span(0, 8)), None, "no memory, nothing found");
+        assert_eq!(ParentCache::default().find(span(0, 8)), None, "no memory, nothing found");
     }
 }
