@@ -16,6 +16,7 @@ mod log;
 mod medium;
 pub mod nbd;
 mod probed;
+mod qcow2;
 mod raw;
 mod vhd;
 

@@ -43,6 +43,8 @@ enum Says {
     RawParent,
     /// A VHD with this id.
     Vhd([u8; 16]),
+    /// A file of a name and a format.
+    Named,
 }
 
 impl From<Option<&Parent>> for Says {
@@ -123,11 +125,27 @@ impl Descent {
                 Says::RawParent => {
                     return refuse(format!("is a VHD, and {child} wants a raw parent"));
                 }
-                Says::Vhd(_) | Says::Raw | Says::None => {}
+                Says::Vhd(_) | Says::Raw | Says::None | Says::Named => {}
             }
         }
         self.uuids.push((uuid, name.into()));
         let parent = Says::from(opened.parent.as_ref());
+        self.above = Some(Above { name: name.into(), parent });
+        Ok(())
+    }
+
+    /// Passes an image that names its parent, if it has one, by path and format alone.
+    ///
+    /// # Errors
+    /// ELOOP beyond the limit; EINVAL if it is not what its child means.
+    pub fn named(&mut self, name: &Path, has_parent: bool) -> Result<(), VhdError> {
+        self.one_more(name)?;
+        self.below_something(name)?;
+        if let Some(Above { name: child, parent: Says::Vhd(_) | Says::RawParent }) = &self.above {
+            let why = format!("is no VHD, and {} wants one below", crate::error::shown(child));
+            return Err(VhdError::request(name, EINVAL, why));
+        }
+        let parent = if has_parent { Says::Named } else { Says::None };
         self.above = Some(Above { name: name.into(), parent });
         Ok(())
     }
@@ -150,7 +168,7 @@ impl Descent {
         let what = match above.parent {
             Says::Raw => "a raw image and has no parent",
             Says::None => "a whole disk",
-            Says::RawParent | Says::Vhd(_) => return Ok(()),
+            Says::RawParent | Says::Vhd(_) | Says::Named => return Ok(()),
         };
         let why = format!("is listed below {}, which is {what}", crate::error::shown(&above.name));
         Err(VhdError::request(name, EINVAL, why))

@@ -81,6 +81,16 @@ pub fn find(child: &Path, file: &File, parent: &Parent) -> Result<Found, VhdErro
     other.ok_or_else(|| refused.unwrap_or_else(tried))
 }
 
+/// A parent that is named by its path alone, whatever its format: relative to the child's
+/// directory.
+///
+/// # Errors
+/// EACCES if it lies in no place for parents; ENOENT or what its path gave.
+pub fn find_named(child: &Path, file: &File, name: &Path) -> Result<Found, VhdError> {
+    let parent = Parent { candidates: vec![name.into()], uuid: None };
+    find(child, file, &parent)
+}
+
 /// The path of the parent, for who tells of it without opening it.
 ///
 /// # Errors

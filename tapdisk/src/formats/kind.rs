@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use image::{Closing, Storage};
 
 use super::probed::Probe;
-use super::{OpenError, raw, vhd};
+use super::{OpenError, qcow2, raw, vhd};
 
 /// Longest type name (spec/drivers.md §1).
 const NAME_MAX: usize = 31;
@@ -20,6 +20,8 @@ pub enum Kind {
     Raw,
     /// `vhd`.
     Vhd,
+    /// `qcow2`.
+    Qcow2,
     /// `nbd`: a disk that an NBD server has.
     Nbd,
 }
@@ -55,7 +57,7 @@ impl Format {
 }
 
 /// A row for each [`Kind`], in its order.
-pub const FORMATS: [Format; 3] = [
+pub const FORMATS: [Format; 4] = [
     Format {
         kind: Kind::Raw,
         name: "aio",
@@ -79,6 +81,17 @@ pub const FORMATS: [Format; 3] = [
         before_closing: vhd_rs::beside::keep,
     },
     Format {
+        kind: Kind::Qcow2,
+        name: "qcow2",
+        number: 6,
+        probe: Some(qcow2::probe),
+        layered: true,
+        page_cache: true,
+        dsync: false,
+        counts_requests: false,
+        before_closing: |_, _| {},
+    },
+    Format {
         kind: Kind::Nbd,
         name: "nbd",
         number: 15,
@@ -94,11 +107,12 @@ pub const FORMATS: [Format; 3] = [
 impl Kind {
     /// Its row.
     pub fn format(self) -> &'static Format {
-        static ROWS: [Format; 3] = FORMATS;
+        static ROWS: [Format; 4] = FORMATS;
         match self {
             Kind::Raw => &ROWS[0],
             Kind::Vhd => &ROWS[1],
-            Kind::Nbd => &ROWS[2],
+            Kind::Qcow2 => &ROWS[2],
+            Kind::Nbd => &ROWS[3],
         }
     }
 }
@@ -152,7 +166,7 @@ fn absent(name: &[u8], path: &Path, shown: &str) -> OpenError {
         _ => libc::ENOENT,
     };
     let known = if errno == libc::ENOENT && name != b"ram" { "unknown" } else { "not usable here" };
-    OpenError::new(errno, format!("\"{shown}\": this type is {known}; use aio, vhd or nbd"))
+    OpenError::new(errno, format!("\"{shown}\": this type is {known}; use aio, vhd, qcow2 or nbd"))
 }
 
 /// The lines of a chain file, leaf first: image and whether it is marked `ro`.
@@ -219,7 +233,6 @@ mod tests {
             ("/golden/w/a.raw", 22),
             (":", 2),
             ("bogus:/x", 2),
-            ("qcow2:/x", 2),
             ("ram:8", 2),
             ("ram:/dev/null", 38),
             ("sync:/x", 38),

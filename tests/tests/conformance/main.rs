@@ -17,5 +17,6 @@ mod locators;
 mod misuse;
 mod originals;
 mod parents;
+mod qcow2;
 mod refused;
 mod secrets;

@@ -41,7 +41,7 @@ both_engines! {
     fn what_has_the_wrong_type(rig) {
         files::sparse(&rig.path("a.raw"), MIB);
         refused(rig, &rig.name("bogus", "a.raw"), 2, &["bogus", "unknown"]);
-        refused(rig, &rig.name("qcow2", "a.raw"), 2, &["qcow2", "unknown"]);
+        refused(rig, &rig.name("qcow2", "a.raw"), 22, &["a.raw", "is no qcow2 image"]);
         refused(rig, &rig.path("a.raw").display().to_string(), 22, &["a.raw", "type"]);
         refused(rig, &rig.name("sync", "a.raw"), 38, &["sync"]);
         refused(rig, &rig.name(&"t".repeat(32), "a.raw"), 36, &["ttt"]);

@@ -1,0 +1,19 @@
+//! qcow2: what a header says ([`header`]), where its tables send a sector ([`driver`]).
+//!
+//! ```text
+//!   header ─► L1 (in memory) ─► L2 (cached in pieces) ─► a cluster: here, zeros, packed, below
+//! ```
+//! Facts: docs/spec/qcow2.md. All integers of the file are big endian. So far images are read: what
+//! would write is refused (EROFS).
+#![forbid(unsafe_code)]
+
+pub mod driver;
+pub mod error;
+pub mod extension;
+pub mod header;
+pub mod opened;
+
+pub use driver::Qcow2;
+pub use error::Error;
+pub use header::Header;
+pub use opened::{Opened, open};

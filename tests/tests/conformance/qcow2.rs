@@ -1,0 +1,85 @@
+//! qcow2 images that qemu made, served: what qemu reads is what a client reads. Group J of the
+//! corpus, as far as images are read.
+use std::fs;
+
+use tests::both_engines;
+use tests::rig::{MIB, Rig, qemu_img, qemu_io};
+
+use super::refused::{refused, refused_with};
+
+const SIZE: u64 = 48 * MIB;
+
+/// Raw below packed and plain clusters below a leaf with zeros and holes.
+fn family(rig: &Rig, options: &str) {
+    let work = rig.work();
+    let data: Vec<u8> = (0..SIZE / 4 / 512).flat_map(|s| [s as u8 | 1; 512]).collect();
+    fs::write(rig.path("r.raw"), data).unwrap();
+    let create = |file: &str, below: &str, format: &str| {
+        let words = ["create", "-q", "-f", "qcow2", "-o", options, "-b", below, "-F", format];
+        qemu_img(&work, &[&words[..], &[file, "48M"]].concat());
+    };
+    create("b.qcow2", "r.raw", "raw");
+    let base = rig.path("b.qcow2").display().to_string();
+    let mut writes = vec!["write -P 34 1M 3M", "write -P 35 20M 100k"];
+    if !options.contains("extended") {
+        writes.extend(["write -c -P 51 9M 64k", "write -c -P 52 9502720 64k"]);
+    }
+    qemu_io("qcow2", &base, &writes);
+    create("l.qcow2", "b.qcow2", "qcow2");
+    let leaf = rig.path("l.qcow2").display().to_string();
+    qemu_io("qcow2", &leaf, &["write -P 68 2M 5k", "write -z 3M 64k", "write -P 69 47M 1M"]);
+}
+
+both_engines! {
+    fn chains_of_qemu_read_as_qemu_reads_them(rig) {
+        for options in ["compat=1.1", "compat=0.10", "extended_l2=on,cluster_size=16k"] {
+            family(rig, options);
+            let words = ["convert", "-f", "qcow2", "-O", "raw", "l.qcow2", "want.raw"];
+            qemu_img(&rig.work(), &words);
+            let want = fs::read(rig.path("want.raw")).unwrap();
+            let before = fs::read(rig.path("l.qcow2")).unwrap();
+            let served = rig.serve(&rig.name("qcow2", "l.qcow2"), &["-R"]);
+            let mut disk = served.client();
+            assert_eq!(disk.size, SIZE);
+            let mut at = 0;
+            for piece in want.chunks(300 * 512) {
+                let found = disk.read(at, piece.len() as u32).unwrap();
+                assert!(found == piece, "{options}: at {at}");
+                at += piece.len() as u64;
+            }
+            // Across a pause, too: everything is opened anew.
+            served.pause();
+            served.unpause(&[]);
+            disk.expect(2 * MIB, 5120, 68);
+            assert!(disk.write(0, &[1; 512]).is_err(), "it is read-only");
+            served.destroy();
+            assert!(before == fs::read(rig.path("l.qcow2")).unwrap(), "nothing was written");
+        }
+    }
+
+    fn what_is_not_there_yet_or_never_will_be_is_refused_by_name(rig) {
+        family(rig, "compat=1.1");
+        let leaf = rig.name("qcow2", "l.qcow2");
+        refused_with(rig, &leaf, &[], libc::EROFS, &["l.qcow2", "open it with -R"]);
+        let work = rig.work();
+        let create = |words: &[&str]| qemu_img(&work, &[&["create", "-q"], words].concat());
+        create(&["-f", "qcow2", "-o", "compression_type=zstd", "z.qcow2", "1M"]);
+        let zstd = rig.name("qcow2", "z.qcow2");
+        refused(rig, &zstd, libc::ENOTSUP, &["z.qcow2", "zstd"]);
+        create(&["-f", "qcow2", "-o", "data_file=d.raw", "d.qcow2", "1M"]);
+        refused(rig, &rig.name("qcow2", "d.qcow2"), libc::ENOTSUP, &["in another file"]);
+        let rebase = |name: &str, format: &str| {
+            qemu_img(&work, &["rebase", "-u", "-F", format, "-b", name, "l.qcow2"]);
+        };
+        rebase("json:{\"driver\":\"raw\"}", "raw");
+        refused_with(rig, &leaf, &["-R"], libc::ENOTSUP, &["no file or device"]);
+        rebase("gone.qcow2", "qcow2");
+        refused_with(rig, &leaf, &["-R"], libc::ENOENT, &["gone.qcow2"]);
+        rebase("/etc/passwd", "raw");
+        refused_with(rig, &leaf, &["-R"], libc::EACCES, &["/etc/passwd"]);
+        rebase("l.qcow2", "qcow2");
+        refused_with(rig, &leaf, &["-R"], libc::ELOOP, &["l.qcow2"]);
+        rebase("b.qcow2", "vpc");
+        refused_with(rig, &leaf, &["-R"], libc::ENOTSUP, &["format \"vpc\""]);
+    }
+}
