@@ -73,9 +73,9 @@ BENCH_ARGS ?=
 
 all: build
 
-# Without the simulator (tests/Cargo.toml), and so without the bugs that it plants.
+# Without the feature `canary` (tests/Cargo.toml), and so without bugs to plant.
 build: linker
-	$(CARGO) build --release --workspace --bins --no-default-features
+	$(CARGO) build --release --workspace --bins
 
 # A Rust tool chain alone cannot link: it calls cc.
 linker:

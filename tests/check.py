@@ -3,12 +3,13 @@
 
 Touched is what differs from BASE (the last commit, unless it is set), in git's eyes. A change of a
 crate is tried by that crate's tests and by QUICK: those tests of what depends on it that are over
-in seconds and see the most. A change that belongs to no crate (scripts, pages, manifests) is tried
+in seconds and see the most, side by side. A change that belongs to no crate (scripts, pages, manifests) is tried
 by the rules of the house. With nothing touched, or with `--all`, everything is tried.
 
 `make test` tries everything, in machines as well: this is no proof, it is quick.
 """
 import argparse
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -41,19 +42,53 @@ def run(*command, **environment):
         sys.exit(done.returncode)
 
 
+def together(tests):
+    """Builds test programs one by one, and runs them side by side: some of them mostly wait."""
+    for command in tests:
+        build = command[:command.index("--")] if "--" in command else command
+        if "--doc" not in build:
+            run(*build, "--no-run")
+
+    def one(command):
+        since = time.monotonic()
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "TAPDISK_TESTS": "fast"},
+                              check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return command, done, time.monotonic() - since
+
+    failed = False
+    with concurrent.futures.ThreadPoolExecutor((os.cpu_count() or 1) + 1) as pool:
+        ends = [pool.submit(one, command) for command in tests]
+        for end in concurrent.futures.as_completed(ends):
+            command, done, took = end.result()
+            sys.stdout.write(done.stdout.decode(errors="replace"))
+            print(f"check: {took:5.1f} s  {' '.join(command)}", flush=True)
+            failed |= done.returncode != 0
+    if failed:
+        sys.exit(1)
+
+
 def output(*command):
     """What a command says."""
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
+def programs(target):
+    """What cargo calls the tests of a target."""
+    kind = target["kind"][0]
+    if kind == "lib":
+        return [("--lib",)] + [("--doc",)] * target["doctest"]
+    return {"bin": [("--bins",)], "test": [("--test", target["name"])]}.get(kind, [])
+
+
 def crates():
-    """Folder and dependencies in the workspace of each crate."""
+    """Folder, dependencies in the workspace, and test programs of each crate."""
     data = json.loads(output(CARGO, "metadata", "--no-deps", "--format-version", "1"))
     names = {package["name"] for package in data["packages"]}
     return {
         package["name"]: (
             pathlib.Path(package["manifest_path"]).parent.relative_to(ROOT),
             {dep["name"] for dep in package["dependencies"]} & names,
+            sorted({which for target in package["targets"] for which in programs(target)}),
         )
         for package in data["packages"]
     }
@@ -70,7 +105,7 @@ def owner(name, known):
     path = pathlib.PurePath(name)
     if path.suffix != ".rs" and not {"data", "corpus"} & set(path.parts):
         return None
-    inside = [crate for crate, (folder, _) in known.items()
+    inside = [crate for crate, (folder, *_) in known.items()
               if folder in path.parents]
     return max(inside, key=lambda crate: len(known[crate][0].parts), default=None)
 
@@ -79,7 +114,7 @@ def dependents(names, known):
     """All that is built of these."""
     found = set(names)
     while True:
-        more = {crate for crate, (_, needs) in known.items() if needs & found} - found
+        more = {crate for crate, (_, needs, _) in known.items() if needs & found} - found
         if not more:
             return found - set(names)
         found |= more
@@ -97,7 +132,7 @@ def quick(crate):
     """What is run of a crate that depends on what was touched."""
     for program, words in QUICK.get(crate, []):
         which = ["--lib"] if program == "lib" else ["--test", program]
-        run(CARGO, "test", "--quiet", "-p", crate, *which, "--", *words, TAPDISK_TESTS="fast")
+        yield (CARGO, "test", "--quiet", "-p", crate, *which, "--", *words)
 
 
 def main():
@@ -113,16 +148,18 @@ def main():
     print(f"check: touched: {', '.join(sorted(mine)) or 'no crate'}; "
           f"above: {', '.join(sorted(above)) or 'nothing'}", flush=True)
     run(CARGO, "fmt", "--all", "--check")
+    tests = []
     if mine:
         packages = [word for crate in sorted(mine) for word in ("-p", crate)]
         run(CARGO, "clippy", "--quiet", *packages, "--all-targets", "--", "-D", "warnings")
         run(CARGO, "build", "--quiet", "--workspace", "--bins")
-        run(CARGO, "test", "--quiet", *packages, TAPDISK_TESTS="fast")
+        tests += [(CARGO, "test", "--quiet", "-p", crate, *which)
+                  for crate in sorted(mine) for which in known[crate][2]]
     if "tests" not in mine | above:
-        run(CARGO, "test", "--quiet", "-p", "tests", "--test", "house")
+        tests.append((CARGO, "test", "--quiet", "-p", "tests", "--test", "house"))
     for crate in sorted(above):
-        quick(crate)
-    return None
+        tests.extend(quick(crate))
+    return together(tests)
 
 
 if __name__ == "__main__":

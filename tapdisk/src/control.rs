@@ -55,8 +55,18 @@ struct Running {
     /// `None`: it is gone.
     client: Option<ClientId>,
     request: Box<(Request, Extra)>,
-    /// A marker that another process holds is tried again then, in µs.
-    retry_at: Option<u64>,
+    awaits: Awaits,
+}
+
+/// What it waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Awaits {
+    /// Its disk, which tells when it is over.
+    Disk,
+    /// This time, in µs: it is begun again, as where another process holds a marker.
+    Time(u64),
+    /// The server, which goes on with another program.
+    Server,
 }
 
 /// The control socket and its clients.
@@ -224,9 +234,9 @@ impl Control {
                     self.answer(client, &reply, now);
                     self.sweep(daemon, client.0);
                 }
-                work::Begun::Later => self.run(daemon, client, request, None),
-                work::Begun::Again { at } => self.run(daemon, client, request, Some(at)),
-                work::Begun::Leave => self.run(daemon, client, request, Some(u64::MAX)),
+                work::Begun::Later => self.run(daemon, client, request, Awaits::Disk),
+                work::Begun::Again { at } => self.run(daemon, client, request, Awaits::Time(at)),
+                work::Begun::Leave => self.run(daemon, client, request, Awaits::Server),
             }
         }
         if self.knocked {
@@ -247,11 +257,11 @@ impl Control {
         daemon: &Daemon,
         client: ClientId,
         request: Box<(Request, Extra)>,
-        retry_at: Option<u64>,
+        awaits: Awaits,
     ) {
         let ClientId(place, serial) = client;
         let here = self.clients[place].as_ref().is_some_and(|c| c.serial == serial);
-        self.running = Some(Running { client: here.then_some(client), request, retry_at });
+        self.running = Some(Running { client: here.then_some(client), request, awaits });
         if !here {
             self.release_abandoned(daemon);
         }
@@ -260,14 +270,15 @@ impl Control {
     /// ATTACH to a marker that another process holds.
     fn try_again(&mut self, daemon: &mut Daemon, now: u64) {
         let Some(running) = &mut self.running else { return };
-        if running.retry_at.is_none_or(|at| at > now) {
-            return;
+        match running.awaits {
+            Awaits::Time(at) if at <= now => {}
+            Awaits::Time(_) | Awaits::Disk | Awaits::Server => return,
         }
         match daemon.begin(&running.request.0, &running.request.1, now) {
             work::Begun::Done(reply) => self.end_running(daemon, &reply, now),
-            work::Begun::Later => running.retry_at = None,
-            work::Begun::Again { at } => running.retry_at = Some(at),
-            work::Begun::Leave => running.retry_at = Some(u64::MAX),
+            work::Begun::Later => running.awaits = Awaits::Disk,
+            work::Begun::Again { at } => running.awaits = Awaits::Time(at),
+            work::Begun::Leave => running.awaits = Awaits::Server,
         }
     }
 
@@ -279,7 +290,7 @@ impl Control {
         outcome: Result<(), i32>,
         now: u64,
     ) {
-        let ours = |r: &&Running| r.retry_at.is_none() && r.request.0.cookie() == minor;
+        let ours = |r: &&Running| r.awaits == Awaits::Disk && r.request.0.cookie() == minor;
         let Some(running) = self.running.as_ref().filter(ours) else { return };
         let reply = daemon.reply(&running.request.0, outcome);
         self.end_running(daemon, &reply, now);
@@ -317,8 +328,11 @@ impl Control {
     /// When `work` or `expire` has something to do even if nothing happens, in µs.
     pub fn next_us(&self) -> Option<u64> {
         let clients = self.clients.iter().flatten().filter_map(Conn::deadline);
-        let attach = self.running.as_ref().and_then(|running| running.retry_at);
-        clients.chain(attach).chain(self.accept_at).min()
+        let again = self.running.as_ref().and_then(|running| match running.awaits {
+            Awaits::Time(at) => Some(at),
+            Awaits::Disk | Awaits::Server => None,
+        });
+        clients.chain(again).chain(self.accept_at).min()
     }
 
     /// Drops whoever has taken too long.

@@ -43,8 +43,8 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 #[cfg(feature = "unprotected")]
 const VERSION: &str = tap_ctl::UNPROTECTED;
 
-/// Of a program that was built together with the simulator; `make install` looks for it.
-const CANARY: &str = "built with the feature `canary`: bugs can be planted, for tests only";
+/// Of a program that was built for debugging, or with the simulator; `make install` looks for it.
+const CANARY: &str = "built like the feature `canary`: bugs can be planted, for tests only";
 
 /// Where the log files of root are.
 const LOG_DIR: &str = "/var/log/blktap";

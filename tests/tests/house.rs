@@ -227,6 +227,17 @@ fn the_data_path_neither_logs_nor_knows_formats() {
     }
 }
 
+/// Cargo builds a dependency with the features that the packages of a call ask for. If one crate
+/// asks for more than another, whatever stands on that dependency is built once for each of them.
+#[test]
+fn features_of_foreign_crates_are_the_same_for_all() {
+    for (name, dir) in crates() {
+        let manifest = fs::read_to_string(dir.join("Cargo.toml")).expect("a manifest");
+        let mut asking = manifest.lines().filter(|line| line.contains("features = ["));
+        assert_eq!(asking.next(), None, "{name}: say it in the workspace's Cargo.toml");
+    }
+}
+
 /// Planted bugs are for the simulator: neither `make` nor the packages build a program with them,
 /// and `make install` takes none.
 #[test]
@@ -242,9 +253,8 @@ fn what_is_installed_is_built_without_planted_bugs() {
         assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
         String::from_utf8_lossy(&tree.stdout).into_owned()
     };
-    let all = features(&[]);
-    let (plain, without) =
-        (features(&["--no-default-features"]), features(&["--exclude", "tests"]));
+    let all = features(&["--features", "tests/canary"]);
+    let plain = features(&[]);
     let has = |tree: &str, name: &str| {
         let start = format!("{name} v");
         let mut of_it = tree.lines().filter(|line| line.starts_with(&start)).peekable();
@@ -253,18 +263,18 @@ fn what_is_installed_is_built_without_planted_bugs() {
     };
     for name in ["disk", "engine", "vhd-rs"] {
         assert!(has(&all, name), "the simulator plants bugs in {name}");
-        assert!(!has(&plain, name), "programs of `make` have bugs to plant in {name}");
-        assert!(!has(&without, name), "programs of packages have them in {name}");
+        assert!(!has(&plain, name), "programs have bugs to plant in {name}");
     }
-    for (file, word) in
-        [("Makefile", "--no-default-features"), ("packaging/portable.sh", "--exclude tests")]
-    {
+    for file in ["Makefile", "packaging/portable.sh"] {
         let text = fs::read_to_string(root().join(file)).expect("a readable file");
         let builds: Vec<&str> =
             text.lines().filter(|line| line.contains("build --release")).collect();
         assert!(!builds.is_empty(), "{file} builds programs");
-        assert!(builds.iter().all(|line| line.contains(word)), "{file}: {builds:?}");
+        assert!(!builds.iter().any(|line| line.contains("features")), "{file}: {builds:?}");
     }
+    // Builds for debugging have them.
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).expect("a manifest");
+    assert!(!manifest.contains("debug-assertions"), "a release asserts nothing for debugging");
     let makefile = fs::read_to_string(root().join("Makefile")).expect("a readable file");
     assert!(makefile.contains("--version | grep -Eq 'UNPROTECTED|canary'"), "install looks");
 }
@@ -284,7 +294,7 @@ fn bugs_are_planted_only_behind_the_feature() {
         let lines: Vec<&str> = text.lines().collect();
         for (i, line) in lines.iter().enumerate().filter(|(_, line)| line.contains("/ Plants ")) {
             let near = &lines[i..lines.len().min(i + 4)];
-            let gated = near.iter().any(|line| line.contains("cfg(feature = \"canary\")"));
+            let gated = near.iter().any(|line| line.contains("feature = \"canary\"))]"));
             assert!(gated, "{}:{}: {line}", path.display(), i + 1);
             hooks += 1;
         }

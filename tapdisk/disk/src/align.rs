@@ -272,7 +272,7 @@ impl<D: Disk> Aligned<D> {
     }
 
     /// Plants the bug that the locks are there for, which the simulator has to find.
-    #[cfg(feature = "canary")]
+    #[cfg(any(debug_assertions, feature = "canary"))]
     pub fn without_locks(&mut self) {
         self.locks.on = false;
     }

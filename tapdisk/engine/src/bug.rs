@@ -1,8 +1,8 @@
-//! Bugs to be planted, which the simulator has to find: only with the feature `canary`, which
-//! installed programs are built without (`make install` refuses others).
+//! Bugs to be planted, which the simulator has to find: in builds for debugging, and with the
+//! feature `canary`. Installed programs are neither (`make install` refuses others).
 
 /// A program that can be made wrong.
-pub const CAN_BE_PLANTED: bool = cfg!(feature = "canary");
+pub const CAN_BE_PLANTED: bool = cfg!(any(debug_assertions, feature = "canary"));
 
 /// What can be planted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,23 +28,23 @@ pub enum Bug {
 
 /// What is planted: without the feature nothing, and the compiler knows it.
 #[derive(Debug, Default)]
-pub struct Planted(#[cfg(feature = "canary")] Bug);
+pub struct Planted(#[cfg(any(debug_assertions, feature = "canary"))] Bug);
 
 impl Planted {
     /// Plants it.
-    #[cfg(feature = "canary")]
+    #[cfg(any(debug_assertions, feature = "canary"))]
     pub fn plant(&mut self, bug: Bug) {
         self.0 = bug;
     }
 }
 
 impl PartialEq<Bug> for Planted {
-    #[cfg(feature = "canary")]
+    #[cfg(any(debug_assertions, feature = "canary"))]
     fn eq(&self, bug: &Bug) -> bool {
         self.0 == *bug
     }
 
-    #[cfg(not(feature = "canary"))]
+    #[cfg(not(any(debug_assertions, feature = "canary")))]
     fn eq(&self, bug: &Bug) -> bool {
         *bug == Bug::None
     }

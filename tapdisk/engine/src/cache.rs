@@ -74,14 +74,16 @@ impl<D: Disk> Engine<D> {
 
     /// Plants a bug: what is read is written into the leaf even over a later change. The simulator
     /// has to find it.
-    #[cfg(feature = "canary")]
+    #[cfg(any(debug_assertions, feature = "canary"))]
     pub fn forget_overlaps(&mut self) {
         self.local_cache.careless = true;
     }
 
     /// A request starts: notes what its span makes stale, here or elsewhere.
     pub(super) fn note_overlaps(&mut self, id: SlotId) {
-        if !self.keeps_reads() || (cfg!(feature = "canary") && self.local_cache.careless) {
+        if !self.keeps_reads()
+            || (cfg!(any(debug_assertions, feature = "canary")) && self.local_cache.careless)
+        {
             return;
         }
         let request = self.slot(id).request;

@@ -198,7 +198,7 @@ impl Chain {
 
     /// Plants a bug: what the top holds is remembered too, though it changes. The simulator has to
     /// find it.
-    #[cfg(feature = "canary")]
+    #[cfg(any(debug_assertions, feature = "canary"))]
     pub fn remember_too_much(&mut self) {
         self.remember();
         self.fixed = 0;

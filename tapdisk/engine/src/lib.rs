@@ -242,14 +242,14 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Fewer steps than usual before others have their turn, for tests.
-    #[cfg(feature = "canary")]
+    #[cfg(any(debug_assertions, feature = "canary"))]
     pub fn set_steps_max(&mut self, steps: u32) {
         assert!(steps > 0, "a turn goes on");
         self.rules.steps_max = steps;
     }
 
     /// Plants a bug.
-    #[cfg(feature = "canary")]
+    #[cfg(any(debug_assertions, feature = "canary"))]
     pub fn plant(&mut self, bug: Bug) {
         self.rules.bug.plant(bug);
     }

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tap_ctl::messages::{MESSAGE_BYTES, Request, Text, validate_request};
 
 use super::conn::Conn;
-use super::{CLIENTS_MAX, ClientId, Control, Queued, Running};
+use super::{Awaits, CLIENTS_MAX, ClientId, Control, Queued, Running};
 use crate::vbd::Extra;
 use host::carry::{Carried, Carrier, Fetcher};
 use host::entrance::Guard;
@@ -64,13 +64,13 @@ impl Control {
 
     /// Everything is at rest for another program.
     pub fn is_leaving(&self) -> bool {
-        self.running.as_ref().is_some_and(|running| running.retry_at == Some(u64::MAX))
+        self.running.as_ref().is_some_and(|running| running.awaits == Awaits::Server)
     }
 
     /// It cannot leave yet.
     pub fn look_again(&mut self, now: u64) {
         if let Some(running) = &mut self.running {
-            running.retry_at = Some(now + 200);
+            running.awaits = Awaits::Time(now + 200);
         }
     }
 
@@ -148,7 +148,7 @@ impl Control {
             knocked: true,
             accept_at: None,
             queue: queue.into(),
-            running: Some(Running { client: asker, request, retry_at: Some(0) }),
+            running: Some(Running { client: asker, request, awaits: Awaits::Time(0) }),
         })
     }
 }

@@ -58,7 +58,8 @@ impl Vbd {
                 break step.outcome;
             }
         };
-        if self.goes_on && matches!(self.state, State::Paused { .. }) {
+        // Paused, or open still because its block device is in use.
+        if self.goes_on && self.state.settled() {
             self.go_on(env);
         }
         outcome

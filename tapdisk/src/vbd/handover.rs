@@ -136,8 +136,8 @@ impl Vbd {
     /// There is no other program: everybody goes on.
     pub fn go_on(&mut self, env: &Env) {
         self.keep_tapdev(false);
+        self.goes_on = false;
         if let (State::Paused { .. }, opened) = (self.state, &self.wish) {
-            self.goes_on = false;
             self.again = opened.as_ref().map(|opened| opened.wish.clone());
             if let Some(wish) = &self.again {
                 info!(env.log, "minor {}: goes on with {}", self.minor, wish.name);

@@ -6,30 +6,30 @@
 //!     └── Model: which values each sector may hold ◄── compared with every read and, after a power cut,
 //!                                                      with the blocking executor's view of the files
 //! ```
-#[cfg(feature = "canary")]
+#[cfg(any(debug_assertions, feature = "canary"))]
 pub mod below;
-#[cfg(feature = "canary")]
+#[cfg(any(debug_assertions, feature = "canary"))]
 pub mod bench;
-#[cfg(feature = "canary")]
+#[cfg(any(debug_assertions, feature = "canary"))]
 pub mod blktap;
 pub mod disk;
-#[cfg(feature = "canary")]
+#[cfg(any(debug_assertions, feature = "canary"))]
 pub mod hostile;
 pub mod logged;
 pub mod model;
-#[cfg(feature = "canary")]
+#[cfg(any(debug_assertions, feature = "canary"))]
 pub mod ring;
-#[cfg(feature = "canary")]
+#[cfg(any(debug_assertions, feature = "canary"))]
 mod ring_guest;
 pub mod rng;
 pub mod seeds;
-#[cfg(feature = "canary")]
+#[cfg(any(debug_assertions, feature = "canary"))]
 mod stack;
-#[cfg(feature = "canary")]
+#[cfg(any(debug_assertions, feature = "canary"))]
 pub mod toy;
-#[cfg(feature = "canary")]
+#[cfg(any(debug_assertions, feature = "canary"))]
 pub mod world;
 
 pub use seeds::{Counts, each};
-#[cfg(feature = "canary")]
+#[cfg(any(debug_assertions, feature = "canary"))]
 pub use world::{Ran, Setup, run};

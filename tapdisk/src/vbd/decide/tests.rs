@@ -391,10 +391,14 @@ impl Disk {
 
     /// As `advance` does when it is at rest.
     fn settle(mut self) -> Disk {
-        if self.goes_on && matches!(self.state, State::Paused { .. }) {
+        if self.goes_on && self.state.settled() {
             self.goes_on = false;
-            if self.named {
-                self.state = State::Resuming { tries: 0, until: Some(1) };
+            match ask(self.state, Request::GoOn, &self.view(None, (true, 0))) {
+                Ok(Step { state: State::Resuming { tries, .. }, .. }) => {
+                    self.state = State::Resuming { tries, until: Some(1) };
+                }
+                Ok(step) => assert!(matches!(step.act, Act::GoOn | Act::Nothing), "{step:?}"),
+                Err(refusal) => panic!("{refusal:?}"),
             }
         }
         self
@@ -459,6 +463,7 @@ impl Disk {
     }
 
     fn check(&self) {
+        assert!(!self.goes_on || !self.state.settled(), "{self:?}: clients wait for nothing");
         match self.state {
             State::Attached | State::Closed => {
                 assert!(!self.images && !self.data && !self.named, "{self:?}");
