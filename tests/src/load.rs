@@ -22,6 +22,8 @@ pub struct Load {
     out: Vec<u8>,
     data: Vec<u8>,
     sizes: Vec<u32>,
+    /// Nothing is changed.
+    pub reads_only: bool,
 }
 
 impl Load {
@@ -45,7 +47,8 @@ impl Load {
         socket.read_exact(&mut export)?;
         let bytes = u64::from_be_bytes(export[..8].try_into().expect("eight bytes"));
         let data = vec![0x5a; 256 << 10];
-        Ok(Load { socket, bytes, rng: Rng::new(seed), out: Vec::new(), data, sizes: Vec::new() })
+        let (out, sizes, reads_only) = (Vec::new(), Vec::new(), false);
+        Ok(Load { socket, bytes, rng: Rng::new(seed), out, data, sizes, reads_only })
     }
 
     /// Sends `count` requests of all kinds in batches of `depth` and takes every answer.
@@ -69,6 +72,7 @@ impl Load {
 
     fn request(&mut self, handle: u64) {
         let (kind, sectors) = match self.rng.below(100) {
+            _ if self.reads_only => (READ, self.length()),
             0 => (FLUSH, 0),
             1 => (TRIM, 1 + self.rng.below(256)),
             2 | 3 => (ZEROES, 1 + self.rng.below(64)),

@@ -3,7 +3,7 @@
 //! between the two looks are kept out by looking several times before.
 use serde_json::Value;
 use tests::load::Load;
-use tests::rig::{Engine, Rig, Served, files};
+use tests::rig::{Engine, Rig, Served, files, qemu_img, qemu_io};
 
 const WARM_UP: u32 = 20_000;
 const REQUESTS: u32 = 100_000;
@@ -52,6 +52,7 @@ fn prove(engine: Engine, format: &str, depth: u32) {
 fn measure(engine: Engine, image: &str, disk: &Served<'_>, requests: u32) {
     let engine = name_of(engine);
     let mut load = Load::connect(&disk.socket(), 42).expect("a client");
+    load.reads_only = image.starts_with("qcow2");
     load.mixed(WARM_UP, 32).expect("the warm-up");
     (0..5).for_each(|_| drop(disk.stats()));
     let (mut before, mut after);
@@ -165,6 +166,33 @@ fn what_stands_beside_images_on_io_uring() {
 #[test]
 fn what_stands_beside_images_on_linux_aio() {
     beside(Engine::Aio);
+}
+
+/// Plain clusters, packed ones and holes, over a raw parent.
+fn qcow2(engine: Engine) {
+    let rig = Rig::new(engine);
+    files::sparse(&rig.path("r.raw"), 64 << 20);
+    let words = ["create", "-q", "-f", "qcow2", "-b", "r.raw", "-F", "raw", "l.qcow2", "64M"];
+    qemu_img(&rig.work(), &words);
+    let mut changes: Vec<String> =
+        (0..200).map(|i| format!("write -c -P {i} {} 64k", i * 5 * 65536)).collect();
+    changes.extend((0..60).map(|i| format!("write -P {i} {} 100k", i * 1_000_448)));
+    let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
+    qemu_io("qcow2", &rig.path("l.qcow2").display().to_string(), &changes);
+    let image = rig.name("qcow2", "l.qcow2");
+    let disk = rig.serve(&image, &["-R"]);
+    measure(engine, &image, &disk, REQUESTS / 4);
+    disk.destroy();
+}
+
+#[test]
+fn qcow2_on_io_uring() {
+    qcow2(Engine::Uring);
+}
+
+#[test]
+fn qcow2_on_linux_aio() {
+    qcow2(Engine::Aio);
 }
 
 /// A disk that another tapdisk serves, as an image and as the parent of a VHD.
