@@ -20,8 +20,8 @@ use host::protection::{self, Protection};
 use host::sys;
 use request::disk::{Kind, Op, Tag};
 
-/// Stack of the thread in bytes: system calls and a lock need a few hundred.
-const STACK_BYTES: usize = 64 * 1024;
+/// Stack of the thread in bytes, all of it locked: system calls and a lock need a few hundred.
+const STACK_BYTES: usize = 32 * 1024;
 /// How much of the stack is touched at start.
 const TOUCH_BYTES: usize = 16 * 1024;
 /// linux/prctl.h, since Linux 5.6.
