@@ -355,6 +355,9 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
+        if host::carry::is_taking_over() {
+            return;
+        }
         self.stop_listening();
     }
 }

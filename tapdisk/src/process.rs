@@ -34,7 +34,7 @@ use crate::signals::{self, Signals};
 use crate::vbd::Env;
 use crate::vbd::metrics::{Folder, SHM};
 use detach::{Caller, daemonise};
-use host::carry::Fetcher;
+use host::carry::{self, Fetcher};
 use host::protection::{self, Protection};
 use host::sys;
 
@@ -52,7 +52,8 @@ const LOG_DIR: &str = "/var/log/blktap";
 const LOG_DIR_VARIABLE: &str = "TAPDISK_LOG_DIR";
 /// `abort` or `count`: what a call of the allocator in the sealed part does.
 const SEAL_VARIABLE: &str = "TAPDISK_SEAL";
-/// Debug builds only: the program that is to take over does not.
+/// Debug builds only: the program that is to take over does not. `late`: it finds so when it has
+/// taken the disks over.
 const FAULT_VARIABLE: &str = "TAPDISK_RESUME_FAULT";
 /// Descriptors at most.
 const FILES_MAX: u64 = 65536;
@@ -248,7 +249,12 @@ fn resume(state: i32, foreground: bool, why: Option<String>) -> ExitCode {
     let before = fetcher.fetch(left.program);
     let again = why.is_some();
     let left = Left { state: left, keys, fetcher: &mut fetcher, why };
-    let mut ready = match fault(again).and_then(|()| prepare(foreground, Some(left))) {
+    // What is dropped on the way back is the old program's.
+    carry::take_over(true);
+    let prepared = fault(again, "1")
+        .and_then(|()| prepare(foreground, Some(left)))
+        .and_then(|ready| fault(again, "late").map(|()| ready));
+    let mut ready = match prepared {
         Ok(ready) => ready,
         Err(Failure(_, why)) => {
             let _ = refused(&why);
@@ -258,6 +264,7 @@ fn resume(state: i32, foreground: bool, why: Option<String>) -> ExitCode {
             return refused(&sys::execute(&before, &resume_args(state, foreground, Some(&why))));
         }
     };
+    carry::take_over(false);
     // Nobody goes back: that program's file need not stay on the disk.
     drop(before);
     fetcher.close();
@@ -270,8 +277,9 @@ fn resume(state: i32, foreground: bool, why: Option<String>) -> ExitCode {
 }
 
 /// For a test of the way back: the first program that is to take over does not.
-fn fault(again: bool) -> Result<(), Failure> {
-    let planted = cfg!(debug_assertions) && std::env::var_os(FAULT_VARIABLE).is_some();
+fn fault(again: bool, when: &str) -> Result<(), Failure> {
+    let planted = cfg!(debug_assertions)
+        && std::env::var_os(FAULT_VARIABLE).is_some_and(|value| value == *when);
     match planted && !again {
         true => Err(Failure(libc::EIO, "a planted fault".into())),
         false => Ok(()),

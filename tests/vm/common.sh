@@ -51,6 +51,10 @@ fill_share() { # folder
         die "make install failed"
     }
     cp "$vm_target"/release/{disk-load,hostile-front,xen-front,blktap-ring,pressure,crashes} "$1/programs/usr/bin/"
+    # One that can be told to fail when it takes over: a build for debugging.
+    cargo build --quiet --manifest-path "$vm_top/Cargo.toml" --target-dir "$vm_target" -p tapdisk --bin tapdisk ||
+        die "the build for debugging failed"
+    cp "$vm_target/debug/tapdisk" "$1/programs/usr/libexec/tapdisk-debug"
     # Where modprobe finds it after depmod.
     local module
     module=$("$vm_here/module.sh")

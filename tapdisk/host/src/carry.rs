@@ -4,6 +4,20 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use crate::sys;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static TAKING_OVER: AtomicBool = AtomicBool::new(false);
+
+/// This program takes over from another, or does so no more. If it fails on the way, the other goes
+/// on with sockets and files of these names: what is dropped meanwhile must leave them.
+pub fn take_over(on: bool) {
+    TAKING_OVER.store(on, Ordering::Relaxed);
+}
+
+/// Whether it does.
+pub fn is_taking_over() -> bool {
+    TAKING_OVER.load(Ordering::Relaxed)
+}
 
 /// A descriptor that is carried over: its number.
 pub type Carried = i32;

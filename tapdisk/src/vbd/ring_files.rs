@@ -101,6 +101,9 @@ impl DeviceFiles {
 
 impl Drop for DeviceFiles {
     fn drop(&mut self) {
+        if host::carry::is_taking_over() {
+            return;
+        }
         // What is gone already needs no removing.
         for name in ["statistics", "io_ring", "io_ring~"] {
             let _ = self.folder.remove(name);

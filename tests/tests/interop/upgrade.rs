@@ -211,4 +211,33 @@ both_engines! {
         rig.vhd_util(&["check", "-n", "a.vhd"]).ok();
         rig.assert_nothing_left();
     }
+
+    /// It has the sockets, the clients and the disks already when it finds that it cannot.
+    fn a_program_that_fails_when_it_has_everything_gives_it_back(rig) {
+        if !cfg!(debug_assertions) {
+            // A release has no planted fault.
+            return;
+        }
+        rig.vhd_util(&["create", "-n", "a.vhd", "-s", "20"]).ok();
+        let planted = rig.command(&programs().tap_ctl)
+            .args(["create", "-a", &rig.name("vhd", "a.vhd")])
+            .env("TAPDISK_RESUME_FAULT", "late")
+            .output()
+            .expect("tap-ctl runs");
+        assert!(planted.status.success(), "{planted:?}");
+        let pid = rig.pid_of(0).expect("it is listed").to_string();
+        let socket = rig.run_dir().join(format!("nbd{pid}.0"));
+        let mut client = tests::rig::nbd::Client::connect(&socket);
+        for byte in 1..4 {
+            client.fill(4096, 4096, byte).unwrap();
+            let refused = rig.tap_ctl(&["upgrade", "-p", &pid]).exits(libc::EIO);
+            assert!(refused.err.contains("a planted fault; the old one goes on"), "{refused:?}");
+            client.expect(4096, 4096, byte);
+            tests::rig::nbd::Client::connect(&socket).expect(4096, 4096, byte);
+        }
+        drop(client);
+        rig.tap_ctl(&["destroy", "-p", &pid, "-m", "0"]).ok();
+        rig.vhd_util(&["check", "-n", "a.vhd"]).ok();
+        rig.assert_nothing_left();
+    }
 }

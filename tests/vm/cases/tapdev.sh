@@ -324,6 +324,49 @@ case_upgraded_while_it_is_in_use() {
     rm -r /srv/*
 }
 
+# The other program fails when it has the ring and everything else: the old one gets it back, under
+# a mounted file system and a load.
+case_upgraded_to_a_program_that_fails_when_it_has_the_ring() {
+    dmesg -C
+    local before upgrades writer status
+    vhd-util create -n /srv/disk.vhd -s 96
+    export TAPDISK_RESUME_FAULT=late
+    device vhd:/srv/disk.vhd
+    unset TAPDISK_RESUME_FAULT
+    before=$pid
+    mke2fs -q -t ext4 "$disk"
+    mount "$disk" /mnt
+    noise given-back 8 /srv/noise
+    touch /srv/goes-on
+    (
+        i=0
+        while [ -e /srv/goes-on ]; do
+            cp /srv/noise "/mnt/$i" && sync -f /mnt && cmp /srv/noise "/mnt/$i" || exit 1
+            i=$(((i + 1) % 3))
+        done
+    ) &
+    writer=$!
+    for upgrades in 1 2 3 4 5; do
+        status=0
+        tap-ctl upgrade -p "$pid" --program /usr/libexec/tapdisk-debug 2>/srv/said || status=$?
+        same "an upgrade that fails late" 5 "$status"
+        grep -q "a planted fault; the old one goes on" /srv/said || fail "it says $(cat /srv/said)"
+        find_pid
+        same "the process" "$before" "$pid"
+        same "its program" /usr/libexec/tapdisk "$(readlink "/proc/$pid/exe")"
+        same "the ring" "ring: mapped" "$(head -n 1 "/sys/class/blktap2/blktap!blktap$minor/debug")"
+        kill -0 $writer || fail "the writer ended at upgrade $upgrades"
+    done
+    rm /srv/goes-on
+    wait $writer || fail "the writer"
+    umount /mnt
+    e2fsck -fn "$disk"
+    give_back
+    vhd-util check -n /srv/disk.vhd
+    dmesg -C
+    rm /srv/*
+}
+
 # With a module that cannot keep a ring, as the original's: the device that nobody uses goes and
 # comes again; one that is in use keeps its tapdisk as it is.
 case_upgraded_with_a_ring_of_another_module() {
