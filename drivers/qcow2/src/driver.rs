@@ -221,7 +221,8 @@ impl Image for Qcow2 {
     }
 
     fn needs(&self) -> Needs {
-        let packed = narrow(self.cluster_sectors.min(PACKED_SECTORS_MAX));
+        // The same for all cluster sizes: a disk may go on with another image after a pause.
+        let packed = narrow(PACKED_SECTORS_MAX);
         Needs { meta_bytes: PIECE_BYTES, packed, ..Needs::NONE }
     }
 

@@ -157,7 +157,7 @@ impl<D: Disk> Engine<D> {
     pub fn attach(&mut self, chain: Chain, files: &[FileInfo], policy: Policy) {
         assert!(self.map.chain.is_none() && self.idle(), "a chain is attached to an idle engine");
         assert!(chain.layers.len() == files.len(), "each layer has a file");
-        let served = |layer: &chain::Layer| self.rules.limits.serve(layer.image.needs());
+        let served = |layer: &chain::Layer| self.serves(layer.image.needs());
         assert!(chain.layers.iter().all(served), "the reserves are those of the formats");
         self.map.meta.clear();
         self.unpacker.forget();
@@ -184,6 +184,11 @@ impl<D: Disk> Engine<D> {
         self.map.files.clear();
         self.forget_reads();
         self.map.chain.take()
+    }
+
+    /// Whether the reserves are enough for a format; they stay what they were when it was made.
+    pub fn serves(&self, needs: image::Needs) -> bool {
+        self.rules.limits.serve(needs)
     }
 
     /// Whether no request is at work (finished ones may still wait for their frontend).

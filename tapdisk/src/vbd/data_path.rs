@@ -183,6 +183,17 @@ impl DataPath {
             let text = format!("the disk engine does not take the files: {error}");
             return Err((OpenError::new(errno, text), images));
         }
+        // Reserves are taken at open, for the formats of then.
+        let serves = |layer: &&formats::Layer| {
+            layer.image.as_ref().is_none_or(|image| self.engine.serves(image.needs()))
+        };
+        if let Some(layer) = images.layers.iter().find(|layer| !serves(layer)) {
+            let text = format!(
+                "{} is of another format than the disk was opened with: close the disk and open it anew",
+                show::path(&layer.path)
+            );
+            return Err((OpenError::new(libc::EMEDIUMTYPE, text), images));
+        }
         let roles = roles(&images);
         if let Err(misfit) = chain::fit(&roles) {
             return Err((OpenError::new(libc::EINVAL, misfit.to_string()), images));

@@ -82,4 +82,20 @@ both_engines! {
         rebase("b.qcow2", "vpc");
         refused_with(rig, &leaf, &["-R"], libc::ENOTSUP, &["format \"vpc\""]);
     }
+
+    /// Reserves are taken at open; a disk that needs others is not gone on with, and not lost.
+    fn a_disk_that_was_no_qcow2_does_not_become_one(rig) {
+        family(rig, "compat=1.1");
+        rig.vhd_util(&["create", "-n", "a.vhd", "-s", "48"]).ok();
+        let served = rig.serve(&rig.name("vhd", "a.vhd"), &["-R"]);
+        served.pause();
+        let leaf = rig.name("qcow2", "l.qcow2");
+        let refused = served.tell("unpause", &["-a", &leaf]);
+        let refused = refused.exits(libc::EMEDIUMTYPE);
+        assert!(refused.err.contains("open it anew"), "{refused:?}");
+        let vhd = rig.name("vhd", "a.vhd");
+        served.unpause(&["-a", &vhd]);
+        served.client().expect(0, 4096, 0);
+        served.destroy();
+    }
 }
