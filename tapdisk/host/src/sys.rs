@@ -18,6 +18,19 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Writes out what the page cache has of a file or device, and waits for it. No flush: what the
+/// writes go to need not have them on the medium.
+///
+/// # Errors
+/// Those of the writes.
+pub fn write_out(file: &File) -> io::Result<()> {
+    let how = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, how) }).map(drop)
+}
+
 /// Whether a descriptor is still open after an exec.
 ///
 /// # Errors
