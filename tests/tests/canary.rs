@@ -4,7 +4,7 @@ use engine::Bug;
 use image::{
     Action, Closing, Image, Meta, MetaList, MetaRef, Order, Plan, Run, Span, Step, Stop, Want,
 };
-use tests::sim::{Setup, run};
+use tests::sim::{Setup, find_planted, run};
 
 /// Seeds within which a planted bug must be found.
 const SEEDS: u64 = 400;
@@ -101,24 +101,8 @@ impl<const N: u8> Meta for Liar<'_, N> {
     }
 }
 
-/// The first seed that finds the bug. Panics of the engine's own assertions count as found.
-fn first_find(setup: impl Fn(u64) -> Setup) -> Option<(u64, String)> {
-    let quiet = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let try_one = |setup: Setup| std::panic::catch_unwind(move || run(setup));
-    let found = (0..SEEDS).find_map(|seed| match try_one(setup(seed)) {
-        Ok(Ok(_)) => None,
-        Ok(Err(why)) => Some((seed, why)),
-        Err(_) => Some((seed, "an assertion".into())),
-    });
-    std::panic::set_hook(quiet);
-    found
-}
-
 fn must_find(name: &str, setup: impl Fn(u64) -> Setup) {
-    let Some((seed, why)) = first_find(setup) else { panic!("{name}: not found in {SEEDS} seeds") };
-    let why: String = why.chars().take(100).collect();
-    println!("{name}: seed {seed}: {why}");
+    find_planted(name, SEEDS, setup);
 }
 
 fn planted<const N: u8>(seed: u64) -> Setup {

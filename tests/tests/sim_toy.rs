@@ -7,7 +7,7 @@ use image::{Image, MemStorage, Span};
 use tests::sim::model::{ZERO, fill, parse};
 use tests::sim::rng::Rng;
 use tests::sim::toy::{self, Layout, Seen, Toy, ToyBug};
-use tests::sim::{Counts, Ran, Setup, each, run};
+use tests::sim::{Counts, Ran, Setup, each, find_planted, run};
 
 /// Seeds within which a planted bug must be found.
 const SEEDS: u64 = 600;
@@ -27,23 +27,8 @@ fn no_seed_of_the_toy_format_loses_a_write_or_gets_stuck() {
     }
 }
 
-fn first_find(setup: impl Fn(u64) -> Setup) -> Option<(u64, String)> {
-    let quiet = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let try_one = |setup: Setup| std::panic::catch_unwind(move || run(setup));
-    let found = (0..SEEDS).find_map(|seed| match try_one(setup(seed)) {
-        Ok(Ok(_)) => None,
-        Ok(Err(why)) => Some((seed, why)),
-        Err(_) => Some((seed, "an assertion".into())),
-    });
-    std::panic::set_hook(quiet);
-    found
-}
-
 fn must_find(name: &str, setup: impl Fn(u64) -> Setup) {
-    let Some((seed, why)) = first_find(setup) else { panic!("{name}: not found in {SEEDS} seeds") };
-    let why: String = why.chars().take(100).collect();
-    println!("{name}: seed {seed}: {why}");
+    find_planted(name, SEEDS, setup);
 }
 
 fn planted(bug: ToyBug) -> impl Fn(u64) -> Setup {

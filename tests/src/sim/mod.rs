@@ -18,6 +18,8 @@ pub mod hostile;
 pub mod logged;
 pub mod model;
 #[cfg(any(debug_assertions, feature = "canary"))]
+mod planted;
+#[cfg(any(debug_assertions, feature = "canary"))]
 pub mod ring;
 #[cfg(any(debug_assertions, feature = "canary"))]
 mod ring_guest;
@@ -30,6 +32,8 @@ pub mod toy;
 #[cfg(any(debug_assertions, feature = "canary"))]
 pub mod world;
 
+#[cfg(any(debug_assertions, feature = "canary"))]
+pub use planted::find_planted;
 pub use seeds::{Counts, each};
 #[cfg(any(debug_assertions, feature = "canary"))]
 pub use world::{Ran, Setup, run};

@@ -2,6 +2,7 @@
 //! (docs/upgrade.md).
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tests::both_engines;
@@ -52,6 +53,20 @@ fn answer(stream: &mut UnixStream, cookie: u64) {
     stream.read_exact(&mut reply).expect("a reply");
     assert_eq!(reply[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0], "a simple reply without an error");
     assert_eq!(reply[8..], cookie.to_be_bytes());
+}
+
+/// A disk whose tapdisk hands a planted fault on; its pid and its socket.
+fn serve_with_fault(rig: &Rig, when: &str) -> (String, PathBuf) {
+    let planted = rig
+        .command(&programs().tap_ctl)
+        .args(["create", "-a", &rig.name("vhd", "a.vhd")])
+        .env("TAPDISK_RESUME_FAULT", when)
+        .output()
+        .expect("tap-ctl runs");
+    assert!(planted.status.success(), "{planted:?}");
+    let pid = rig.pid_of(0).expect("it is listed").to_string();
+    let socket = rig.run_dir().join(format!("nbd{pid}.0"));
+    (pid, socket)
 }
 
 both_engines! {
@@ -162,14 +177,7 @@ both_engines! {
     /// Whatever is wrong with the other program, or with the moment: the disk goes on.
     fn an_upgrade_that_fails_leaves_everything_as_it_was(rig) {
         rig.vhd_util(&["create", "-n", "a.vhd", "-s", "20"]).ok();
-        let planted = rig.command(&programs().tap_ctl)
-            .args(["create", "-a", &rig.name("vhd", "a.vhd")])
-            .env("TAPDISK_RESUME_FAULT", "1")
-            .output()
-            .expect("tap-ctl runs");
-        assert!(planted.status.success(), "{planted:?}");
-        let pid = rig.pid_of(0).expect("it is listed").to_string();
-        let socket = rig.run_dir().join(format!("nbd{pid}.0"));
+        let (pid, socket) = serve_with_fault(rig, "1");
         let mut client = tests::rig::nbd::Client::connect(&socket);
         let mut byte = 0;
         let mut goes_on = || {
@@ -219,14 +227,7 @@ both_engines! {
             return;
         }
         rig.vhd_util(&["create", "-n", "a.vhd", "-s", "20"]).ok();
-        let planted = rig.command(&programs().tap_ctl)
-            .args(["create", "-a", &rig.name("vhd", "a.vhd")])
-            .env("TAPDISK_RESUME_FAULT", "late")
-            .output()
-            .expect("tap-ctl runs");
-        assert!(planted.status.success(), "{planted:?}");
-        let pid = rig.pid_of(0).expect("it is listed").to_string();
-        let socket = rig.run_dir().join(format!("nbd{pid}.0"));
+        let (pid, socket) = serve_with_fault(rig, "late");
         let mut client = tests::rig::nbd::Client::connect(&socket);
         for byte in 1..4 {
             client.fill(4096, 4096, byte).unwrap();
