@@ -358,8 +358,7 @@ impl<D: Disk> Engine<D> {
         };
         let work = self.work(id);
         (work.next, work.chunk.count) = (chunk.end(), 0);
-        let op =
-            Op { file: self.slot(id).target, kind: Kind::Write, at: unit.byte(chunk.start), buf };
+        let op = Op { file: target, kind: Kind::Write, at: unit.byte(chunk.start), buf };
         self.data_op(id, Owner::Slot(id), op);
     }
 }

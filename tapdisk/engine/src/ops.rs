@@ -44,6 +44,13 @@ struct Entry {
     stalls: u8,
 }
 
+impl Entry {
+    /// Whether only the last sector of packed bytes is missing, or a part of it.
+    fn ends_packed(&self) -> bool {
+        matches!(self.owner, Owner::Unpack(_)) && self.done + 512 >= u64::from(self.op.buf.bytes)
+    }
+}
+
 /// The table.
 pub struct Ops {
     entries: Box<[Option<Entry>]>,
@@ -102,9 +109,9 @@ impl Ops {
                     self.resubmit(disk, tag);
                     return None;
                 }
-                // Packed bytes may end with the file, inside a sector; whoever unpacks them sees
-                // whether they are all.
-                Progress::Stuck if matches!(e.owner, Owner::Unpack(_)) => Ok(()),
+                // Packed bytes may end with the file, inside the last sector; whoever unpacks them
+                // sees whether they are all.
+                Progress::Stuck if e.ends_packed() => Ok(()),
                 Progress::Stuck => Err(libc::EIO),
             },
             Err(libc::EAGAIN | libc::EBUSY | libc::EINTR | libc::ENOMEM)
