@@ -1,6 +1,6 @@
-//! Header extensions (spec/qcow2.md §2.1): type, length, data, padded to eight bytes, until one of type 0 or
-//! the end of what may hold them. SM writes into them by itself (spec/qcow2.md §5.3), so what does not fit
-//! ends them and is no error.
+//! Header extensions (spec/qcow2.md §2.1): type, length, data, padded to eight bytes, until one of
+//! type 0 or the end of what may hold them. SM writes into them by itself (spec/qcow2.md §5.3), so
+//! what does not fit ends them and is no error.
 
 /// The format of the backing file.
 pub const BACKING_FORMAT: u32 = 0xe279_2aca;
@@ -8,6 +8,8 @@ pub const BACKING_FORMAT: u32 = 0xe279_2aca;
 pub const FEATURE_NAMES: u32 = 0x6803_f857;
 /// The data file's name.
 pub const DATA_FILE: u32 = 0x4441_5441;
+/// Where persistent bitmaps are.
+pub const BITMAPS: u32 = 0x2385_2875;
 /// XCP-ng's: whether SM hides the image ("vate").
 pub const HIDDEN: u32 = 0x7661_7465;
 /// Bytes of a row of names.

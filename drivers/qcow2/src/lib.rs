@@ -7,13 +7,22 @@
 //! would write is refused (EROFS).
 #![forbid(unsafe_code)]
 
+pub mod check;
+mod counts;
 pub mod driver;
 pub mod error;
 pub mod extension;
+pub mod head;
 pub mod header;
+mod num;
 pub mod opened;
+mod refcounts;
+pub mod repair;
+pub mod snapshots;
 
+pub use check::{Report, Said, check};
 pub use driver::Qcow2;
 pub use error::Error;
 pub use header::Header;
 pub use opened::{Opened, open};
+pub use repair::{What, repair};
