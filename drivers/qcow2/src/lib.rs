@@ -9,11 +9,14 @@
 
 pub mod check;
 mod counts;
+pub mod create;
 pub mod driver;
+mod encode;
 pub mod error;
 pub mod extension;
 pub mod head;
 pub mod header;
+pub mod layout;
 mod num;
 pub mod opened;
 mod refcounts;
@@ -21,6 +24,7 @@ pub mod repair;
 pub mod snapshots;
 
 pub use check::{Report, Said, check};
+pub use create::create;
 pub use driver::Qcow2;
 pub use error::Error;
 pub use header::Header;
