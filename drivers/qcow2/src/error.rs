@@ -13,6 +13,7 @@ pub struct Error {
 /// Errnos, as on Linux.
 pub(crate) mod errno {
     pub const EIO: i32 = 5;
+    pub const EACCES: i32 = 13;
     pub const EINVAL: i32 = 22;
     pub const EROFS: i32 = 30;
     pub const ENOTSUP: i32 = 95;

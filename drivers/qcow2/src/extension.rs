@@ -1,6 +1,6 @@
-//! Header extensions (spec/qcow2.md §2.1): type, length, data, padded to eight bytes, until one of type 0 or
-//! the end of what may hold them. SM writes into them by itself (spec/qcow2.md §5.3), so what does not fit
-//! ends them and is no error.
+//! Header extensions (spec/qcow2.md §2.1): type, length, data, padded to eight bytes, until one of
+//! type 0 or the end of what may hold them. SM writes into them by itself (spec/qcow2.md §5.3), so
+//! what does not fit ends them and is no error.
 
 /// The format of the backing file.
 pub const BACKING_FORMAT: u32 = 0xe279_2aca;
