@@ -92,6 +92,7 @@ const EDGES: &[(&str, &[&str])] = &[
             "frontend",
             "host",
             "image",
+            "qcow2",
             "raw",
             "request",
             "tap-ctl",

@@ -11,7 +11,7 @@ pub struct Closing {
     pub writes: Vec<(u64, Vec<u8>)>,
     /// Further writes, before each of which all that was written is on the disk.
     pub last: Vec<(u64, Vec<u8>)>,
-    /// New length of a regular file, which ends with the first of `writes`.
+    /// New length of a regular file, which ends with the first of `writes`, if there is one.
     pub truncate: Option<u64>,
 }
 
@@ -21,7 +21,8 @@ impl Closing {
     /// # Errors
     /// The first one of the file; nothing is done after it.
     pub fn apply(&self, storage: &dyn Storage) -> std::io::Result<()> {
-        if self.repairs.is_empty() && self.writes.is_empty() && self.last.is_empty() {
+        let writes = !(self.repairs.is_empty() && self.writes.is_empty() && self.last.is_empty());
+        if !writes && self.truncate.is_none() {
             return Ok(());
         }
         for (at, bytes) in &self.repairs {
@@ -32,6 +33,9 @@ impl Closing {
                 Some(_) => end_with(storage, *at, bytes)?,
                 None => storage.write_at(*at, bytes)?,
             }
+        }
+        if let (Some(len), true) = (self.truncate, self.writes.is_empty()) {
+            cut(storage, len)?;
         }
         for (at, bytes) in &self.last {
             storage.sync()?;

@@ -1,203 +1,155 @@
-//! Where the sectors of an open image are (spec/qcow2.md §2.2).
+//! Where the sectors of an open image are (docs/spec/qcow2.md §2.2).
 use std::cell::RefCell;
 
-use image::{Image, Meta, MetaRef, Needs, Packed, Place, Plan, Run, Span, Step, Stop, Want};
+use image::{
+    Closing, Image, Meta, MetaRef, Needs, Packed, Place, Plan, Run, Span, Step, Stop, Want,
+};
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 
-use crate::error::errno::{EIO, EROFS};
+use crate::bug::Bug;
+use crate::entry::{COPIED, PACKED, Part, Shape, damaged};
+use crate::error::errno::EROFS;
 use crate::header::Header;
 use crate::opened::Opened;
+use crate::ready::Ready;
+use crate::tables::{PIECE_BYTES, Tables};
+use crate::write::Work;
 
-/// Bytes of a piece of a table at most.
-const PIECE_BYTES: u16 = 4096;
-/// Bits of an offset in an entry of a table.
-const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Bits of an entry that have to be zero.
-const RESERVED: u64 = 0x3f00_0000_0000_01fe;
-const PACKED: u64 = 1 << 62;
-const ZERO: u64 = 1;
-/// Subclusters of a cluster.
-const PARTS: u64 = 32;
 /// Sectors of the largest cluster whose packed form is read within the reserves.
 const PACKED_SECTORS_MAX: u64 = 128;
 
-/// Bytes of a piece of a table of this image.
-fn piece_bytes(header: &Header) -> u16 {
-    u16::try_from(header.cluster()).map_or(PIECE_BYTES, |cluster| cluster.min(PIECE_BYTES))
-}
-
-/// An index of something in memory.
-fn index(number: u64) -> usize {
-    usize::try_from(number).expect("it is an index of what is in memory")
-}
-
 /// Sectors or bytes of a cluster or two.
-fn narrow(number: u64) -> u32 {
+pub(crate) fn narrow(number: u64) -> u32 {
     u32::try_from(number).expect("a cluster has 2 MiB at most")
-}
-
-/// An entry of an L2 table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Entry {
-    word: u64,
-    /// Of an image with subclusters: which are there (low half), which read as zeros (high half).
-    parts: u64,
-}
-
-/// What a part of a cluster is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Here,
-    Zero,
-    Below,
 }
 
 /// An open image.
 pub struct Qcow2 {
-    header: Header,
-    l1: Vec<u64>,
+    pub(crate) header: Header,
+    pub(crate) tables: Tables,
+    pub(crate) shape: Shape,
+    /// Bytes of the file of an image that is only read.
     bytes: u64,
-    sectors: u64,
-    cluster_sectors: u64,
+    pub(crate) sectors: u64,
     inflate: RefCell<Box<DecompressorOxide>>,
+    /// A planted one.
+    pub(crate) bug: Bug,
+    /// What it takes to write it.
+    pub(crate) work: Option<Box<Work>>,
 }
 
 impl Qcow2 {
-    /// The driver of an image that was opened.
+    /// The driver of an image that was opened, to be read.
     pub fn new(opened: Opened) -> Qcow2 {
         let sectors = opened.sectors();
         let Opened { header, l1, bytes } = opened;
-        let cluster_sectors = header.cluster() / 512;
-        Qcow2 { header, l1, bytes, sectors, cluster_sectors, inflate: RefCell::default() }
+        let (tables, shape) = (Tables::new(&header, l1), Shape::of(&header));
+        Qcow2 {
+            header,
+            tables,
+            shape,
+            bytes,
+            sectors,
+            inflate: RefCell::default(),
+            bug: Bug::None,
+            work: None,
+        }
     }
 
-    fn damaged(why: &'static str) -> Stop {
-        Stop::Fail { errno: EIO, why }
+    /// The driver of one that was made ready to be written.
+    pub fn to_write(ready: Ready) -> Qcow2 {
+        let Ready { opened, blocks, own, space } = ready;
+        let read = Qcow2::new(opened);
+        let tables = read.tables.with_counts(blocks, own);
+        Qcow2 { tables, work: Some(Box::new(Work::new(space))), ..read }
+    }
+
+    /// The features of its header once it is clean.
+    pub fn clean_features(&self) -> u64 {
+        self.header.features_without_dirty()
+    }
+
+    /// Whether this bug is planted; none is in what is installed.
+    pub(crate) fn has(&self, bug: Bug) -> bool {
+        cfg!(any(debug_assertions, feature = "canary")) && self.bug == bug
+    }
+
+    /// The byte of the file before which everything is that a table may point at.
+    fn end(&self) -> u64 {
+        self.work.as_ref().map_or(self.bytes, |work| work.space.end())
     }
 
     /// The piece of the L2 table with the entry of a cluster, and the entry's byte in it; `None`:
     /// there is no table.
-    fn piece(&self, cluster: u64) -> Result<Option<(MetaRef, usize)>, Stop> {
-        let entries = self.header.entries();
-        let word = self.l1[index(cluster / entries)];
-        let table = word & OFFSET;
-        if table == 0 {
-            return Ok(None);
-        }
-        if !table.is_multiple_of(self.header.cluster()) {
-            return Err(Qcow2::damaged("an L1 entry is not on a cluster"));
-        }
-        let byte = cluster % entries * self.header.entry_bytes();
-        let bytes = u64::from(piece_bytes(&self.header));
-        let r = MetaRef { at: table + byte / bytes * bytes, bytes: piece_bytes(&self.header) };
-        if r.at + bytes > self.bytes {
-            return Err(Qcow2::damaged("an L1 entry points outside the file"));
-        }
-        Ok(Some((r, index(byte % bytes))))
+    pub(crate) fn piece(&self, cluster: u64) -> Result<Option<(MetaRef, usize)>, Stop> {
+        self.tables.entry_piece(cluster, self.end())
     }
 
-    fn entry(&self, piece: &[u8], at: usize) -> Entry {
-        let word = |at: usize| {
-            u64::from_be_bytes(piece[at..at + 8].try_into().expect("an entry lies in its piece"))
-        };
-        Entry { word: word(at), parts: if self.header.extended { word(at + 8) } else { 0 } }
-    }
-
-    /// Sectors of a part of a cluster: of a subcluster where there are some.
-    fn part_sectors(&self) -> u64 {
-        self.cluster_sectors / if self.header.extended { PARTS } else { 1 }
-    }
-
-    /// What a part of a cluster is.
-    fn part(&self, entry: Entry, number: u64) -> Result<Part, Stop> {
-        let here = entry.word & OFFSET != 0;
-        if !self.header.extended {
-            // Version 2 knows no zeros; qemu reads the bit there, too.
-            return Ok(match entry.word & ZERO != 0 {
-                true => Part::Zero,
-                false if here => Part::Here,
-                false => Part::Below,
-            });
-        }
-        let (there, zero) = (entry.parts >> number & 1 == 1, entry.parts >> (number + 32) & 1 == 1);
-        match (there, zero) {
-            (true, true) => Err(Qcow2::damaged("a subcluster is there and zero at once")),
-            (true, false) if !here => {
-                Err(Qcow2::damaged("a subcluster is there without a cluster"))
-            }
-            (true, false) => Ok(Part::Here),
-            (false, true) => Ok(Part::Zero),
-            (false, false) => Ok(Part::Below),
-        }
-    }
-
-    /// Checks an entry that is not packed.
-    fn check(&self, entry: Entry) -> Result<(), Stop> {
-        let at = entry.word & OFFSET;
-        let bad = match () {
-            () if entry.word & RESERVED != 0 => "an L2 entry has unknown bits",
-            () if !at.is_multiple_of(self.header.cluster()) => "an L2 entry is not on a cluster",
-            () if self.header.extended && entry.word & ZERO != 0 => "an L2 entry has unknown bits",
-            () => return Ok(()),
-        };
-        Err(Qcow2::damaged(bad))
-    }
-
-    /// Where packed data of a cluster is.
-    fn packed(&self, word: u64, skip: u64) -> Result<Packed, Stop> {
+    /// Where packed data is in the file: from a byte to before another.
+    pub(crate) fn packed_range(&self, word: u64) -> Result<(u64, u64), Stop> {
         let bits = 62 - (self.header.cluster_bits - 8);
         let byte = word & ((1 << bits) - 1);
-        let more = (word & !PACKED & !(1 << 63)) >> bits;
-        if self.cluster_sectors > PACKED_SECTORS_MAX {
-            return Err(Qcow2::damaged("clusters of more than 64 KiB are not unpacked"));
+        let more = (word & !PACKED & !COPIED) >> bits;
+        let end = self.end();
+        if word & COPIED != 0 || byte >= end {
+            return Err(damaged("a packed cluster lies outside the file"));
         }
-        if word & 1 << 63 != 0 || byte >= self.bytes {
-            return Err(Qcow2::damaged("a packed cluster lies outside the file"));
-        }
-        let bytes = ((more + 1) * 512 - byte % 512).min(self.bytes - byte);
-        let (sectors, skip) = (narrow(self.cluster_sectors), narrow(skip));
-        Ok(Packed { byte, bytes: narrow(bytes), sectors, skip })
+        Ok((byte, (byte / 512 * 512 + (more + 1) * 512).min(end)))
     }
 
-    /// A run in the file, up to where the file ends: what lies behind reads as zeros.
-    fn at(&self, byte: u64, count: u32) -> Run {
-        let there = self.bytes.saturating_sub(byte) / 512;
-        match u32::try_from(there).unwrap_or(u32::MAX) {
+    /// The same with what is packed there.
+    pub(crate) fn packed(&self, word: u64, skip: u64) -> Result<Packed, Stop> {
+        if self.shape.sectors > PACKED_SECTORS_MAX {
+            return Err(damaged("clusters of more than 64 KiB are not unpacked"));
+        }
+        let (byte, end) = self.packed_range(word)?;
+        let (sectors, skip) = (narrow(self.shape.sectors), narrow(skip));
+        Ok(Packed { byte, bytes: narrow(end - byte), sectors, skip })
+    }
+
+    /// A run in the file. What lies behind the end of one that is only read reads as zeros; in one
+    /// that is written it would be somebody else's soon.
+    fn at(&self, byte: u64, count: u32) -> Result<Run, Stop> {
+        let there = self.end().saturating_sub(byte) / 512;
+        let there = u32::try_from(there).unwrap_or(u32::MAX);
+        if self.work.is_some() && there < count {
+            return Err(damaged("an L2 entry points behind all that is counted"));
+        }
+        Ok(match there {
             0 => Run { place: Place::Zero, count },
             there => Run { place: Place::At { byte }, count: count.min(there) },
-        }
+        })
     }
 
     /// The first sectors of a span, whose first cluster has its entry at `at` of a piece. Goes on
     /// over what is side by side, in this piece.
-    fn run(&self, span: Span, piece: &[u8], at: usize) -> Result<Run, Stop> {
-        let entry = self.entry(piece, at);
-        let (sectors, inside) = (self.cluster_sectors, span.start % self.cluster_sectors);
+    pub(crate) fn run(&self, span: Span, piece: &[u8], at: usize) -> Result<Run, Stop> {
+        let shape = self.shape;
+        let entry = shape.get(piece, at);
+        let (sectors, inside) = (shape.sectors, span.start % shape.sectors);
         let rest = span.first(narrow(sectors - inside));
-        if entry.word & PACKED != 0 {
+        if entry.is_packed() {
             let place = Place::Packed(self.packed(entry.word, inside)?);
             return Ok(Run { place, count: rest.count });
         }
-        self.check(entry)?;
-        let size = self.part_sectors();
-        let first = self.part(entry, inside / size)?;
-        let byte = (entry.word & OFFSET) + inside * 512;
+        shape.check(entry)?;
+        let size = shape.part_sectors();
+        let first = shape.part(entry, inside / size)?;
+        let byte = entry.host() + inside * 512;
         let mut count = 0;
         let (mut at, mut start) = (at, span.start);
-        let entry_bytes = index(self.header.entry_bytes());
-        while count < span.count && at + entry_bytes <= piece.len() {
-            let next = self.entry(piece, at);
-            let host = next.word & OFFSET;
+        while count < span.count && at + shape.entry_bytes() <= piece.len() {
+            let next = shape.get(piece, at);
             let follows = first != Part::Here
-                || host + start % sectors * 512 == byte + u64::from(count) * 512;
-            if next.word & PACKED != 0 || !follows || self.check(next).is_err() {
+                || next.host() + start % sectors * 512 == byte + u64::from(count) * 512;
+            if next.is_packed() || !follows || shape.check(next).is_err() {
                 break;
             }
             let mut number = start % sectors / size;
             let end = sectors / size;
-            while number < end && count < span.count && self.part(next, number) == Ok(first) {
+            while number < end && count < span.count && shape.part(next, number) == Ok(first) {
                 let upto = (number + 1) * size - start % sectors;
                 let more = narrow(upto).min(span.count - count);
                 (count, start, number) = (count + more, start + u64::from(more), number + 1);
@@ -205,13 +157,21 @@ impl Qcow2 {
             if number < end {
                 break;
             }
-            at += entry_bytes;
+            at += shape.entry_bytes();
         }
-        Ok(match first {
+        match first {
             Part::Here => self.at(byte, count),
-            Part::Zero => Run { place: Place::Zero, count },
-            Part::Below => Run { place: Place::Below, count },
-        })
+            Part::Zero => Ok(Run { place: Place::Zero, count }),
+            Part::Below => Ok(Run { place: Place::Below, count }),
+        }
+    }
+
+    /// The sectors from a span's first on that lie in the clusters of an L2 table that is not
+    /// there.
+    pub(crate) fn tableless(&self, span: Span) -> u32 {
+        let table = self.shape.entries * self.shape.sectors;
+        let rest = table - span.start % table;
+        span.count.min(u32::try_from(rest).unwrap_or(u32::MAX))
     }
 }
 
@@ -222,20 +182,15 @@ impl Image for Qcow2 {
 
     fn needs(&self) -> Needs {
         // The same for all cluster sizes: a disk may go on with another image after a pause.
-        let packed = narrow(PACKED_SECTORS_MAX);
-        Needs { meta_bytes: PIECE_BYTES, packed, ..Needs::NONE }
+        let (packed, writes) = (narrow(PACKED_SECTORS_MAX), self.work.is_some());
+        Needs { meta_bytes: PIECE_BYTES, packed, fills: writes, chores: writes }
     }
 
     fn map(&self, meta: &dyn Meta, span: Span) -> Result<Run, Stop> {
-        let cluster = span.start / self.cluster_sectors;
-        let Some((r, at)) = self.piece(cluster)? else {
-            // To the end of what the absent table covers.
-            let table = self.header.entries() * self.cluster_sectors;
-            let rest = table - span.start % table;
-            let count = span.count.min(u32::try_from(rest).unwrap_or(u32::MAX));
-            return Ok(Run { place: Place::Below, count });
-        };
-        self.run(span, meta.get(r)?, at)
+        match self.piece(span.start / self.shape.sectors)? {
+            Some((r, at)) => self.run(span, meta.get(r)?, at),
+            None => Ok(Run { place: Place::Below, count: self.tableless(span) }),
+        }
     }
 
     fn unpack(&self, packed: &[u8], unit: &mut [u8]) -> Result<(), &'static str> {
@@ -251,15 +206,26 @@ impl Image for Qcow2 {
         }
     }
 
-    fn plan(&mut self, _: &mut dyn Meta, _: Span, _: Want) -> Result<Plan, Stop> {
-        Err(Stop::Fail { errno: EROFS, why: "qcow2 images are only read" })
+    fn plan(&mut self, meta: &mut dyn Meta, span: Span, want: Want) -> Result<Plan, Stop> {
+        if self.work.is_none() {
+            return Err(Stop::Fail { errno: EROFS, why: "the image was opened to be read" });
+        }
+        self.plan_change(meta, span, want)
     }
 
-    fn landed(&mut self, _: &mut dyn Meta, _: &Plan, _: u8) -> Step {
-        Step::NONE
+    fn chore(&mut self, meta: &mut dyn Meta) -> Result<Option<Plan>, Stop> {
+        self.next_chore(meta)
     }
 
-    fn finish(&mut self, _: &mut dyn Meta, _: &Plan, _: bool) -> bool {
-        false
+    fn landed(&mut self, meta: &mut dyn Meta, plan: &Plan, step: u8) -> Step {
+        self.step_landed(meta, plan, step)
+    }
+
+    fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool) -> bool {
+        self.plan_over(meta, plan, ok)
+    }
+
+    fn closing(&mut self) -> Closing {
+        self.last_writes()
     }
 }

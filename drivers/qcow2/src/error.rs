@@ -13,6 +13,7 @@ pub struct Error {
 /// Errnos, as on Linux.
 pub(crate) mod errno {
     pub const EIO: i32 = 5;
+    pub const EACCES: i32 = 13;
     pub const EINVAL: i32 = 22;
     pub const EFBIG: i32 = 27;
     pub const ENOSPC: i32 = 28;

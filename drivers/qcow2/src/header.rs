@@ -29,12 +29,22 @@ fn behind(bytes: &[u8], length: u32) -> &[u8] {
     usize::try_from(length).ok().and_then(|length| bytes.get(length..)).unwrap_or_default()
 }
 
+/// Where the features are that must be understood, of version 3.
+pub const FEATURES_AT: u64 = 72;
+/// Where those are that whoever writes without knowing them clears.
+pub const AUTOCLEAR_AT: u64 = 88;
+
 /// Bits of features that must be understood.
-mod incompatible {
+pub mod incompatible {
+    /// Counts may be wrong.
     pub const DIRTY: u64 = 1;
+    /// It was found corrupt.
     pub const CORRUPT: u64 = 2;
+    /// Data is in another file.
     pub const DATA_FILE: u64 = 4;
+    /// What is packed is not deflated.
     pub const COMPRESSION: u64 = 8;
+    /// Clusters have subclusters.
     pub const EXTENDED_L2: u64 = 16;
 }
 
@@ -95,6 +105,12 @@ impl Fields<'_> {
 }
 
 impl Header {
+    /// Its features once it is clean.
+    pub fn features_without_dirty(&self) -> u64 {
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        bit(self.corrupt, incompatible::CORRUPT) | bit(self.extended, incompatible::EXTENDED_L2)
+    }
+
     /// Bytes of a cluster.
     pub fn cluster(&self) -> u64 {
         1 << self.cluster_bits

@@ -24,6 +24,8 @@ pub enum Bug {
     CopiedFromBelow,
     /// No flush between the steps of a plan, even where the format needs one.
     OrderForgotten,
+    /// What is copied need not be on the medium before metadata points at it.
+    CopiesLoose,
 }
 
 /// What is planted: without the feature nothing, and the compiler knows it.

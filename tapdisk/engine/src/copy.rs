@@ -10,7 +10,7 @@
 //! driver keeps others from the unit meanwhile. The guest's sectors are laid in, so that a chunk is
 //! one write; a chunk of nothing but these is written from where they are. Who holds a buffer waits
 //! for metadata of the layers below and for operations only.
-use image::{Action, Fill, Place, Plan, Span, Stop};
+use image::{Action, Fill, Order, Place, Plan, Span, Stop};
 
 use crate::chain::Found;
 use crate::limits::{LARGE_BYTES, PLANS_MAX, SLOT_OPS_MAX};
@@ -245,6 +245,7 @@ impl<D: Disk> Engine<D> {
         if let Some(count) = zeros.filter(skips) {
             self.work(id).next += u64::from(count);
             if !unit.fill.blank && !forgotten {
+                self.settle_copies(id);
                 self.zero(id, unit.byte(at), u64::from(count) * 512, false);
             }
             return false;
@@ -300,6 +301,11 @@ impl<D: Disk> Engine<D> {
                 }
             };
             let buf = self.copy_buf(id).part(mapped * 512, count * 512);
+            // Zeros of an encrypted image are noise, which no blank place holds.
+            let there = unit.fill.blank && self.is_plain(self.slot(id).target);
+            if found != Found::Zero || !there {
+                self.settle_copies(id);
+            }
             match found {
                 Found::Zero => self.io.disk.arena().slice_mut(buf).fill(0),
                 Found::At { layer, byte } => {
@@ -315,6 +321,14 @@ impl<D: Disk> Engine<D> {
             self.work(id).mapped += count;
         }
         false
+    }
+
+    /// What is copied may have been flushed long ago where it is: it has to be on the medium before
+    /// metadata hides the old place, whatever the policy is.
+    fn settle_copies(&mut self, id: SlotId) {
+        if self.rules.bug != Bug::CopiesLoose {
+            self.table[id].order = Order::Flush;
+        }
     }
 
     /// Something that is copied was read.

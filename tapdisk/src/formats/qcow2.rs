@@ -1,11 +1,10 @@
-//! qcow2 images: read, and what is below them. Writing them is not there yet; one that is to be
-//! written is refused before anything is looked at but its header.
+//! qcow2 images, and what is below them.
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use image::Image;
-use qcow2::{Opened, Qcow2, open};
+use qcow2::{Opened, Qcow2, open, ready};
 use vhd_rs::descent::Descent;
 use vhd_rs::parents::{Found as Parent, find_named};
 
@@ -22,13 +21,17 @@ pub fn probe(
     path: &Path,
     access: Access,
 ) -> Result<Box<dyn probed::Probed>, OpenError> {
-    let opened = open(file, path).map_err(|e| OpenError::new(e.errno(), e.to_string()))?;
+    let opened = open(file, path)?;
     if access.writable {
-        let text =
-            format!("{}: qcow2 images are only read so far: open it with -R", show::path(path));
-        return Err(OpenError::new(libc::EROFS, text));
+        opened.may_be_written(path)?;
     }
     Ok(Box::new(Probed(opened)))
+}
+
+impl From<qcow2::Error> for OpenError {
+    fn from(error: qcow2::Error) -> OpenError {
+        OpenError::new(error.errno(), error.to_string())
+    }
 }
 
 impl probed::Probed for Probed {
@@ -110,8 +113,15 @@ impl probed::Probed for Probed {
         tables.saturating_mul(usize::try_from(pieces).unwrap_or(usize::MAX))
     }
 
-    fn driver(self: Box<Self>, _: &Layer, _: bool) -> Result<Box<dyn Image>, OpenError> {
-        Ok(Box::new(Qcow2::new(self.0)))
+    /// One that will be written is marked dirty until it is closed.
+    fn driver(self: Box<Self>, layer: &Layer, ours: bool) -> Result<Box<dyn Image>, OpenError> {
+        let opened = self.0;
+        match &layer.file {
+            Medium::Local(file) if layer.writable && ours => {
+                Ok(Box::new(Qcow2::to_write(ready(file, &layer.path, opened)?)))
+            }
+            Medium::Local(_) | Medium::Remote(_) => Ok(Box::new(Qcow2::new(opened))),
+        }
     }
 }
 

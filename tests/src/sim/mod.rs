@@ -20,6 +20,8 @@ pub mod model;
 #[cfg(any(debug_assertions, feature = "canary"))]
 mod planted;
 #[cfg(any(debug_assertions, feature = "canary"))]
+pub mod qcow2;
+#[cfg(any(debug_assertions, feature = "canary"))]
 pub mod ring;
 #[cfg(any(debug_assertions, feature = "canary"))]
 mod ring_guest;

@@ -9,7 +9,8 @@ use engine::limits::Limits;
 use engine::{Bug, Engine, Policy};
 use image::Purpose;
 use image::blocking;
-use image::{Cipher, Image, Span};
+use image::{Cipher, Image, Needs, Span, Storage};
+use qcow2::Qcow2;
 use request::disk::FileInfo;
 use request::{Outcome, Owner, Request, SlotId, Slots, Verb};
 use vhd_rs::batmap::BatmapHeader;
@@ -18,6 +19,7 @@ use vhd_rs::{DiskType, Footer, Header, OpenOptions, Opened, heal};
 
 use super::disk::{Faults, SimDisk, SimFile};
 use super::model::{ANY, Ended, Model, ZERO, fill, parse};
+use super::qcow2::{self as images, Verdict};
 use super::rng::Rng;
 use super::stack::Stack;
 use super::toy::{self, Seen, Toy, ToyBug};
@@ -64,6 +66,8 @@ pub struct Setup {
     pub marks_stay: bool,
     /// Most images are of the toy format, whose driver has this bug.
     pub toy: Option<ToyBug>,
+    /// Most images are of qcow2, whose driver has this bug.
+    pub qcow2: Option<qcow2::Bug>,
 }
 
 impl Setup {
@@ -87,12 +91,24 @@ impl Setup {
             appears_beside_others: false,
             marks_stay: false,
             toy: None,
+            qcow2: None,
         }
+    }
+
+    /// The format of tables that most images are of.
+    fn tabled(&self) -> Option<Format> {
+        let toy = self.toy.map(|_| Format::Toy);
+        toy.or(self.qcow2.map(|_| Format::Qcow2))
     }
 
     /// The run of a seed in the world of the toy format.
     pub fn toy(seed: u64) -> Setup {
         Setup { toy: Some(ToyBug::None), ..Setup::wide(seed) }
+    }
+
+    /// The run of a seed in the world of qcow2.
+    pub fn qcow2(seed: u64) -> Setup {
+        Setup { qcow2: Some(qcow2::Bug::None), ..Setup::wide(seed) }
     }
 
     /// The run of a seed in the wide world.
@@ -140,6 +156,7 @@ pub(super) enum Format {
     Fixed,
     Dynamic,
     Toy,
+    Qcow2,
 }
 
 const BLOCK_BYTES: u32 = 64 << 10;
@@ -260,21 +277,21 @@ impl World {
         let device = rng.one_in(3);
         let format = setup.unordered.map_or(format, |_| Format::Dynamic);
         let device = setup.unordered.unwrap_or(device);
-        let mut toys = setup.toy.map(|_| Rng::new(setup.seed ^ 0x746f79));
-        let toy = toys.as_mut().is_some_and(|rng| rng.below(4) > 0 || setup.unordered.is_some());
-        let format = if toy { Format::Toy } else { format };
+        let tabled = setup.tabled();
+        let mut tables = tabled.map(|_| Rng::new(setup.seed ^ 0x746f79));
+        let most = tables.as_mut().is_some_and(|rng| rng.below(4) > 0 || setup.unordered.is_some());
+        let format = tabled.filter(|_| most).unwrap_or(format);
         let mut wide = setup.wide.then(|| Wide::new(setup.seed));
         let blocks = if wide.as_ref().is_some_and(|wide| wide.long) { 132 } else { 8 };
         let sectors = blocks * 128 + [0, 0, 1, 40][rng.below(4) as usize];
         let stack = Stack::new(setup.seed, sectors);
         let (bytes, initial) = first_image(format, sectors, device);
         let mut values = vec![initial; sectors as usize];
-        let bytes = match &mut toys {
-            Some(rng) if format == Format::Toy => {
-                let layout = toy::Layout::new(sectors, device, rng.below(8));
+        let bytes = match &mut tables {
+            Some(rng) if most => {
                 // What is packed is not encrypted.
                 let packs = !stack.encrypted && rng.one_in(2);
-                toy::make(layout, device, packs.then_some(rng), &mut values)
+                first_tables(format, (sectors, device), (rng, packs), &mut values)
             }
             _ => bytes,
         };
@@ -297,7 +314,7 @@ impl World {
                 ..Limits::MINIMUM
             },
         };
-        let limits = toys.as_mut().map_or(limits, |rng| with_toys(limits, rng));
+        let limits = tables.as_mut().map_or(limits, |rng| with_tables(limits, rng));
         let faulty = rng.one_in(2);
         let full = wide.as_mut().map_or(0, |wide| [0, 0, 100][wide.rng.below(3) as usize]);
         let faults = Faults {
@@ -431,7 +448,7 @@ impl World {
     /// Gives a fresh file its sectors. A file whose length says where the disk or its footer ends
     /// is not made longer by a write, so its last large sector must not be a shared one.
     fn unit(&mut self, file: SimFile, format: Format) -> SimFile {
-        let whole = matches!(format, Format::Dynamic | Format::Toy);
+        let whole = matches!(format, Format::Dynamic | Format::Toy | Format::Qcow2);
         let fits = file.device || whole || self.sectors.is_multiple_of(8);
         let all = self.setup.large_sectors == Some(true);
         let large = self.large_sectors && fits && (all || self.large.below(4) > 0);
@@ -447,6 +464,9 @@ impl World {
     fn chain_to_write(&self, files: &mut [SimFile]) -> Result<Vec<Box<dyn Image>>, String> {
         let count = files.len();
         let open = |i: usize| {
+            if self.formats[i] == Format::Qcow2 && self.writes(count, i) {
+                return self.qcow2_to_write(&mut files[i], i);
+            }
             let mut opened = self.opened(files, i)?;
             if let Some(opened) = opened.as_mut().filter(|_| self.writes(count, i)) {
                 let (file, name) = (&mut files[i], Path::new("sim.vhd"));
@@ -469,7 +489,7 @@ impl World {
 
     /// An image, if it is none of a raw disk.
     fn opened(&self, files: &[SimFile], i: usize) -> Result<Option<Opened>, String> {
-        if matches!(self.formats[i], Format::Raw | Format::Toy) {
+        if matches!(self.formats[i], Format::Raw | Format::Toy | Format::Qcow2) {
             return Ok(None);
         }
         let read_only = !self.writes(files.len(), i);
@@ -494,6 +514,10 @@ impl World {
             let bug = self.setup.toy.unwrap_or_default();
             return Ok(Box::new(Toy::open(&file.bytes, bug, Arc::clone(&self.toys))?));
         }
+        if self.formats[i] == Format::Qcow2 {
+            let opened = qcow2::open(&file, Path::new("sim.qcow2")).map_err(|e| e.to_string())?;
+            return Ok(Box::new(Qcow2::new(opened)));
+        }
         let Some(opened) = opened else {
             return Ok(Box::new(raw::Raw::new(self.sectors, file.device)));
         };
@@ -502,6 +526,41 @@ impl World {
             vhd.appear_beside_others();
         }
         Ok(Box::new(vhd))
+    }
+
+    /// A qcow2 image that is to be written: what a clean one says is so, and the counts of one that
+    /// was not closed are mended.
+    fn qcow2_to_write(&self, file: &mut SimFile, i: usize) -> Result<Box<dyn Image>, String> {
+        let named = |why: String| format!("layer {i}: {why}");
+        let found = images::check(&file.bytes).map_err(named)?;
+        if found.low > 0 && !self.unordered() {
+            return Err(named(format!("clusters that count too little: {found:?}")));
+        }
+        let marked = found.dirty || !self.has_mark(file);
+        if !marked && found != Verdict::default() {
+            return Err(named(format!("it is clean, and is not: {found:?}")));
+        }
+        let name = Path::new("sim.qcow2");
+        let said = |e: qcow2::Error| named(e.to_string());
+        let storage = file.in_hand();
+        if found != Verdict::default() {
+            images::mend(&storage).map_err(named)?;
+        }
+        let opened = qcow2::open(&storage, name).map_err(said)?;
+        let ready = qcow2::ready(&storage, name, opened).map_err(said)?;
+        let mut image = Qcow2::to_write(ready);
+        let bug = self.setup.qcow2.unwrap_or_default();
+        image.plant(bug);
+        if bug == qcow2::Bug::CleanTooEarly && self.has_mark(&file.clone()) {
+            let clean = image.clean_features().to_be_bytes();
+            file.in_hand().write_at(72, &clean).map_err(|e| named(e.to_string()))?;
+        }
+        Ok(Box::new(image))
+    }
+
+    /// Whether an image can say that it was not closed.
+    fn has_mark(&self, file: &SimFile) -> bool {
+        file.bytes[7] == 3
     }
 
     /// Pause, a new leaf on top or the same one again, unpause.
@@ -525,8 +584,8 @@ impl World {
         let taken_over = self.stack.second.is_some_and(|second| second.taken_over);
         if self.formats.len() < 5 && self.rng.one_in(2) && !taken_over {
             let device = self.rng.one_in(3);
-            let toy = self.setup.toy.is_some() && !self.value.is_multiple_of(4);
-            let format = if toy { Format::Toy } else { Format::Dynamic };
+            let most = !self.value.is_multiple_of(4);
+            let format = self.setup.tabled().filter(|_| most).unwrap_or(Format::Dynamic);
             let bytes = self.child(format, &files[0].bytes, device);
             let file = self.unit(SimFile::new(bytes, device), format);
             files.insert(0, file);
@@ -541,7 +600,12 @@ impl World {
             let layout = toy::Layout::new(self.sectors, device, self.value % 8);
             return toy::make(layout, device, None, &mut []);
         }
-        let has_uuid = !matches!(self.formats[0], Format::Raw | Format::Toy);
+        if format == Format::Qcow2 {
+            let mut rng = Rng::new(self.value);
+            let layout = images::Layout::new(&mut rng, self.sectors, device);
+            return images::make(layout, None, &mut []);
+        }
+        let has_uuid = !matches!(self.formats[0], Format::Raw | Format::Toy | Format::Qcow2);
         dynamic(self.sectors, Some(has_uuid.then(|| uuid_of(leaf))), device, self.value)
     }
 
@@ -1015,9 +1079,25 @@ fn no_engine() -> Engine<Aligned<SimDisk>> {
     Engine::new(Aligned::open(disk, limits.behind(0), 0), limits)
 }
 
-/// What the toy format needs, and hardly more than that.
-fn with_toys(limits: Limits, rng: &mut Rng) -> Limits {
-    let limits = limits.with(Toy::NEEDS, 1 + rng.below(3) as u8);
+/// The first image of a format of tables.
+fn first_tables(
+    format: Format,
+    (sectors, device): (u64, bool),
+    (rng, packs): (&mut Rng, bool),
+    values: &mut [u64],
+) -> Vec<u8> {
+    if format == Format::Toy {
+        let layout = toy::Layout::new(sectors, device, rng.below(8));
+        return toy::make(layout, device, packs.then_some(rng), values);
+    }
+    let layout = images::Layout::new(rng, sectors, device);
+    images::make(layout, packs.then_some(rng), values)
+}
+
+/// What formats of tables need, and hardly more than that.
+fn with_tables(limits: Limits, rng: &mut Rng) -> Limits {
+    let needs = Needs { meta_bytes: 4096, packed: 128, ..Toy::NEEDS };
+    let limits = limits.with(needs, 1 + rng.below(3) as u8);
     let least = limits.all_slots() * 6 + 1;
     Limits { meta_blocks: limits.meta_blocks.max(least), ..limits }
 }
@@ -1034,7 +1114,7 @@ pub(super) fn first_image(format: Format, sectors: u64, device: bool) -> (Vec<u8
         }
         Format::Dynamic => (dynamic(sectors, None, device, 0), ZERO),
         // Made where its chances are.
-        Format::Toy => (Vec::new(), ZERO),
+        Format::Toy | Format::Qcow2 => (Vec::new(), ZERO),
     }
 }
 

@@ -1,8 +1,9 @@
-//! qcow2 images that qemu made, served: what qemu reads is what a client reads. Group J of the
-//! corpus, as far as images are read.
+//! qcow2 images that qemu made, served: what qemu reads is what a client reads, and what a client
+//! writes is there for qemu. Group J of the corpus.
 use std::fs;
 
 use tests::both_engines;
+use tests::rig::nbd::{Client, Verb};
 use tests::rig::{MIB, Rig, qemu_img, qemu_io};
 
 use super::refused::{refused, refused_with};
@@ -28,6 +29,51 @@ fn family(rig: &Rig, options: &str) {
     create("l.qcow2", "b.qcow2", "qcow2");
     let leaf = rig.path("l.qcow2").display().to_string();
     qemu_io("qcow2", &leaf, &["write -P 68 2M 5k", "write -z 3M 64k", "write -P 69 47M 1M"]);
+}
+
+/// Writes, zeros and trims, large and small, at depth 1.
+fn changes(disk: &mut Client, model: &mut [u8], seed: u64) {
+    let mut dice = seed;
+    let mut roll = |sides: u64| {
+        dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (dice >> 33) % sides
+    };
+    for i in 0..150u64 {
+        let longest = [8, 40, 900][roll(3) as usize];
+        let bytes = 512 * (1 + roll(longest));
+        let mut at = roll((SIZE - bytes) / 512) * 512;
+        if roll(3) == 0 {
+            at = at / 65536 * 65536;
+        }
+        let part = &mut model[at as usize..][..bytes as usize];
+        match roll(8) {
+            0 => {
+                part.fill(0);
+                disk.command(Verb::Zero, 0, at, bytes).unwrap();
+            }
+            1 => {
+                // What it holds then is for the disk to say.
+                disk.command(Verb::Trim, 0, at, bytes).unwrap();
+                part.copy_from_slice(&disk.read(at, bytes as u32).unwrap());
+            }
+            _ => {
+                part.fill(1 + (i % 255) as u8);
+                disk.write(at, part).unwrap();
+            }
+        }
+    }
+    disk.flush().unwrap();
+}
+
+/// An image that was closed: qemu finds no fault and no leak in it, and reads what it should hold.
+#[track_caller]
+fn clean(rig: &Rig, name: &str, model: &[u8]) {
+    let work = rig.work();
+    qemu_img(&work, &["check", "-q", "-f", "qcow2", name]);
+    qemu_img(&work, &["convert", "-f", "qcow2", "-O", "raw", name, "found.raw"]);
+    assert!(fs::read(rig.path("found.raw")).unwrap() == model, "{name}: what qemu reads");
+    let image = fs::read(rig.path(name)).unwrap();
+    assert!(image[7] == 2 || image[79] & 1 == 0, "{name}: it is clean");
 }
 
 both_engines! {
@@ -57,11 +103,45 @@ both_engines! {
         }
     }
 
-    fn what_is_not_there_yet_or_never_will_be_is_refused_by_name(rig) {
+    /// Changes of all kinds, over a pause and over a new overlay as a snapshot makes it.
+    fn what_a_client_writes_is_there_for_qemu(rig) {
+        for options in ["compat=1.1", "compat=0.10", "extended_l2=on,cluster_size=16k"] {
+            family(rig, options);
+            let work = rig.work();
+            qemu_img(&work, &["convert", "-f", "qcow2", "-O", "raw", "l.qcow2", "m.raw"]);
+            let mut model = fs::read(rig.path("m.raw")).unwrap();
+            let leaf = rig.name("qcow2", "l.qcow2");
+            let served = rig.serve(&leaf, &[]);
+            changes(&mut served.client(), &mut model, 11);
+            served.pause();
+            clean(rig, "l.qcow2", &model);
+            let below = ["-b", "l.qcow2", "-F", "qcow2", "-o", options, "n.qcow2"];
+            qemu_img(&work, &[&["create", "-q", "-f", "qcow2"][..], &below].concat());
+            served.unpause(&["-a", &rig.name("qcow2", "n.qcow2")]);
+            let base = fs::read(rig.path("l.qcow2")).unwrap();
+            let mut disk = served.client();
+            changes(&mut disk, &mut model, 12);
+            assert!(disk.dump() == model, "{options}: what is read back");
+            served.destroy();
+            clean(rig, "n.qcow2", &model);
+            assert!(base == fs::read(rig.path("l.qcow2")).unwrap(), "a parent is only read");
+        }
+    }
+
+    fn what_never_will_be_there_is_refused_by_name(rig) {
         family(rig, "compat=1.1");
         let leaf = rig.name("qcow2", "l.qcow2");
-        refused_with(rig, &leaf, &[], libc::EROFS, &["l.qcow2", "open it with -R"]);
         let work = rig.work();
+        qemu_img(&work, &["snapshot", "-c", "one", "l.qcow2"]);
+        refused_with(rig, &leaf, &[], libc::EROFS, &["1 internal snapshots", "-R"]);
+        qemu_img(&work, &["snapshot", "-d", "one", "l.qcow2"]);
+        let image = fs::read(rig.path("l.qcow2")).unwrap();
+        let mut corrupt = image.clone();
+        corrupt[79] |= 2;
+        fs::write(rig.path("l.qcow2"), &corrupt).unwrap();
+        refused_with(rig, &leaf, &[], libc::EACCES, &["marked corrupt", "-R"]);
+        rig.serve(&leaf, &["-R"]).destroy();
+        fs::write(rig.path("l.qcow2"), &image).unwrap();
         let create = |words: &[&str]| qemu_img(&work, &[&["create", "-q"], words].concat());
         create(&["-f", "qcow2", "-o", "compression_type=zstd", "z.qcow2", "1M"]);
         let zstd = rig.name("qcow2", "z.qcow2");
