@@ -6,6 +6,7 @@ use std::path::Path;
 
 use image::Storage;
 
+use crate::count::Width;
 use crate::encode::{self, Fields};
 use crate::error::{
     Error,
@@ -14,7 +15,7 @@ use crate::error::{
 use crate::header::Backing;
 use crate::layout::{Layout, Shape};
 use crate::num::size;
-use crate::refcounts::{per_block, put};
+use crate::refcounts::per_block;
 
 /// Longest name of what is below.
 const NAME_MAX: usize = 1023;
@@ -194,7 +195,7 @@ fn blocks(storage: &dyn Storage, shape: &Shape, layout: &Layout) -> std::io::Res
     for number in 0..layout.blocks {
         let mut block = vec![0; size(cluster)];
         let used = layout.clusters().saturating_sub(number * each).min(each);
-        (0..size(used)).for_each(|at| put(&mut block, order, at, 1));
+        (0..size(used)).for_each(|at| Width::new(order).set(&mut block, at, 1));
         storage.write_at((layout.blocks_at() + number) * cluster, &block)?;
     }
     Ok(())
