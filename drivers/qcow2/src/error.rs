@@ -15,6 +15,8 @@ pub(crate) mod errno {
     pub const EIO: i32 = 5;
     pub const EACCES: i32 = 13;
     pub const EINVAL: i32 = 22;
+    pub const EFBIG: i32 = 27;
+    pub const ENOSPC: i32 = 28;
     pub const EROFS: i32 = 30;
     pub const ENOTSUP: i32 = 95;
 }
@@ -29,6 +31,12 @@ impl Error {
     pub fn io(name: &Path, what: &str, error: &std::io::Error) -> Error {
         let errno = error.raw_os_error().unwrap_or(errno::EIO);
         Error::new(name, errno, format!("cannot be read: {what}: {error}"))
+    }
+
+    /// Of a write to its file; `what` was to be written.
+    pub fn not_written(name: &Path, what: &str, error: &std::io::Error) -> Error {
+        let errno = error.raw_os_error().unwrap_or(errno::EIO);
+        Error::new(name, errno, format!("cannot be written: {what}: {error}"))
     }
 
     /// Positive.

@@ -8,6 +8,8 @@ pub const BACKING_FORMAT: u32 = 0xe279_2aca;
 pub const FEATURE_NAMES: u32 = 0x6803_f857;
 /// The data file's name.
 pub const DATA_FILE: u32 = 0x4441_5441;
+/// Where persistent bitmaps are.
+pub const BITMAPS: u32 = 0x2385_2875;
 /// XCP-ng's: whether SM hides the image ("vate").
 pub const HIDDEN: u32 = 0x7661_7465;
 /// Bytes of a row of names.

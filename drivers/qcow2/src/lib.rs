@@ -10,17 +10,23 @@
 #![forbid(unsafe_code)]
 
 mod bug;
+pub mod check;
 mod chores;
-pub mod count;
+mod counts;
 pub mod driver;
 mod entry;
 pub mod error;
 pub mod extension;
+pub mod head;
 pub mod header;
 mod landed;
+mod num;
 pub mod opened;
 mod own;
 pub mod ready;
+mod refcounts;
+pub mod repair;
+pub mod snapshots;
 mod space;
 mod tables;
 mod users;
@@ -28,8 +34,10 @@ mod write;
 mod zeros;
 
 pub use bug::Bug;
+pub use check::{Report, Said, check};
 pub use driver::Qcow2;
 pub use error::Error;
 pub use header::Header;
 pub use opened::{Opened, open};
 pub use ready::{Ready, ready};
+pub use repair::{What, repair};
