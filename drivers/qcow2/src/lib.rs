@@ -12,14 +12,18 @@
 mod bug;
 pub mod check;
 mod chores;
+pub mod count;
 mod counts;
+pub mod create;
 pub mod driver;
+mod encode;
 mod entry;
 pub mod error;
 pub mod extension;
 pub mod head;
 pub mod header;
 mod landed;
+pub mod layout;
 mod num;
 pub mod opened;
 mod own;
@@ -35,6 +39,7 @@ mod zeros;
 
 pub use bug::Bug;
 pub use check::{Report, Said, check};
+pub use create::create;
 pub use driver::Qcow2;
 pub use error::Error;
 pub use header::Header;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use image::Storage;
 
+use crate::count::Width;
 use crate::entry::{COPIED, OFFSET};
 use crate::error::{
     Error,
@@ -13,7 +14,6 @@ use crate::header::{AUTOCLEAR_AT, FEATURES_AT, Header, incompatible};
 use crate::num::{size, wide};
 use crate::opened::{Opened, open};
 use crate::own::Own;
-use crate::refcounts::{get, per_block};
 use crate::repair::{What, repair};
 use crate::space::Space;
 
@@ -97,7 +97,7 @@ fn ready_as_it_is(storage: &dyn Storage, name: &Path, opened: Opened) -> Result<
         let why = format!("uses {next} clusters, and the device has {room}");
         return Err(damaged(name, &why));
     }
-    let in_block = per_block(cluster, header.refcount_order);
+    let in_block = Width::new(header.refcount_order).counts_in(cluster);
     let countable = wide(blocks.len()).saturating_mul(in_block);
     let space = Space::new(cluster, next, room.min(countable), device);
     if !device && bytes < next * cluster {
@@ -178,15 +178,15 @@ fn first_uncounted(
     header: &Header,
     blocks: &[u64],
 ) -> Result<u64, Error> {
-    let (cluster, order) = (header.cluster(), header.refcount_order);
-    let in_block = per_block(cluster, order);
+    let (cluster, width) = (header.cluster(), Width::new(header.refcount_order));
+    let in_block = width.counts_in(cluster);
     for (i, block) in blocks.iter().enumerate().rev().filter(|(_, block)| **block != 0) {
         let counts = read(storage, *block, cluster)
             .map_err(|error| Error::io(name, "a refcount block", &error))?;
         // A byte at a time first: most of the last block is empty.
         let Some(byte) = counts.iter().rposition(|byte| *byte != 0) else { continue };
-        let end = per_block(wide(byte).next_multiple_of(8) + 8, order).min(in_block);
-        if let Some(at) = (0..end).rev().find(|at| get(&counts, order, size(*at)) != 0) {
+        let end = width.counts_in(wide(byte).next_multiple_of(8) + 8).min(in_block);
+        if let Some(at) = (0..end).rev().find(|at| width.get(&counts, size(*at)) != 0) {
             return Ok(wide(i) * in_block + at + 1);
         }
     }

@@ -7,11 +7,11 @@
 //! | L2 tables, count blocks | clusters | what is cached | 4096 bytes, a cluster if that is less |
 use image::{MetaRef, Stop};
 
+use crate::count::Width;
 use crate::entry::{OFFSET, Shape, damaged};
 use crate::header::Header;
 use crate::num::{size, wide};
 use crate::own::Own;
-use crate::refcounts;
 
 /// Bytes of a piece of a table at most.
 pub const PIECE_BYTES: u16 = 4096;
@@ -22,8 +22,7 @@ const SECTOR: u64 = 512;
 #[derive(Debug)]
 pub struct Tables {
     shape: Shape,
-    /// A count has `1 << order` bits.
-    order: u32,
+    width: Width,
     piece: u16,
     l1_at: u64,
     table_at: u64,
@@ -41,7 +40,7 @@ impl Tables {
         let piece = u16::try_from(header.cluster()).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
         Tables {
             shape: Shape::of(header),
-            order: header.refcount_order,
+            width: Width::new(header.refcount_order),
             piece,
             l1_at: header.l1_at,
             table_at: header.table_at,
@@ -109,22 +108,22 @@ impl Tables {
 
     /// A count in a piece of a block.
     pub fn count(&self, piece: &[u8], at: usize) -> u64 {
-        refcounts::get(piece, self.order, at)
+        self.width.get(piece, at)
     }
 
     /// Changes one.
     pub fn set_count(&self, piece: &mut [u8], at: usize, count: u64) {
-        refcounts::put(piece, self.order, at, count);
+        self.width.set(piece, at, count);
     }
 
     /// Clusters of the file that a count block counts.
     pub fn block_counts(&self) -> u64 {
-        refcounts::per_block(self.shape.bytes(), self.order)
+        self.width.counts_in(self.shape.bytes())
     }
 
     /// Clusters that a piece of one counts.
     pub fn piece_counts(&self) -> u64 {
-        refcounts::per_block(self.piece.into(), self.order)
+        self.width.counts_in(self.piece.into())
     }
 
     /// Number of the count block of a cluster of the file.

@@ -1,10 +1,10 @@
 //! What an image uses: each table and each cluster that one points at.
 use super::{Check, ENTRIES_MAX, Said, too_much};
+use crate::count::Width;
 use crate::counts::TooMuch;
 use crate::error::{Error, errno::EFBIG};
 use crate::head::{Bitmaps, lies_in, read_zeroed, words};
 use crate::num::{size, wide, word32, word64};
-use crate::refcounts::largest;
 use crate::snapshots::{Snapshot, snapshots};
 
 /// Bits of an offset in an entry of L1, L2 and of a bitmap's table.
@@ -319,7 +319,7 @@ impl Check<'_> {
             ));
             return Ok(false);
         }
-        let most = largest(self.head.header.refcount_order).min(u32::MAX.into());
+        let most = Width::new(self.head.header.refcount_order).max().min(u32::MAX.into());
         for number in at / cluster..=(at + bytes - 1) / cluster {
             if u64::from(self.uses.get(number)) >= most {
                 let at = number * cluster;

@@ -5,11 +5,12 @@ use std::path::Path;
 use image::Storage;
 
 use crate::check::{Check, Said, too_much};
+use crate::count::Width;
 use crate::counts::{Counts, TooMuch};
 use crate::error::{Error, errno::ENOSPC};
 use crate::head::Head;
 use crate::num::{size, wide};
-use crate::refcounts::{per_block, put};
+use crate::refcounts::per_block;
 
 /// Offset of the table's offset in the header, with its length behind.
 const TABLE_FIELDS: u64 = 48;
@@ -137,7 +138,7 @@ fn write(storage: &dyn Storage, head: &Head, plan: &Plan, counts: &Counts) -> st
         block.fill(0);
         let mut from = number * each;
         while let Some(used) = counts.next_used(from).filter(|used| used / each == *number) {
-            put(&mut block, order, size(used % each), counts.get(used).into());
+            Width::new(order).set(&mut block, size(used % each), counts.get(used).into());
             from = used + 1;
         }
         let place = size(*number * 8);
