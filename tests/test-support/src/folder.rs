@@ -1,5 +1,5 @@
 //! A folder to work in, and a command line tool that is run there.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -30,6 +30,11 @@ impl Folder {
     /// The path of a file in it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path().join(name)
+    }
+
+    /// The tool.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// The tool with the words of a line, in the folder.
@@ -66,6 +71,17 @@ impl Folder {
         let (code, out, err) = self.run(line);
         assert_eq!((code, err.as_str()), (0, ""), "{line}: {out}");
         out
+    }
+
+    /// Standard error of a command that must fail with this code and print no result.
+    ///
+    /// # Panics
+    /// If it does not.
+    #[track_caller]
+    pub fn fails(&self, code: i32, line: &str) -> String {
+        let (found, out, err) = self.run(line);
+        assert_eq!((found, out.as_str()), (code, ""), "{line}: {err}");
+        err
     }
 
     /// Exit code and the one JSON object on standard output.

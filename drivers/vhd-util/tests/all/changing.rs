@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use crate::common::Dir;
+use crate::common::folder;
 
 /// Looks at `leaf.vhd` and its parent, or makes something new of them.
 const COMMANDS: [&str; 9] = [
@@ -37,7 +37,7 @@ impl Dice {
 
 #[test]
 fn commands_end_in_order_while_the_image_changes_underneath() {
-    let d = Dir::new();
+    let d = folder();
     d.put("disk.raw", &[0x55; 6 << 20]);
     d.ok("convert -n disk.raw -f raw -N base.vhd -O vhd");
     d.ok("snapshot -n leaf.vhd -p base.vhd");
