@@ -1,15 +1,15 @@
 //! Rings of a guest in memory: data, batches, several rings, pauses, connecting and letting go.
 
-use crate::blkif_support::engine::Random;
 use crate::blkif_support::*;
 use frontend::Frontend;
 use frontend::blkif::{PollPolicy, RingState, RingWish, Rings};
 use request::{Slots, Verb};
+use test_support::rng::Rng;
 use xen::fake::entry;
 use xen::{Layout, Segment, op, status};
 
 /// Random segments, also of parts of pages.
-fn segments(bench: &Bench, random: &mut Random, count: usize) -> Vec<Segment> {
+fn segments(bench: &Bench, random: &mut Rng, count: usize) -> Vec<Segment> {
     let mut segments = bench.pages(count);
     for segment in &mut segments {
         if random.below(3) == 0 {
@@ -26,7 +26,7 @@ fn random_requests_of_every_protocol_and_order_do_what_they_say() {
         let mut bench = Bench::new();
         let mut ring = bench.connect(order, protocol, 0);
         let layout = ring.layout();
-        let mut random = Random(u64::from(protocol * 10 + order));
+        let mut random = Rng::new(u64::from(protocol * 10 + order));
         let mut model = bench.memory.disk.clone();
         bench.memory.order = engine::Order::Random;
         for id in 0..300u64 {
@@ -435,7 +435,7 @@ fn another_program_goes_on_with_rings_under_load() {
         let mut bench = Bench::new();
         let mut rings = [bench.connect(order, protocol, 0), bench.connect(order, protocol, 1)];
         let layout = rings[0].layout();
-        let mut random = Random(u64::from(protocol));
+        let mut random = Rng::new(u64::from(protocol));
         let mut model = bench.memory.disk.clone();
         let mut id = 0;
         for _ in 0..100 {
