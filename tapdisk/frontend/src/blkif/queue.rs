@@ -167,7 +167,7 @@ impl Queue {
     /// Nothing is taken from it or written to it any more. What waits in the line may be part of a
     /// batch just now; the end of the turn gives it up.
     fn break_off(&mut self, runaway: Runaway, parts: &mut Parts) {
-        parts.log.note(Notice::Broken { name: self.name, runaway });
+        parts.log.notices.note(Notice::Broken { name: self.name, runaway });
         self.broken = true;
         self.polling.stop();
     }
