@@ -12,7 +12,7 @@ use disk::probe::{AnyDisk, EngineKind};
 use engine::Engine;
 use engine::limits::Limits;
 use frontend::Frontend;
-use frontend::blkif::{PollPolicy, RingWish, Rings};
+use frontend::blkif::{PollPolicy, RingParams, Rings};
 use request::Slots;
 use tapdisk::memory::Memory;
 use tapdisk::sealed::{self, Sealable};
@@ -76,10 +76,10 @@ impl Machine {
         let front = self.guest.ring(order, xen::Layout::of_protocol(protocol).unwrap());
         let mut refs = [0; 8];
         refs[..front.refs().len()].copy_from_slice(front.refs());
-        let name = RingWish::name((DOMID.into(), 51712), (queue, 3)).unwrap();
+        let name = RingParams::name((DOMID.into(), 51712), (queue, 3)).unwrap();
         let poll = PollPolicy { duration_us: 100, idle_threshold: 10 };
-        let wish = RingWish::new(name, (order, &refs), front.port(), protocol, poll).unwrap();
-        self.rings.connect(&wish).unwrap();
+        let params = RingParams::new(name, (order, &refs), front.port(), protocol, poll).unwrap();
+        self.rings.connect(&params).unwrap();
         self.fronts.push(front);
     }
 

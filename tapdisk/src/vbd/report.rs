@@ -25,11 +25,11 @@ impl Vbd {
     /// The object of STATS: the original's members (spec/tap-ctl.md §5), then ours.
     pub fn stats(&self, env: &Env, j: &mut Json) {
         let data = self.data.as_ref();
-        let opened = self.wish.as_ref();
+        let opened = self.opened.as_ref();
         let name = opened.map_or("(null)".into(), |opened| {
-            String::from_utf8_lossy(opened.wish.name.as_bytes()).into_owned()
+            String::from_utf8_lossy(opened.options.name.as_bytes()).into_owned()
         });
-        let caching = opened.is_some_and(|opened| opened.wish.page_cache);
+        let caching = opened.is_some_and(|opened| opened.options.page_cache);
         let redirected = data.map_or(0, |data| data.engine.stats().redirected);
         let lost = data.is_some_and(|data| data.engine.events().mirror_lost.is_some());
         let active = data.map_or(0, |data| data.engine.active());

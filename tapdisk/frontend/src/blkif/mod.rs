@@ -26,7 +26,7 @@ mod queue;
 use xen::{EventChannels, GrantTable, status};
 
 pub use self::calls::SEGMENTS_MAX;
-pub use self::connect::{ConnectError, QUEUES_MAX, RingState, RingWish};
+pub use self::connect::{ConnectError, QUEUES_MAX, RingParams, RingState};
 pub use self::notice::{Counters, Indices, Notice, Tally};
 pub use self::poll::PollPolicy;
 pub use self::queue::RingName;
