@@ -15,6 +15,7 @@ mod locks;
 mod log;
 mod medium;
 pub mod nbd;
+mod options;
 mod probed;
 mod qcow2;
 mod raw;
@@ -25,7 +26,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image::{Cipher, Image, Purpose, Storage};
-use tap_ctl::messages::Text;
 use vhd_rs::VhdError;
 use vhd_rs::chain::Identity;
 use vhd_rs::parents::Found as Parent;
@@ -42,37 +42,13 @@ pub use locks::{Living, Patience};
 pub use log::{ChangeLog, Marks};
 pub use medium::Medium;
 use nbd::RemoteImage;
+pub use options::DiskOptions;
 use probed::{Access, Probed};
 use request::disk::FileInfo;
 use vhd_rs::descent::Descent;
 
 /// Images of one chain at most (spec/drivers.md §5.1).
 pub use vhd_rs::descent::LAYERS_MAX;
-
-/// What to open and how: the arguments of OPEN that stay in force over every pause.
-#[derive(Clone, Debug)]
-pub struct DiskOptions {
-    /// `type:path`.
-    pub name: Text,
-    /// Refuse writes.
-    pub read_only: bool,
-    /// `-D`: what is never written goes through the page cache.
-    pub page_cache: bool,
-    /// `-r`.
-    pub local_cache: bool,
-    /// `-E`: the key.
-    pub key: Option<Arc<Key>>,
-    /// `-2`: the second image that is written, `type:path`.
-    pub second: Option<Text>,
-    /// `-s`: it takes over when the leaf has no space; else it is a mirror.
-    pub standby: bool,
-    /// It has taken over: the leaf is only read.
-    pub taken_over: bool,
-    /// `-C`: the changed-block log.
-    pub log: Option<Text>,
-    /// `-e`: the NBD socket of the disk that stands in for the leaf's parents.
-    pub parent: Option<Text>,
-}
 
 /// Why a chain could not be opened or closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,9 +102,9 @@ pub struct Layer {
     pub cipher: Option<Box<dyn Cipher>>,
 }
 
-/// The second image that is written, which is the last layer.
+/// The secondary, which is the last layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SecondImage {
+pub struct SecondaryImage {
     /// What for.
     pub purpose: Purpose,
     /// It has taken over already.
@@ -140,7 +116,7 @@ pub struct Images {
     /// The images; at least one. Leaf first; a second image that is written comes last.
     pub layers: Vec<Layer>,
     /// Whether there is such a one, and what for.
-    pub second: Option<SecondImage>,
+    pub secondary: Option<SecondaryImage>,
     /// The changed-block log.
     pub log: Option<Arc<ChangeLog>>,
     /// What is read from below the leaf is kept in it.
@@ -196,8 +172,8 @@ pub fn open(
             named => named,
         };
     }
-    let second = opening.second()?;
-    opening.finish(second)
+    let secondary = opening.secondary()?;
+    opening.finish(secondary)
 }
 
 /// An image that is to be opened.
@@ -337,10 +313,10 @@ impl Opening<'_> {
         }
     }
 
-    /// Opens the second image that is written, on its own: its parents are not opened, and it may
-    /// be one of the chain's (spec/operations.md §4.4).
-    fn second(&mut self) -> Result<Option<SecondImage>, OpenError> {
-        let Some(name) = &self.options.second else { return Ok(None) };
+    /// Opens the secondary, on its own: its parents are not opened, and it may be one of the
+    /// chain's (spec/operations.md §4.4).
+    fn secondary(&mut self) -> Result<Option<SecondaryImage>, OpenError> {
+        let Some(name) = &self.options.secondary else { return Ok(None) };
         let Source::Image(kind, path) = parse(name.as_bytes())? else {
             let text = format!("-2 {name}: a secondary is one image, not a list of them");
             return Err(OpenError::new(libc::EINVAL, text));
@@ -372,7 +348,7 @@ impl Opening<'_> {
         }
         self.layers.push((layer, probed));
         let purpose = if standby { Purpose::Standby } else { Purpose::Mirror };
-        Ok(Some(SecondImage { purpose, taken_over: self.options.taken_over }))
+        Ok(Some(SecondaryImage { purpose, taken_over: self.options.taken_over }))
     }
 
     /// Whether `-D` sends this image through the page cache (spec/drivers.md §5.3). What is written
@@ -384,7 +360,7 @@ impl Opening<'_> {
     }
 
     /// All are open and fit: make the drivers, and what they will write ready for it.
-    fn finish(self, second: Option<SecondImage>) -> Result<Images, OpenError> {
+    fn finish(self, secondary: Option<SecondaryImage>) -> Result<Images, OpenError> {
         let Opening { options, layers, notes, mirror_failed, held, .. } = self;
         let (sectors, sector_size) = match layers.first() {
             Some((_, leaf)) => (leaf.sectors(), leaf.sector_size()),
@@ -407,7 +383,7 @@ impl Opening<'_> {
         let layers = ready;
         Ok(Images {
             layers,
-            second,
+            secondary,
             log,
             local_cache,
             mirror_failed,
@@ -462,7 +438,7 @@ impl Images {
 
     /// Whether the disk takes writes.
     pub fn writable(&self) -> bool {
-        self.layers[0].writable || self.second.is_some_and(|second| second.taken_over)
+        self.layers[0].writable || self.secondary.is_some_and(|secondary| secondary.taken_over)
     }
 
     /// Whether the leaf's file system has room for what is read from its parents. A device has.

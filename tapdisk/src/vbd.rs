@@ -375,7 +375,7 @@ impl Vbd {
         let opened = self.opened.as_ref().ok_or_else(|| OpenError::new(libc::EINVAL, nothing))?;
         let options = options::resumed(&opened.options, params, extra);
         // What no second try can mend.
-        for name in [Some(options.name), options.second].into_iter().flatten() {
+        for name in [Some(options.name), options.secondary].into_iter().flatten() {
             crate::formats::parse(name.as_bytes())?;
         }
         Ok(options)

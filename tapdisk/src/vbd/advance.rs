@@ -316,7 +316,7 @@ impl Vbd {
             opened.options.taken_over |= events.taken_over;
             if events.mirror_lost.is_some() {
                 // Not tried again until a new one is named.
-                opened.options.second = None;
+                opened.options.secondary = None;
                 self.mirror_failed = true;
             }
         }

@@ -79,7 +79,8 @@ struct OpenState {
 #[derive(Debug, Deserialize, Serialize)]
 struct OptionsState {
     name: Vec<u8>,
-    second: Option<Vec<u8>>,
+    #[serde(rename = "second")]
+    secondary: Option<Vec<u8>>,
     log: Option<Vec<u8>>,
     parent: Option<Vec<u8>>,
     read_only: bool,
@@ -315,7 +316,7 @@ impl OptionsState {
         let bytes = |text: Option<Text>| text.map(|text| text.as_bytes().to_vec());
         OptionsState {
             name: options.name.as_bytes().to_vec(),
-            second: bytes(options.second),
+            secondary: bytes(options.secondary),
             log: bytes(options.log),
             parent: bytes(options.parent),
             read_only: options.read_only,
@@ -344,7 +345,7 @@ impl OptionsState {
             page_cache: self.page_cache,
             local_cache: self.local_cache,
             key,
-            second: some(&self.second)?,
+            secondary: some(&self.secondary)?,
             standby: self.standby,
             taken_over: self.taken_over,
             log: some(&self.log)?,

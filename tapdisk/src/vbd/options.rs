@@ -44,7 +44,7 @@ pub fn options(
     Ok(DiskOptions {
         name: params.path,
         key: key(params, extra)?,
-        second: second(params),
+        secondary: secondary(params),
         standby: params.has(flag::STANDBY),
         taken_over: false,
         log: extra.log_path,
@@ -65,18 +65,18 @@ pub fn resumed(before: &DiskOptions, params: &Params, extra: &Extra) -> DiskOpti
         if options.taken_over {
             // The secondary has become the disk; with another leaf its part is over.
             options.taken_over = false;
-            options.second = None;
+            options.secondary = None;
         }
     }
     if params.has(flag::SECONDARY) && !params.secondary.is_empty() {
-        options.second = second(params);
+        options.secondary = secondary(params);
         options.taken_over = false;
     }
     options
 }
 
 /// The secondary; "null" is none.
-fn second(params: &Params) -> Option<Text> {
+fn secondary(params: &Params) -> Option<Text> {
     let named = params.has(flag::SECONDARY) && !params.secondary.is_empty();
     (named && params.secondary.as_bytes() != b"null").then_some(params.secondary)
 }

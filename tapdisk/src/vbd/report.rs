@@ -98,8 +98,8 @@ fn images(data: &DataPath, j: &mut Json) {
     if let Some(log) = &images.log {
         filter((&log.path().to_string_lossy(), "log", LOG_TYPE), j);
     }
-    let unread = chain.second().filter(|second| second.purpose == image::Purpose::Mirror);
-    let unread = unread.map(|second| second.file).filter(|file| !chain.order().contains(file));
+    let unread = chain.secondary().filter(|secondary| secondary.purpose == image::Purpose::Mirror);
+    let unread = unread.map(|s| s.file).filter(|file| !chain.order().contains(file));
     let (top, rest) = (&chain.order()[..1], &chain.order()[1..]);
     for (i, file) in top.iter().chain(&unread).chain(rest).enumerate() {
         let (layer, driver) =
