@@ -22,7 +22,7 @@ pub use bodies::{
     BadBody, Blkif, Body, ImageInfo, ListEntry, NO_PARENT, Params, Program, Response, StatInfo,
     TapdiskPid, Upgraded,
 };
-pub use device::{Device, DeviceWish};
+pub use device::{Device, DeviceOptions};
 pub use numbers::{flag, kind, state, type_name};
 pub use request::{RefuseReason, Request, validate_request};
 pub use text::{TEXT_BYTES, TEXT_LEN_MAX, Text, TextError};

@@ -1,7 +1,7 @@
 //! From a name to an open chain of images, and back to closed files.
 //!
 //! ```text
-//!   Wish ─► open ─► Images { files, layers }  ─► engine … engine ─► Images ─► close
+//!   DiskOptions ─► open ─► Images { files, layers }  ─► engine … engine ─► Images ─► close
 //!             └── leaf, then the parents it names, each checked against its child
 //! ```
 //! Everything here waits for the storage, so it runs on a thread of its own ([`crate::job`]). A
@@ -15,6 +15,7 @@ mod locks;
 mod log;
 mod medium;
 pub mod nbd;
+mod options;
 mod probed;
 mod qcow2;
 mod raw;
@@ -25,7 +26,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use image::{Cipher, Image, Purpose, Storage};
-use tap_ctl::messages::Text;
 use vhd_rs::VhdError;
 use vhd_rs::chain::Identity;
 use vhd_rs::parents::Found as Parent;
@@ -42,37 +42,13 @@ pub use locks::{Living, Patience};
 pub use log::{ChangeLog, Marks};
 pub use medium::Medium;
 use nbd::RemoteImage;
+pub use options::DiskOptions;
 use probed::{Access, Probed};
 use request::disk::FileInfo;
 use vhd_rs::descent::Descent;
 
 /// Images of one chain at most (spec/drivers.md §5.1).
 pub use vhd_rs::descent::LAYERS_MAX;
-
-/// What to open and how: the arguments of OPEN that stay in force over every pause.
-#[derive(Clone, Debug)]
-pub struct Wish {
-    /// `type:path`.
-    pub name: Text,
-    /// Refuse writes.
-    pub read_only: bool,
-    /// `-D`: what is never written goes through the page cache.
-    pub page_cache: bool,
-    /// `-r`.
-    pub local_cache: bool,
-    /// `-E`: the key.
-    pub key: Option<Arc<Key>>,
-    /// `-2`: the second image that is written, `type:path`.
-    pub second: Option<Text>,
-    /// `-s`: it takes over when the leaf has no space; else it is a mirror.
-    pub standby: bool,
-    /// It has taken over: the leaf is only read.
-    pub taken_over: bool,
-    /// `-C`: the changed-block log.
-    pub log: Option<Text>,
-    /// `-e`: the NBD socket of the disk that stands in for the leaf's parents.
-    pub parent: Option<Text>,
-}
 
 /// Why a chain could not be opened or closed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,9 +102,9 @@ pub struct Layer {
     pub cipher: Option<Box<dyn Cipher>>,
 }
 
-/// The second image that is written, which is the last layer.
+/// The secondary, which is the last layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SecondImage {
+pub struct SecondaryImage {
     /// What for.
     pub purpose: Purpose,
     /// It has taken over already.
@@ -140,7 +116,7 @@ pub struct Images {
     /// The images; at least one. Leaf first; a second image that is written comes last.
     pub layers: Vec<Layer>,
     /// Whether there is such a one, and what for.
-    pub second: Option<SecondImage>,
+    pub secondary: Option<SecondaryImage>,
     /// The changed-block log.
     pub log: Option<Arc<ChangeLog>>,
     /// What is read from below the leaf is kept in it.
@@ -166,10 +142,14 @@ pub struct Images {
 ///
 /// # Errors
 /// The first thing that is wrong. Nothing is left open or changed.
-pub fn open(wish: &Wish, stash: &Arc<Stash>, patience: &Patience) -> Result<Images, OpenError> {
-    let mut listed = listed(wish)?.into_iter();
+pub fn open(
+    options: &DiskOptions,
+    stash: &Arc<Stash>,
+    patience: &Patience,
+) -> Result<Images, OpenError> {
+    let mut listed = listed(options)?.into_iter();
     let mut opening = Opening {
-        wish,
+        options,
         stash,
         patience,
         layers: Vec::new(),
@@ -181,9 +161,9 @@ pub fn open(wish: &Wish, stash: &Arc<Stash>, patience: &Patience) -> Result<Imag
     let mut next = listed.next();
     while let Some(mut item) = next {
         let leaf = opening.layers.is_empty();
-        item.writable &= !wish.taken_over;
+        item.writable &= !options.taken_over;
         opening.open(item)?;
-        let below = match wish.parent.filter(|_| leaf) {
+        let below = match options.parent.filter(|_| leaf) {
             Some(socket) => Some(Item::named(Kind::Nbd, socket.as_path().into(), false)),
             None => listed.next().map(|item| Item { writable: false, ..item }),
         };
@@ -192,8 +172,8 @@ pub fn open(wish: &Wish, stash: &Arc<Stash>, patience: &Patience) -> Result<Imag
             named => named,
         };
     }
-    let second = opening.second()?;
-    opening.finish(second)
+    let secondary = opening.secondary()?;
+    opening.finish(secondary)
 }
 
 /// An image that is to be opened.
@@ -213,10 +193,10 @@ impl Item {
 }
 
 /// The images that are named by the caller, leaf first, with whether they are to be writable.
-fn listed(wish: &Wish) -> Result<Vec<Item>, OpenError> {
-    match parse(wish.name.as_bytes())? {
-        Source::Image(kind, path) => Ok(vec![Item::named(kind, path, !wish.read_only)]),
-        Source::ChainFile(path) if wish.parent.is_some() => Err(OpenError::new(
+fn listed(options: &DiskOptions) -> Result<Vec<Item>, OpenError> {
+    match parse(options.name.as_bytes())? {
+        Source::Image(kind, path) => Ok(vec![Item::named(kind, path, !options.read_only)]),
+        Source::ChainFile(path) if options.parent.is_some() => Err(OpenError::new(
             libc::EINVAL,
             format!("{}: a chain file lists its parents; open it without -e", show::path(&path)),
         )),
@@ -225,7 +205,7 @@ fn listed(wish: &Wish) -> Result<Vec<Item>, OpenError> {
             let lines = chain_lines(&text, &path)?;
             Ok(lines
                 .into_iter()
-                .map(|(kind, path, ro)| Item::named(kind, path, !ro && !wish.read_only))
+                .map(|(kind, path, ro)| Item::named(kind, path, !ro && !options.read_only))
                 .collect())
         }
     }
@@ -233,7 +213,7 @@ fn listed(wish: &Wish) -> Result<Vec<Item>, OpenError> {
 
 /// A chain that is being opened.
 struct Opening<'a> {
-    wish: &'a Wish,
+    options: &'a DiskOptions,
     stash: &'a Arc<Stash>,
     patience: &'a Patience,
     layers: Vec<(Layer, Box<dyn Probed>)>,
@@ -296,7 +276,7 @@ impl Opening<'_> {
         // Before the first look: what somebody else still writes would be read half old.
         self.lock(&file, identity, (&path, writable))?;
         let probed = probe(&file, &path, Access { writable, sector_size })?;
-        let cipher = probed.cipher(&path, self.wish.key.as_deref())?;
+        let cipher = probed.cipher(&path, self.options.key.as_deref())?;
         self.notes.extend(probed.notes(&path));
         if way == Way::Direct && writable && end_would_move(&file, &*probed) {
             self.notes.push(format!(
@@ -333,22 +313,22 @@ impl Opening<'_> {
         }
     }
 
-    /// Opens the second image that is written, on its own: its parents are not opened, and it may
-    /// be one of the chain's (spec/operations.md §4.4).
-    fn second(&mut self) -> Result<Option<SecondImage>, OpenError> {
-        let Some(name) = &self.wish.second else { return Ok(None) };
+    /// Opens the secondary, on its own: its parents are not opened, and it may be one of the
+    /// chain's (spec/operations.md §4.4).
+    fn secondary(&mut self) -> Result<Option<SecondaryImage>, OpenError> {
+        let Some(name) = &self.options.secondary else { return Ok(None) };
         let Source::Image(kind, path) = parse(name.as_bytes())? else {
             let text = format!("-2 {name}: a secondary is one image, not a list of them");
             return Err(OpenError::new(libc::EINVAL, text));
         };
-        let standby = self.wish.standby;
+        let standby = self.options.standby;
         if standby && !kind.format().layered {
             // It would hide everything that was written before it takes over.
             let text = format!("-2 {name} -s: only a VHD can take over from the leaf");
             return Err(OpenError::new(libc::EINVAL, text));
         }
         let Loaded { layer, probed, .. } =
-            match self.load(Item::named(kind, path, !self.wish.read_only), Way::Direct) {
+            match self.load(Item::named(kind, path, !self.options.read_only), Way::Direct) {
                 Ok(loaded) => loaded,
                 Err(error) if kind.format().is_remote() => {
                     self.notes.push(format!("there is no mirror: {error}"));
@@ -368,26 +348,29 @@ impl Opening<'_> {
         }
         self.layers.push((layer, probed));
         let purpose = if standby { Purpose::Standby } else { Purpose::Mirror };
-        Ok(Some(SecondImage { purpose, taken_over: self.wish.taken_over }))
+        Ok(Some(SecondaryImage { purpose, taken_over: self.options.taken_over }))
     }
 
     /// Whether `-D` sends this image through the page cache (spec/drivers.md §5.3). What is written
     /// never goes there: a write could then wait for memory that only this process can free.
     fn cached(&self, kind: Kind, writable: bool) -> bool {
         let parent = !self.layers.is_empty();
-        let asked = kind.format().page_cache && self.wish.page_cache && !writable;
-        asked && !(parent && self.wish.local_cache)
+        let asked = kind.format().page_cache && self.options.page_cache && !writable;
+        asked && !(parent && self.options.local_cache)
     }
 
     /// All are open and fit: make the drivers, and what they will write ready for it.
-    fn finish(self, second: Option<SecondImage>) -> Result<Images, OpenError> {
-        let Opening { wish, layers, notes, mirror_failed, held, .. } = self;
+    fn finish(self, secondary: Option<SecondaryImage>) -> Result<Images, OpenError> {
+        let Opening { options, layers, notes, mirror_failed, held, .. } = self;
         let (sectors, sector_size) = match layers.first() {
             Some((_, leaf)) => (leaf.sectors(), leaf.sector_size()),
             None => return Err(OpenError::new(libc::EINVAL, "a chain of no images")),
         };
-        let log =
-            wish.log.as_ref().map(|name| ChangeLog::open(name.as_path(), sectors)).transpose()?;
+        let log = options
+            .log
+            .as_ref()
+            .map(|name| ChangeLog::open(name.as_path(), sectors))
+            .transpose()?;
         let mut ready = Vec::with_capacity(layers.len());
         let mut wanted = 0;
         for (mut layer, probed) in layers {
@@ -395,12 +378,12 @@ impl Opening<'_> {
             layer.image = Some(probed.driver(&layer, held.is_none())?);
             ready.push(layer);
         }
-        let local_cache = wish.local_cache && ready[0].writable;
+        let local_cache = options.local_cache && ready[0].writable;
         let log = log.map(Arc::new);
         let layers = ready;
         Ok(Images {
             layers,
-            second,
+            secondary,
             log,
             local_cache,
             mirror_failed,
@@ -455,7 +438,7 @@ impl Images {
 
     /// Whether the disk takes writes.
     pub fn writable(&self) -> bool {
-        self.layers[0].writable || self.second.is_some_and(|second| second.taken_over)
+        self.layers[0].writable || self.secondary.is_some_and(|secondary| secondary.taken_over)
     }
 
     /// Whether the leaf's file system has room for what is read from its parents. A device has.

@@ -17,13 +17,13 @@ mod frontends;
 pub mod handover;
 mod host_idle;
 pub(crate) mod metrics;
+mod options;
 mod report;
 mod ring_files;
 mod rings;
 mod serve;
 mod state;
 mod tap;
-mod wish;
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -31,10 +31,10 @@ use std::sync::Arc;
 
 use mio::{Registry, Waker};
 use slog::{Logger, info, warn};
-use tap_ctl::messages::{Device, DeviceWish, ImageInfo, Params, Text, flag};
+use tap_ctl::messages::{Device, DeviceOptions, ImageInfo, Params, Text, flag};
 use tap_ctl::paths::RunDir;
 
-use crate::formats::{Living, OpenError, Patience, Wish};
+use crate::formats::{DiskOptions, Living, OpenError, Patience};
 use crate::job::Job;
 use crate::log::Log;
 use crate::memory::Memory;
@@ -43,10 +43,10 @@ pub use data_path::{DataPath, REMOTE_TOKEN};
 use decide::Request;
 pub use device::DEVICE_TOKEN;
 pub use frontends::Frontends;
+pub use options::{Extra, options};
 pub use rings::{RINGS_TOKEN, name_of as ring_name};
 pub use state::{Goal, Rest, State};
 pub use tap::TAP_TOKEN;
-pub use wish::{Extra, wish};
 
 /// What every disk of the process uses.
 pub struct Env {
@@ -93,9 +93,9 @@ pub struct Vbd {
     /// What is under way, and its images when they are open.
     work: advance::Work,
     /// What OPEN asked for; `None` while not open.
-    wish: Option<Opened>,
+    opened: Option<Opened>,
     /// What is opened again, on the way from a pause.
-    again: Option<Wish>,
+    again: Option<DiskOptions>,
     /// As stored at OPEN; zeros before.
     info: ImageInfo,
     /// Engine and images; from OPEN to CLOSE.
@@ -129,12 +129,12 @@ pub struct Vbd {
 /// What stays in force from OPEN to CLOSE.
 #[derive(Clone, Debug)]
 struct Opened {
-    wish: Wish,
+    options: DiskOptions,
     timeout_s: u16,
     /// As OPEN had it, for the record of a block device.
     params: Params,
     /// The block device that was asked for.
-    device: Option<DeviceWish>,
+    device: Option<DeviceOptions>,
     /// It is there, and its tapdisk died.
     take_over: bool,
 }
@@ -208,7 +208,7 @@ impl Vbd {
             alone: false,
             state: State::Attached,
             work: advance::Work::default(),
-            wish: None,
+            opened: None,
             again: None,
             info: ImageInfo::default(),
             data: None,
@@ -246,9 +246,9 @@ impl Vbd {
 
     /// `type:path`, empty if not open (yet).
     pub fn name(&self) -> Text {
-        match (&self.state, &self.wish) {
+        match (&self.state, &self.opened) {
             (State::Opening { .. }, _) | (_, None) => Text::EMPTY,
-            (_, Some(opened)) => opened.wish.name,
+            (_, Some(opened)) => opened.options.name,
         }
     }
 
@@ -259,7 +259,7 @@ impl Vbd {
 
     /// Whether an image is named: DETACH and a second OPEN are refused.
     pub fn is_open(&self) -> bool {
-        self.wish.is_some()
+        self.opened.is_some()
     }
 
     /// Where requests come from, and where they go, while the disk is served.
@@ -288,22 +288,23 @@ impl Vbd {
         if params.has(flag::DEVICE | flag::TAKE_OVER | flag::REMOVE) {
             return self.remove_device(env, &params.device);
         }
-        let wish = wish(params, extra, &env.run, &env.log).map_err(|e| self.refuse(env, &e))?;
-        let name = wish.name;
+        let options =
+            options(params, extra, &env.run, &env.log).map_err(|e| self.refuse(env, &e))?;
+        let name = options.name;
         let step = self.ask(Request::Open)?;
         info!(env.log, "minor {}: opening {name}", self.minor);
         let timeout_s = if params.req_timeout > 0 { params.req_timeout } else { 120 };
         self.mirror_failed = false;
         let device = params.has(flag::DEVICE).then_some(params.device);
         let take_over = params.has(flag::TAKE_OVER);
-        self.wish = Some(Opened { wish, timeout_s, params: *params, device, take_over });
+        self.opened = Some(Opened { options, timeout_s, params: *params, device, take_over });
         self.begin(env, step);
         Ok(())
     }
 
     /// Takes a device away whose tapdisk died, for an image that cannot be opened any more.
-    fn remove_device(&mut self, env: &Env, wish: &DeviceWish) -> Result<()> {
-        let device = device::can_be_dead(wish).ok_or(libc::EINVAL)?;
+    fn remove_device(&mut self, env: &Env, options: &DeviceOptions) -> Result<()> {
+        let device = device::can_be_dead(options).ok_or(libc::EINVAL)?;
         let step = self.ask(Request::Remove)?;
         self.work.dead = Some(device);
         self.begin(env, step);
@@ -312,14 +313,14 @@ impl Vbd {
 
     /// A worker opens images. Where there is a block device, the kernel reads from it before
     /// anybody is answered, so the images must be ours by then.
-    fn open_images(&mut self, env: &Env, wish: Wish, living: Living) -> advance::Opening {
+    fn open_images(&mut self, env: &Env, options: DiskOptions, living: Living) -> advance::Opening {
         let device =
-            self.module.has_minor || self.wish.as_ref().is_some_and(|w| w.device.is_some());
+            self.module.has_minor || self.opened.as_ref().is_some_and(|w| w.device.is_some());
         let living = if living == Living::Reported && device { Living::Awaited } else { living };
         let patience = Patience::new(living, &env.log);
         self.patience = Some(patience.clone());
         let stash = Arc::clone(&env.stash);
-        Job::start(&env.waker, move || crate::formats::open(&wish, &stash, &patience))
+        Job::start(&env.waker, move || crate::formats::open(&options, &stash, &patience))
     }
 
     /// What the disk waits for before it can serve, if it does.
@@ -355,29 +356,29 @@ impl Vbd {
         if params.has(flag::SECONDARY) && self.is_open() {
             self.mirror_failed = false;
         }
-        let wish = self.wish_to_resume(params, extra).map_err(|e| self.refuse(env, &e));
-        let step = self.ask(Request::Resume { refused: wish.as_ref().err().copied() })?;
-        let wish = wish?;
-        info!(env.log, "minor {}: resuming with {}", self.minor, wish.name);
-        self.again = Some(wish);
+        let options = self.options_to_resume(params, extra).map_err(|e| self.refuse(env, &e));
+        let step = self.ask(Request::Resume { refused: options.as_ref().err().copied() })?;
+        let options = options?;
+        info!(env.log, "minor {}: resuming with {}", self.minor, options.name);
+        self.again = Some(options);
         self.begin(env, step);
         Ok(())
     }
 
     /// What a paused disk is to be opened with.
-    fn wish_to_resume(
+    fn options_to_resume(
         &self,
         params: &Params,
         extra: &Extra,
-    ) -> std::result::Result<Wish, OpenError> {
+    ) -> std::result::Result<DiskOptions, OpenError> {
         let nothing = "nothing was open, so there is nothing to resume";
-        let opened = self.wish.as_ref().ok_or_else(|| OpenError::new(libc::EINVAL, nothing))?;
-        let wish = wish::resumed(&opened.wish, params, extra);
+        let opened = self.opened.as_ref().ok_or_else(|| OpenError::new(libc::EINVAL, nothing))?;
+        let options = options::resumed(&opened.options, params, extra);
         // What no second try can mend.
-        for name in [Some(wish.name), wish.second].into_iter().flatten() {
+        for name in [Some(options.name), options.secondary].into_iter().flatten() {
             crate::formats::parse(name.as_bytes())?;
         }
-        Ok(wish)
+        Ok(options)
     }
 
     /// A signal asked for the end: close, as soon as what is under way is over.

@@ -95,6 +95,11 @@ class Bench:
                 self.cache[name] = images.make_raw(self.options.dir, self.size)
             elif name == "vhd":
                 self.cache[name] = images.make_full_vhd(self.options.dir, self.image("raw"))
+            elif name == "qcow2":
+                self.cache[name] = images.make_full_qcow2(self.options.dir, self.image("raw"))
+            elif name.endswith("-qcow2"):
+                self.cache.update(images.make_qcow2_chains(self.options.dir, self.image("qcow2"),
+                                                           self._write_pieces))
             else:
                 self.cache.update(images.make_chains(self.options.dir, self.image("vhd"), self.tapdisks[0],
                                                      self._write_pieces))
@@ -147,7 +152,10 @@ class Bench:
                 if image_name == "raw":
                     contenders = contenders + self.limits
                 self.workload(image_name, name, load, contenders)
+        qcow2_servers = [server for server in self.servers if server.handles(servers.Image("", "qcow2"))]
         vhd_servers = [server for server in self.servers if server.handles(servers.Image("", "vhd"))]
+        for name in ("randread-4k-d32", "randwrite-4k-d32"):
+            self.workload("qcow2", name, WORKLOADS[name], qcow2_servers)
         first = {
             "first-writes": Load("randwrite", 4 * K, 32,
                                  requests=max(self.size // (2 * M), 1) * 16),
@@ -156,14 +164,19 @@ class Bench:
         for name, load in first.items():
             self.workload("empty-vhd", name, load, vhd_servers,
                           fresh=lambda: images.make_empty_vhd(self.options.dir, self.size))
-        self.chains()
+            self.workload("empty-qcow2", name, load, qcow2_servers,
+                          fresh=lambda: images.make_empty_qcow2(self.options.dir, self.size))
+            self.workload("over-qcow2", name, load, qcow2_servers,
+                          fresh=lambda: images.make_empty_qcow2(self.options.dir, self.size, self.image("raw")))
+        self.chains("")
+        self.chains("-qcow2")
         self.start_time()
         self.create_time()
         self.idle_memory()
 
-    def chains(self):
+    def chains(self, kind):
         """The same load on a chain of one and of CHAIN, alternating."""
-        names = ["chain-1", f"chain-{images.CHAIN}"]
+        names = [f"chain-1{kind}", f"chain-{images.CHAIN}{kind}"]
         name = "randread-4k-d32"
         if not any(self.wanted(f"{chain}/{name}") for chain in names):
             return

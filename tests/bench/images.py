@@ -41,6 +41,34 @@ def make_empty_vhd(directory, size, name="empty.vhd"):
     return Image(path, "vhd")
 
 
+def make_full_qcow2(directory, raw):
+    """A qcow2 image of the raw image's contents."""
+    path = os.path.join(directory, "full.qcow2")
+    _qemu_img("convert", "-f", "raw", "-O", "qcow2", raw.path, path)
+    return Image(path, "qcow2")
+
+
+def make_empty_qcow2(directory, size, over=None):
+    """An empty qcow2 image, over a raw one or over nothing; replaces the one before."""
+    path = os.path.join(directory, "over.qcow2" if over else "empty.qcow2")
+    below = ["-b", over.path, "-F", "raw"] if over else []
+    _qemu_img("create", "-f", "qcow2", *below, path, str(size))
+    return Image(path, "qcow2")
+
+
+def make_qcow2_chains(directory, full, write):
+    """The same as `make_chains`, of qcow2."""
+    base = os.path.join(directory, "chain-1.qcow2")
+    shutil.copyfile(full.path, base)
+    parent = base
+    for level in range(2, CHAIN + 1):
+        child = os.path.join(directory, f"chain-{level}.qcow2")
+        _qemu_img("create", "-f", "qcow2", "-b", parent, "-F", "qcow2", child)
+        write(Image(child, "qcow2"), PIECES_PER_LEVEL, level)
+        parent = child
+    return {"chain-1-qcow2": Image(base, "qcow2"), f"chain-{CHAIN}-qcow2": Image(parent, "qcow2")}
+
+
 def make_chains(directory, full, tapdisk, write):
     """A chain of one and a chain of CHAIN over the same full base.
 

@@ -128,6 +128,7 @@ def targets(results):
             theirs = results.best_qemu(kind, name, min, "cpu_us")
             out.append(Target(f"{kind} {name} server CPU per request / qemu-nbd", 1 / 3,
                               ours / theirs if ours and theirs else None, at_most=True))
+    out += qcow2_targets(results)
     out.append(results.over_qemu("first writes into an empty VHD / better qemu-nbd", 8, "empty-vhd", "first-writes"))
     long, short = (results.get(name, "randread-4k-d32", results.tapdisk) for name in ("chain-30", "chain-1"))
     out.append(Target("chain of 30 / chain of 1, randread-4k-d32", 0.95, long / short if long and short else None))
@@ -139,6 +140,26 @@ def targets(results):
     out.append(Target("tap-ctl create, of 100 disks", 10, create, "ms", at_most=True))
     start = results.singles.get("start to first bytes ms", {}).get(results.tapdisk)
     out.append(Target("tap-ctl create to first byte", 15, start, "ms", at_most=True))
+    return out
+
+
+def qcow2_targets(results):
+    """The same for qcow2."""
+    out = []
+    ours = results.tapdisk
+    for name in ("randread-4k-d32", "randwrite-4k-d32"):
+        out.append(results.over_qemu(f"qcow2 {name} / qemu-nbd io_uring", 3, "qcow2", name, "qemu-uring"))
+        got, theirs = (results.get("qcow2", name, server, "cpu_us") for server in (ours, "qemu-uring"))
+        out.append(Target(f"qcow2 {name} server CPU per request / qemu-nbd io_uring", 1 / 3,
+                          got / theirs if got and theirs else None, at_most=True))
+        got, raw = (results.get(image, name, ours) for image in ("qcow2", "raw"))
+        out.append(Target(f"qcow2 {name} / raw, both ours", 0.9, got / raw if got and raw else None))
+    for image, want, what in (("empty-qcow2", 4, "nothing"), ("over-qcow2", 2, "a raw parent")):
+        out.append(results.over_qemu(f"first writes of qcow2 over {what} / qemu-nbd io_uring", want, image,
+                                     "first-writes", "qemu-uring"))
+    long, short = (results.get(f"chain-{n}-qcow2", "randread-4k-d32", ours) for n in (30, 1))
+    out.append(Target("qcow2 chain of 30 / chain of 1, randread-4k-d32", 0.95,
+                      long / short if long and short else None))
     return out
 
 

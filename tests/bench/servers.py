@@ -123,7 +123,7 @@ class QemuNbd(Background):
         return True
 
     def command(self, image):
-        form = {"raw": "raw", "vhd": "vpc"}[image.kind]
+        form = {"raw": "raw", "vhd": "vpc", "qcow2": "qcow2"}[image.kind]
         return [self.program, "-e", "8", "-t", "-k", self.socket, "-f", form, "--cache=none",
                 f"--aio={self.aio}", image.path]
 
@@ -190,7 +190,7 @@ class Tapdisk:
 
     def create(self, image):
         """tap-ctl create; returns the marker's path and the minor."""
-        kind = {"raw": "aio", "vhd": "vhd"}[image.kind]
+        kind = {"raw": "aio", "vhd": "vhd", "qcow2": "qcow2"}[image.kind]
         marker = self._tap_ctl("create", "-a", f"{kind}:{image.path}").strip()
         return marker, int(marker.rpartition("-")[2])
 

@@ -10,17 +10,14 @@ use disk::align::Aligned;
 use disk::probe::{AnyDisk, EngineKind};
 use engine::Engine;
 use engine::limits::Limits;
-use frontend::Frontend;
 use frontend::blktap::abi::{op, status};
 use frontend::blktap::fake::{FakeSide, Kernel};
 use frontend::blktap::{OWN_SLOTS, Tap};
-use host::sys::faults;
 use request::Slots;
-use request::disk::Disk;
 use tapdisk::memory::Memory;
-use tapdisk::sealed::{self, Seal, Sealable};
+use tapdisk::sealed::{self, Sealable};
 use tests::sim::rng::Rng;
-use zero_alloc_support::{BYTES, engine, wait};
+use zero_alloc_support::{BYTES, engine, turn};
 
 #[global_allocator]
 static ALLOCATOR: Sealable = Sealable;
@@ -86,29 +83,10 @@ impl Machine {
     /// A turn as the server's, sealed; then what is left to wait for is waited for.
     fn turn(&mut self) {
         self.clock += 10;
-        let before = faults();
-        let seal = Seal::new();
-        let mut more = true;
-        while more {
-            let arrived = self.tap.take(&mut self.engine);
-            let again = self.engine.step(self.clock);
-            let mut finished = false;
-            while let Some((slot, request, outcome)) = self.engine.pop_done() {
-                self.tap.complete(&mut self.engine, slot, &request, outcome);
-                finished = true;
-            }
-            self.tap.kick(&mut self.engine);
-            more = again || (arrived && finished);
-        }
-        self.engine.disk().submit().unwrap();
-        drop(seal);
-        let after = faults();
-        self.faults.0 += after.0 - before.0;
-        self.faults.1 += after.1 - before.1;
-        if self.engine.active() > 0 && !self.engine.disk_ref().has_finished() {
-            wait(self.engine.disk_ref().wake_fd());
-            self.engine.disk().submit().unwrap();
-        }
+        let clock = self.clock;
+        let faults = turn(&mut self.engine, &mut self.tap, clock, |_| {});
+        self.faults.0 += faults.0;
+        self.faults.1 += faults.1;
     }
 
     fn serve(&mut self, count: u64) {

@@ -12,16 +12,14 @@ use disk::probe::{AnyDisk, EngineKind};
 use engine::Engine;
 use engine::limits::Limits;
 use frontend::Frontend;
-use frontend::blkif::{PollPolicy, RingWish, Rings};
-use host::sys::faults;
+use frontend::blkif::{PollPolicy, RingParams, Rings};
 use request::Slots;
-use request::disk::Disk;
 use tapdisk::memory::Memory;
-use tapdisk::sealed::{self, Seal, Sealable};
+use tapdisk::sealed::{self, Sealable};
 use tests::sim::rng::Rng;
 use xen::fake::{Access, DOMID, Fake, FrontRing, Guest, entry, indirect_entry};
 use xen::{Segment, op, status};
-use zero_alloc_support::{BYTES, engine, wait};
+use zero_alloc_support::{BYTES, engine, turn};
 
 #[global_allocator]
 static ALLOCATOR: Sealable = Sealable;
@@ -78,10 +76,10 @@ impl Machine {
         let front = self.guest.ring(order, xen::Layout::of_protocol(protocol).unwrap());
         let mut refs = [0; 8];
         refs[..front.refs().len()].copy_from_slice(front.refs());
-        let name = RingWish::name((DOMID.into(), 51712), (queue, 3)).unwrap();
+        let name = RingParams::name((DOMID.into(), 51712), (queue, 3)).unwrap();
         let poll = PollPolicy { duration_us: 100, idle_threshold: 10 };
-        let wish = RingWish::new(name, (order, &refs), front.port(), protocol, poll).unwrap();
-        self.rings.connect(&wish).unwrap();
+        let params = RingParams::new(name, (order, &refs), front.port(), protocol, poll).unwrap();
+        self.rings.connect(&params).unwrap();
         self.fronts.push(front);
     }
 
@@ -139,31 +137,10 @@ impl Machine {
         self.clock += 10;
         // Now idle enough for polling, now not.
         self.rings.set_idle(if (self.clock / 2000).is_multiple_of(2) { 50.0 } else { 0.0 });
-        let before = faults();
-        let seal = Seal::new();
-        let mut more = true;
-        while more {
-            self.rings.clock(self.clock);
-            let arrived = self.rings.take(&mut self.engine);
-            let again = self.engine.step(self.clock);
-            let mut finished = false;
-            while let Some((slot, request, outcome)) = self.engine.pop_done() {
-                self.rings.complete(&mut self.engine, slot, &request, outcome);
-                finished = true;
-            }
-            self.rings.kick(&mut self.engine);
-            // A polled ring is looked at again, and again.
-            more = again || (arrived && finished);
-        }
-        self.engine.disk().submit().unwrap();
-        drop(seal);
-        let after = faults();
-        self.faults.0 += after.0 - before.0;
-        self.faults.1 += after.1 - before.1;
-        if self.engine.active() > 0 && !self.engine.disk_ref().has_finished() {
-            wait(self.engine.disk_ref().wake_fd());
-            self.engine.disk().submit().unwrap();
-        }
+        let clock = self.clock;
+        let faults = turn(&mut self.engine, &mut self.rings, clock, |rings| rings.clock(clock));
+        self.faults.0 += faults.0;
+        self.faults.1 += faults.1;
     }
 
     fn serve(&mut self, count: u64) {

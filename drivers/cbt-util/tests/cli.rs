@@ -1,81 +1,26 @@
 //! The command as its callers see it: group H of the corpus, and where this tool goes further.
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::fs::OpenOptions;
 use std::process::{Command, Stdio};
 
-struct Dir(tempfile::TempDir);
+use test_support::{Folder, program};
 
-/// What a run ended with.
-#[derive(Debug, PartialEq)]
-struct Ran {
-    code: i32,
-    out: Vec<u8>,
-    err: String,
+/// A new folder, empty.
+fn folder() -> Folder {
+    Folder::of(program!("cbt-util"))
 }
 
-impl Ran {
-    fn text(&self) -> &str {
-        std::str::from_utf8(&self.out).unwrap()
-    }
+/// The usage on standard output, where the original has it, of a command that is wrong.
+fn usage(d: &Folder, code: i32, line: &str) -> String {
+    let (found, out, err) = d.run(line);
+    assert_eq!(found, code, "{line}: {err}");
+    assert!(out.starts_with("usage: cbt-util "), "{line}: {out}");
+    out
 }
 
-/// The program under test: of the folder that `TAPDISK_TESTS_BIN` names, where that is set.
-fn program() -> std::path::PathBuf {
-    match std::env::var_os("TAPDISK_TESTS_BIN") {
-        Some(folder) => std::path::Path::new(&folder).join("cbt-util"),
-        None => env!("CARGO_BIN_EXE_cbt-util").into(),
-    }
-}
-
-impl Dir {
-    fn new() -> Dir {
-        Dir(tempfile::tempdir().unwrap())
-    }
-
-    fn run(&self, line: &str) -> Ran {
-        let out = Command::new(program())
-            .args(line.split_whitespace())
-            .current_dir(self.0.path())
-            .output()
-            .unwrap();
-        let err = String::from_utf8(out.stderr).unwrap();
-        Ran { code: out.status.code().unwrap(), out: out.stdout, err }
-    }
-
-    /// Standard output of a command that must succeed and say nothing else.
-    fn ok(&self, line: &str) -> String {
-        let ran = self.run(line);
-        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{line}");
-        ran.text().to_owned()
-    }
-
-    /// Standard error of a command that must fail with this code and print no result.
-    fn fails(&self, code: i32, line: &str) -> String {
-        let ran = self.run(line);
-        assert_eq!((ran.code, ran.text()), (code, ""), "{line}: {}", ran.err);
-        ran.err
-    }
-
-    /// The usage on standard output, where the original has it, of a command that is wrong.
-    fn usage(&self, code: i32, line: &str) -> String {
-        let ran = self.run(line);
-        assert_eq!(ran.code, code, "{line}: {}", ran.err);
-        assert!(ran.text().starts_with("usage: cbt-util "), "{line}: {}", ran.text());
-        ran.text().to_owned()
-    }
-
-    fn read(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.0.path().join(name)).unwrap()
-    }
-
-    fn file(&self, name: &str) -> File {
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).open(self.0.path().join(name)).unwrap()
-    }
-
-    fn poke(&self, name: &str, at: u64, new: &[u8]) {
-        self.file(name).write_all_at(new, at).unwrap();
-    }
+/// Cuts a log, or makes it longer.
+fn set_len(d: &Folder, name: &str, bytes: u64) {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(d.file(name));
+    file.unwrap().set_len(bytes).unwrap();
 }
 
 const NONE: &str = "00000000-0000-0000-0000-000000000000\n";
@@ -83,11 +28,11 @@ const ID: &str = "00112233-4455-6677-8899-aabbccddeeff";
 
 #[test]
 fn a_new_log_has_the_originals_bytes() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n a.log -s 16777216");
-    assert_eq!(d.read("a.log"), include_bytes!("data/cbt-16M.log"));
+    assert_eq!(d.get("a.log"), include_bytes!("data/cbt-16M.log"));
     d.ok("create -n b.log -s 10485760");
-    let all = d.read("b.log");
+    let all = d.get("b.log");
     assert_eq!((all.len(), all[..40] == [0; 40]), (68, true));
     assert_eq!(all[40..48], [0, 0, 0xa0, 0, 0, 0, 0, 0]);
     let answers = [("p", NONE), ("c", NONE), ("f", "0\n"), ("s", "10485760\n")];
@@ -98,52 +43,52 @@ fn a_new_log_has_the_originals_bytes() {
 
 #[test]
 fn sizes_are_rounded_up_to_blocks_and_bytes() {
-    let d = Dir::new();
+    let d = folder();
     for (disk, length) in
         [(1, 49), (524_288, 49), (524_289, 50), (2_190_433_320_960_u64, 4_177_968)]
     {
         d.ok(&format!("create -n a.log -s {disk}"));
-        assert_eq!(d.read("a.log").len(), length, "{disk}");
+        assert_eq!(d.get("a.log").len(), length, "{disk}");
     }
 }
 
 #[test]
 fn an_existing_log_is_emptied() {
-    let d = Dir::new();
-    d.poke("a.log", 0, &[0xff; 4096]);
+    let d = folder();
+    d.put("a.log", &[0xff; 4096]);
     d.ok("create -n a.log -s 16777216");
-    assert_eq!(d.read("a.log"), include_bytes!("data/cbt-16M.log"));
+    assert_eq!(d.get("a.log"), include_bytes!("data/cbt-16M.log"));
 }
 
 #[test]
 fn growing_keeps_bits_and_shrinking_is_refused() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n a.log -s 65536");
     d.poke("a.log", 48, &[1]);
     d.ok("set -n a.log -s 10485760");
-    assert_eq!((d.read("a.log").len(), &d.read("a.log")[48..51]), (68, &[1, 0, 0][..]));
+    assert_eq!((d.get("a.log").len(), &d.get("a.log")[48..51]), (68, &[1, 0, 0][..]));
     d.ok("set -n a.log -s 10485760");
-    let before = d.read("a.log");
+    let before = d.get("a.log");
     let text = "Size smaller than current file size (10485760)\n";
     assert_eq!(d.fails(22, "set -n a.log -s 5"), text);
-    assert_eq!(d.read("a.log"), before);
+    assert_eq!(d.get("a.log"), before);
 }
 
 #[test]
 fn the_bitmap_is_printed_raw() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n a.log -s 10485760");
     d.poke("a.log", 49, &[0x85]);
-    let ran = d.run("get -n a.log -b");
-    assert_eq!((ran.code, ran.out.len(), &ran.out[..2]), (0, 20, &[0, 0x85][..]));
+    let ran = d.bytes("get -n a.log -b");
+    assert_eq!((ran.0, ran.1.len(), &ran.1[..2]), (0, 20, &[0, 0x85][..]));
     // A log on a volume is longer than its bitmap.
-    d.file("a.log").set_len(4 << 20).unwrap();
-    assert_eq!(d.run("get -n a.log -b"), ran);
+    set_len(&d, "a.log", 4 << 20);
+    assert_eq!(d.bytes("get -n a.log -b"), ran);
 }
 
 #[test]
 fn fields_are_set_one_by_one_and_together() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n a.log -s 65536");
     d.ok(&format!("set -n a.log -c {}", ID.to_uppercase()));
     assert_eq!(d.ok("get -n a.log -c"), format!("{ID}\n"));
@@ -160,36 +105,36 @@ fn fields_are_set_one_by_one_and_together() {
 
 #[test]
 fn what_cannot_be_parsed_changes_nothing() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n a.log -s 65536");
-    let before = d.read("a.log");
+    let before = d.get("a.log");
     // The original ignores such an id and reads text as 0.
     let said = d.fails(22, "set -n a.log -p 00112233-4455 -f 1");
     let text =
         "-p 00112233-4455 is no UUID: not of the form 01234567-89ab-cdef-0123-456789abcdef\n";
     assert_eq!(said, text);
     for wrong in ["-f yes", "-f 4294967296", "-s 0", "-s 1M", "-s -1", "", "-f 1 stray", "-Z"] {
-        let said = d.usage(22, &format!("set -n a.log {wrong}"));
+        let said = usage(&d, 22, &format!("set -n a.log {wrong}"));
         assert!(said.starts_with("usage: cbt-util set -n FILE"), "{wrong}: {said}");
     }
-    assert_eq!(d.read("a.log"), before);
+    assert_eq!(d.get("a.log"), before);
 }
 
 #[test]
 fn errors_have_their_numbers() {
-    let d = Dir::new();
-    assert!(d.usage(22, "").starts_with("usage: cbt-util COMMAND [OPTIONS]\n"));
-    assert_eq!(d.usage(0, "bogus"), d.usage(22, ""));
-    assert_eq!(d.run("bogus").err, "Invalid COMMAND bogus\n");
+    let d = folder();
+    assert!(usage(&d, 22, "").starts_with("usage: cbt-util COMMAND [OPTIONS]\n"));
+    assert_eq!(usage(&d, 0, "bogus"), usage(&d, 22, ""));
+    assert_eq!(d.run("bogus").2, "Invalid COMMAND bogus\n");
     for wrong in ["get -n x", "get -n x -p -c", "get -p", "get -h", "create -n a.log"] {
-        d.usage(22, wrong);
+        usage(&d, 22, wrong);
     }
-    assert_eq!(d.run("get -Z").err, "get: invalid option -- 'Z'\n");
+    assert_eq!(d.run("get -Z").2, "get: invalid option -- 'Z'\n");
     for wrong in ["create -n a.log -s 0", "create -n a.log -s abc", "create -s 1", "coalesce -p x"]
     {
-        d.usage(22, wrong);
+        usage(&d, 22, wrong);
     }
-    assert!(!d.0.path().join("a.log").exists());
+    assert!(!d.file("a.log").exists());
     assert!(d.fails(2, "get -n none -p").contains("none: could not open"));
     d.fails(2, "set -n none -f 1");
     d.fails(2, "create -n none/a.log -s 1");
@@ -199,9 +144,9 @@ fn errors_have_their_numbers() {
 
 #[test]
 fn short_files_are_no_logs() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n good.log -s 65536");
-    d.file("t.log").set_len(40).unwrap();
+    set_len(&d, "t.log", 40);
     for command in ["get -n t.log -p", "set -n t.log -f 1", "dump -n t.log"] {
         let said = d.fails(5, command);
         assert_eq!(
@@ -211,12 +156,12 @@ fn short_files_are_no_logs() {
         );
     }
     // A header of zeros is no log yet, but may become one.
-    d.file("t.log").set_len(48).unwrap();
+    set_len(&d, "t.log", 48);
     d.fails(5, "get -n t.log -b");
     assert_eq!(d.ok("get -n t.log -p"), NONE);
     d.ok("set -n t.log -s 65536");
-    assert_eq!(d.run("get -n t.log -b").out, [0]);
-    d.file("t.log").set_len(48).unwrap();
+    assert_eq!(d.bytes("get -n t.log -b").1, [0]);
+    set_len(&d, "t.log", 48);
     assert_eq!(d.ok("get -n t.log -s"), "65536\n");
     d.ok("set -n t.log -f 1");
     for command in [
@@ -228,41 +173,41 @@ fn short_files_are_no_logs() {
         d.fails(5, command);
     }
     d.fails(5, "coalesce -p good.log -c t.log");
-    assert_eq!(d.read("t.log").len(), 48);
+    assert_eq!(d.get("t.log").len(), 48);
 }
 
 #[test]
 fn a_header_that_promises_a_bitmap_beyond_all_memory_is_refused() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n t.log -s 65536");
     d.poke("t.log", 40, &[0xff; 8]);
     assert_eq!(d.ok("get -n t.log -s"), "18446744073709551615\n");
     d.fails(5, "get -n t.log -b");
     d.fails(27, "create -n a.log -s 18446744073709551615");
-    assert!(!d.0.path().join("a.log").exists());
+    assert!(!d.file("a.log").exists());
 }
 
 #[test]
 fn coalesce_adds_the_parents_bits_to_the_child() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n p.log -s 10485760");
     d.ok("create -n c.log -s 20971520");
     d.ok(&format!("set -n c.log -p {ID} -f 1"));
     d.poke("p.log", 50, &[0x81]);
     d.poke("c.log", 50, &[0x11]);
     d.poke("c.log", 80, &[0xff]);
-    let mut wanted = d.read("c.log");
-    let parent = d.read("p.log");
+    let mut wanted = d.get("c.log");
+    let parent = d.get("p.log");
     wanted[50] = 0x91;
     d.ok("coalesce -p p.log -c c.log");
-    assert_eq!((d.read("c.log"), d.read("p.log")), (wanted, parent));
+    assert_eq!((d.get("c.log"), d.get("p.log")), (wanted, parent));
     let text = "Parent bitmap larger than child bitmap";
     assert_eq!(d.fails(22, "coalesce -p c.log -c p.log"), text);
 }
 
 #[test]
 fn dump_shows_areas_in_bytes() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n a.log -s 600000");
     d.ok(&format!("set -n a.log -c {ID}"));
     d.poke("a.log", 48, &[0x03, 0xfe]);
@@ -284,11 +229,11 @@ fn dump_shows_areas_in_bytes() {
 
 #[test]
 fn what_is_no_file_is_refused_at_once() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n a.log -s 65536");
-    assert!(Command::new("mkfifo").arg(d.0.path().join("pipe")).status().unwrap().success());
-    std::os::unix::fs::symlink("/dev/null", d.0.path().join("null")).unwrap();
-    std::fs::create_dir(d.0.path().join("folder")).unwrap();
+    assert!(Command::new("mkfifo").arg(d.file("pipe")).status().unwrap().success());
+    std::os::unix::fs::symlink("/dev/null", d.file("null")).unwrap();
+    std::fs::create_dir(d.file("folder")).unwrap();
     for (name, code) in [("pipe", 22), ("null", 22), ("folder", 21)] {
         for line in [
             "create -n X -s 65536",
@@ -307,7 +252,7 @@ fn what_is_no_file_is_refused_at_once() {
 
 #[test]
 fn help_and_version_are_results() {
-    let d = Dir::new();
+    let d = folder();
     assert!(d.ok("--version").starts_with("cbt-util "));
     let help = d.ok("--help");
     for command in ["create", "set", "get", "coalesce", "dump"] {
@@ -319,22 +264,17 @@ fn help_and_version_are_results() {
 
 #[test]
 fn output_that_cannot_be_written_is_an_error() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n a.log -s 65536");
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let status = Command::new(program())
-        .args(["get", "-n", "a.log", "-b"])
-        .current_dir(d.0.path())
-        .stdout(Stdio::from(full))
-        .status()
-        .unwrap();
+    let status = d.command("get -n a.log -b").stdout(Stdio::from(full)).status().unwrap();
     assert_eq!(status.code(), Some(28));
 }
 
 #[test]
 fn manual_and_completions_know_every_command_and_option() {
     let packaging = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/");
-    let d = Dir::new();
+    let d = folder();
     let help = d.ok("--help");
     let named = |name: &str| std::fs::read_to_string(format!("{packaging}{name}")).unwrap();
     let page = named("cbt-util.8").replace('\\', "");
@@ -367,22 +307,22 @@ fn manual_and_completions_know_every_command_and_option() {
 
 #[test]
 fn get_prints_all_fields_as_json() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n a.log -s 65536");
     let text = "{\"parent\": null, \"child\": null, \"consistent\": 0, \"disk_bytes\": 65536}\n";
     assert_eq!(d.ok("get -n a.log --json"), text);
-    assert_eq!(d.run("get -n a.log --json -s").code, 22);
+    assert_eq!(d.run("get -n a.log --json -s").0, 22);
 }
 
 #[test]
 fn a_limit_for_files_is_an_error_and_leaves_nothing_half() {
-    let d = Dir::new();
+    let d = folder();
     // A log of 2 MiB, where 1 MiB is the limit.
     let mut shell = Command::new("sh");
-    shell.args(["-c", "ulimit -f 2048; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_cbt-util")]);
-    shell.args(["create", "-n", "new", "-s", "1099511627776"]).current_dir(d.0.path());
+    shell.args(["-c", "ulimit -f 2048; exec \"$0\" \"$@\""]).arg(d.program());
+    shell.args(["create", "-n", "new", "-s", "1099511627776"]).current_dir(d.path());
     let out = shell.output().unwrap();
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     assert_eq!(out.status.code(), Some(27), "{said}");
-    assert!(said.contains("File too large") && !d.0.path().join("new").exists(), "{said}");
+    assert!(said.contains("File too large") && !d.file("new").exists(), "{said}");
 }

@@ -5,7 +5,7 @@ use image::{Action, FileRange, Meta, MetaList, Order, Plan, Step, Stop};
 use crate::bug::Bug;
 use crate::driver::{Qcow2, narrow};
 use crate::entry::COPIED;
-use crate::tables::index;
+use crate::num::size;
 use crate::users::{Gone, User, What, Why};
 
 impl Qcow2 {
@@ -61,7 +61,7 @@ impl Qcow2 {
         meta.get(counts)?;
         // Nothing below can stop.
         self.work().space.take(room);
-        self.tables.width().set(meta.edit(counts), at, 1);
+        self.tables.set_count(meta.edit(counts), at, 1);
         let taken = Gone { host: room.host, count: 1, why: Why::Unused };
         let user = Qcow2::user(What::Table { table, host: room.host }, taken);
         let plan = self.cleared(room.host, room.blank || self.has(Bug::TableNotCleared));
@@ -95,7 +95,7 @@ impl Qcow2 {
         let (counts, at) = self.tables.count_piece_in(room.host * self.shape.bytes(), room.host);
         let piece = meta.create(counts)?;
         // Nothing below can stop.
-        self.tables.width().set(piece, at, 1);
+        self.tables.set_count(piece, at, 1);
         self.work().space.take(room);
         let user = Qcow2::user(What::Block { block, host: room.host }, Gone::NONE);
         let plan = self.cleared(room.host, room.blank);
@@ -162,8 +162,8 @@ impl Qcow2 {
             work.space.stayed();
             return Ok(Some(Plan { token: [u64::MAX, 0], ..Plan::of_metadata(0) }));
         };
-        let (width, piece) = (self.tables.width(), meta.get(counts)?);
-        let left = |i: u64| match (gone.why, width.get(piece, at + index(i))) {
+        let piece = meta.get(counts)?;
+        let left = |i: u64| match (gone.why, self.tables.count(piece, at + size(i))) {
             (Why::Unused, _) => Some(0),
             (_, count) => count.checked_sub(1),
         };
@@ -177,7 +177,7 @@ impl Qcow2 {
             return Ok(Some(Plan { token: [u64::MAX, 0], ..Plan::of_metadata(0) }));
         };
         let bytes = meta.edit(counts);
-        (0..count).for_each(|i| width.set(bytes, at + index(i), left));
+        (0..count).for_each(|i| self.tables.set_count(bytes, at + size(i), left));
         let cluster = self.shape.bytes();
         let hole = FileRange { at: gone.host * cluster, bytes: narrow(count * cluster) };
         let user = Qcow2::user(What::Down { free: free > 0 }, Gone::NONE);

@@ -53,13 +53,6 @@ impl Width {
         let width = 1usize << (self.order - 3);
         piece[at..at + width].copy_from_slice(&bytes[8 - width..]);
     }
-
-    /// The first count of 0 from `from` on.
-    pub fn first_free(self, piece: &[u8], from: usize) -> Option<usize> {
-        let bytes = u64::try_from(piece.len()).expect("a piece is small");
-        let end = usize::try_from(self.counts_in(bytes)).expect("a piece is small");
-        (from..end).find(|index| self.get(piece, *index) == 0)
-    }
 }
 
 #[cfg(test)]
@@ -79,8 +72,6 @@ mod tests {
                 width.set(&mut piece, i, value(i));
             }
             assert!((0..counts).all(|i| width.get(&piece, i) == value(i)), "order {order}");
-            let free = (1..counts).find(|i| value(*i) == 0);
-            assert_eq!(width.first_free(&piece, 1), free);
         }
     }
 

@@ -6,7 +6,7 @@ use crate::bug::Bug;
 use crate::driver::Qcow2;
 use crate::entry::{COPIED, Entry};
 use crate::header::FEATURES_AT;
-use crate::tables::index;
+use crate::num::size;
 use crate::users::{User, What};
 use crate::write::NOBODY;
 
@@ -38,7 +38,7 @@ impl Qcow2 {
         let (r, at) = piece.expect("its table is there as long as the image is open");
         let (shape, bytes) = (self.shape, meta.edit(r));
         for i in 0..user.count {
-            let at = at + index(i) * shape.entry_bytes();
+            let at = at + size(i) * shape.entry_bytes();
             let old = shape.get(bytes, at);
             let ends = |from: u64, to: u64| {
                 let from = if i == 0 { from } else { 0 };

@@ -11,10 +11,11 @@ use crate::error::{
     errno::{EACCES, EIO, EROFS},
 };
 use crate::header::{AUTOCLEAR_AT, FEATURES_AT, Header, incompatible};
-use crate::opened::Opened;
+use crate::num::{size, wide};
+use crate::opened::{Opened, open};
 use crate::own::Own;
+use crate::repair::{What, repair};
 use crate::space::Space;
-use crate::tables::{index, number};
 
 /// An image that may be written.
 #[derive(Debug)]
@@ -56,12 +57,27 @@ impl Opened {
     }
 }
 
-/// Makes an image ready that needs no repair. It is marked dirty, as the last thing.
+/// Makes an image ready: its counts are repaired if it was not closed, and it is marked dirty.
 ///
 /// # Errors
-/// What is wrong with it; nothing was changed then. Those of the storage.
+/// What is wrong with it and cannot be repaired; those of the storage.
 pub fn ready(storage: &dyn Storage, name: &Path, opened: Opened) -> Result<Ready, Error> {
     opened.may_be_written(name)?;
+    if !opened.needs_repair() {
+        return ready_as_it_is(storage, name, opened);
+    }
+    let report = repair(storage, name, What::All, &mut |_| {})?;
+    if !report.is_clean() {
+        let why = format!(
+            "was not closed, and has {} errors and {} leaked clusters that cannot be repaired",
+            report.corruptions, report.leaks
+        );
+        return Err(damaged(name, &why));
+    }
+    ready_as_it_is(storage, name, open(storage, name)?)
+}
+
+fn ready_as_it_is(storage: &dyn Storage, name: &Path, opened: Opened) -> Result<Ready, Error> {
     let header = &opened.header;
     let blocks = read_blocks(storage, name, header)?;
     let (own, highest) = own_clusters(name, &opened, &blocks)?;
@@ -82,7 +98,7 @@ pub fn ready(storage: &dyn Storage, name: &Path, opened: Opened) -> Result<Ready
         return Err(damaged(name, &why));
     }
     let in_block = Width::new(header.refcount_order).counts_in(cluster);
-    let countable = number(blocks.len()).saturating_mul(in_block);
+    let countable = wide(blocks.len()).saturating_mul(in_block);
     let space = Space::new(cluster, next, room.min(countable), device);
     if !device && bytes < next * cluster {
         storage.set_len(next * cluster).map_err(file("it cannot be made longer"))?;
@@ -114,7 +130,7 @@ fn read_blocks(storage: &dyn Storage, name: &Path, header: &Header) -> Result<Ve
 
 /// Bytes of a file; what lies behind its end reads as zeros.
 fn read(storage: &dyn Storage, at: u64, bytes: u64) -> std::io::Result<Vec<u8>> {
-    let mut all = vec![0; index(bytes)];
+    let mut all = vec![0; size(bytes)];
     storage.read_at(at, &mut all)?;
     Ok(all)
 }
@@ -125,7 +141,7 @@ fn own_clusters(name: &Path, opened: &Opened, blocks: &[u64]) -> Result<(Own, u6
     let cluster = header.cluster();
     let l1_clusters = (u64::from(header.l1_entries) * 8).div_ceil(cluster);
     let table_clusters = u64::from(header.table_clusters);
-    let fixed = index(1 + l1_clusters + table_clusters);
+    let fixed = size(1 + l1_clusters + table_clusters);
     // One for every table and block that there may be: it does not grow while it is used.
     let mut own = Own::with_room(fixed + l1.len() + blocks.len());
     let mut highest = 0;
@@ -169,12 +185,9 @@ fn first_uncounted(
             .map_err(|error| Error::io(name, "a refcount block", &error))?;
         // A byte at a time first: most of the last block is empty.
         let Some(byte) = counts.iter().rposition(|byte| *byte != 0) else { continue };
-        let last = width.counts_in(number(byte) + 1).max(1).min(in_block);
-        let around = width.counts_in(8).max(1);
-        let counted =
-            (0..(last + around).min(in_block)).rev().find(|at| width.get(&counts, index(*at)) != 0);
-        if let Some(at) = counted {
-            return Ok(number(i) * in_block + at + 1);
+        let end = width.counts_in(wide(byte).next_multiple_of(8) + 8).min(in_block);
+        if let Some(at) = (0..end).rev().find(|at| width.get(&counts, size(*at)) != 0) {
+            return Ok(wide(i) * in_block + at + 1);
         }
     }
     Err(damaged(name, "has a refcount table that counts nothing"))

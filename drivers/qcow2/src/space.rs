@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use image::{Meta, Stop};
 
 use crate::bug::Bug;
-use crate::tables::{Tables, number};
+use crate::tables::Tables;
 use crate::users::{Gone, USERS_MAX, Why};
 
 /// Runs of clusters that are remembered as free; others are found again by a walk.
@@ -160,8 +160,10 @@ impl Space {
             let end = piece_end.min(self.next);
             if let Some((r, at)) = tables.count_piece(from) {
                 let piece = meta.get(r)?;
-                let found = tables.width().first_free(piece, at).map(|i| from + number(i - at));
-                if let Some(host) = found.filter(|host| *host < end) {
+                let counts = (from..end).zip(at..);
+                let found = counts.into_iter().find(|(_, at)| tables.count(piece, *at) == 0);
+                let found = found.map(|(host, _)| host);
+                if let Some(host) = found {
                     (self.cursor, self.passed) = (host, self.passed + (host - from));
                     if !self.waits(host) && !tables.owns(host) {
                         return Ok(Room { host, count: 1, blank: false });

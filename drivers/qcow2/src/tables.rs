@@ -10,22 +10,13 @@ use image::{MetaRef, Stop};
 use crate::count::Width;
 use crate::entry::{OFFSET, Shape, damaged};
 use crate::header::Header;
+use crate::num::{size, wide};
 use crate::own::Own;
 
 /// Bytes of a piece of a table at most.
 pub const PIECE_BYTES: u16 = 4096;
 /// Bytes of a piece of what is held in memory whole.
 const SECTOR: u64 = 512;
-
-/// An index of something in memory.
-pub fn index(number: u64) -> usize {
-    usize::try_from(number).expect("it is an index of what is in memory")
-}
-
-/// The reverse.
-pub fn number(index: usize) -> u64 {
-    u64::try_from(index).expect("what is in memory has numbers of 64 bits")
-}
 
 /// Where the tables of an image are.
 #[derive(Debug)]
@@ -67,12 +58,12 @@ impl Tables {
     fn piece_of(&self, table: u64, byte: u64) -> (MetaRef, usize) {
         let bytes = u64::from(self.piece);
         let r = MetaRef { at: table + byte / bytes * bytes, bytes: self.piece };
-        (r, index(byte % bytes))
+        (r, size(byte % bytes))
     }
 
     /// How many L2 tables the disk can have.
     pub fn l2_tables(&self) -> u64 {
-        number(self.l1.len())
+        wide(self.l1.len())
     }
 
     /// Number of the L2 table of a cluster of the disk.
@@ -82,25 +73,25 @@ impl Tables {
 
     /// Whether there is an L2 table.
     pub fn has_l2_table(&self, table: u64) -> bool {
-        self.l1[index(table)] & OFFSET != 0
+        self.l1[size(table)] & OFFSET != 0
     }
 
     /// There is one now.
     pub fn set_l2_table(&mut self, table: u64, word: u64) {
-        self.l1[index(table)] = word;
+        self.l1[size(table)] = word;
     }
 
     /// The piece of the L2 table with the entry of a cluster, and the entry's byte in it; `None`:
     /// there is no table. It lies before byte `end` of the file.
     pub fn entry_piece(&self, cluster: u64, end: u64) -> Result<Option<(MetaRef, usize)>, Stop> {
-        let table = self.l1[index(self.l2_table_of(cluster))] & OFFSET;
+        let table = self.l1[size(self.l2_table_of(cluster))] & OFFSET;
         if table == 0 {
             return Ok(None);
         }
         if !table.is_multiple_of(self.shape.bytes()) {
             return Err(damaged("an L1 entry is not on a cluster"));
         }
-        let byte = cluster % self.shape.entries * number(self.shape.entry_bytes());
+        let byte = cluster % self.shape.entries * wide(self.shape.entry_bytes());
         let (r, at) = self.piece_of(table, byte);
         if r.at + u64::from(r.bytes) > end {
             return Err(damaged("an L1 entry points outside the file"));
@@ -115,9 +106,14 @@ impl Tables {
 
     // ---- counts --------------------------------------------------------------------------------
 
-    /// The width of counts.
-    pub fn width(&self) -> Width {
-        self.width
+    /// A count in a piece of a block.
+    pub fn count(&self, piece: &[u8], at: usize) -> u64 {
+        self.width.get(piece, at)
+    }
+
+    /// Changes one.
+    pub fn set_count(&self, piece: &mut [u8], at: usize, count: u64) {
+        self.width.set(piece, at, count);
     }
 
     /// Clusters of the file that a count block counts.
@@ -127,7 +123,7 @@ impl Tables {
 
     /// Clusters that a piece of one counts.
     pub fn piece_counts(&self) -> u64 {
-        self.width.counts_in(u64::from(self.piece))
+        self.width.counts_in(self.piece.into())
     }
 
     /// Number of the count block of a cluster of the file.
@@ -137,19 +133,19 @@ impl Tables {
 
     /// Whether there is a count block.
     pub fn has_block(&self, block: u64) -> bool {
-        self.blocks.get(index(block)).is_some_and(|at| *at != 0)
+        self.blocks.get(size(block)).is_some_and(|at| *at != 0)
     }
 
     /// There is a count block now, in this cluster of the file.
     pub fn set_block(&mut self, block: u64, host: u64) {
-        self.blocks[index(block)] = host * self.shape.bytes();
+        self.blocks[size(block)] = host * self.shape.bytes();
         self.own.insert(host);
     }
 
     /// The piece with the count of a cluster, and the number of the count in it; `None`: it has no
     /// count block.
     pub fn count_piece(&self, host: u64) -> Option<(MetaRef, usize)> {
-        let block = *self.blocks.get(index(self.block_of(host)))?;
+        let block = *self.blocks.get(size(self.block_of(host)))?;
         (block != 0).then(|| self.count_piece_in(block, host))
     }
 
@@ -157,7 +153,7 @@ impl Tables {
     pub fn count_piece_in(&self, block: u64, host: u64) -> (MetaRef, usize) {
         let (inside, counts) = (host % self.block_counts(), self.piece_counts());
         let at = block + inside / counts * u64::from(self.piece);
-        (MetaRef { at, bytes: self.piece }, index(inside % counts))
+        (MetaRef { at, bytes: self.piece }, size(inside % counts))
     }
 
     /// The sector of the count table with an entry, and the entry's byte in it.
@@ -182,5 +178,5 @@ impl Tables {
 fn sector_of(table: u64, entry: u64) -> (MetaRef, usize) {
     let byte = entry * 8;
     let at = table + byte / SECTOR * SECTOR;
-    (MetaRef { at, bytes: 512 }, index(byte % SECTOR))
+    (MetaRef { at, bytes: 512 }, size(byte % SECTOR))
 }

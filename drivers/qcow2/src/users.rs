@@ -3,7 +3,7 @@
 //! A change of a place that stays is made beside others; one that makes a cluster appear, go, or
 //! show other parts is alone on its clusters until the table says so on the disk.
 
-use crate::tables::number;
+use crate::num::wide;
 
 /// Plans at work at once, at most: those of all slots of a disk, and more.
 pub const USERS_MAX: usize = 1024;
@@ -115,7 +115,7 @@ impl Users {
         let place = free.expect("fewer plans than users");
         self.places[place] = Some(user);
         (self.end, self.count) = (self.end.max(place + 1), self.count + 1);
-        number(place)
+        wide(place)
     }
 
     /// One of them.

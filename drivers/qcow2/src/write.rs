@@ -20,8 +20,8 @@ use image::{Action, Fill, Meta, MetaList, MetaRef, Order, Place, Plan, Span, Sto
 use crate::bug::Bug;
 use crate::driver::Qcow2;
 use crate::entry::{Entry, Part, Shape, damaged};
+use crate::num::{size, wide};
 use crate::space::{NoRoom, Room, Space};
-use crate::tables::{index, number};
 use crate::users::{Gone, User, Users, What, Why};
 
 /// What it takes to write an image.
@@ -176,11 +176,11 @@ impl Qcow2 {
     ) -> u64 {
         let at = spot.piece.map_or(0, |(_, at)| at);
         let last = (span.end() - 1) / self.shape.sectors;
-        let entries = number((piece.len() - at) / self.shape.entry_bytes());
+        let entries = wide((piece.len() - at) / self.shape.entry_bytes());
         let more = entries.min(last + 1 - spot.cluster);
         1 + (1..more)
             .take_while(|i| {
-                let entry = self.shape.get(piece, at + index(*i) * self.shape.entry_bytes());
+                let entry = self.shape.get(piece, at + size(*i) * self.shape.entry_bytes());
                 same(*i, entry) && !self.users().keep(spot.cluster + i, alone)
             })
             .fold(0, |n, _| n + 1)
@@ -257,7 +257,7 @@ impl Qcow2 {
         }
         let unit = self.sectors_of(parts);
         let piece = meta.get(r)?;
-        let last = self.shape.get(piece, at + index(room.count - 1) * self.shape.entry_bytes());
+        let last = self.shape.get(piece, at + size(room.count - 1) * self.shape.entry_bytes());
         let head = self.source(spot.entry, unit.start)?;
         let tail =
             if part.end() == unit.end() { Place::Zero } else { self.source(last, part.end())? };
@@ -269,9 +269,8 @@ impl Qcow2 {
         let gone = self.may_move(meta, gone)?;
         // Nothing below can stop.
         self.work().space.take(room);
-        let width = self.tables.width();
         let bytes = meta.edit(counts);
-        (0..room.count).for_each(|i| width.set(bytes, first + index(i), 1));
+        (0..room.count).for_each(|i| self.tables.set_count(bytes, first + size(i), 1));
         let host = room.host * self.shape.bytes();
         let byte = |sector: u64| host + (sector - spot.cluster * self.shape.sectors) * 512;
         let fill = Fill { span: unit, byte: byte(unit.start), blank: room.blank, head, tail };

@@ -1,47 +1,16 @@
 //! The command as its callers see it.
 use std::process::Command;
 
-struct Dir(tempfile::TempDir);
+use test_support::{Folder, program};
 
-/// The program under test: of the folder that `TAPDISK_TESTS_BIN` names, where that is set.
-fn program() -> std::path::PathBuf {
-    match std::env::var_os("TAPDISK_TESTS_BIN") {
-        Some(folder) => std::path::Path::new(&folder).join("td-util"),
-        None => env!("CARGO_BIN_EXE_td-util").into(),
-    }
-}
-
-impl Dir {
-    fn new() -> Dir {
-        Dir(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> std::path::PathBuf {
-        self.0.path().canonicalize().unwrap().join(name)
-    }
-
-    /// Exit code, standard output, standard error.
-    fn run(&self, line: &str) -> (i32, String, String) {
-        let out = Command::new(program())
-            .args(line.split_whitespace())
-            .current_dir(self.0.path())
-            .output()
-            .unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
-    }
-
-    /// Standard output of a command that must succeed and say nothing else.
-    fn ok(&self, line: &str) -> String {
-        let (code, out, err) = self.run(line);
-        assert_eq!((code, err.as_str()), (0, ""), "{line}: {out}");
-        out
-    }
+/// A new folder, empty.
+fn folder() -> Folder {
+    Folder::of(program!("td-util"))
 }
 
 #[test]
 fn what_is_no_command_ends_with_255() {
-    let d = Dir::new();
+    let d = folder();
     for wrong in ["", "create", "bogus", "bogus vhd 1 f", "create qcow2 1 f", "create -r vhd 1 f"] {
         let (code, out, err) = d.run(wrong);
         assert_eq!((code, out.as_str()), (255, ""), "{wrong}");
@@ -54,7 +23,7 @@ fn what_is_no_command_ends_with_255() {
 
 #[test]
 fn wrong_operands_and_options_end_with_22_and_help_with_0() {
-    let d = Dir::new();
+    let d = folder();
     for wrong in [
         "create vhd",
         "create vhd 10",
@@ -82,14 +51,14 @@ fn wrong_operands_and_options_end_with_22_and_help_with_0() {
         assert!(usage.starts_with(&format!("usage: td-util {command} vhd")), "{usage}");
     }
     assert_eq!(d.run("create vhd -b 10 f").0, 22);
-    assert!(std::fs::read_dir(d.path("")).unwrap().next().is_none(), "nothing was made");
+    assert!(std::fs::read_dir(d.path()).unwrap().next().is_none(), "nothing was made");
 }
 
 #[test]
 fn a_fresh_vhd_answers_as_for_the_old_storage_manager() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create vhd 10 a.vhd");
-    assert_eq!(std::fs::metadata(d.path("a.vhd")).unwrap().len(), 3584);
+    assert_eq!(std::fs::metadata(d.file("a.vhd")).unwrap().len(), 3584);
     let all = "10\na.vhd has no parent\nhidden: 0\n";
     assert_eq!(d.ok("query vhd -vpf a.vhd"), all);
     assert_eq!(d.ok("query vhd -vpfb a.vhd"), all);
@@ -101,27 +70,27 @@ fn a_fresh_vhd_answers_as_for_the_old_storage_manager() {
 
 #[test]
 fn a_fixed_vhd_and_a_raw_image_are_written_whole() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create vhd -r 4 f.vhd");
-    assert_eq!(std::fs::metadata(d.path("f.vhd")).unwrap().len(), (4 << 20) + 512);
+    assert_eq!(std::fs::metadata(d.file("f.vhd")).unwrap().len(), (4 << 20) + 512);
     let sparse = "Cannot create sparse aio image\n";
     assert_eq!(d.run("create aio 10 a.raw"), (22, String::new(), sparse.into()));
-    assert!(!d.path("a.raw").exists());
+    assert!(!d.file("a.raw").exists());
     d.ok("create aio -r 10 a.raw");
-    let raw = std::fs::read(d.path("a.raw")).unwrap();
+    let raw = std::fs::read(d.file("a.raw")).unwrap();
     assert!(raw.len() == 10 << 20 && raw.iter().all(|b| *b == 0));
     use std::os::unix::fs::MetadataExt;
-    assert!(std::fs::metadata(d.path("a.raw")).unwrap().blocks() * 512 >= 10 << 20);
+    assert!(std::fs::metadata(d.file("a.raw")).unwrap().blocks() * 512 >= 10 << 20);
     assert_eq!(d.ok("query aio -v a.raw"), "10\n");
     assert_eq!(d.ok("query aio a.raw"), "");
 }
 
 #[test]
 fn snapshots_name_the_child_first() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create vhd 10 p.vhd");
     d.ok("snapshot vhd c.vhd p.vhd");
-    let parent = d.path("p.vhd").display().to_string();
+    let parent = d.file("p.vhd").display().to_string();
     assert_eq!(d.ok("query vhd -pd c.vhd"), format!("{parent}\nchain depth: 2\n"));
     let deep = "snapshot depth exceeded: current depth: 1, limit: 1\n";
     assert_eq!(d.run("snapshot vhd -l 1 e.vhd c.vhd"), (28, deep.into(), String::new()));
@@ -131,15 +100,15 @@ fn snapshots_name_the_child_first() {
     d.ok("create aio -r 2 raw");
     d.ok("snapshot vhd -m r.vhd raw");
     assert_eq!(d.ok("query vhd -v r.vhd"), "2\n");
-    std::fs::remove_file(d.path("p.vhd")).unwrap();
+    std::fs::remove_file(d.file("p.vhd")).unwrap();
     let (code, out, _) = d.run("query vhd -pf c.vhd");
     assert_eq!((code, out.as_str()), (2, "query failed\nhidden: 0\n"));
 }
 
 #[test]
 fn what_does_not_open_has_its_number() {
-    let d = Dir::new();
-    std::fs::write(d.path("txt"), "hello\n").unwrap();
+    let d = folder();
+    std::fs::write(d.file("txt"), "hello\n").unwrap();
     for (line, name, errno) in
         [("query vhd -v", "none", 2), ("query vhd -v", "txt", 5), ("query aio -v", "none", 2)]
     {
@@ -151,12 +120,12 @@ fn what_does_not_open_has_its_number() {
     assert_eq!(d.run("create aio -r 10 none/a").0, 2);
     assert_eq!(d.run("snapshot vhd c.vhd none").0, 2);
     assert_eq!(d.run("set vhd none hidden 1").0, 2);
-    assert_eq!(std::fs::read(d.path("txt")).unwrap(), b"hello\n");
+    assert_eq!(std::fs::read(d.file("txt")).unwrap(), b"hello\n");
 }
 
 #[test]
 fn query_answers_with_an_object() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create vhd 16 p.vhd");
     d.ok("snapshot vhd c.vhd p.vhd");
     let json = |line: &str| {
@@ -165,7 +134,7 @@ fn query_answers_with_an_object() {
     };
     // The empty parent is no reason to skip it: it has no parent itself.
     let all = serde_json::json!({
-        "name": "c.vhd", "virtual_bytes": 16 << 20, "parent": d.path("p.vhd"), "hidden": 0,
+        "name": "c.vhd", "virtual_bytes": 16 << 20, "parent": d.file("p.vhd"), "hidden": 0,
         "chain_depth": 2,
     });
     assert_eq!(json("query vhd --json c.vhd"), (0, all));
@@ -174,7 +143,7 @@ fn query_answers_with_an_object() {
     d.ok("create aio -r 2 raw");
     let raw = serde_json::json!({ "name": "raw", "virtual_bytes": 2 << 20 });
     assert_eq!(json("query aio --json raw"), (0, raw));
-    std::fs::remove_file(d.path("p.vhd")).unwrap();
+    std::fs::remove_file(d.file("p.vhd")).unwrap();
     let (code, object) = json("query vhd -vp --json c.vhd");
     assert_eq!((code, &object["errors"]["parent"]["errno"]), (2, &serde_json::json!(2)));
     assert_eq!(json("query vhd --json none").0, 2);
@@ -183,10 +152,10 @@ fn query_answers_with_an_object() {
 
 #[test]
 fn what_is_no_file_is_refused_at_once() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create vhd 4 p.vhd");
-    assert!(Command::new("mkfifo").arg(d.path("pipe")).status().unwrap().success());
-    std::fs::create_dir(d.path("folder")).unwrap();
+    assert!(Command::new("mkfifo").arg(d.file("pipe")).status().unwrap().success());
+    std::fs::create_dir(d.file("folder")).unwrap();
     for (name, errno) in [("pipe", 22), ("folder", 21)] {
         for line in [
             "create vhd 4 X",
@@ -204,17 +173,17 @@ fn what_is_no_file_is_refused_at_once() {
         }
     }
     assert_eq!(d.run("create vhd 0 new").0, 22, "a disk without sectors");
-    assert!(!d.path("new").exists());
+    assert!(!d.file("new").exists());
 }
 
 #[test]
 fn a_limit_for_files_is_an_error_and_leaves_nothing_half() {
-    let d = Dir::new();
+    let d = folder();
     for line in ["create aio -r 4 new", "create vhd -r 4 new"] {
         let mut shell = Command::new("sh");
-        shell.args(["-c", "ulimit -f 2048; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_td-util")]);
-        let out = shell.args(line.split(' ')).current_dir(d.0.path()).output().unwrap();
+        shell.args(["-c", "ulimit -f 2048; exec \"$0\" \"$@\""]).arg(d.program());
+        let out = shell.args(line.split(' ')).current_dir(d.path()).output().unwrap();
         assert_eq!(out.status.code(), Some(27), "{line}: {:?}", out.stderr.escape_ascii());
-        assert!(!out.stderr.is_empty() && !d.path("new").exists(), "{line}");
+        assert!(!out.stderr.is_empty() && !d.file("new").exists(), "{line}");
     }
 }

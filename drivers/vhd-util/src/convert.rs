@@ -35,14 +35,9 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
             return EINVAL;
         }
     };
-    let raw = match o.value('f').map(|v| v.to_string_lossy().into_owned()).as_deref() {
-        None | Some("vhd") => false,
-        Some("raw") => true,
-        Some(other) => {
-            let other = show::bytes(other.as_bytes());
-            term.complain(&format!("'{other}' is no format; vhd and raw are\n"));
-            return EINVAL;
-        }
+    let raw = match options::is_raw(&o, term) {
+        Ok(raw) => raw,
+        Err(code) => return code,
     };
     let key = match keys::given(&o, term) {
         Ok(key) => key,

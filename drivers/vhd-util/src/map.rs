@@ -1,5 +1,4 @@
 //! `map`: which layer of a chain holds which range of the disk.
-use crate::EINVAL;
 use crate::options::{self, JSON, Term};
 use cli::Spec;
 use serde_json::json;
@@ -18,14 +17,9 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     let (Some(name), true) = (o.path('n'), o.operands().is_empty()) else {
         return term.usage(USAGE);
     };
-    let raw = match o.value('f').map(|v| v.to_string_lossy().into_owned()).as_deref() {
-        None | Some("vhd") => false,
-        Some("raw") => true,
-        Some(other) => {
-            let other = show::bytes(other.as_bytes());
-            term.complain(&format!("'{other}' is no format; vhd and raw are\n"));
-            return EINVAL;
-        }
+    let raw = match options::is_raw(&o, term) {
+        Ok(raw) => raw,
+        Err(code) => return code,
     };
     let mut ranges: Vec<Range> = Vec::new();
     let layers = match map(&name, raw, &mut |range| ranges.push(*range)) {

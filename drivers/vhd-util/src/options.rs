@@ -96,6 +96,22 @@ pub(crate) fn given(
     Ok(options)
 }
 
+/// Whether `-f` says that the image is a raw one.
+///
+/// # Errors
+/// The exit code when it names no format; that has been said.
+pub(crate) fn is_raw(options: &Options, term: &mut Term) -> Result<bool, i32> {
+    match options.value('f').map(|value| value.to_string_lossy().into_owned()).as_deref() {
+        None | Some("vhd") => Ok(false),
+        Some("raw") => Ok(true),
+        Some(other) => {
+            let other = show::bytes(other.as_bytes());
+            term.complain(&format!("'{other}' is no format; vhd and raw are\n"));
+            Err(EINVAL)
+        }
+    }
+}
+
 /// The same for a command whose help is wrong usage, as most of the original's are, and that has no
 /// operands.
 ///

@@ -8,7 +8,7 @@ mod lvm;
 mod pattern;
 mod tree;
 
-use self::image::{Image, Link, Target, Wish, base, canonical, error_line};
+use self::image::{Image, Link, ScanOptions, Target, base, canonical, error_line};
 use crate::options::{self, JSON, Options, Term};
 use cli::Spec;
 use lvm::Group;
@@ -45,7 +45,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         }
     };
     let tree = o.has('p');
-    let wish = Wish {
+    let wanted = ScanOptions {
         // A tree wants to be right rather than early.
         look: if o.has('f') && !tree { Look::Fast } else { Look::Full },
         marks: o.has('M'),
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         json: o.has(JSON.key),
     };
     let mut scan = Scan {
-        wish,
+        wanted,
         tree,
         parents: o.has('a'),
         go_on: o.has('c'),
@@ -66,13 +66,13 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
     scan.targets(&o);
     let code = scan.all(term);
     if tree {
-        term.bytes(&tree::lines(scan.found, wish));
+        term.bytes(&tree::lines(scan.found, wanted));
     }
     code
 }
 
 struct Scan {
-    wish: Wish,
+    wanted: ScanOptions,
     /// Trees are written at the end.
     tree: bool,
     /// Parents are looked at as well.
@@ -125,10 +125,10 @@ impl Scan {
                 return errno;
             }
             next += 1;
-            match target.look(self.wish, self.group.as_ref()) {
+            match target.look(self.wanted, self.group.as_ref()) {
                 Ok(image) => self.keep(image, term),
                 Err(fault) => {
-                    term.bytes(&error_line(&target.path, &fault, self.wish));
+                    term.bytes(&error_line(&target.path, &fault, self.wanted));
                     if !self.go_on {
                         return self.stop(&fault, term);
                     }
@@ -146,7 +146,7 @@ impl Scan {
 
     fn keep(&mut self, image: Image, term: &mut Term) {
         if !self.tree {
-            let mut line = image.line(self.wish, None);
+            let mut line = image.line(self.wanted, None);
             line.push(b'\n');
             term.bytes(&line);
         }
@@ -170,13 +170,13 @@ impl Scan {
         let error = VhdError::io(&link.path, "look at the file", 0, &missing);
         let fault = ScanFault { doing: "failure scanning target", error };
         let name = if self.tree { link.path.as_path() } else { Path::new(base(&link.path)) };
-        term.bytes(&error_line(name, &fault, self.wish));
+        term.bytes(&error_line(name, &fault, self.wanted));
     }
 
     fn parent_target(&self, link: &Link) -> Target {
         let name = base(&link.path).to_string_lossy();
         let volume = self.group.as_ref().and_then(|g| g.volumes.iter().find(|v| v.name == name));
-        let shown = match self.wish.look {
+        let shown = match self.wanted.look {
             Look::Full => link.path.clone(),
             Look::Fast => PathBuf::from(base(&link.path)),
         };

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
 use tap_ctl::client::Payload;
-use tap_ctl::messages::{Device, DeviceWish, ImageInfo, NO_PARENT, Params, Text, flag as bit};
+use tap_ctl::messages::{Device, DeviceOptions, ImageInfo, NO_PARENT, Params, Text, flag as bit};
 use tap_ctl::wiped::Wiped;
 
 pub static COMMAND: Command = Command {
@@ -151,26 +151,26 @@ pub fn print_device(params: &Params, info: &ImageInfo, node: Option<&Path>) -> O
 }
 
 /// The device of `--device`, `--device-name` and `--queues`.
-fn device(args: &Args) -> Result<Option<DeviceWish>, Failure> {
+fn device(args: &Args) -> Result<Option<DeviceOptions>, Failure> {
     let wrong = |sentence: String| Failure::new(libc::EINVAL, sentence);
-    let mut wish = match args.value("device-name") {
+    let mut options = match args.value("device-name") {
         None if !args.has("device") => return Ok(None),
-        None => DeviceWish::default(),
+        None => DeviceOptions::default(),
         Some(path) => {
             let device = path.to_str().and_then(Device::of_path);
             let path = show::path(path);
             let sentence =
                 format!("--device-name {path}: not of the form /dev/ublkb7 or /dev/nbd3");
-            DeviceWish::exactly(device.ok_or_else(|| wrong(sentence))?)
+            DeviceOptions::exactly(device.ok_or_else(|| wrong(sentence))?)
         }
     };
     if let Some(queues) = args.number("queues") {
         if !(1..=4).contains(&queues) {
             return Err(wrong(format!("--queues {queues}: a device has 1 to 4 queues")));
         }
-        wish.queues = queues as u8;
+        options.queues = queues as u8;
     }
-    Ok(Some(wish))
+    Ok(Some(options))
 }
 
 /// The options that `open` and `create` share, and the path of the log.

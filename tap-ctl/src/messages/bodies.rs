@@ -1,7 +1,7 @@
 //! The bodies of messages, each at the offsets of `control-socket.md` §3.1.
 
 use super::text::{TEXT_BYTES, Text};
-use super::{Device, DeviceWish, Frame, flag};
+use super::{Device, DeviceOptions, Frame, flag};
 
 /// [`Params::prt_devnum`] of a request without a parent minor.
 pub const NO_PARENT: u32 = 0xffff_ffff;
@@ -42,7 +42,7 @@ pub struct Params {
     /// `type:path` or `null`; means something with [`flag::SECONDARY`] only.
     pub secondary: Text,
     /// Ours: means something with [`flag::DEVICE`] only.
-    pub device: DeviceWish,
+    pub device: DeviceOptions,
 }
 
 impl Default for Params {
@@ -55,7 +55,7 @@ impl Default for Params {
             prt_devnum: NO_PARENT,
             req_timeout: 0,
             secondary: Text::EMPTY,
-            device: DeviceWish::default(),
+            device: DeviceOptions::default(),
         }
     }
 }
@@ -98,7 +98,7 @@ impl Body for Params {
             prt_devnum: u32::from_ne_bytes(take(frame, 276)),
             req_timeout: u16::from_ne_bytes(take(frame, 280)),
             secondary: if secondary { text(frame, 282)? } else { Text::EMPTY },
-            device: device_wish(frame, flags),
+            device: device_options(frame, flags),
         })
     }
 }
@@ -344,12 +344,12 @@ fn take<const N: usize>(frame: &Frame, offset: usize) -> [u8; N] {
 }
 
 /// Without [`flag::DEVICE`] nothing is looked at.
-fn device_wish(frame: &Frame, flags: u32) -> DeviceWish {
+fn device_options(frame: &Frame, flags: u32) -> DeviceOptions {
     if flags & flag::DEVICE == 0 {
-        return DeviceWish::default();
+        return DeviceOptions::default();
     }
     let [driver, queues] = take(frame, 538);
-    DeviceWish { driver, queues, number: u32::from_ne_bytes(take(frame, 540)) }
+    DeviceOptions { driver, queues, number: u32::from_ne_bytes(take(frame, 540)) }
 }
 
 fn put_device(frame: &mut Frame, offset: usize, device: Option<Device>) {

@@ -69,7 +69,7 @@ impl fmt::Display for Device {
 
 /// The device that OPEN asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceWish {
+pub struct DeviceOptions {
     /// Driver: 0 any (the module's, where the minor is the module's), 1 ublk, 2 nbd.
     pub driver: u8,
     /// Queues; 0: the daemon decides.
@@ -78,11 +78,11 @@ pub struct DeviceWish {
     pub number: u32,
 }
 
-impl DeviceWish {
+impl DeviceOptions {
     /// This one.
-    pub fn exactly(device: Device) -> DeviceWish {
+    pub fn exactly(device: Device) -> DeviceOptions {
         let [driver, number] = Device::words(Some(device));
-        DeviceWish { driver: driver as u8, queues: 0, number: number.saturating_add(1) }
+        DeviceOptions { driver: driver as u8, queues: 0, number: number.saturating_add(1) }
     }
 
     /// The device that was asked for, if it is a certain one.
@@ -105,7 +105,10 @@ mod tests {
         for device in [Device::Ublk(0), Device::Ublk(17), Device::Nbd(3), Device::Tap(5)] {
             assert_eq!(Device::of_path(&device.to_string()), Some(device));
             assert_eq!(Device::of_words(Device::words(Some(device))), Some(device));
-            assert_eq!(DeviceWish::exactly(device).number(), Some(Device::words(Some(device))[1]));
+            assert_eq!(
+                DeviceOptions::exactly(device).number(),
+                Some(Device::words(Some(device))[1])
+            );
         }
         for path in ["ublkb0", "/dev/ublkc0", "/dev/nbd", "/dev/ublkb0p1", "/dev/sda"] {
             assert_eq!(Device::of_path(path), None, "{path}");

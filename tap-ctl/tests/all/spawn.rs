@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use tap_ctl::messages::{ImageInfo, Message, Request, kind};
+use test_support::program;
 
 /// A daemon program that is a script, for which no signal is ignored that the tests' caller
 /// ignores.
@@ -125,7 +126,7 @@ fn a_caller_who_ignores_his_children_gets_a_daemon_all_the_same() {
     let setup = Setup::new();
     let program = program(&setup, "echo \"$TAPDISK_RUN_DIR/ctl4711\"");
     let mut caller = Command::new("env");
-    caller.args(["--ignore-signal=CHLD", env!("CARGO_BIN_EXE_tap-ctl"), "spawn"]);
+    caller.arg("--ignore-signal=CHLD").arg(program!("tap-ctl")).arg("spawn");
     let out = caller
         .env("TAPDISK_PROGRAM", program)
         .env("TAPDISK_RUN_DIR", setup.run_dir().path())

@@ -12,7 +12,6 @@
 //! (RWF_NOWAIT, Linux 4.14), and by one of a few threads if not: in `submit` a cold read would hold
 //! up the whole disk. Nothing here allocates after `open` and `set_files`.
 #![allow(unsafe_code)]
-use std::collections::VecDeque;
 use std::io;
 use std::mem::{offset_of, size_of};
 use std::os::fd::RawFd;
@@ -20,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::files::{File, Files};
+use super::flight::Flight;
 use super::lane::{Call, Done, EventFd, Job, Lane};
 use host::arena::Arena;
 use request::disk::{Disk, Kind, Op, Tag};
@@ -101,10 +101,8 @@ pub struct Aio {
     arena: Arena,
     wake: Arc<EventFd>,
     files: Files,
-    depth: u32,
-    /// Operations pushed and not reaped.
-    in_flight: u32,
-    /// Of these, those that the kernel has.
+    flight: Flight,
+    /// Of what is in flight, those that the kernel has.
     in_kernel: usize,
     /// The first `queued` wait for io_submit.
     iocbs: Box<[Iocb]>,
@@ -113,7 +111,6 @@ pub struct Aio {
     queued: usize,
     /// The kernel refused FDSYNC (before 4.18): the lane does it.
     sync_in_lane: bool,
-    done: VecDeque<Done>,
     /// Results taken minus counts drained from the eventfd: what it will still be signalled for.
     owed: i64,
     /// How many of these the caller's poll has told, or will tell without being asked again.
@@ -144,14 +141,12 @@ impl Aio {
             arena,
             wake,
             files: Files::new(files_max),
-            depth,
-            in_flight: 0,
+            flight: Flight::of(depth),
             in_kernel: 0,
             iocbs,
             pointers,
             queued: 0,
             sync_in_lane: false,
-            done: VecDeque::with_capacity(depth as usize),
             owed: 0,
             told: 0,
         })
@@ -178,7 +173,7 @@ impl Aio {
         if op.kind == Kind::Read && !self.always_waits {
             match read_now(file.fd, address, op) {
                 Ok(bytes) if bytes == op.buf.bytes => {
-                    self.done.push_back((tag, Ok(bytes)));
+                    self.flight.finish(tag, Ok(bytes));
                     return true;
                 }
                 Err(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => self.always_waits = true,
@@ -233,7 +228,7 @@ impl Aio {
             self.sync_in_lane = true;
             self.lane.push(sync_job(tag, iocb.file));
         } else {
-            self.done.push_back((tag, Err(errno)));
+            self.flight.finish(tag, Err(errno));
         }
     }
 
@@ -255,7 +250,7 @@ impl Aio {
         Ok(())
     }
 
-    /// Moves what finished to `done`. The eventfd is emptied before the ring is read: the kernel
+    /// Moves what finished to `flight`. The eventfd is emptied before the ring is read: the kernel
     /// writes the result first and then signals, so a result that is not seen has its signal to
     /// come.
     fn collect(&mut self) {
@@ -278,12 +273,12 @@ impl Aio {
         while let Some(event) = self.context.next(may_ask) {
             self.in_kernel -= 1;
             self.owed += 1;
-            self.done.push_back((tag_of(event.data), outcome(event.result)));
+            self.flight.finish(tag_of(event.data), outcome(event.result));
         }
         for lane in [Some(&mut self.lane), self.cache_lane.as_mut()].into_iter().flatten() {
-            while let Some(done) = lane.pop() {
+            while let Some((tag, result)) = lane.pop() {
                 self.owed += 1;
-                self.done.push_back(done);
+                self.flight.finish(tag, result);
             }
         }
     }
@@ -307,9 +302,8 @@ impl Aio {
 
 impl Disk for Aio {
     fn push(&mut self, tag: Tag, op: Op) {
-        assert!(self.in_flight < self.depth, "no more in flight than the depth given at open");
         let file = self.files.get(op.file);
-        self.in_flight += 1;
+        self.flight.begin();
         if let Some(job) = self.job(tag, file, &op) {
             self.lane.push(job);
         } else if !self.cached(tag, file, &op) {
@@ -326,13 +320,11 @@ impl Disk for Aio {
     }
 
     fn reap(&mut self) -> Option<Done> {
-        let done = self.done.pop_front()?;
-        self.in_flight -= 1;
-        Some(done)
+        self.flight.reap()
     }
 
     fn has_finished(&self) -> bool {
-        !self.done.is_empty()
+        self.flight.has_finished()
     }
 
     fn arena(&mut self) -> &mut Arena {
@@ -344,13 +336,13 @@ impl Disk for Aio {
     }
 
     fn set_files(&mut self, fds: &[RawFd]) -> io::Result<()> {
-        assert!(self.in_flight == 0, "files change only while nothing is in flight");
+        assert!(self.flight.is_empty(), "files change only while nothing is in flight");
         self.files.set(fds)?;
         self.always_waits = false;
         if self.files.any_cached() != self.cache_lane.is_some() {
             self.cache_lane = match self.files.any_cached() {
                 true => {
-                    let (depth, wake) = (self.depth as usize, Arc::clone(&self.wake));
+                    let (depth, wake) = (self.flight.depth() as usize, Arc::clone(&self.wake));
                     Some(Lane::of(CACHE_THREADS, "disk-cache", depth, wake)?)
                 }
                 false => None,

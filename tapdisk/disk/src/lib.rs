@@ -7,6 +7,7 @@
 pub mod aio;
 pub mod align;
 mod files;
+mod flight;
 pub mod lane;
 pub mod probe;
 pub mod remote;

@@ -12,7 +12,6 @@
 #![allow(unsafe_code)]
 mod ear;
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -24,6 +23,7 @@ use io_uring::{Builder, EnterFlags, IoUring, Probe, opcode, types};
 use self::ear::Ear;
 pub use self::ear::NUMBERS_MAX;
 use super::files::{File, Files};
+use super::flight::Flight;
 use super::lane::{Call, Done, EventFd, Job, Lane};
 use host::arena::Arena;
 use host::protection::{self, Protection};
@@ -85,12 +85,9 @@ pub struct Uring {
     files: Files,
     files_registered: bool,
     memory_registered: bool,
-    depth: u32,
-    /// Operations pushed and not reaped.
-    in_flight: u32,
-    /// Of these, those that are in the ring.
+    flight: Flight,
+    /// Of what is in flight, those that are in the ring.
     in_ring: u32,
-    done: VecDeque<Done>,
     waiting: Waiting,
     /// The epoll descriptor: the same one for life, since a poll on it may be armed.
     watched: Option<RawFd>,
@@ -132,10 +129,8 @@ impl Uring {
             files: Files::new(files_max),
             files_registered,
             memory_registered,
-            depth,
-            in_flight: 0,
+            flight: Flight::of(depth),
             in_ring: 0,
-            done: VecDeque::with_capacity(depth as usize),
             waiting: Waiting::Outside,
             watched: None,
             watch: Poll::Idle,
@@ -263,7 +258,7 @@ impl Uring {
         }
     }
 
-    /// Moves what finished to `done`.
+    /// Moves what finished to `flight`.
     fn collect(&mut self) {
         if self.ear.is_some() && self.queued() == 0 {
             self.ear.iter_mut().for_each(Ear::submitted);
@@ -282,12 +277,12 @@ impl Uring {
                 tag => {
                     let tag = Tag::try_from(tag).expect("the ring gives back what it was given");
                     self.in_ring -= 1;
-                    self.done.push_back((tag, outcome(entry.result())));
+                    self.flight.finish(tag, outcome(entry.result()));
                 }
             }
         }
-        while let Some(done) = self.lane.as_mut().and_then(Lane::pop) {
-            self.done.push_back(done);
+        while let Some((tag, result)) = self.lane.as_mut().and_then(Lane::pop) {
+            self.flight.finish(tag, result);
         }
     }
 
@@ -324,9 +319,8 @@ impl Uring {
 
 impl Disk for Uring {
     fn push(&mut self, tag: Tag, op: Op) {
-        assert!(self.in_flight < self.depth, "no more in flight than the depth given at open");
         let file = self.files.get(op.file);
-        self.in_flight += 1;
+        self.flight.begin();
         if let Some(entry) = self.entry(file, &op) {
             self.in_ring += 1;
             self.queue(&entry.user_data(u64::from(tag)));
@@ -349,13 +343,11 @@ impl Disk for Uring {
     }
 
     fn reap(&mut self) -> Option<Done> {
-        let done = self.done.pop_front()?;
-        self.in_flight -= 1;
-        Some(done)
+        self.flight.reap()
     }
 
     fn has_finished(&self) -> bool {
-        !self.done.is_empty()
+        self.flight.has_finished()
     }
 
     fn arena(&mut self) -> &mut Arena {
@@ -367,10 +359,10 @@ impl Disk for Uring {
     }
 
     fn set_files(&mut self, fds: &[RawFd]) -> io::Result<()> {
-        assert!(self.in_flight == 0, "files change only while nothing is in flight");
+        assert!(self.flight.is_empty(), "files change only while nothing is in flight");
         self.files.set(fds)?;
         if self.lane.is_none() && self.files.any_block() {
-            self.lane = Some(Lane::start(self.depth as usize, Arc::clone(&self.wake))?);
+            self.lane = Some(Lane::start(self.flight.depth() as usize, Arc::clone(&self.wake))?);
         }
         if self.files_registered {
             self.ring.submitter().register_files_update(0, &self.files.table())?;
@@ -389,7 +381,7 @@ impl Disk for Uring {
         }
         self.wait_inside();
         self.collect();
-        if !self.done.is_empty() || self.ear.as_ref().is_some_and(Ear::has_heard) {
+        if self.flight.has_finished() || self.ear.as_ref().is_some_and(Ear::has_heard) {
             return Some(if self.queued() > 0 { self.submit() } else { Ok(()) });
         }
         self.arm(watch);

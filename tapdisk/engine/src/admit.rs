@@ -47,11 +47,11 @@ impl<D: Disk> Engine<D> {
     /// when the mirror takes over. An older one never waits for a younger one.
     fn behind_a_mirrored_change(&self, id: SlotId) -> bool {
         let slot = self.slot(id);
-        let mirrors = self.map.chain.as_ref().and_then(|chain| chain.second());
+        let mirrors = self.map.chain.as_ref().and_then(|chain| chain.secondary());
         if slot.cursor > 0 || self.rules.bug == Bug::MirrorInAnyOrder {
             return false;
         }
-        if mirrors.is_none_or(|second| second.purpose != Purpose::Mirror) {
+        if mirrors.is_none_or(|secondary| secondary.purpose != Purpose::Mirror) {
             return false;
         }
         let meets = |a: Span, b: Span| a.start < b.end() && b.start < a.end();

@@ -75,9 +75,9 @@ impl Layer {
     }
 }
 
-/// A second writable image.
+/// A secondary: a second writable image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Second {
+pub struct Secondary {
     /// Its file.
     pub file: FileId,
     /// What for.
@@ -95,8 +95,8 @@ pub struct Chain {
     pub layers: Vec<Layer>,
     /// In the order of reading, top first. A secondary that is only written is not in it.
     order: Vec<FileId>,
-    /// The second writable image, while it serves its purpose.
-    second: Option<Second>,
+    /// The secondary, while it serves its purpose.
+    secondary: Option<Secondary>,
     /// The leaf that a secondary has taken over from: what was written to it may still be on its
     /// way to the medium.
     pub former: Option<FileId>,
@@ -140,12 +140,12 @@ pub trait Views {
 ///
 /// # Errors
 /// What does not fit.
-pub fn fit(roles: &[Role]) -> Result<Option<Second>, Misfit> {
+pub fn fit(roles: &[Role]) -> Result<Option<Secondary>, Misfit> {
     let is_top = |role: &Role| matches!(role, Role::Top { .. });
     if !roles.first().is_some_and(is_top) || roles.iter().skip(1).any(is_top) {
         return Err(Misfit::Top);
     }
-    let mut second = None;
+    let mut secondary = None;
     for (file, role) in (0..).map(FileId).zip(roles) {
         let (purpose, remote, read) = match *role {
             Role::Top { .. } | Role::Parent => continue,
@@ -156,9 +156,9 @@ pub fn fit(roles: &[Role]) -> Result<Option<Second>, Misfit> {
         if usize::from(file.0) + 1 != roles.len() {
             return Err(Misfit::Secondary);
         }
-        second = Some(Second { file, purpose, remote, read });
+        secondary = Some(Secondary { file, purpose, remote, read });
     }
-    Ok(second)
+    Ok(secondary)
 }
 
 impl Chain {
@@ -168,19 +168,21 @@ impl Chain {
     /// What does not fit.
     pub fn new(layers: Vec<Layer>) -> Result<Chain, Misfit> {
         let roles: Vec<Role> = layers.iter().map(|layer| layer.role).collect();
-        let second = fit(&roles)?;
+        let secondary = fit(&roles)?;
         // Room for a secondary, so that taking over allocates nothing.
         let mut order = Vec::with_capacity(layers.len() + 1);
         let read = (0..).map(FileId).zip(&layers);
-        order.extend(read.filter(|(file, _)| second.is_none_or(|s| s.file != *file)).map(|f| f.0));
-        if let Some(second) = second.filter(|s| s.purpose == Purpose::Mirror && s.read) {
-            order.insert(1, second.file);
+        order.extend(
+            read.filter(|(file, _)| secondary.is_none_or(|s| s.file != *file)).map(|f| f.0),
+        );
+        if let Some(secondary) = secondary.filter(|s| s.purpose == Purpose::Mirror && s.read) {
+            order.insert(1, secondary.file);
         }
         let local_cache = matches!(layers[0].role, Role::Top { keeps: true });
         // Now or later the secondary and the leaf are the first two.
-        let fixed = if second.is_some() { 2 } else { 1 };
+        let fixed = if secondary.is_some() { 2 } else { 1 };
         let (former, changes, parents) = (None, None, ParentCache::default());
-        Ok(Chain { layers, order, second, former, changes, local_cache, fixed, parents })
+        Ok(Chain { layers, order, secondary, former, changes, local_cache, fixed, parents })
     }
 
     /// A top and its parents.
@@ -204,15 +206,15 @@ impl Chain {
         self.fixed = 0;
     }
 
-    /// The second writable image, while it serves its purpose.
+    /// The secondary, while it serves its purpose.
     #[inline]
-    pub fn second(&self) -> Option<Second> {
-        self.second
+    pub fn secondary(&self) -> Option<Secondary> {
+        self.secondary
     }
 
     /// The disk goes on without its secondary.
     pub fn lose_second(&mut self) {
-        self.second = None;
+        self.secondary = None;
     }
 
     /// Whether what is read from below the top is written into it.
@@ -234,10 +236,10 @@ impl Chain {
     /// The secondary takes the place above the old top, whose data stays readable below it; false
     /// if there is none that can. Allocates nothing: the order has room.
     pub fn take_over(&mut self) -> bool {
-        let Some(second) = self.second.take_if(|second| second.read) else { return false };
-        match self.order.iter().position(|file| *file == second.file) {
+        let Some(secondary) = self.secondary.take_if(|s| s.read) else { return false };
+        match self.order.iter().position(|file| *file == secondary.file) {
             Some(at) => self.order[..=at].rotate_right(1),
-            None => self.order.insert(0, second.file),
+            None => self.order.insert(0, secondary.file),
         }
         self.former = self.order.get(1).copied();
         true
@@ -336,7 +338,7 @@ mod tests {
     fn a_chain_has_one_top_and_one_secondary_in_their_places() {
         let top = Role::Top { keeps: false };
         let mirror = |read, remote| Role::Mirror { read, remote };
-        let fits = |roles: &[Role]| fit(roles).map(|second| second.map(|s| (s.file.0, s.read)));
+        let fits = |roles: &[Role]| fit(roles).map(|found| found.map(|s| (s.file.0, s.read)));
         assert_eq!(fits(&[top]), Ok(None));
         assert_eq!(fits(&[top, Role::Parent, mirror(true, false)]), Ok(Some((2, true))));
         assert_eq!(fits(&[top, mirror(false, true)]), Ok(Some((1, false))));

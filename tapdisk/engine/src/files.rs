@@ -66,7 +66,7 @@ pub struct Todo {
     pub buf: Buf,
 }
 
-/// Answer to a wish for growth.
+/// Answer to what asks for growth.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Growth {
     /// It reaches that far already.

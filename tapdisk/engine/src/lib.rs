@@ -169,10 +169,10 @@ impl<D: Disk> Engine<D> {
         self.io.ops.timeout_us = u64::from(policy.timeout_s) * 1_000_000;
         self.events = Events::default();
         self.set_ends(&chain);
-        let mirror = chain.second().filter(|second| second.purpose == image::Purpose::Mirror);
+        let mirror = chain.secondary().filter(|other| other.purpose == image::Purpose::Mirror);
         // After a takeover the former leaf is flushed too: a tapdisk that was killed may have
         // answered writes to it that are not on the medium.
-        let other = mirror.map(|second| second.file).or(chain.former);
+        let other = mirror.map(|secondary| secondary.file).or(chain.former);
         self.flushing.written = [Some(chain.top()), other];
         self.local_cache = LocalCache::new(self.rules.limits.slots());
         self.map.chain = Some(chain);

@@ -31,7 +31,7 @@ enum Recovery {
 impl<D: Disk> Engine<D> {
     /// Where a new change goes first.
     pub(super) fn first_target(&self) -> FileId {
-        let mirror = self.map.chain.as_ref().and_then(|chain| chain.second());
+        let mirror = self.map.chain.as_ref().and_then(|chain| chain.secondary());
         mirror.filter(|s| s.purpose == Purpose::Mirror).map_or(self.map.top(), |s| s.file)
     }
 
@@ -55,16 +55,16 @@ impl<D: Disk> Engine<D> {
             return Recovery::None;
         }
         let full = errno == libc::ENOSPC;
-        let second = self.map.chain.as_ref().and_then(|chain| chain.second());
+        let secondary = self.map.chain.as_ref().and_then(|chain| chain.secondary());
         if slot.target == self.map.top() {
-            let standby = second.is_some() && full;
+            let standby = secondary.is_some() && full;
             return if standby { Recovery::TakeOver } else { Recovery::None };
         }
         if self.is_remote_mirror(slot.target) {
             return Recovery::LoseMirror;
         }
         // The top of before: the secondary has taken over since.
-        let stale = second.map(|second| second.file) != Some(slot.target);
+        let stale = secondary.map(|secondary| secondary.file) != Some(slot.target);
         if stale && full { Recovery::StartAnew } else { Recovery::None }
     }
 
@@ -91,9 +91,9 @@ impl<D: Disk> Engine<D> {
     /// Whether a failure of this file costs the mirror alone: the disk goes on without it. Also
     /// after it has.
     pub(super) fn is_remote_mirror(&self, file: FileId) -> bool {
-        let second = self.map.chain.as_ref().and_then(|chain| chain.second());
-        let is = second.is_some_and(|second| {
-            second.file == file && second.remote && second.purpose == Purpose::Mirror
+        let secondary = self.map.chain.as_ref().and_then(|chain| chain.secondary());
+        let is = secondary.is_some_and(|secondary| {
+            secondary.file == file && secondary.remote && secondary.purpose == Purpose::Mirror
         });
         is || self.events.mirror_lost == Some(file)
     }

@@ -75,8 +75,8 @@ impl<D: Disk> Engine<D> {
 
     /// Gives the files that may grow what they end with.
     pub(super) fn set_ends(&mut self, chain: &Chain) {
-        let second = chain.second().map(|second| second.file);
-        for (which, file) in (0..).zip([Some(chain.top()), second]) {
+        let secondary = chain.secondary().map(|secondary| secondary.file);
+        for (which, file) in (0..).zip([Some(chain.top()), secondary]) {
             let Some(file) = file else { continue };
             let layer = &chain.layers[usize::from(file.0)];
             let Some(sector) = layer.image.end_sector() else { continue };

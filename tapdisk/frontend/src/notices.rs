@@ -7,23 +7,34 @@ pub(super) struct Notices<T, const N: usize> {
     ring: [Option<T>; N],
     first: usize,
     used: usize,
+    lost: u64,
 }
 
 impl<T: Copy, const N: usize> Default for Notices<T, N> {
     fn default() -> Notices<T, N> {
-        Notices { ring: [None; N], first: 0, used: 0 }
+        Notices { ring: [None; N], first: 0, used: 0, lost: 0 }
     }
 }
 
 impl<T: Copy, const N: usize> Notices<T, N> {
-    /// Keeps a notice, or tells that there is no room.
-    pub(super) fn note(&mut self, notice: T) -> bool {
+    /// None so far, but for so many that were lost before.
+    pub(super) fn after(lost: u64) -> Notices<T, N> {
+        Notices { lost, ..Notices::default() }
+    }
+
+    /// Keeps a notice, or counts it as lost.
+    pub(super) fn note(&mut self, notice: T) {
         if self.used == N {
-            return false;
+            self.lost += 1;
+            return;
         }
         self.ring[(self.first + self.used) % N] = Some(notice);
         self.used += 1;
-        true
+    }
+
+    /// Those for which there was no room.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost
     }
 
     /// The oldest notice.

@@ -92,6 +92,12 @@ impl probed::Probed for Probed {
                 show::path(path)
             ));
         }
+        if header.dirty {
+            notes.push(format!(
+                "{} was not closed: its counts are repaired when it is opened to be written",
+                show::path(path)
+            ));
+        }
         if header.snapshots > 0 {
             notes.push(format!(
                 "{} has {} internal snapshots; its present state is read",

@@ -171,7 +171,7 @@ impl Vbd {
             minor: self.minor,
             token: self.token,
             now,
-            opened: self.wish.as_ref(),
+            opened: self.opened.as_ref(),
             frontends: &mut self.frontends,
             data: self.data.as_mut(),
             device: &mut self.device,
@@ -239,7 +239,7 @@ impl Vbd {
             Act::Announce => self.announce(env, None),
             Act::AnnounceDevice => self.announce(env, self.device),
             Act::Unname => {
-                self.wish = None;
+                self.opened = None;
                 None
             }
             Act::Forget => self.forget(env),
@@ -263,12 +263,13 @@ impl Vbd {
     }
 
     fn begin_to_open(&mut self, env: &Env) -> Option<Answer> {
-        let (opened, again) = (self.wish.as_ref(), self.again.as_ref());
-        let wish = match self.state {
-            State::Opening { .. } => opened.map(|opened| &opened.wish),
+        let (opened, again) = (self.opened.as_ref(), self.again.as_ref());
+        let options = match self.state {
+            State::Opening { .. } => opened.map(|opened| &opened.options),
             _ => again,
         };
-        let job = self.open_images(env, wish.expect("it was asked for").clone(), Living::Reported);
+        let job =
+            self.open_images(env, options.expect("it was asked for").clone(), Living::Reported);
         self.goes_on_with(Underway::Opening(job))
     }
 
@@ -280,9 +281,9 @@ impl Vbd {
             // Nothing was written, so nothing is to be written at the end.
             drop(data.take_out());
         }
-        let wish = self.wish.as_ref().expect("it is open").wish.clone();
-        self.again = Some(wish.clone());
-        let job = self.open_images(env, wish, Living::Outlived);
+        let options = self.opened.as_ref().expect("it is open").options.clone();
+        self.again = Some(options.clone());
+        let job = self.open_images(env, options, Living::Outlived);
         if let (Some(patience), Some(by)) = (&self.patience, self.work.held_by.take()) {
             patience.told(&by);
         }
@@ -311,11 +312,11 @@ impl Vbd {
     fn take_out(&mut self, env: &Env) -> Option<Answer> {
         let data = self.data.as_mut().expect("there is a data path");
         let events = data.engine.events();
-        if let Some(opened) = &mut self.wish {
-            opened.wish.taken_over |= events.taken_over;
+        if let Some(opened) = &mut self.opened {
+            opened.options.taken_over |= events.taken_over;
             if events.mirror_lost.is_some() {
                 // Not tried again until a new one is named.
-                opened.wish.second = None;
+                opened.options.secondary = None;
                 self.mirror_failed = true;
             }
         }
@@ -359,7 +360,7 @@ impl Vbd {
             drop(data);
             sys::trim_heap();
         }
-        if self.wish.take().is_some() {
+        if self.opened.take().is_some() {
             info!(env.log, "minor {}: closed", self.minor);
         }
         None

@@ -367,8 +367,8 @@ impl DataPath {
 /// What each of the open images is to their chain.
 fn roles(images: &Images) -> Vec<Role> {
     let last = images.layers.len() - 1;
-    let role = |(i, layer): (usize, &formats::Layer)| match images.second {
-        Some(second) if i == last => match second.purpose {
+    let role = |(i, layer): (usize, &formats::Layer)| match images.secondary {
+        Some(secondary) if i == last => match secondary.purpose {
             Purpose::Mirror => {
                 let format = layer.kind.format();
                 Role::Mirror { read: format.layered, remote: format.is_remote() }
@@ -388,7 +388,7 @@ fn chain(images: &mut Images, roles: &[Role], remember: bool) -> Chain {
         Some(Layer { cipher: layer.cipher.take(), ..Layer::new(*role, image) })
     });
     let mut chain = Chain::new(layers.collect()).expect("it was asked whether they fit");
-    if images.second.is_some_and(|second| second.taken_over) {
+    if images.secondary.is_some_and(|secondary| secondary.taken_over) {
         chain.take_over();
     }
     let log = images.log.clone();

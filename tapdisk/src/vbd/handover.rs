@@ -16,7 +16,7 @@ use mio::Token;
 use serde::{Deserialize, Serialize};
 use slog::{info, warn};
 use tap_ctl::messages::{
-    Device, DeviceWish, ImageInfo, MESSAGE_BYTES, Request, Text, validate_request,
+    Device, DeviceOptions, ImageInfo, MESSAGE_BYTES, Request, Text, validate_request,
 };
 use vhd_rs::secret::Bytes;
 use xen::devices::Devices;
@@ -24,7 +24,7 @@ use xen::devices::Devices;
 use super::decide::Request as Asked;
 use super::rings::GuestRings;
 use super::{Env, Opened, State, Vbd, socket_paths};
-use crate::formats::{Key, Wish};
+use crate::formats::{DiskOptions, Key};
 pub(super) use engine::stats::Carried as StatsCarried;
 use frontend::Frontend;
 use frontend::blkif::{RingState, Rings};
@@ -55,7 +55,9 @@ struct OpenState {
     /// OPEN, as it came.
     message: Vec<u8>,
     timeout_s: u16,
-    wish: WishState,
+    // The word of the programs that came before.
+    #[serde(rename = "wish")]
+    options: OptionsState,
     sectors: u64,
     sector_size: u32,
     info: u32,
@@ -75,9 +77,10 @@ struct OpenState {
 
 /// What is open; names are bytes.
 #[derive(Debug, Deserialize, Serialize)]
-struct WishState {
+struct OptionsState {
     name: Vec<u8>,
-    second: Option<Vec<u8>>,
+    #[serde(rename = "second")]
+    secondary: Option<Vec<u8>>,
     log: Option<Vec<u8>>,
     parent: Option<Vec<u8>>,
     read_only: bool,
@@ -137,10 +140,10 @@ impl Vbd {
     pub fn go_on(&mut self, env: &Env) {
         self.keep_tapdev(false);
         self.goes_on = false;
-        if let (State::Paused { .. }, opened) = (self.state, &self.wish) {
-            self.again = opened.as_ref().map(|opened| opened.wish.clone());
-            if let Some(wish) = &self.again {
-                info!(env.log, "minor {}: goes on with {}", self.minor, wish.name);
+        if let (State::Paused { .. }, opened) = (self.state, &self.opened) {
+            self.again = opened.as_ref().map(|opened| opened.options.clone());
+            if let Some(options) = &self.again {
+                info!(env.log, "minor {}: goes on with {}", self.minor, options.name);
             }
         }
         self.ask_and_begin(env, Asked::GoOn);
@@ -161,9 +164,9 @@ impl Vbd {
         keys: &mut Vec<&'a [u8]>,
     ) -> io::Result<DiskState> {
         let marker = self._marker.as_ref().map(|file| carrier.carry(file.as_fd())).transpose()?;
-        let life = match (&self.wish, &self.data, &self.frontends.nbd) {
+        let life = match (&self.opened, &self.data, &self.frontends.nbd) {
             (Some(opened), Some(data), Some(nbd)) => {
-                if let Some(key) = &opened.wish.key {
+                if let Some(key) = &opened.options.key {
                     keys.push(key.bytes());
                 }
                 let rings = self.rings();
@@ -177,7 +180,7 @@ impl Vbd {
                 Life::Open(Box::new(OpenState {
                     message: open.to_message().encode().to_vec(),
                     timeout_s: opened.timeout_s,
-                    wish: WishState::of(&opened.wish),
+                    options: OptionsState::of(&opened.options),
                     sectors: self.info.sectors,
                     sector_size: self.info.sector_size,
                     info: self.info.info,
@@ -218,7 +221,7 @@ impl Vbd {
             Life::Open(open) => vbd.adopt_open(env, *open, fetcher, keys)?,
         }
         // That of an open disk is mapped when the images are.
-        if state.module && vbd.wish.is_none() {
+        if state.module && vbd.opened.is_none() {
             match super::tap::attach(env, state.minor) {
                 Some(Ok(ring)) => vbd.take_ring(env, ring),
                 Some(Err(error)) => warn!(env.log, "minor {}: {error}", state.minor),
@@ -238,7 +241,7 @@ impl Vbd {
         let wrong = || io::Error::from_raw_os_error(libc::EINVAL);
         let frame = open.message.first_chunk::<MESSAGE_BYTES>().ok_or_else(wrong)?;
         let Ok(Request::Open { params, .. }) = validate_request(frame) else { return Err(wrong()) };
-        let wish = open.wish.restore(keys)?;
+        let options = open.options.restore(keys)?;
         let device = open.device.as_deref().and_then(Device::of_path);
         if device.is_none() != open.device.is_none() {
             return Err(wrong());
@@ -254,7 +257,7 @@ impl Vbd {
         let export = Export {
             sectors: open.sectors,
             sector_size: open.sector_size,
-            read_only: open.wish.read_only,
+            read_only: open.options.read_only,
             fast_zero: false,
         };
         let (paths, base) = (socket_paths(env, self.minor), Token(self.token));
@@ -272,16 +275,16 @@ impl Vbd {
         }
         let wanted = device.filter(|device| matches!(device, Device::Ublk(_)));
         let device =
-            wanted.map(DeviceWish::exactly).or(params.has(DEVICE).then_some(params.device));
+            wanted.map(DeviceOptions::exactly).or(params.has(DEVICE).then_some(params.device));
         let opened = Opened {
-            wish: wish.clone(),
+            options: options.clone(),
             timeout_s: open.timeout_s,
             params,
             device,
             take_over: wanted.is_some(),
         };
-        self.wish = Some(opened);
-        self.again = Some(wish);
+        self.opened = Some(opened);
+        self.again = Some(options);
         self.state = State::Resuming { tries: 0, until: Some(0) };
         Ok(())
     }
@@ -308,24 +311,24 @@ impl Vbd {
 
 const DEVICE: u32 = tap_ctl::messages::flag::DEVICE;
 
-impl WishState {
-    fn of(wish: &Wish) -> WishState {
+impl OptionsState {
+    fn of(options: &DiskOptions) -> OptionsState {
         let bytes = |text: Option<Text>| text.map(|text| text.as_bytes().to_vec());
-        WishState {
-            name: wish.name.as_bytes().to_vec(),
-            second: bytes(wish.second),
-            log: bytes(wish.log),
-            parent: bytes(wish.parent),
-            read_only: wish.read_only,
-            page_cache: wish.page_cache,
-            local_cache: wish.local_cache,
-            standby: wish.standby,
-            taken_over: wish.taken_over,
-            encrypted: wish.key.is_some(),
+        OptionsState {
+            name: options.name.as_bytes().to_vec(),
+            secondary: bytes(options.secondary),
+            log: bytes(options.log),
+            parent: bytes(options.parent),
+            read_only: options.read_only,
+            page_cache: options.page_cache,
+            local_cache: options.local_cache,
+            standby: options.standby,
+            taken_over: options.taken_over,
+            encrypted: options.key.is_some(),
         }
     }
 
-    fn restore(&self, keys: &mut dyn Iterator<Item = Bytes>) -> io::Result<Wish> {
+    fn restore(&self, keys: &mut dyn Iterator<Item = Bytes>) -> io::Result<DiskOptions> {
         let wrong = || io::Error::from_raw_os_error(libc::EINVAL);
         let text = |bytes: &[u8]| Text::new(bytes).map_err(|_| wrong());
         let some = |bytes: &Option<Vec<u8>>| bytes.as_deref().map(text).transpose();
@@ -336,13 +339,13 @@ impl WishState {
             }
             false => None,
         };
-        Ok(Wish {
+        Ok(DiskOptions {
             name: text(&self.name)?,
             read_only: self.read_only,
             page_cache: self.page_cache,
             local_cache: self.local_cache,
             key,
-            second: some(&self.second)?,
+            secondary: some(&self.secondary)?,
             standby: self.standby,
             taken_over: self.taken_over,
             log: some(&self.log)?,

@@ -25,11 +25,11 @@ impl Vbd {
     /// The object of STATS: the original's members (spec/tap-ctl.md §5), then ours.
     pub fn stats(&self, env: &Env, j: &mut Json) {
         let data = self.data.as_ref();
-        let opened = self.wish.as_ref();
+        let opened = self.opened.as_ref();
         let name = opened.map_or("(null)".into(), |opened| {
-            String::from_utf8_lossy(opened.wish.name.as_bytes()).into_owned()
+            String::from_utf8_lossy(opened.options.name.as_bytes()).into_owned()
         });
-        let caching = opened.is_some_and(|opened| opened.wish.page_cache);
+        let caching = opened.is_some_and(|opened| opened.options.page_cache);
         let redirected = data.map_or(0, |data| data.engine.stats().redirected);
         let lost = data.is_some_and(|data| data.engine.events().mirror_lost.is_some());
         let active = data.map_or(0, |data| data.engine.active());
@@ -98,8 +98,8 @@ fn images(data: &DataPath, j: &mut Json) {
     if let Some(log) = &images.log {
         filter((&log.path().to_string_lossy(), "log", LOG_TYPE), j);
     }
-    let unread = chain.second().filter(|second| second.purpose == image::Purpose::Mirror);
-    let unread = unread.map(|second| second.file).filter(|file| !chain.order().contains(file));
+    let unread = chain.secondary().filter(|secondary| secondary.purpose == image::Purpose::Mirror);
+    let unread = unread.map(|s| s.file).filter(|file| !chain.order().contains(file));
     let (top, rest) = (&chain.order()[..1], &chain.order()[1..]);
     for (i, file) in top.iter().chain(&unread).chain(rest).enumerate() {
         let (layer, driver) =

@@ -18,7 +18,7 @@ use super::{Env, State, Vbd};
 use crate::formats::OpenError;
 use crate::tokens::VBD_TOKENS;
 use frontend::Frontend;
-use frontend::blkif::{ConnectError, PollPolicy, RingName, RingWish, Rings};
+use frontend::blkif::{ConnectError, PollPolicy, RingName, RingParams, Rings};
 use host::sys;
 
 /// Of the tokens of a disk, the one of its event channels.
@@ -58,7 +58,7 @@ impl Vbd {
     }
 
     fn try_connect(&mut self, env: &Env, asked: &Blkif) -> Result<RingName, ConnectError> {
-        let wish = wish(asked)?;
+        let params = params(asked)?;
         let open = matches!(self.state, State::Open);
         let place = &mut self.frontends.rings;
         let fresh = place.is_none();
@@ -70,7 +70,7 @@ impl Vbd {
                 place.insert(Box::new(Rings::new(devices)))
             }
         };
-        let connected = rings.connect(&wish);
+        let connected = rings.connect(&params);
         if rings.wants_ticks() {
             rings.set_idle(self.host_idle.percent());
         }
@@ -83,8 +83,8 @@ impl Vbd {
             self.poll_rings(env);
         }
         connected?;
-        self.tell_in_files(env, wish.name);
-        Ok(wish.name)
+        self.tell_in_files(env, params.name);
+        Ok(params.name)
     }
 
     /// Files in shared memory for a device's first ring.
@@ -148,11 +148,11 @@ fn watch(registry: &Registry, devices: &Devices, token: usize) -> std::io::Resul
 }
 
 /// What a message asks for.
-fn wish(asked: &Blkif) -> Result<RingWish, ConnectError> {
+fn params(asked: &Blkif) -> Result<RingParams, ConnectError> {
     let name = name_of(asked)?;
     let poll =
         PollPolicy { duration_us: asked.poll_duration, idle_threshold: asked.poll_idle_threshold };
-    RingWish::new(name, (asked.order, &asked.gref), asked.port, asked.proto, poll)
+    RingParams::new(name, (asked.order, &asked.gref), asked.port, asked.proto, poll)
 }
 
 /// The ring that a message names.
@@ -160,5 +160,5 @@ fn wish(asked: &Blkif) -> Result<RingWish, ConnectError> {
 /// # Errors
 /// EINVAL for numbers that are none.
 pub fn name_of(asked: &Blkif) -> Result<RingName, ConnectError> {
-    RingWish::name((asked.domid, asked.devid), (asked.queue, asked.queues))
+    RingParams::name((asked.domid, asked.devid), (asked.queue, asked.queues))
 }

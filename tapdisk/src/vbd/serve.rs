@@ -30,7 +30,7 @@ impl Vbd {
     }
 
     fn serve_first(&mut self, env: &Env, images: Images) -> Served {
-        let opened = self.wish.clone().expect("what is being opened was asked for");
+        let opened = self.opened.clone().expect("what is being opened was asked for");
         let found = info(&images);
         self.start_data_path(env, &opened, images)?;
         self.info = found;
@@ -55,36 +55,36 @@ impl Vbd {
 
     /// The kind of the block device that was asked for.
     pub(super) fn wanted_device(&self) -> Option<&'static dyn HostDevice> {
-        let opened = self.wish.as_ref()?;
+        let opened = self.opened.as_ref()?;
         device::wanted(opened.device.as_ref(), self.module.has_minor.then_some(self.minor))
     }
 
     /// The images are open again: they must be the same disk.
     fn serve_again(&mut self, env: &Env, images: Images) -> Served {
-        let wish = self.again.take().expect("it was asked for");
-        let opened = Opened { wish, ..self.wish.clone().expect("it was open") };
+        let options = self.again.take().expect("it was asked for");
+        let opened = Opened { options, ..self.opened.clone().expect("it was open") };
         let (had, has) = (self.info, info(&images));
         if had != has {
             let text = format!(
                 "{} has {} sectors of {} bytes, and the disk had {} of {} when it was opened: \
                  close and open it to use another size",
-                opened.wish.name, has.sectors, has.sector_size, had.sectors, had.sector_size
+                opened.options.name, has.sectors, has.sector_size, had.sectors, had.sector_size
             );
             return Err((OpenError::new(libc::EMEDIUMTYPE, text), images));
         }
         if let Some(left) = self.left.take() {
-            self.wish = Some(opened);
+            self.opened = Some(opened);
             return self.start_again(env, images, left);
         }
         let Some(data) = &mut self.data else {
             return Err((OpenError::new(libc::EINVAL, "nothing is paused"), images));
         };
         if images.held.is_some() {
-            self.wish = Some(opened);
+            self.opened = Some(opened);
             return Ok(Then::Held);
         }
         data.put_in(images, &opened, &mut self.frontends)?;
-        self.wish = Some(opened);
+        self.opened = Some(opened);
         self.show_files(env);
         self.write_record(env);
         if !std::mem::take(&mut self.module.lends) {
@@ -98,7 +98,7 @@ impl Vbd {
 
     /// The images are open: who has waited is served.
     fn start_again(&mut self, env: &Env, images: Images, left: Carried) -> Served {
-        let opened = self.wish.clone().expect("it was open");
+        let opened = self.opened.clone().expect("it was open");
         let device = self.device.take();
         self.info = info(&images);
         let data = self.start_data_path(env, &opened, images)?;

@@ -4,8 +4,9 @@
 use std::time::{Duration, Instant};
 
 use crate::daemon_support::fuse::Hanging;
-use crate::daemon_support::{Daemon, images, nbd, set, skip, until};
+use crate::daemon_support::{Daemon, images, set, skip, until};
 use tap_ctl::messages::{Message, flag, kind};
+use test_support::nbd::Verb;
 
 const A_MOMENT: Duration = Duration::from_millis(100);
 
@@ -26,7 +27,7 @@ fn a_pause_waits_for_a_hanging_write_and_holds_only_exclusive_requests_up() {
     let Some((daemon, storage, _)) = start(0) else { return };
     storage.hold();
     let mut client = daemon.nbd(0);
-    client.ask(nbd::WRITE, 1, 0, 4096, &[1; 4096]);
+    client.send(Verb::Write, 0, 0, 4096, &[1; 4096]);
     storage.wait_for_held(1);
     let mut pause = daemon.connect();
     pause.send(&Message::new(kind::PAUSE, 0), &[]);
@@ -38,7 +39,7 @@ fn a_pause_waits_for_a_hanging_write_and_holds_only_exclusive_requests_up() {
     storage.release();
     assert_eq!(pause.reply().errno(), 0);
     assert_eq!(info.reply().info().sectors, 2048);
-    assert_eq!(client.reply(), (1, 0), "answered during the pause");
+    assert_eq!(client.receive().result, Ok(()), "answered during the pause");
     assert_eq!(daemon.state(0), 0x2a);
 }
 
@@ -47,7 +48,7 @@ fn a_pause_stays_in_force_when_its_client_leaves() {
     let Some((daemon, storage, name)) = start(0) else { return };
     storage.hold();
     let mut client = daemon.nbd(0);
-    client.ask(nbd::READ, 1, 0, 4096, &[]);
+    client.send(Verb::Read, 0, 0, 4096, &[]);
     storage.wait_for_held(1);
     let mut pause = daemon.connect();
     pause.send(&Message::new(kind::PAUSE, 0), &[]);
@@ -67,7 +68,7 @@ fn a_pause_stays_in_force_when_its_client_leaves() {
     assert_eq!(again.reply().errno(), 0);
     assert_eq!(daemon.state(0), 0x2a);
     assert_eq!(daemon.resume(0, ""), 0);
-    assert_eq!(client.reply().1, 0);
+    assert_eq!(client.receive().result, Ok(()));
 }
 
 #[test]
@@ -75,7 +76,7 @@ fn a_close_waits_for_a_hanging_request_of_a_client_it_has_dropped() {
     let Some((daemon, storage, _)) = start(0) else { return };
     storage.hold();
     let mut client = daemon.nbd(0);
-    client.ask(nbd::WRITE, 1, 0, 4096, &[1; 4096]);
+    client.send(Verb::Write, 0, 0, 4096, &[1; 4096]);
     storage.wait_for_held(1);
     let mut close = daemon.connect();
     close.send(&Message::new(kind::CLOSE, 0), &[]);
@@ -97,7 +98,7 @@ fn a_signal_to_stop_waits_for_what_is_in_flight() {
     let Some((daemon, storage, _)) = start(0) else { return };
     storage.hold();
     let mut client = daemon.nbd(0);
-    client.ask(nbd::WRITE, 1, 0, 4096, &[1; 4096]);
+    client.send(Verb::Write, 0, 0, 4096, &[1; 4096]);
     storage.wait_for_held(1);
     daemon.signal(libc::SIGINT);
     until("asked to stop", || daemon.state(0) & 0x40 != 0);
@@ -177,14 +178,14 @@ fn a_cold_read_through_the_page_cache_holds_nobody_up() {
         let mut client = daemon.nbd(0);
         assert_eq!(client.read(0, 512), Ok(vec![7; 512]), "{engine}: the bitmap is known now");
         storage.hold();
-        client.ask(nbd::READ, 1, FAR, 4096, &[]);
+        client.send(Verb::Read, 0, FAR, 4096, &[]);
         storage.wait_for_held(1);
         let mut other = daemon.nbd(0);
         assert_eq!(other.read(2 * BLOCK, 4096), Ok(vec![0; 4096]), "{engine}");
         assert_eq!(daemon.list().len(), 1, "{engine}");
         storage.release();
-        assert_eq!(client.reply(), (1, 0), "{engine}");
-        assert_eq!(client.take::<4096>(), [7; 4096], "{engine}");
+        let reply = client.receive();
+        assert_eq!((reply.result, reply.data), (Ok(()), vec![7; 4096]), "{engine}");
         assert_eq!(daemon.ask(kind::CLOSE, 0), 0);
     }
 }

@@ -43,7 +43,7 @@ fn an_empty_or_tiny_image() {
     assert_eq!(refused(&daemon, &format!("aio:{}", path.display())).0, 22);
     fs::write(&path, [1; 1000]).unwrap();
     assert_eq!(daemon.open(0, &format!("aio:{}", path.display())), 0);
-    assert_eq!(daemon.nbd(0).bytes, 512);
+    assert_eq!(daemon.nbd(0).size, 512);
 }
 
 #[test]
@@ -386,7 +386,7 @@ fn block_devices_of_both_sector_sizes() {
             (0, 16384, sector)
         );
         let mut client = daemon.nbd(0);
-        assert_eq!(client.bytes, 8 << 20, "sectors are counted in 512 bytes");
+        assert_eq!(client.size, 8 << 20, "sectors are counted in 512 bytes");
         client.write(4096, &[3; 4096]).unwrap();
         assert_eq!(client.read(4096, 4096), Ok(vec![3; 4096]));
         assert_eq!(client.read(512, 512).is_ok(), sector == 512);

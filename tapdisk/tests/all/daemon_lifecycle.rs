@@ -3,8 +3,9 @@
 
 use std::path::PathBuf;
 
-use crate::daemon_support::{Daemon, images, nbd, read_only};
+use crate::daemon_support::{Daemon, images, read_only};
 use tap_ctl::messages::{Message, flag, kind};
+use test_support::nbd::{self, Verb};
 
 /// A daemon with minor 0 attached, and a raw image that it may open.
 fn start() -> (Daemon, String, PathBuf) {
@@ -312,14 +313,14 @@ fn requests_in_flight_survive_pauses() {
     let (daemon, name, _) = start();
     assert_eq!(daemon.open(0, &name), 0);
     let mut client = daemon.nbd(0);
-    let mut reader = nbd::Nbd { stream: client.stream.try_clone().unwrap(), bytes: 0, flags: 0 };
+    let mut reader = nbd::Client::over(client.stream.try_clone().unwrap());
     let writer = std::thread::spawn(move || {
         for i in 0..4000u64 {
-            client.ask(nbd::WRITE, i, i % 512 * 4096, 4096, &[i as u8; 4096]);
+            client.send(Verb::Write, 0, i % 512 * 4096, 4096, &[i as u8; 4096]);
         }
     });
     let pauses = std::thread::scope(|s| {
-        let answered = s.spawn(|| (0..4000).all(|_| reader.reply().1 == 0));
+        let answered = s.spawn(|| (0..4000).all(|_| reader.receive().result.is_ok()));
         let mut pauses = 0;
         while !answered.is_finished() {
             assert_eq!((daemon.ask(kind::PAUSE, 0), daemon.resume(0, "")), (0, 0));
@@ -341,16 +342,16 @@ fn negotiations_may_interleave_and_break_off() {
     assert_eq!(daemon.open(0, &name), 0);
     let connect = || {
         let stream = std::os::unix::net::UnixStream::connect(daemon.socket("nbd", 0)).unwrap();
-        nbd::Nbd { stream, bytes: 0, flags: 0 }
+        nbd::Client::over(stream)
     };
     let (mut a, mut b, mut c) = (connect(), connect(), connect());
     a.begin();
     c.begin();
     drop(c);
     b.begin();
-    a.finish();
-    b.finish();
-    assert_eq!((a.bytes, b.bytes), (64 << 20, 64 << 20));
+    a.name_export();
+    b.name_export();
+    assert_eq!((a.size, b.size), (64 << 20, 64 << 20));
     assert_eq!((a.read(0, 512), b.read(0, 512)), (Ok(vec![0; 512]), Ok(vec![0; 512])));
     let turns = || daemon.stats(0)["perf"]["turns"].as_u64().unwrap();
     let (before, after) = (turns(), turns());

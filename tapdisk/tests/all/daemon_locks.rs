@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::daemon_support::fuse::Hanging;
-use crate::daemon_support::{Client, Daemon, images, nbd, open, read_only, set, skip, until};
+use crate::daemon_support::{Client, Daemon, images, open, read_only, set, skip, until};
 use image::Holder;
 use tap_ctl::messages::{Message, Params, flag, kind};
+use test_support::nbd::{self, Verb};
 
 const MIB: usize = 1 << 20;
 /// Where the table of a small VHD is.
@@ -39,12 +40,12 @@ fn waits(daemon: &Daemon) -> Option<String> {
 }
 
 /// A daemon with one write of ones on its way, to `at` of the file, and who asked for it.
-fn writing(engine: &str, image: &str, storage: &Hanging, at: u64) -> (Daemon, nbd::Nbd) {
+fn writing(engine: &str, image: &str, storage: &Hanging, at: u64) -> (Daemon, nbd::Client) {
     let daemon = daemon(engine);
     assert_eq!(daemon.open(0, image), 0);
     storage.delay_write(at);
     let mut client = daemon.nbd(0);
-    client.ask(nbd::WRITE, 1, 0, 65536, &[1; 65536]);
+    client.send(Verb::Write, 0, 0, 65536, &[1; 65536]);
     storage.wait_for_delayed();
     (daemon, client)
 }
@@ -277,7 +278,7 @@ fn a_disk_that_is_handed_over_shows_what_was_written_last() {
         let who = format!("tapdisk {}", first.pid);
         assert!(said.contains(&who) && said.contains(path.to_str().unwrap()), "{said}");
         let mut waiting = second.nbd(0);
-        waiting.ask(nbd::READ, 9, 3 << 20, 4096, &[]);
+        waiting.send(Verb::Read, 0, 3 << 20, 4096, &[]);
         // A block that the second has not seen in the table.
         let mut client = first.nbd(0);
         assert_eq!(client.write(3 << 20, &[7; 4096]), Ok(()));
@@ -287,8 +288,9 @@ fn a_disk_that_is_handed_over_shows_what_was_written_last() {
             true => first.signal(libc::SIGKILL),
             false => assert_eq!(first.ask(kind::CLOSE, 0), 0),
         }
-        assert_eq!(waiting.reply(), (9, 0), "{engine}");
-        assert_eq!(waiting.take::<4096>(), [7; 4096], "{engine}: what was written last");
+        let reply = waiting.receive();
+        assert_eq!(reply.result, Ok(()), "{engine}");
+        assert_eq!(reply.data, [7; 4096], "{engine}: what was written last");
         assert_eq!(waits(&second), None);
         assert_eq!(waiting.write(5 << 20, &[8; 4096]), Ok(()));
         assert_eq!(waiting.read(0, 4096), Ok(vec![1; 4096]));
@@ -341,10 +343,10 @@ fn a_held_file_is_held_under_any_name() {
     assert_eq!(second.open_with(0, &leaf, second_image), 0);
     assert!(waits(&second).is_some(), "a mirror");
     let mut client = second.nbd(0);
-    client.ask(nbd::WRITE, 1, 0, 512, &[9; 512]);
+    client.send(Verb::Write, 0, 0, 512, &[9; 512]);
     assert_eq!(first.nbd(0).read(0, 4096), Ok(vec![1; 4096]));
     assert_eq!(first.ask(kind::CLOSE, 0), 0);
-    assert_eq!(client.reply(), (1, 0), "it goes on with both");
+    assert_eq!(client.receive().result, Ok(()), "it goes on with both");
 }
 
 /// Who only reads does not wait, and a writer does not wait for readers.

@@ -144,7 +144,7 @@ fn stale_sockets_are_replaced_and_files_are_not() {
     // What a dead tapdisk of the same pid left.
     drop(std::os::unix::net::UnixListener::bind(daemon.socket("nbd", 0)).unwrap());
     assert_eq!(daemon.open(0, &name), 0);
-    assert_eq!(daemon.nbd(0).bytes, 1 << 20);
+    assert_eq!(daemon.nbd(0).size, 1 << 20);
     assert_eq!(daemon.ask(kind::CLOSE, 0), 0);
     File::create(daemon.socket("nbdserver", 0)).unwrap();
     assert_eq!(daemon.open(0, &name), libc::EADDRINUSE);
@@ -398,7 +398,7 @@ fn ordinary(memlock: u64) -> Option<(Daemon, tempfile::TempDir)> {
     // The program may lie where nobody else may look. Not copied by this process: while it has the
     // file open for writing, so may a child of another test, and then it cannot be run (ETXTBSY).
     let program = dir.path().join("tapdisk");
-    let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_tapdisk")).arg(&program).status();
+    let copied = Command::new("cp").arg(crate::daemon_support::program()).arg(&program).status();
     assert!(copied.unwrap().success());
     fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
     std::os::unix::fs::chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();

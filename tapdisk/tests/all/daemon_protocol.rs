@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::daemon_support::{Client, Daemon, PATIENCE, open, text, until};
 use tap_ctl::messages::{MESSAGE_BYTES, Message, Params, flag, kind};
+use test_support::rng::Rng;
 
 /// Long enough for a reply that is not going to come.
 const A_MOMENT: Duration = Duration::from_millis(50);
@@ -212,14 +213,8 @@ fn noise_does_no_harm() {
     let daemon = Daemon::spawn();
     let seed = 0x5eed_u64;
     eprintln!("seed {seed}");
-    let mut state = seed;
-    let mut random = move || {
-        // xorshift64*: enough for noise.
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32
-    };
+    let mut rng = Rng::new(seed);
+    let mut random = || rng.next() >> 32;
     for _ in 0..1000 {
         let mut bytes: Vec<u8> = (0..1200).map(|_| random() as u8).collect();
         if random() % 2 == 0 {

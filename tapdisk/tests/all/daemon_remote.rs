@@ -7,8 +7,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::Instant;
 
-use crate::daemon_support::{Daemon, images, nbd, read_only, until};
+use crate::daemon_support::{Daemon, images, read_only, until};
 use tap_ctl::messages::{Message, Params, flag, kind};
+use test_support::nbd::Verb;
 
 const BYTES: u64 = 16 << 20;
 
@@ -30,7 +31,7 @@ fn a_disk_of_another_tapdisk_is_written_read_paused_and_closed() {
         assert_eq!(near.open(0, &name), 0);
         assert_eq!(near.list(), [(0, 0, name.clone())]);
         let mut client = near.nbd(0);
-        assert_eq!(client.bytes, BYTES);
+        assert_eq!(client.size, BYTES);
         for i in 0..64u64 {
             client.write(i * 70_000 / 512 * 512, &vec![i as u8 + 1; 65536]).unwrap();
         }
@@ -223,10 +224,10 @@ fn a_server_that_says_nothing_costs_the_time_limit_of_the_disk() {
     assert_eq!(open, 0);
     let mut client = daemon.nbd(0);
     let start = Instant::now();
-    client.ask(nbd::READ, 1, 0, 512, &[]);
-    client.ask(nbd::READ, 2, 4096, 512, &[]);
-    assert_eq!(client.reply().1, 5);
-    assert_eq!(client.reply().1, 5);
+    client.send(Verb::Read, 0, 0, 512, &[]);
+    client.send(Verb::Read, 0, 4096, 512, &[]);
+    assert_eq!(client.receive().result, Err(5));
+    assert_eq!(client.receive().result, Err(5));
     let took = start.elapsed().as_millis();
     assert!((1_900..10_000).contains(&took), "{took} ms");
     assert_eq!(silent.join().unwrap(), 2 * 28, "no farewell");

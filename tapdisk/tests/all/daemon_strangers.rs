@@ -124,7 +124,7 @@ fn a_stranger_is_turned_away_also_where_the_files_let_him_in() {
     assert_eq!(daemon.state(0), 0, "not paused");
     // Those who may come in still do.
     assert_eq!((daemon.ask(kind::PAUSE, 0), daemon.resume(0, "")), (0, 0));
-    assert_eq!(daemon.nbd(0).bytes, 1 << 20);
+    assert_eq!(daemon.nbd(0).size, 1 << 20);
     assert_eq!((daemon.ask(kind::CLOSE, 0), daemon.ask(kind::DETACH, 0)), (0, 0));
     daemon.wait_for_end();
     let log = daemon.log();

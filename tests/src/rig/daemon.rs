@@ -5,17 +5,12 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::nbd::Client;
-use super::programs::{Programs, programs};
-use super::run::{Outcome, on_terminal, run};
-use super::sys;
-
-/// A daemon that was killed, or has nothing left to do, is gone within this time.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+use test_support::nbd::Client;
+use test_support::sys;
+use test_support::{Outcome, PATIENCE, Programs, on_terminal, programs, run, surround};
 
 /// A disk engine of the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,16 +64,11 @@ impl Rig {
             Engine::Aio => "aio",
         };
         let mut command = Command::new(program);
+        surround(&mut command, &self.run_dir(), &self.log_dir());
         command
             .current_dir(self.work())
-            .env("TAPDISK_RUN_DIR", self.run_dir())
-            .env("TAPDISK_LOG_DIR", self.log_dir())
             .env("TAPDISK_PROGRAM", &self.programs.tapdisk)
             .env("TAPDISK_ENGINE", engine)
-            // A call that is missing on the daemon's list shows.
-            .env("TAPDISK_SANDBOX", "kill")
-            .env_remove("TAP_CTL_VERBOSE")
-            .env("LC_ALL", "C")
             .env("TZ", "UTC");
         command
     }

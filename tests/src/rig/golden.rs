@@ -16,8 +16,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::daemon::Rig;
-use super::run::{Outcome, run};
-use super::{files, sys};
+use test_support::{Outcome, PATIENCE, files, run, sys};
 
 /// A deliberate difference from the original.
 #[derive(Clone, Copy, Debug)]
@@ -278,7 +277,7 @@ impl Rig {
     #[track_caller]
     pub fn wait_all_gone(&self) {
         for (pid, process) in self.daemons() {
-            let ended = sys::wait_readable(&process, super::daemon::PATIENCE);
+            let ended = sys::wait_readable(&process, PATIENCE);
             assert!(ended, "tapdisk {pid} does not end");
         }
     }

@@ -6,27 +6,20 @@
 //!    │                    ▲  ◄── qemu-io, nbdinfo   (the second party; missing ones fail loudly)
 //!    └─ vhdgen, vhd-util ─┴──► images ◄── qemu-img
 //! ```
-//! Nothing here sleeps: processes are waited for through their descriptors, everything else through
-//! replies. Every wait has a deadline, after which the test fails.
+//! What other crates' tests need as well is in `test-support`, and has its names here, too.
 pub mod blktap;
 mod daemon;
-pub mod files;
 pub mod golden;
-pub mod nbd;
-pub mod places;
-mod programs;
-mod run;
-mod sys;
-mod tools;
 pub mod vhdgen;
 pub mod xen_front;
 pub mod xen_keys;
 pub mod xen_load;
 
 pub use daemon::{Engine, Rig, Served};
-pub use programs::{Programs, programs};
-pub use run::{Outcome, on_terminal, run};
-pub use tools::{nbdinfo, qemu_img, qemu_io, qemu_io_fails, tool};
+pub use test_support::{
+    Outcome, Programs, files, nbd, nbdinfo, on_terminal, places, programs, qemu_img, qemu_io,
+    qemu_io_fails, run, tool,
+};
 
 /// MiB in bytes.
 pub const MIB: u64 = 1 << 20;

@@ -14,7 +14,7 @@ use tap_ctl::messages::Blkif;
 use xen_sys::blkif::Layout;
 use xen_sys::{PAGE_BYTES, evtchn, gntalloc, ring};
 
-use super::sys::wait_readable;
+use test_support::sys::wait_readable;
 
 /// How long an answer may take on a busy host.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -25,7 +25,6 @@ pub mod qcow2;
 pub mod ring;
 #[cfg(any(debug_assertions, feature = "canary"))]
 mod ring_guest;
-pub mod rng;
 pub mod seeds;
 #[cfg(any(debug_assertions, feature = "canary"))]
 mod stack;
@@ -37,5 +36,6 @@ pub mod world;
 #[cfg(any(debug_assertions, feature = "canary"))]
 pub use planted::find_planted;
 pub use seeds::{Counts, each};
+pub use test_support::rng;
 #[cfg(any(debug_assertions, feature = "canary"))]
 pub use world::{Ran, Setup, run};

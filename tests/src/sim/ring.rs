@@ -8,7 +8,7 @@
 use engine::Engine;
 use engine::limits::Limits;
 use frontend::Frontend;
-use frontend::blkif::{PollPolicy, RingName, RingWish, Rings};
+use frontend::blkif::{PollPolicy, RingName, RingParams, Rings};
 use image::Span;
 use request::{Request, SlotCounts, SlotId, Slots, Verb};
 use xen::fake::{DOMID, Fake};
@@ -125,8 +125,8 @@ impl World {
             refs[..ring.refs().len()].copy_from_slice(ring.refs());
             let name = RingName { domid: DOMID, devid, queue };
             let port = ring.port();
-            let wish = RingWish::new(name, (order, &refs), port, 3, PollPolicy::default());
-            let connected = wish.and_then(|wish| self.rings.connect(&wish));
+            let params = RingParams::new(name, (order, &refs), port, 3, PollPolicy::default());
+            let connected = params.and_then(|params| self.rings.connect(&params));
             connected.map_err(|e| e.to_string())?;
             self.guest.rings.push(ring);
         }

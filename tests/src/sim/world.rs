@@ -542,12 +542,19 @@ impl World {
         }
         let name = Path::new("sim.qcow2");
         let said = |e: qcow2::Error| named(e.to_string());
-        let storage = file.in_hand();
-        if found != Verdict::default() {
-            images::mend(&storage).map_err(named)?;
+        // Of those without a mark some are repaired by hand, and others leak.
+        let (mark, by_hand) = (self.has_mark(file), self.value.is_multiple_of(2));
+        if !mark && by_hand && found != Verdict::default() {
+            let all = qcow2::What::All;
+            qcow2::repair(&file.in_hand(), name, all, &mut |_| {}).map_err(said)?;
         }
+        let storage = file.in_hand();
         let opened = qcow2::open(&storage, name).map_err(said)?;
         let ready = qcow2::ready(&storage, name, opened).map_err(said)?;
+        let left = images::check(&file.bytes).map_err(named)?;
+        if left.low > 0 || (left.leaks > 0 && mark) {
+            return Err(named(format!("it was made ready with wrong counts: {left:?}")));
+        }
         let mut image = Qcow2::to_write(ready);
         let bug = self.setup.qcow2.unwrap_or_default();
         image.plant(bug);

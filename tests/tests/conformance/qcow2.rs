@@ -128,6 +128,39 @@ both_engines! {
         }
     }
 
+    /// A tapdisk that was killed leaves what it has acknowledged, and a mark: reading works, and the
+    /// next one that writes repairs the counts first.
+    fn an_image_that_was_not_closed_is_repaired_by_who_opens_it_next(rig) {
+        for options in ["compat=1.1", "extended_l2=on,cluster_size=16k"] {
+            family(rig, options);
+            let work = rig.work();
+            qemu_img(&work, &["convert", "-f", "qcow2", "-O", "raw", "l.qcow2", "m.raw"]);
+            let mut model = fs::read(rig.path("m.raw")).unwrap();
+            let leaf = rig.name("qcow2", "l.qcow2");
+            for seed in 0..4 {
+                let served = rig.serve(&leaf, &[]);
+                let mut disk = served.client();
+                changes(&mut disk, &mut model, seed);
+                // On their way when it is killed, where nothing is compared.
+                for i in 0..8 {
+                    disk.send(Verb::Write, 0, SIZE - MIB + i * 70_656, 65536, &[9; 65536]);
+                }
+                served.crash();
+                let image = fs::read(rig.path("l.qcow2")).unwrap();
+                assert_eq!(image[79] & 1, 1, "it is marked");
+                let read = rig.serve(&leaf, &["-R"]);
+                let found = read.client().dump();
+                read.destroy();
+                let known = usize::try_from(SIZE - MIB).unwrap();
+                assert!(found[..known] == model[..known], "{options}: what was acknowledged");
+                assert!(image == fs::read(rig.path("l.qcow2")).unwrap(), "reading repairs nothing");
+                model = found;
+            }
+            rig.serve(&leaf, &[]).destroy();
+            clean(rig, "l.qcow2", &model);
+        }
+    }
+
     fn what_never_will_be_there_is_refused_by_name(rig) {
         family(rig, "compat=1.1");
         let leaf = rig.name("qcow2", "l.qcow2");

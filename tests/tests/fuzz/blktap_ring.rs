@@ -3,6 +3,7 @@
 //! An input is steps: a byte that says what the kernel does, and what it needs for that.
 use crate::blktap_support::engine::Memory;
 use crate::blktap_support::{Bench, DISK};
+use crate::next;
 use frontend::Frontend;
 use frontend::blktap::abi::{Entry, op};
 use frontend::blktap::fake::packed;
@@ -53,15 +54,6 @@ fn seeds() -> Vec<Vec<u8>> {
     let full = (0..32).flat_map(|id| entry(op::READ, id, 8)).chain([1]);
     let wrong = entry(op::READ, 40, 8);
     vec![all, full.take(2 << 10).collect(), [wrong, vec![1]].concat(), vec![3, 33, 0, 0, 0, 1]]
-}
-
-/// The next `N` bytes; zeros where there are none left.
-fn next<const N: usize>(input: &mut &[u8]) -> [u8; N] {
-    let count = N.min(input.len());
-    let mut bytes = [0; N];
-    bytes[..count].copy_from_slice(&input[..count]);
-    *input = &input[count..];
-    bytes
 }
 
 fn run(mut input: &[u8]) -> u64 {

@@ -4,6 +4,7 @@
 //! what it needs for that.
 use crate::blkif_support::engine::Memory;
 use crate::blkif_support::{Bench, answers};
+use crate::next;
 use frontend::blkif::{Notice, Rings};
 use frontend::nbd::Export;
 use std::cell::RefCell;
@@ -75,15 +76,6 @@ fn seeds() -> Vec<Vec<u8>> {
         seeds.push(all);
     }
     seeds
-}
-
-/// The next `N` bytes; zeros where there are none left.
-fn next<const N: usize>(input: &mut &[u8]) -> [u8; N] {
-    let count = N.min(input.len());
-    let mut bytes = [0; N];
-    bytes[..count].copy_from_slice(&input[..count]);
-    *input = &input[count..];
-    bytes
 }
 
 fn run(mut input: &[u8]) -> u64 {

@@ -31,3 +31,12 @@ mod nbd_support;
 
 #[global_allocator]
 static ALLOCATOR: tests::fuzz::alloc::Counting = tests::fuzz::alloc::Counting;
+
+/// The next `N` bytes; zeros where there are none left.
+fn next<const N: usize>(input: &mut &[u8]) -> [u8; N] {
+    let count = N.min(input.len());
+    let mut bytes = [0; N];
+    bytes[..count].copy_from_slice(&input[..count]);
+    *input = &input[count..];
+    bytes
+}

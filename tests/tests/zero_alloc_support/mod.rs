@@ -2,16 +2,21 @@
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::Duration;
 
 use disk::align::{Aligned, BOUNCE_BYTES};
 use disk::probe::{AnyDisk, EngineKind, choose};
 use engine::chain::Chain;
 use engine::limits::Limits;
 use engine::{Engine, Policy};
+use frontend::Frontend;
 use host::arena::Arena;
+use host::sys::faults;
 use image::Image;
 use request::disk::Disk;
 use request::disk::FileInfo;
+use tapdisk::sealed::Seal;
+use test_support::sys::wait_readable;
 use vhd_rs::create::{NewImage, dynamic};
 
 pub const BYTES: u64 = 64 << 20;
@@ -50,10 +55,37 @@ fn open(path: &Path, format: &str) -> (File, Box<dyn Image>) {
     (file, Box::new(vhd_rs::driver::Vhd::new(opened)))
 }
 
-/// Until a descriptor is readable.
-pub fn wait(fd: i32) {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    // SAFETY: one structure, alive during the call.
-    let ready = unsafe { libc::poll(&mut poll, 1, 20_000) };
-    assert!(ready == 1, "an operation took 20 s");
+/// A turn as the server's, sealed; `now` tells the frontend the time before each look. Then what is
+/// left to wait for is waited for. Gives the page faults of the sealed part, minor and major.
+pub fn turn<F: Frontend>(
+    engine: &mut Engine<Aligned<AnyDisk>>,
+    frontend: &mut F,
+    clock: u64,
+    now: impl Fn(&mut F),
+) -> (u64, u64) {
+    let before = faults();
+    let seal = Seal::new();
+    let mut more = true;
+    while more {
+        now(frontend);
+        let arrived = frontend.take(engine);
+        let again = engine.step(clock);
+        let mut finished = false;
+        while let Some((slot, request, outcome)) = engine.pop_done() {
+            frontend.complete(engine, slot, &request, outcome);
+            finished = true;
+        }
+        frontend.kick(engine);
+        // A polled ring is looked at again, and again.
+        more = again || (arrived && finished);
+    }
+    engine.disk().submit().unwrap();
+    drop(seal);
+    let after = faults();
+    if engine.active() > 0 && !engine.disk_ref().has_finished() {
+        let woken = wait_readable(&engine.disk_ref().wake_fd(), Duration::from_secs(20));
+        assert!(woken, "an operation took 20 s");
+        engine.disk().submit().unwrap();
+    }
+    (after.0 - before.0, after.1 - before.1)
 }

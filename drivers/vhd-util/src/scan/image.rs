@@ -13,7 +13,7 @@ use vhd_rs::{Parent, VhdError, chain, key, parents, path};
 
 /// What of an image is looked at and written.
 #[derive(Clone, Copy)]
-pub(crate) struct Wish {
+pub(crate) struct ScanOptions {
     pub(crate) look: Look,
     /// Marker and key hash (`-M`).
     pub(crate) marks: bool,
@@ -67,19 +67,23 @@ impl Target {
     }
 
     /// Looks at it.
-    pub(crate) fn look(&self, wish: Wish, group: Option<&Group>) -> Result<Image, ScanFault> {
+    pub(crate) fn look(
+        &self,
+        wanted: ScanOptions,
+        group: Option<&Group>,
+    ) -> Result<Image, ScanFault> {
         match (&self.volume, group) {
             (Some(volume), Some(group)) => {
-                let wish = Wish { look: Look::Fast, ..wish };
+                let wanted = ScanOptions { look: Look::Fast, ..wanted };
                 let mut image = match volume.is_linear() {
-                    true => self.facts(volume, wish)?,
-                    false => self.facts(&self.node()?, wish)?,
+                    true => self.facts(volume, wanted)?,
+                    false => self.facts(&self.node()?, wanted)?,
                 };
                 let parent = image.facts.parent.take();
                 image.parent = parent.map(|parent| volume_link(&parent, group));
                 Ok(image)
             }
-            _ => self.look_at_file(wish),
+            _ => self.look_at_file(wanted),
         }
     }
 
@@ -89,7 +93,7 @@ impl Target {
         chain::open_file(&self.path, false).map_err(failed)
     }
 
-    fn look_at_file(&self, wish: Wish) -> Result<Image, ScanFault> {
+    fn look_at_file(&self, wanted: ScanOptions) -> Result<Image, ScanFault> {
         let failed = |doing, e: &std::io::Error| ScanFault {
             doing,
             error: VhdError::io(&self.path, "look at the file", 0, e),
@@ -98,21 +102,21 @@ impl Target {
         let file = chain::open_file(&self.path, false)
             .map_err(|error| ScanFault { doing: "opening file", error })?;
         chain::no_read_ahead(&file);
-        let mut image = self.facts(&file, wish)?;
-        if wish.marks {
+        let mut image = self.facts(&file, wanted)?;
+        if wanted.marks {
             scan::add_attribute(&mut image.facts, &file);
         }
         let Some(first) = image.facts.parent.take() else { return Ok(image) };
-        let whole = if wish.resolve {
-            scan::parent_of(&file, &self.path, wish.look).unwrap_or(first)
+        let whole = if wanted.resolve {
+            scan::parent_of(&file, &self.path, wanted.look).unwrap_or(first)
         } else {
             first
         };
-        image.parent = Some(file_link(&self.path, &file, &whole, wish.resolve));
+        image.parent = Some(file_link(&self.path, &file, &whole, wanted.resolve));
         Ok(image)
     }
 
-    fn facts(&self, storage: &dyn Storage, wish: Wish) -> Result<Image, ScanFault> {
+    fn facts(&self, storage: &dyn Storage, wanted: ScanOptions) -> Result<Image, ScanFault> {
         let mut facts = if self.raw {
             let failed = |e| ScanFault {
                 doing: "getting physical size",
@@ -121,10 +125,10 @@ impl Target {
             let size = storage.len().map_err(failed)?;
             Facts { capacity: size, size, hidden: 1, ..Facts::default() }
         } else {
-            scan::facts(storage, &self.path, wish.look)?
+            scan::facts(storage, &self.path, wanted.look)?
         };
-        if wish.marks && !self.raw {
-            scan::add_marks(&mut facts, storage, &self.path, wish.look);
+        if wanted.marks && !self.raw {
+            scan::add_marks(&mut facts, storage, &self.path, wanted.look);
         }
         let (path, shown) = (self.path.clone(), self.shown.clone());
         Ok(Image { path, shown, facts, parent: None })
@@ -163,7 +167,7 @@ fn shown(path: &Path, whole: bool) -> OsString {
 
 impl Image {
     /// An image as an object: whole paths, so that nothing has to be guessed.
-    fn object(&self, wish: Wish) -> Value {
+    fn object(&self, wanted: ScanOptions) -> Value {
         let f = &self.facts;
         let mut out = json!({
             "name": self.shown.to_string_lossy(),
@@ -172,10 +176,10 @@ impl Image {
             "hidden": f.hidden,
             "parent": self.parent.as_ref().map(|link| link.path.to_string_lossy()),
         });
-        if let (Some(link), true) = (&self.parent, wish.resolve) {
+        if let (Some(link), true) = (&self.parent, wanted.resolve) {
             out["parent_found"] = json!(link.missing.is_none());
         }
-        if wish.marks {
+        if wanted.marks {
             out["marker"] = json!(f.marker);
             out["key_hash"] = json!(f.key_hash.map(|k| key::hex(&k.hash)));
         }
@@ -183,26 +187,26 @@ impl Image {
     }
 
     /// The line of an image, without its end, for a tree with its depth there.
-    pub(crate) fn line(&self, wish: Wish, depth: Option<usize>) -> Vec<u8> {
-        if wish.json {
-            let mut object = self.object(wish);
+    pub(crate) fn line(&self, wanted: ScanOptions, depth: Option<usize>) -> Vec<u8> {
+        if wanted.json {
+            let mut object = self.object(wanted);
             if let Some(depth) = depth {
                 object["depth"] = json!(depth);
             }
             return show::json(&object.to_string()).into_owned().into_bytes();
         }
         let indent = std::iter::repeat_n(b' ', 3 * depth.unwrap_or(0));
-        indent.chain(self.words(wish)).collect()
+        indent.chain(self.words(wanted)).collect()
     }
 
     /// As callers of the original split it.
-    fn words(&self, wish: Wish) -> Vec<u8> {
+    fn words(&self, wanted: ScanOptions) -> Vec<u8> {
         let f = &self.facts;
         let mut out = b"vhd=".to_vec();
-        out.extend_from_slice(&show::name(&shown(&self.shown, wish.paths)));
+        out.extend_from_slice(&show::name(&shown(&self.shown, wanted.paths)));
         let (capacity, size, hidden) = (f.capacity, f.size, f.hidden);
         out.extend(format!(" capacity={capacity} size={size} hidden={hidden}").bytes());
-        if wish.marks {
+        if wanted.marks {
             let hash = f.key_hash.map_or(String::new(), |k| key::hex(&k.hash));
             out.extend(format!(" marker={} keyhash={hash}", f.marker).bytes());
         }
@@ -210,7 +214,7 @@ impl Image {
         match &self.parent {
             Some(link) => {
                 // A fast look does not look where the parent is.
-                let whole = wish.paths && wish.look == Look::Full;
+                let whole = wanted.paths && wanted.look == Look::Full;
                 out.extend_from_slice(&show::word(&shown(&link.path, whole)));
             }
             None => out.extend_from_slice(b"none"),
@@ -220,8 +224,8 @@ impl Image {
 }
 
 /// The line of an image that could not be looked at.
-pub(crate) fn error_line(name: &Path, fault: &ScanFault, wish: Wish) -> Vec<u8> {
-    if wish.json {
+pub(crate) fn error_line(name: &Path, fault: &ScanFault, wanted: ScanOptions) -> Vec<u8> {
+    if wanted.json {
         let mut error = options::error(&fault.error);
         error["step"] = json!(fault.doing);
         let object = json!({ "name": name.to_string_lossy(), "error": error });

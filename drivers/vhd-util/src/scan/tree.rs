@@ -1,10 +1,10 @@
 //! The images of a scan as trees: parents before children, hidden roots first.
-use super::image::{Image, Wish};
+use super::image::{Image, ScanOptions};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 /// All lines of all trees.
-pub(crate) fn lines(images: Vec<Image>, wish: Wish) -> Vec<u8> {
+pub(crate) fn lines(images: Vec<Image>, wanted: ScanOptions) -> Vec<u8> {
     let images: BTreeMap<PathBuf, Image> =
         images.into_iter().map(|image| (image.path.clone(), image)).collect();
     let mut children: BTreeMap<&Path, BTreeSet<&Path>> = BTreeMap::new();
@@ -26,8 +26,8 @@ pub(crate) fn lines(images: Vec<Image>, wish: Wish) -> Vec<u8> {
     let mut todo: Vec<(&Path, usize)> = order.into_iter().rev().map(|path| (path, 0)).collect();
     while let Some((path, depth)) = todo.pop() {
         let Some(image) = images.get(path).filter(|_| done.insert(path)) else { continue };
-        out.extend(image.line(wish, Some(depth)));
-        if !wish.json && image.parent.is_some() && !parent_known(image) {
+        out.extend(image.line(wanted, Some(depth)));
+        if !wanted.json && image.parent.is_some() && !parent_known(image) {
             out.extend_from_slice(b" (not found in scan)");
         }
         out.push(b'\n');

@@ -6,7 +6,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use crate::common::Dir;
+use crate::common::folder;
+use test_support::rng::Rng;
 
 /// Looks at `leaf.vhd` and its parent, or makes something new of them.
 const COMMANDS: [&str; 9] = [
@@ -24,20 +25,9 @@ const ROUNDS: usize = 20;
 /// A panic of Rust's.
 const PANICKED: i32 = 101;
 
-/// Numbers that look random; the same each time.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 =
-            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % end
-    }
-}
-
 #[test]
 fn commands_end_in_order_while_the_image_changes_underneath() {
-    let d = Dir::new();
+    let d = folder();
     d.put("disk.raw", &[0x55; 6 << 20]);
     d.ok("convert -n disk.raw -f raw -N base.vhd -O vhd");
     d.ok("snapshot -n leaf.vhd -p base.vhd");
@@ -47,19 +37,19 @@ fn commands_end_in_order_while_the_image_changes_underneath() {
     let mut codes = std::collections::BTreeMap::new();
     thread::scope(|scope| {
         scope.spawn(|| {
-            let mut dice = Dice(7);
+            let mut rng = Rng::new(7);
             let files = names.map(|name| {
                 std::fs::File::options().write(true).open(d.path().join(name)).unwrap()
             });
             while !over.load(Ordering::Relaxed) {
-                let which = dice.below(2) as usize;
+                let which = rng.below(2) as usize;
                 let (file, bytes) = (&files[which], &whole[which]);
                 let length = bytes.len() as u64;
-                match dice.below(4) {
-                    0 => file.set_len(dice.below(length)).unwrap(),
+                match rng.below(4) {
+                    0 => file.set_len(rng.below(length)).unwrap(),
                     1 => {
-                        let junk = [dice.below(256) as u8; 700];
-                        file.write_all_at(&junk, dice.below(8192)).unwrap();
+                        let junk = [rng.below(256) as u8; 700];
+                        file.write_all_at(&junk, rng.below(8192)).unwrap();
                     }
                     2 => file.write_all_at(&[0xff; 512], length - 512).unwrap(),
                     _ => file.write_all_at(bytes, 0).unwrap(),

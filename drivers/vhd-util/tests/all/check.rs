@@ -1,14 +1,15 @@
 //! `check` as recorded of the original: statistics, parents that are not there, what is no image;
 //! and what it says to people.
-use crate::common::Dir;
+use crate::common::folder;
 use std::os::unix::fs::FileExt;
+use test_support::Folder;
 
 const SECTOR: u64 = 512;
 
 /// A chain of three of 16 MiB: the base has block 1 full and two sectors of block 0, the middle one
 /// of these and another, the leaf all of block 0 and nothing else.
-fn chain() -> Dir {
-    let d = Dir::new();
+fn chain() -> Folder {
+    let d = folder();
     d.ok("create -n base.vhd -s 16");
     d.ok("snapshot -n mid.vhd -p base.vhd");
     d.ok("snapshot -e -n leaf.vhd -p mid.vhd");
@@ -21,7 +22,7 @@ fn chain() -> Dir {
 }
 
 /// Gives a block a bitmap that begins with these bytes, and takes its mark out of the batmap.
-fn bits(d: &Dir, name: &str, block: u64, first: &[u8]) {
+fn bits(d: &Folder, name: &str, block: u64, first: &[u8]) {
     let (_, out, _) = d.run(&format!("read -n {name} -b {block}"));
     let at: u64 = out.trim_end().rsplit(' ').next().unwrap().parse().unwrap();
     let mut bitmap = vec![0; 512];
@@ -53,7 +54,7 @@ fn statistics_go_from_the_base_up_and_compare_with_what_is_below() {
 
 #[test]
 fn bitmaps_and_statistics_are_looked_at_in_one_run() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n b.vhd -s 4");
     d.ok("snapshot -n k.vhd -p b.vhd");
     let home = d.path().display().to_string();
@@ -72,7 +73,7 @@ fn bitmaps_and_statistics_are_looked_at_in_one_run() {
 
 #[test]
 fn a_parent_that_is_not_there_is_named_as_the_locators_have_it() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n p.vhd -s 4");
     d.ok("snapshot -n k.vhd -p p.vhd");
     std::fs::remove_file(d.path().join("p.vhd")).unwrap();
@@ -85,7 +86,7 @@ fn a_parent_that_is_not_there_is_named_as_the_locators_have_it() {
 
 #[test]
 fn what_is_no_image_is_invalid_not_unreadable() {
-    let d = Dir::new();
+    let d = folder();
     d.put("empty", b"");
     d.put("text", b"hello\n");
     d.put("stump", &[7; 511]);
@@ -107,7 +108,7 @@ fn what_is_no_image_is_invalid_not_unreadable() {
 }
 
 /// What qemu does: it begins its blocks right behind the table, where the batmap lies.
-fn spoilt(d: &Dir) {
+fn spoilt(d: &Folder) {
     d.ok("create -n x.vhd -s 8");
     d.ok("fill -n x.vhd -b");
     let image = d.get("x.vhd");
@@ -135,7 +136,7 @@ fn spoilt(d: &Dir) {
 
 #[test]
 fn a_batmap_under_a_block_is_explained_and_repaired() {
-    let d = Dir::new();
+    let d = folder();
     spoilt(&d);
     d.run("repair -n x.vhd -b");
     let (_, before, _) = d.bytes("read -n x.vhd -r 0 -c 16384");
@@ -164,7 +165,7 @@ fn a_batmap_under_a_block_is_explained_and_repaired() {
 /// The real thing: qemu's first block of an image of ours lies upon the batmap.
 #[test]
 fn what_qemu_wrote_is_there_after_the_repair() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n x.vhd -s 64");
     let qemu = |commands: &[&str]| {
         let words = commands.iter().flat_map(|c| ["-c", *c]);
@@ -200,7 +201,7 @@ fn what_qemu_wrote_is_there_after_the_repair() {
 
 #[test]
 fn a_batmap_whose_sum_is_wrong_keeps_its_marker() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n x.vhd -s 8");
     // With marks: the sum of an empty map stands for none, whatever the map holds.
     d.ok("fill -n x.vhd");
@@ -214,7 +215,7 @@ fn a_batmap_whose_sum_is_wrong_keeps_its_marker() {
 
 #[test]
 fn a_disk_without_sectors_is_invalid() {
-    let d = Dir::new();
+    let d = folder();
     // An older version, or the original, made one.
     d.ok("create -n x.vhd -s 2");
     let mut image = d.get("x.vhd");

@@ -1,7 +1,7 @@
 //! The command as its callers see it: recorded texts and exit codes of the original, and the places
 //! where this one differs on purpose.
 
-use crate::common::Dir;
+use crate::common::folder;
 use std::path::Path;
 
 const USAGE: &str = "usage: vhd-util COMMAND [OPTIONS]\nCOMMAND := { create | snapshot | query | \
@@ -9,14 +9,14 @@ const USAGE: &str = "usage: vhd-util COMMAND [OPTIONS]\nCOMMAND := { create | sn
 
 #[test]
 fn no_command_and_an_unknown_one_succeed_with_the_usage() {
-    let d = Dir::new();
+    let d = folder();
     assert_eq!(d.run(""), (0, USAGE.into(), String::new()));
     assert_eq!(d.run("bogus"), (0, USAGE.into(), "invalid COMMAND bogus\n".into()));
 }
 
 #[test]
 fn wrong_options_give_the_usage_and_22() {
-    let d = Dir::new();
+    let d = folder();
     for command in ["create", "snapshot", "query", "read", "set", "repair", "check"] {
         let (code, out, err) = d.run(command);
         assert_eq!((code, err.as_str()), (22, ""), "{command}");
@@ -32,7 +32,7 @@ fn wrong_options_give_the_usage_and_22() {
 
 #[test]
 fn a_fresh_image_answers_like_the_original() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create --debug -n d.vhd -s 16");
     assert_eq!(std::fs::metadata(d.path().join("d.vhd")).unwrap().len(), 3584);
     let all = "16\n3584\nd.vhd has no parent\nhidden: 0\nmarker: 0\nchain depth: 1\n0\n16\n";
@@ -48,7 +48,7 @@ fn a_fresh_image_answers_like_the_original() {
 
 #[test]
 fn create_refuses_what_makes_no_sense() {
-    let d = Dir::new();
+    let d = folder();
     let smaller = "Error: <-S size> must be greater than <-s size>\n";
     assert_eq!(d.run("create -n x -s 64 -S 16"), (22, smaller.into(), String::new()));
     let missing = "/nodir/x.vhd: failed to create: -2\n";
@@ -63,7 +63,7 @@ fn create_refuses_what_makes_no_sense() {
 
 #[test]
 fn what_cannot_be_opened_has_its_number() {
-    let d = Dir::new();
+    let d = folder();
     std::fs::write(d.path().join("txt"), "hello\n").unwrap();
     std::fs::create_dir(d.path().join("dir")).unwrap();
     for (name, errno) in [("txt", 5), ("dir", 21), ("nope", 2), ("/dev/null", 32)] {
@@ -80,7 +80,7 @@ fn what_cannot_be_opened_has_its_number() {
 
 #[test]
 fn snapshots_know_their_parents() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n p.vhd -s 10");
     d.ok("snapshot -n c.vhd -p p.vhd");
     let home = d.path().display().to_string();
@@ -101,7 +101,7 @@ fn snapshots_know_their_parents() {
 
 #[test]
 fn fixed_images_are_quiet() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n f.vhd -s 4 -r");
     assert_eq!(std::fs::metadata(d.path().join("f.vhd")).unwrap().len(), 4_194_816);
     assert_eq!(d.ok("check -n f.vhd"), "");
@@ -113,7 +113,7 @@ fn fixed_images_are_quiet() {
 
 #[test]
 fn reading_looks_through_blocks_and_chains() {
-    let d = Dir::new();
+    let d = folder();
     std::fs::write(d.path().join("raw"), vec![0x77; 4 << 20]).unwrap();
     d.ok("snapshot -n c.vhd -p raw -m");
     let (code, out, _) = d.bytes("read -n c.vhd -r 8190 -c 2");
@@ -133,7 +133,7 @@ fn reading_looks_through_blocks_and_chains() {
 
 #[test]
 fn flags_are_set_in_both_footers_and_the_map_stays_whole() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n a.vhd -s 16");
     d.ok("set -n a.vhd -f hidden -v 1");
     d.ok("set -n a.vhd -f marker -v 200");
@@ -147,7 +147,7 @@ fn flags_are_set_in_both_footers_and_the_map_stays_whole() {
 
 #[test]
 fn a_lost_footer_is_reported_and_repaired() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n a.vhd -s 16");
     let good = std::fs::read(d.path().join("a.vhd")).unwrap();
     d.poke("a.vhd", 3072, &[0; 512]);
@@ -169,7 +169,7 @@ fn a_lost_footer_is_reported_and_repaired() {
 
 #[test]
 fn a_snapshot_onto_its_parent_is_refused() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n p.vhd -s 10");
     let keep = std::fs::read(d.path().join("p.vhd")).unwrap();
     assert_eq!(d.run("snapshot -n p.vhd -p p.vhd").0, 22);
@@ -178,7 +178,7 @@ fn a_snapshot_onto_its_parent_is_refused() {
 
 #[test]
 fn help_names_exactly_the_options_that_are_taken() {
-    let d = Dir::new();
+    let d = folder();
     let overview = d.ok("--help");
     let commands: Vec<&str> = overview.lines().filter_map(|l| l.strip_prefix("  ")).collect();
     assert!(commands.len() >= 19, "{overview}");

@@ -1,12 +1,13 @@
 //! What `--json` prints, and output that cannot be written.
 
-use crate::common::Dir;
+use crate::common::folder;
 use serde_json::{Value, json};
 use std::process::Stdio;
+use test_support::Folder;
 
 /// A base and a child in it.
-fn chain() -> Dir {
-    let d = Dir::new();
+fn chain() -> Folder {
+    let d = folder();
     d.ok("create -n p.vhd -s 16");
     d.ok("snapshot -n c.vhd -p p.vhd -e");
     d

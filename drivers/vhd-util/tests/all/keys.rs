@@ -1,15 +1,16 @@
 //! Keys of encrypted images: given as a file or on standard input, refused when they do not fit.
 
-use crate::common::Dir;
+use crate::common::folder;
 use std::io::Write;
 use std::process::Stdio;
+use test_support::Folder;
 
 const KEY: [u8; 64] = [0x42; 64];
 
 /// A plain disk with data, an encrypted copy of it, and an encrypted child of that: with the plain
 /// disk's bytes.
-fn encrypted() -> (Dir, Vec<u8>) {
-    let d = Dir::new();
+fn encrypted() -> (Folder, Vec<u8>) {
+    let d = folder();
     d.put("key", &KEY);
     d.put("wrong", &[0x43; 64]);
     d.put("short", &[0x42; 31]);
@@ -90,7 +91,7 @@ fn fill_encrypts_what_it_brings_in() {
 
 #[test]
 fn an_image_without_batmap_has_its_key_hash_in_an_attribute() {
-    let d = Dir::new();
+    let d = folder();
     d.put("key", &KEY);
     // As version 1.1 of the tools made them: without a batmap.
     d.ok("create -n old.vhd -s 6");

@@ -1,8 +1,9 @@
 //! Names that lead to neither a file nor a block device: every command ends at once, with a number
 //! and a sentence, and what it would have made is not there.
-use crate::common::Dir;
+use crate::common::folder;
 use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
+use test_support::Folder;
 
 /// Each with `X` for the odd name.
 const COMMANDS: &[&str] = &[
@@ -58,9 +59,10 @@ const SECONDS: &str = "60";
 const TOO_LONG: i32 = 124;
 
 /// Exit code and all that was said.
-fn run(d: &Dir, line: &str) -> (i32, String) {
+fn run(d: &Folder, line: &str) -> (i32, String) {
     let out = Command::new("timeout")
-        .args([SECONDS, env!("CARGO_BIN_EXE_vhd-util")])
+        .arg(SECONDS)
+        .arg(d.program())
         .args(line.split_whitespace())
         .current_dir(d.path())
         .stdin(Stdio::null())
@@ -70,12 +72,12 @@ fn run(d: &Dir, line: &str) -> (i32, String) {
     (out.status.code().unwrap(), String::from_utf8_lossy(&text).into_owned())
 }
 
-fn mkfifo(d: &Dir, name: &str) {
+fn mkfifo(d: &Folder, name: &str) {
     assert!(Command::new("mkfifo").arg(d.path().join(name)).status().unwrap().success());
 }
 
-fn chain() -> Dir {
-    let d = Dir::new();
+fn chain() -> Folder {
+    let d = folder();
     d.ok("create -n p.vhd -s 16");
     d.ok("snapshot -n kid.vhd -p p.vhd");
     d.ok("snapshot -e -n leaf.vhd -p kid.vhd");
@@ -131,7 +133,7 @@ fn a_pipe_as_parent_is_no_parent() {
 fn a_key_comes_through_a_pipe_of_the_shell() {
     let d = chain();
     d.put("file", &[7; 32]);
-    let tool = env!("CARGO_BIN_EXE_vhd-util");
+    let tool = d.program().display();
     let line = format!("{tool} key -C -k file && {tool} key -C -k <(cat file)");
     let out = Command::new("bash").args(["-c", &line]).current_dir(d.path()).output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
@@ -141,7 +143,7 @@ fn a_key_comes_through_a_pipe_of_the_shell() {
 
 #[test]
 fn other_formats_under_the_name_of_a_vhd_are_named() {
-    let d = Dir::new();
+    let d = folder();
     let mut tar = vec![0; 1024];
     tar[257..262].copy_from_slice(b"ustar");
     let mut vdi = vec![0; 2048];
@@ -178,7 +180,7 @@ fn other_formats_under_the_name_of_a_vhd_are_named() {
 
 #[test]
 fn a_header_that_is_right_and_unsupported_is_named() {
-    let d = Dir::new();
+    let d = folder();
     d.ok("create -n good.vhd -s 4");
     // Version 2.0; a block of 4 MiB; something behind the header; a locator of an unknown kind.
     let fields: [(usize, &[u8], &str); 4] = [
@@ -205,7 +207,7 @@ fn a_header_that_is_right_and_unsupported_is_named() {
 
 #[test]
 fn no_way_makes_a_disk_without_sectors() {
-    let d = Dir::new();
+    let d = folder();
     d.put("empty.raw", b"");
     for line in [
         "create -n new -s 0",

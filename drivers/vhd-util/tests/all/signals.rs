@@ -6,8 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ExitStatus, Stdio};
 
-use crate::common::Dir;
+use crate::common::folder;
 use image::blocking::Writer;
+use test_support::Folder;
 use vhd_rs::driver::Vhd;
 use vhd_rs::{OpenOptions, lock, open};
 
@@ -17,7 +18,7 @@ const EFBIG: i32 = 27;
 
 /// The command in a shell that has set something up: a limit, an ignored signal, a umask; and has
 /// nothing ignored that the tests' caller ignores.
-fn under(d: &Dir, set_up: &str, line: &str) -> std::process::Command {
+fn under(d: &Folder, set_up: &str, line: &str) -> std::process::Command {
     let mut shell = std::process::Command::new("env");
     let command = d.command(line);
     shell.args(["--default-signal", "sh", "-c", &format!("{set_up}; exec \"$0\" \"$@\"")]);
@@ -27,7 +28,7 @@ fn under(d: &Dir, set_up: &str, line: &str) -> std::process::Command {
 
 /// A base of 8 MiB, a leaf over it that has every second sector anew, an empty top, and all that
 /// they show.
-fn family(d: &Dir) -> Vec<u8> {
+fn family(d: &Folder) -> Vec<u8> {
     let old: Vec<u8> = (0..8 << 20).map(|i: u32| (i >> 9) as u8).collect();
     d.put("base.raw", &old);
     d.ok("convert -n base.raw -f raw -N base.vhd -O vhd");
@@ -52,7 +53,7 @@ fn family(d: &Dir) -> Vec<u8> {
 }
 
 /// A slow command whose first line of progress has come.
-fn begun(d: &Dir, set_up: &str, line: &str) -> (Child, BufReader<impl Read + use<>>) {
+fn begun(d: &Folder, set_up: &str, line: &str) -> (Child, BufReader<impl Read + use<>>) {
     let mut command = under(d, set_up, &format!("{line} --progress=json --rate 4M"));
     let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(child.stderr.take().unwrap());
@@ -68,7 +69,7 @@ fn send(child: &Child, signal: &str) {
 }
 
 /// How a command that a signal was sent to ended, and its last line.
-fn ended(d: &Dir, set_up: &str, line: &str, signal: &str) -> (ExitStatus, String) {
+fn ended(d: &Folder, set_up: &str, line: &str, signal: &str) -> (ExitStatus, String) {
     let (mut child, said) = begun(d, set_up, line);
     send(&child, signal);
     let last = said.lines().last().unwrap().unwrap();
@@ -77,7 +78,7 @@ fn ended(d: &Dir, set_up: &str, line: &str, signal: &str) -> (ExitStatus, String
 
 #[test]
 fn a_new_image_that_a_signal_ends_is_taken_away_and_that_is_said() {
-    let d = Dir::new();
+    let d = folder();
     family(&d);
     let before = d.get("base.vhd");
     for (signal, number) in [("-TERM", SIGTERM), ("-INT", SIGINT), ("-HUP", 1)] {
@@ -96,7 +97,7 @@ fn a_new_image_that_a_signal_ends_is_taken_away_and_that_is_said() {
 
 #[test]
 fn a_coalesce_that_a_signal_ends_says_what_to_do_and_doing_it_helps() {
-    let d = Dir::new();
+    let d = folder();
     let want = family(&d);
     for signal in ["-TERM", "-INT"] {
         let (status, said) = ended(&d, ":", "coalesce -n leaf.vhd", signal);
@@ -114,7 +115,7 @@ fn a_coalesce_that_a_signal_ends_says_what_to_do_and_doing_it_helps() {
 
 #[test]
 fn a_signal_that_the_caller_ignores_ends_nothing() {
-    let d = Dir::new();
+    let d = folder();
     family(&d);
     let set_up = "trap '' INT HUP";
     let (mut child, said) = begun(&d, set_up, "convert -n base.vhd -N new.raw -O raw");
@@ -127,7 +128,7 @@ fn a_signal_that_the_caller_ignores_ends_nothing() {
 
 #[test]
 fn a_limit_for_files_is_an_error_and_leaves_nothing_half() {
-    let d = Dir::new();
+    let d = folder();
     let want = family(&d);
     // 1 MiB in units of 512 bytes.
     let limited = |line: &str| under(&d, "ulimit -f 2048", line).output().unwrap();
@@ -158,7 +159,7 @@ fn a_limit_for_files_is_an_error_and_leaves_nothing_half() {
 
 #[test]
 fn nothing_is_for_everybody_to_write() {
-    let d = Dir::new();
+    let d = folder();
     d.put("a.raw", &[1; 4096]);
     for (umask, mode) in [("0", 0o644), ("077", 0o600)] {
         for line in [

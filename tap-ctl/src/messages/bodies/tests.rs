@@ -33,7 +33,7 @@ fn params() {
         prt_devnum: 0x090a_0b0c,
         req_timeout: 0x0d0e,
         secondary: path("nbd:y"),
-        device: DeviceWish::default(),
+        device: DeviceOptions::default(),
     };
     assert_fields(
         &params,
@@ -95,7 +95,7 @@ fn image() {
 
 #[test]
 fn devices_are_in_bytes_that_the_original_leaves_zero() {
-    let device = DeviceWish { driver: 1, queues: 4, number: 8 };
+    let device = DeviceOptions { driver: 1, queues: 4, number: 8 };
     let params = Params { flags: flag::DEVICE, device, ..Params::default() };
     let frame = written(&params);
     assert_eq!(frame[538..544], [1, 4, 8, 0, 0, 0]);

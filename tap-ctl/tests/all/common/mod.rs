@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread::JoinHandle;
 use tap_ctl::messages::{MESSAGE_BYTES, Message, Request, validate_request};
 use tap_ctl::paths::RunDir;
+use test_support::program;
 
 /// What a run gave.
 #[derive(Debug, PartialEq, Eq)]
@@ -31,14 +32,6 @@ impl Run {
 /// A temporary run-time directory.
 pub struct Setup {
     dir: tempfile::TempDir,
-}
-
-/// The program under test: of the folder that `TAPDISK_TESTS_BIN` names, where that is set.
-fn program() -> std::path::PathBuf {
-    match std::env::var_os("TAPDISK_TESTS_BIN") {
-        Some(folder) => std::path::Path::new(&folder).join("tap-ctl"),
-        None => env!("CARGO_BIN_EXE_tap-ctl").into(),
-    }
 }
 
 impl Setup {
@@ -68,7 +61,7 @@ impl Setup {
     }
 
     fn execute(&self, args: &[&str], env: &[(&str, &str)], input: &[u8]) -> Run {
-        let mut command = Command::new(program());
+        let mut command = Command::new(program!("tap-ctl"));
         command.args(args).env("TAPDISK_RUN_DIR", self.run_dir().path()).env("LC_ALL", "C");
         command.env_remove("TAP_CTL_VERBOSE").env_remove("TAPDISK_PROGRAM");
         command.envs(env.iter().copied());

@@ -41,7 +41,7 @@ fn op(kind: Kind, index: u32) -> Op {
 fn exercise(disk: &mut Aio) {
     let file = tempfile::tempfile().unwrap();
     use_ring_for(disk, file.as_raw_fd());
-    let depth = disk.depth;
+    let depth = disk.flight.depth();
     for round in 0..5_u8 {
         for index in 0..depth {
             disk.arena().slice_mut(op(Kind::Write, index).buf).fill(round ^ index as u8);

@@ -94,7 +94,7 @@ impl Batch {
         log.counters.copies += self.copies.len() as u64;
         let made = grants.copy(&mut CopyMemory { slots, calls }, &mut self.copies);
         if let Err(error) = &made {
-            log.note(Notice::CopyFailed(error.raw_os_error().unwrap_or(libc::EIO)));
+            log.notices.note(Notice::CopyFailed(error.raw_os_error().unwrap_or(libc::EIO)));
         }
         for piece in &mut self.pieces {
             let all = self.copies[piece.first..piece.end].iter().all(|copy| copy.ok);

@@ -19,7 +19,7 @@ const ORDER_MAX: u32 = RING_PAGES_MAX.ilog2();
 
 /// A ring to be connected, checked as far as it goes without asking Xen.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RingWish {
+pub struct RingParams {
     /// Whose.
     pub name: RingName,
     /// References of its pages.
@@ -88,7 +88,7 @@ impl fmt::Display for RingName {
     }
 }
 
-impl RingWish {
+impl RingParams {
     /// The device and queue of a message: (domid, devid), (queue, queues).
     ///
     /// # Errors
@@ -121,7 +121,7 @@ impl RingWish {
         port: u32,
         protocol: u32,
         poll: PollPolicy,
-    ) -> Result<RingWish, ConnectError> {
+    ) -> Result<RingParams, ConnectError> {
         if order > ORDER_MAX {
             let text = format!("a ring of order {order}: at most {ORDER_MAX} is supported");
             return Err(ConnectError::new(libc::EINVAL, text));
@@ -132,7 +132,7 @@ impl RingWish {
             return Err(ConnectError::new(libc::EPROTONOSUPPORT, text));
         };
         let pages = 1 << order;
-        Ok(RingWish { name, refs: *refs, pages, port, protocol, layout, poll })
+        Ok(RingParams { name, refs: *refs, pages, port, protocol, layout, poll })
     }
 }
 
@@ -152,8 +152,8 @@ impl<X: GrantTable + EventChannels> Rings<X> {
     ///
     /// # Errors
     /// EALREADY if it is connected, ENOSPC if there are too many, or what the kernel says.
-    pub fn connect(&mut self, wish: &RingWish) -> Result<(), ConnectError> {
-        let name = wish.name;
+    pub fn connect(&mut self, params: &RingParams) -> Result<(), ConnectError> {
+        let name = params.name;
         if self.has(name) {
             let text = format!("the ring of {name} is connected already");
             return Err(ConnectError::new(libc::EALREADY, text));
@@ -166,17 +166,17 @@ impl<X: GrantTable + EventChannels> Rings<X> {
             let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
             ConnectError::new(errno, format!("cannot {what} of {name}: {error}"))
         };
-        let refs = &wish.refs[..wish.pages];
+        let refs = &params.refs[..params.pages];
         let pages = self
             .xen
             .map(name.domid, refs)
             .map_err(|e| failed(&format!("map the ring pages {refs:?}"), &e))?;
         let port: Port = self
             .xen
-            .bind(name.domid, wish.port)
-            .map_err(|e| failed(&format!("bind to the event channel port {}", wish.port), &e))?;
-        let ring = BackRing::new(pages, wish.layout);
-        let queue = Queue::new(place as u8, wish, (ring, port));
+            .bind(name.domid, params.port)
+            .map_err(|e| failed(&format!("bind to the event channel port {}", params.port), &e))?;
+        let ring = BackRing::new(pages, params.layout);
+        let queue = Queue::new(place as u8, params, (ring, port));
         self.queues[place] = Some(queue);
         Ok(())
     }
@@ -191,11 +191,11 @@ impl<X: GrantTable + EventChannels> Rings<X> {
                 domid,
                 devid,
                 queue: number,
-                refs: queue.wish.refs[..queue.wish.pages].to_vec(),
+                refs: queue.params.refs[..queue.params.pages].to_vec(),
                 port: queue.port,
-                protocol: queue.wish.protocol,
-                poll_us: queue.wish.poll.duration_us,
-                poll_idle: queue.wish.poll.idle_threshold,
+                protocol: queue.params.protocol,
+                poll_us: queue.params.poll.duration_us,
+                poll_idle: queue.params.poll.idle_threshold,
                 requests: live.map(|ring| ring.indices().0),
                 tally: queue.tally,
             }
@@ -218,7 +218,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         refs[..pages].copy_from_slice(&state.refs);
         let poll = PollPolicy { duration_us: state.poll_us, idle_threshold: state.poll_idle };
         // The far end of the channel is known to the kernel alone.
-        let wish = RingWish::new(name, (pages.ilog2(), &refs), 0, state.protocol, poll)?;
+        let params = RingParams::new(name, (pages.ilog2(), &refs), 0, state.protocol, poll)?;
         let Some(place) = free_place(&mut self.queues, RINGS_MAX, Queue::is_over) else {
             return Err(ConnectError::new(libc::ENOSPC, format!("more than {RINGS_MAX} rings")));
         };
@@ -226,8 +226,8 @@ impl<X: GrantTable + EventChannels> Rings<X> {
             let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
             ConnectError::new(errno, format!("cannot map the ring pages of {name}: {error}"))
         })?;
-        let ring = BackRing::adopt(mapped, wish.layout, state.requests.unwrap_or(0));
-        let mut queue = Queue::new(place as u8, &wish, (ring, state.port));
+        let ring = BackRing::adopt(mapped, params.layout, state.requests.unwrap_or(0));
+        let mut queue = Queue::new(place as u8, &params, (ring, state.port));
         queue.broken = state.requests.is_none();
         queue.tally = state.tally;
         // Whether its port is masked, and what it has told before, nobody knows any more.

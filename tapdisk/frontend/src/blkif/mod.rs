@@ -26,7 +26,7 @@ mod queue;
 use xen::{EventChannels, GrantTable, status};
 
 pub use self::calls::SEGMENTS_MAX;
-pub use self::connect::{ConnectError, QUEUES_MAX, RingState, RingWish};
+pub use self::connect::{ConnectError, QUEUES_MAX, RingParams, RingState};
 pub use self::notice::{Counters, Indices, Notice, Tally};
 pub use self::poll::PollPolicy;
 pub use self::queue::RingName;
@@ -153,7 +153,8 @@ impl<X: GrantTable + EventChannels> Rings<X> {
 
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
-        self.parts.log.counters
+        let log = &self.parts.log;
+        Counters { notices_lost: log.notices.lost(), ..log.counters }
     }
 
     /// What the rings of a device have done, and where the first of them is.
@@ -167,7 +168,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
 
     /// The oldest notice that was not fetched yet.
     pub fn take_notice(&mut self) -> Option<Notice> {
-        self.parts.log.take()
+        self.parts.log.notices.take()
     }
 
     /// Lets ports that have fired do so again, before their rings are looked at.
@@ -176,7 +177,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
             queue.fired = false;
             if let Err(error) = self.xen.unmask(queue.port) {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                self.parts.log.note(Notice::UnmaskFailed(errno));
+                self.parts.log.notices.note(Notice::UnmaskFailed(errno));
             }
         }
     }
@@ -367,7 +368,7 @@ impl<X: GrantTable + EventChannels> Frontend for Rings<X> {
             self.parts.log.counters.notifications += 1;
             if let Err(error) = self.xen.notify(queue.port) {
                 let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                self.parts.log.note(Notice::NotifyFailed(errno));
+                self.parts.log.notices.note(Notice::NotifyFailed(errno));
             }
         }
     }

@@ -136,17 +136,5 @@ const NOTICES_MAX: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Log {
     pub counters: Counters,
-    notices: Notices<Notice, NOTICES_MAX>,
-}
-
-impl Log {
-    /// Keeps a notice, or counts it as lost.
-    pub(super) fn note(&mut self, notice: Notice) {
-        self.counters.notices_lost += u64::from(!self.notices.note(notice));
-    }
-
-    /// The oldest notice.
-    pub(super) fn take(&mut self) -> Option<Notice> {
-        self.notices.take()
-    }
+    pub notices: Notices<Notice, NOTICES_MAX>,
 }

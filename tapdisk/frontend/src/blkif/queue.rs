@@ -10,7 +10,7 @@ use xen::{BackRing, Entry, List, Port, Refusal, Runaway, op, status};
 
 use super::Parts;
 use super::calls::{Call, Lists, SEGMENTS_MAX, Stage, Work};
-use super::connect::RingWish;
+use super::connect::RingParams;
 use super::notice::{Indices, Notice, Tally};
 use super::poll::Polling;
 use crate::Bounds;
@@ -55,7 +55,7 @@ pub(super) struct Queue {
     pub place: u8,
     pub name: RingName,
     /// How it was connected.
-    pub wish: RingWish,
+    pub params: RingParams,
     /// `None` once disconnected; what is in flight comes back nevertheless.
     pub ring: Option<BackRing>,
     pub port: Port,
@@ -82,12 +82,12 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(place: u8, wish: &RingWish, (ring, port): (BackRing, Port)) -> Queue {
-        let polling = Polling::new(wish.poll);
+    pub(super) fn new(place: u8, params: &RingParams, (ring, port): (BackRing, Port)) -> Queue {
+        let polling = Polling::new(params.poll);
         Queue {
             place,
-            name: wish.name,
-            wish: *wish,
+            name: params.name,
+            params: *params,
             ring: Some(ring),
             port,
             broken: false,
@@ -167,7 +167,7 @@ impl Queue {
     /// Nothing is taken from it or written to it any more. What waits in the line may be part of a
     /// batch just now; the end of the turn gives it up.
     fn break_off(&mut self, runaway: Runaway, parts: &mut Parts) {
-        parts.log.note(Notice::Broken { name: self.name, runaway });
+        parts.log.notices.note(Notice::Broken { name: self.name, runaway });
         self.broken = true;
         self.polling.stop();
     }

@@ -17,6 +17,7 @@ use super::intake::Intake;
 use super::listen::{Door, ListenError, Paths};
 use super::notice::Counters;
 use super::{CLIENTS_MAX, DOORS, Export, NbdServer, doors, tokens_of_door};
+use crate::notices::Notices;
 use host::carry::Carried;
 use request::Traffic;
 
@@ -100,7 +101,7 @@ impl NbdServer {
         let mut state = NbdState {
             doors: Vec::new(),
             clients: Vec::new(),
-            counters: self.log.counters,
+            counters: self.counters(),
             traffic: self.log.traffic,
         };
         for door in &self.doors {
@@ -158,6 +159,7 @@ impl NbdServer {
             server.doors.push(made);
         }
         server.log.counters = state.counters;
+        server.log.notices = Notices::after(state.counters.notices_lost);
         server.log.traffic = state.traffic;
         for client in state.clients {
             let fd = fetch(client.socket).map_err(fail)?;

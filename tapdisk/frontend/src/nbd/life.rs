@@ -93,7 +93,7 @@ impl Conn {
         if !matches!(why, Why::Closed | Why::Aborted | Why::Shut) {
             log.counters.dropped += 1;
         }
-        log.note(Notice::Ended { client: self.id, why });
+        log.notices.note(Notice::Ended { client: self.id, why });
         if let Some(fd) = self.fd.take() {
             // The peer may hold a copy of a passed descriptor, which would keep it in the poll.
             // Failure means it is not in it, which is what we want.

@@ -215,7 +215,7 @@ impl NbdServer {
 
     /// What was counted so far.
     pub fn counters(&self) -> Counters {
-        self.log.counters
+        Counters { notices_lost: self.log.notices.lost(), ..self.log.counters }
     }
 
     /// Reads and writes of clients that were greeted in the new style, and in the old one.
@@ -225,7 +225,7 @@ impl NbdServer {
 
     /// The oldest notice that was not fetched yet.
     pub fn take_notice(&mut self) -> Option<Notice> {
-        self.log.take()
+        self.log.notices.take()
     }
 
     fn conns(&mut self) -> impl Iterator<Item = &mut Conn> {
@@ -242,7 +242,7 @@ impl NbdServer {
             match self.doors[i].accept() {
                 Ok(Some(Err(stranger))) => {
                     self.log.counters.refused += 1;
-                    self.log.note(Notice::TurnedAway(stranger));
+                    self.log.notices.note(Notice::TurnedAway(stranger));
                 }
                 Ok(Some(Ok(stream))) => match self.doors[i].purpose {
                     Purpose::Clients(style) => {
@@ -266,7 +266,7 @@ impl NbdServer {
         let Purpose::Descriptors(style) = self.doors[i].purpose else { return };
         match self.doors[i].collect(&self.registry) {
             None => {}
-            Some(None) => self.log.note(Notice::NoDescriptor),
+            Some(None) => self.log.notices.note(Notice::NoDescriptor),
             Some(Some(fd)) => {
                 let admitted = self.admit(fd, style, true);
                 self.note_failure(admitted);
@@ -276,7 +276,7 @@ impl NbdServer {
 
     fn note_failure(&mut self, result: io::Result<()>) {
         if let Err(e) = result {
-            self.log.note(Notice::AcceptFailed(e.raw_os_error().unwrap_or(libc::EIO)));
+            self.log.notices.note(Notice::AcceptFailed(e.raw_os_error().unwrap_or(libc::EIO)));
         }
     }
 
@@ -286,14 +286,14 @@ impl NbdServer {
             free_place(&mut self.places, CLIENTS_MAX, |conn| conn.phase == Phase::Free)
         else {
             self.log.counters.refused += 1;
-            self.log.note(Notice::Refused);
+            self.log.notices.note(Notice::Refused);
             return Ok(());
         };
         let conn = self.places[place].get_or_insert_with(|| Box::new(Conn::new(place as u16)));
         let token = Token(self.base + 2 * DOORS + place);
         conn.serve(fd, style, passed, (&self.registry, token), &self.export)?;
         self.log.counters.clients += 1;
-        self.log.note(Notice::Connected { client: place as u16 });
+        self.log.notices.note(Notice::Connected { client: place as u16 });
         Ok(())
     }
 

@@ -112,17 +112,5 @@ pub(super) struct Log {
     pub traffic: [Traffic; 2],
     /// The clock, in µs.
     pub now: u64,
-    notices: Notices<Notice, NOTICES_MAX>,
-}
-
-impl Log {
-    /// Keeps a notice, or counts it as lost.
-    pub(super) fn note(&mut self, notice: Notice) {
-        self.counters.notices_lost += u64::from(!self.notices.note(notice));
-    }
-
-    /// The oldest notice.
-    pub(super) fn take(&mut self) -> Option<Notice> {
-        self.notices.take()
-    }
+    pub notices: Notices<Notice, NOTICES_MAX>,
 }

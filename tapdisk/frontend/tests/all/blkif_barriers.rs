@@ -143,8 +143,8 @@ fn other_devices_are_not_held_up() {
     let mut rings = [bench.connect(0, 3, 0), bench.connect(0, 3, 1)];
     let mut other = bench.guest.ring(0, Layout::WIDE);
     let named = RingName { devid: 1, ..name(0) };
-    let wish = crate::blkif_support::wish(&other, named, 3, PollPolicy::default());
-    bench.rings.connect(&wish).expect("connects");
+    let params = crate::blkif_support::params(&other, named, 3, PollPolicy::default());
+    bench.rings.connect(&params).expect("connects");
     let pages = bench.pages(3);
     bench.memory.hold = true;
     let first = write(&bench, 0, 0, &pages[..1]);

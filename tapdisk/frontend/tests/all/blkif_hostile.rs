@@ -2,10 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::blkif_support::engine::Random;
 use crate::blkif_support::*;
 use frontend::Frontend;
 use frontend::blkif::Notice;
+use test_support::rng::Rng;
 use xen::fake::{Access, FrontRing, entry, indirect_entry};
 use xen::{Layout, Segment, op, status};
 
@@ -184,7 +184,7 @@ fn an_index_that_moves_while_requests_are_taken_is_no_harm() {
 #[test]
 fn random_nonsense_harms_nobody_else() {
     for seed in 0..60u64 {
-        let mut random = Random(seed);
+        let mut random = Rng::new(seed);
         let mut bench = Bench::new();
         bench.memory.order = crate::blkif_support::engine::Order::Random;
         if seed % 3 == 0 {
@@ -234,14 +234,14 @@ fn ask_until(bench: &mut Bench, ring: &mut FrontRing, request: &[u8; 112]) -> i1
     panic!("no answer");
 }
 
-fn nonsense(bench: &Bench, ring: &mut FrontRing, grefs: &[u32], random: &mut Random) {
-    let any = |random: &mut Random| grefs[random.below(grefs.len() as u64) as usize];
+fn nonsense(bench: &Bench, ring: &mut FrontRing, grefs: &[u32], random: &mut Rng) {
+    let any = |random: &mut Rng| grefs[random.below(grefs.len() as u64) as usize];
     for _ in 0..random.below(12) {
         let mut bytes = [0; 112];
         match random.below(3) {
             // Nearly right.
             0 | 1 => {
-                let segment = |random: &mut Random| Segment {
+                let segment = |random: &mut Rng| Segment {
                     gref: any(random),
                     first: random.below(4) as u8,
                     last: 3 + random.below(5) as u8,

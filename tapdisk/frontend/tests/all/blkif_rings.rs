@@ -1,15 +1,15 @@
 //! Rings of a guest in memory: data, batches, several rings, pauses, connecting and letting go.
 
-use crate::blkif_support::engine::Random;
 use crate::blkif_support::*;
 use frontend::Frontend;
-use frontend::blkif::{PollPolicy, RingState, RingWish, Rings};
+use frontend::blkif::{PollPolicy, RingParams, RingState, Rings};
 use request::{Slots, Verb};
+use test_support::rng::Rng;
 use xen::fake::entry;
 use xen::{Layout, Segment, op, status};
 
 /// Random segments, also of parts of pages.
-fn segments(bench: &Bench, random: &mut Random, count: usize) -> Vec<Segment> {
+fn segments(bench: &Bench, random: &mut Rng, count: usize) -> Vec<Segment> {
     let mut segments = bench.pages(count);
     for segment in &mut segments {
         if random.below(3) == 0 {
@@ -26,7 +26,7 @@ fn random_requests_of_every_protocol_and_order_do_what_they_say() {
         let mut bench = Bench::new();
         let mut ring = bench.connect(order, protocol, 0);
         let layout = ring.layout();
-        let mut random = Random(u64::from(protocol * 10 + order));
+        let mut random = Rng::new(u64::from(protocol * 10 + order));
         let mut model = bench.memory.disk.clone();
         bench.memory.order = engine::Order::Random;
         for id in 0..300u64 {
@@ -268,7 +268,7 @@ fn a_long_request_is_carried_on_after_a_pause() {
 fn several_queues_of_a_device_and_other_devices_are_apart() {
     let mut bench = Bench::new();
     let mut rings: Vec<_> = (0..4).map(|queue| bench.connect(1, 3, queue)).collect();
-    let again = wish(&rings[2], name(2), 3, PollPolicy::default());
+    let again = params(&rings[2], name(2), 3, PollPolicy::default());
     assert_eq!(bench.rings.connect(&again).unwrap_err().errno, libc::EALREADY);
     let pages = bench.pages(4);
     for (i, ring) in rings.iter_mut().enumerate() {
@@ -324,7 +324,7 @@ fn a_polled_ring_needs_no_notifications() {
     let mut bench = Bench::new();
     let mut ring = bench.guest.ring(0, Layout::WIDE);
     let poll = PollPolicy { duration_us: 1000, idle_threshold: 50 };
-    bench.rings.connect(&wish(&ring, name(0), 3, poll)).unwrap();
+    bench.rings.connect(&params(&ring, name(0), 3, poll)).unwrap();
     bench.rings.set_idle(80.0);
     let pages = bench.pages(1);
     assert_eq!(bench.ask(&mut ring, &read(&bench, 0, 0, &pages)), status::OKAY);
@@ -368,30 +368,30 @@ fn sectors_of_4096_bytes_are_counted_in_units_of_512() {
 
 #[test]
 fn what_cannot_be_connected_is_refused_with_the_errno_of_the_protocol() {
-    let errno = |result: Result<RingWish, _>| {
+    let errno = |result: Result<RingParams, _>| {
         let error: frontend::blkif::ConnectError = result.unwrap_err();
         error.errno
     };
     let poll = PollPolicy::default();
     let refs = [0; 8];
-    assert_eq!(errno(RingWish::new(name(0), (4, &refs), 1, 3, poll)), libc::EINVAL);
-    assert_eq!(errno(RingWish::new(name(0), (u32::MAX, &refs), 1, 3, poll)), libc::EINVAL);
-    assert_eq!(errno(RingWish::new(name(0), (0, &refs), 1, 0, poll)), libc::EPROTONOSUPPORT);
+    assert_eq!(errno(RingParams::new(name(0), (4, &refs), 1, 3, poll)), libc::EINVAL);
+    assert_eq!(errno(RingParams::new(name(0), (u32::MAX, &refs), 1, 3, poll)), libc::EINVAL);
+    assert_eq!(errno(RingParams::new(name(0), (0, &refs), 1, 0, poll)), libc::EPROTONOSUPPORT);
     for (queue, queues) in [(2, 2), (8, 9), (0, 9), (u32::MAX, 8)] {
-        let refused = RingWish::name((7, 1), (queue, queues)).unwrap_err();
+        let refused = RingParams::name((7, 1), (queue, queues)).unwrap_err();
         assert_eq!(refused.errno, libc::EINVAL, "{queue} of {queues}");
     }
-    assert_eq!(RingWish::name((7, 1), (77, 0)).unwrap().queue, 0, "as the original's tapback");
-    assert_eq!(RingWish::name((0x7ff0, 1), (0, 0)).unwrap_err().errno, libc::EINVAL);
+    assert_eq!(RingParams::name((7, 1), (77, 0)).unwrap().queue, 0, "as the original's tapback");
+    assert_eq!(RingParams::name((0x7ff0, 1), (0, 0)).unwrap_err().errno, libc::EINVAL);
     let mut bench = Bench::new();
     let ring = bench.guest.ring(0, Layout::WIDE);
-    let stranger = RingWish::name((3, 1), (0, 1)).unwrap();
-    let refused = bench.rings.connect(&wish(&ring, stranger, 3, poll)).unwrap_err();
+    let stranger = RingParams::name((3, 1), (0, 1)).unwrap();
+    let refused = bench.rings.connect(&params(&ring, stranger, 3, poll)).unwrap_err();
     assert_eq!(refused.errno, libc::EINVAL);
     assert!(refused.text.contains("domain 3, device 1"), "{refused}");
-    bench.rings.connect(&wish(&ring, name(0), 3, poll)).unwrap();
+    bench.rings.connect(&params(&ring, name(0), 3, poll)).unwrap();
     // The port is taken now: what was mapped for the second ring is unmapped again.
-    let refused = bench.rings.connect(&wish(&ring, name(1), 3, poll)).unwrap_err();
+    let refused = bench.rings.connect(&params(&ring, name(1), 3, poll)).unwrap_err();
     assert!(refused.text.contains("event channel port"), "{refused}");
     assert_eq!(bench.guest.counts().mapped, 1);
     bench.assert_clean();
@@ -435,7 +435,7 @@ fn another_program_goes_on_with_rings_under_load() {
         let mut bench = Bench::new();
         let mut rings = [bench.connect(order, protocol, 0), bench.connect(order, protocol, 1)];
         let layout = rings[0].layout();
-        let mut random = Random(u64::from(protocol));
+        let mut random = Rng::new(u64::from(protocol));
         let mut model = bench.memory.disk.clone();
         let mut id = 0;
         for _ in 0..100 {

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use crate::nbd_support::client::{Reply, cmd, request};
-use crate::nbd_support::engine::Random;
 use crate::nbd_support::{Bench, Client, export};
 use frontend::Frontend;
 use frontend::nbd::{CLIENTS_MAX, Notice, Why};
 use request::Slots;
+use test_support::rng::Rng;
 
 /// Reads, writes and checks through a client while others misbehave.
 fn assert_proceeds(bench: &mut Bench, client: &mut Client) {
@@ -90,7 +90,7 @@ fn clients_that_stop_in_a_payload_hold_one_slot_at_most() {
 fn clients_that_vanish_in_the_middle_of_requests_leave_nothing() {
     let mut bench = Bench::new();
     bench.memory.pattern();
-    let mut random = Random(77);
+    let mut random = Rng::new(77);
     for round in 0..200 {
         let mut client = if round % 2 == 0 { bench.structured() } else { bench.simple() };
         bench.memory.hold = round % 3 == 0;
@@ -170,7 +170,7 @@ fn while_suspended_replies_go_out_and_nothing_comes_in() {
 fn suspending_in_the_middle_of_everything_loses_nothing() {
     for seed in 0..20 {
         println!("seed {seed}");
-        let mut random = Random(seed);
+        let mut random = Rng::new(seed);
         let mut bench = Bench::new();
         let mut client = bench.structured();
         let data: Vec<u8> = (0..3u32 << 20).map(|i| (i / 100) as u8).collect();
@@ -241,7 +241,7 @@ fn a_client_that_closes_right_after_its_last_words_is_seen() {
 fn random_bytes_never_panic_or_leak() {
     for seed in 0..300 {
         println!("seed {seed}");
-        let mut random = Random(seed);
+        let mut random = Rng::new(seed);
         let mut bench = Bench::new();
         let mut good = bench.structured();
         let mut client = match seed % 4 {
@@ -271,7 +271,7 @@ fn random_bytes_never_panic_or_leak() {
 }
 
 /// Something that looks like the protocol for a while.
-fn words(random: &mut Random) -> Vec<u8> {
+fn words(random: &mut Rng) -> Vec<u8> {
     let length = random.below(80) as usize;
     let noise: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
     let small = random.below(300) as u32 * 512;

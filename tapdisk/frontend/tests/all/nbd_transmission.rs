@@ -1,10 +1,11 @@
 //! Requests and their answers: data, errors, limits, order.
 
 use crate::nbd_support::client::{Reply, be32, cmd, request};
-use crate::nbd_support::engine::{Order, Random};
+use crate::nbd_support::engine::Order;
 use crate::nbd_support::{Bench, Client, SECTORS, export};
 use frontend::nbd::{Export, Notice, Why};
 use request::Verb;
+use test_support::rng::Rng;
 
 const FUA: u16 = 1;
 const NO_HOLE: u16 = 2;
@@ -195,11 +196,11 @@ fn many_long_simple_reads_at_once_do_not_wait_for_each_other_for_ever() {
         bench.memory.set_slots(slots.0, slots.1);
         bench.memory.pattern();
         bench.memory.order = Order::Random;
-        bench.memory.random = Random(seed);
+        bench.memory.random = Rng::new(seed);
         bench.memory.per_turn = 2;
         bench.memory.bad.extend([5000]);
         let mut client = bench.simple();
-        let mut random = Random(seed);
+        let mut random = Rng::new(seed);
         let mut open = std::collections::BTreeMap::new();
         for round in 0..200 {
             while open.len() < 20 && round < 180 {
@@ -342,7 +343,7 @@ fn writes_in_odd_fragments_arrive_whole() {
         println!("seed {seed}");
         let mut bench = Bench::new();
         let mut client = bench.structured();
-        let mut random = Random(seed);
+        let mut random = Rng::new(seed);
         let data: Vec<u8> = (0..bytes).map(|i| (i / 512 + i) as u8).collect();
         let mut all = Vec::new();
         for i in 0..3 {

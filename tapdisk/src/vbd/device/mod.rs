@@ -14,7 +14,7 @@ mod tap;
 mod ublk;
 
 use slog::{info, warn};
-use tap_ctl::messages::{Device, DeviceWish};
+use tap_ctl::messages::{Device, DeviceOptions};
 
 use super::tap::Module;
 use super::{DataPath, Env, Frontends, Opened, Refused};
@@ -38,7 +38,7 @@ pub trait HostDevice: Sync {
     fn number(&self, device: Device) -> Option<u32>;
 
     /// Whether an OPEN gets it that asks for this; of which module the minor is.
-    fn suits(&self, wish: Option<&DeviceWish>, minor_of_module: Option<u16>) -> bool;
+    fn suits(&self, options: Option<&DeviceOptions>, minor_of_module: Option<u16>) -> bool;
 
     /// Large slots that it keeps.
     fn own_slots(&self) -> u16 {
@@ -241,10 +241,10 @@ pub fn kind_of(device: Device) -> &'static dyn HostDevice {
 
 /// The kind that an OPEN gets, if it gets one.
 pub fn wanted(
-    wish: Option<&DeviceWish>,
+    options: Option<&DeviceOptions>,
     minor_of_module: Option<u16>,
 ) -> Option<&'static dyn HostDevice> {
-    KINDS.into_iter().find(|kind| kind.suits(wish, minor_of_module))
+    KINDS.into_iter().find(|kind| kind.suits(options, minor_of_module))
 }
 
 /// The images are open: begins to make a device.
@@ -352,6 +352,6 @@ pub fn remove_dead(site: &Site<'_>, device: Device) -> Progress {
 }
 
 /// Whether a device whose tapdisk died can be taken away: the module's goes with its tapdisk.
-pub fn can_be_dead(wish: &DeviceWish) -> Option<Device> {
-    wish.exact().filter(|device| kind_of(*device).outlives())
+pub fn can_be_dead(options: &DeviceOptions) -> Option<Device> {
+    options.exact().filter(|device| kind_of(*device).outlives())
 }

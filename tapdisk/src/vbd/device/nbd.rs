@@ -1,5 +1,5 @@
 //! `/dev/nbdN`: the kernel's own NBD client, given connections to our NBD server.
-use tap_ctl::messages::{Device, DeviceWish};
+use tap_ctl::messages::{Device, DeviceOptions};
 
 use super::{HostDevice, Progress, QUEUES_MAX, Site, check_and_stop, ublk};
 use crate::kernel_nbd::{Plan, connect, disconnect};
@@ -19,8 +19,8 @@ impl HostDevice for NbdDevice {
         }
     }
 
-    fn suits(&self, wish: Option<&DeviceWish>, _minor_of_module: Option<u16>) -> bool {
-        wish.is_some_and(is_named)
+    fn suits(&self, options: Option<&DeviceOptions>, _minor_of_module: Option<u16>) -> bool {
+        options.is_some_and(is_named)
     }
 
     fn make(&'static self, site: &mut Site<'_>) -> Progress {
@@ -56,8 +56,8 @@ impl HostDevice for NbdDevice {
 }
 
 /// Named, or what there is while there is no ublk.
-pub(super) fn is_named(wish: &DeviceWish) -> bool {
-    match wish.driver {
+pub(super) fn is_named(options: &DeviceOptions) -> bool {
+    match options.driver {
         0 => !ublk::is_there(),
         driver => driver == 2,
     }
@@ -65,11 +65,11 @@ pub(super) fn is_named(wish: &DeviceWish) -> bool {
 
 fn plan(site: &Site<'_>) -> Plan {
     let opened = site.opened.expect("it is being opened");
-    let wish = opened.device.expect("it was asked for");
+    let options = opened.device.expect("it was asked for");
     let engine = &site.data.as_ref().expect("it is being opened").engine;
     Plan {
-        number: wish.number(),
-        connections: wish.queues.min(QUEUES_MAX as u8),
+        number: options.number(),
+        connections: options.queues.min(QUEUES_MAX as u8),
         read_only: engine.read_only(),
         sector_size: engine.sector_size(),
         take_over: opened.take_over,

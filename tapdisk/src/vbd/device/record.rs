@@ -2,7 +2,7 @@
 //! the device again. If this process dies the device waits, and `tap-ctl recover` sends the message
 //! to another one.
 use slog::warn;
-use tap_ctl::messages::{Device, DeviceWish, Params, Request, flag};
+use tap_ctl::messages::{Device, DeviceOptions, Params, Request, flag};
 
 use crate::vbd::{Env, Opened};
 
@@ -26,13 +26,13 @@ pub(super) fn remove_file(env: &Env, minor: u16) {
 
 /// The OPEN message, and the path of the log behind it.
 fn record(minor: u16, opened: &Opened, device: Device) -> Vec<u8> {
-    let log = opened.wish.log.as_ref();
+    let log = opened.options.log.as_ref();
     let log_flag = if log.is_some() { flag::ADD_LOG } else { 0 };
     let flags = opened.params.flags & !flag::ADD_LOG | flag::TAKE_OVER | log_flag;
     let params = Params {
         flags,
-        path: opened.wish.name,
-        device: DeviceWish::exactly(device),
+        path: opened.options.name,
+        device: DeviceOptions::exactly(device),
         ..opened.params
     };
     let mut bytes = Request::Open { minor, params }.to_message().encode().to_vec();
@@ -84,13 +84,13 @@ mod tests {
         };
         let run = tap_ctl::paths::RunDir::at(std::path::Path::new("/nowhere"));
         let log = slog::Logger::root(slog::Discard, slog::o!());
-        let mut wish =
-            crate::vbd::wish(&params, &crate::vbd::Extra::default(), &run, &log).unwrap();
+        let mut options =
+            crate::vbd::options(&params, &crate::vbd::Extra::default(), &run, &log).unwrap();
         // After a snapshot.
-        wish.name = text("vhd:/new");
-        wish.log = Some(text("/log"));
+        options.name = text("vhd:/new");
+        options.log = Some(text("/log"));
         let opened =
-            Opened { wish, timeout_s: 9, params, device: Some(params.device), take_over: false };
+            Opened { options, timeout_s: 9, params, device: Some(params.device), take_over: false };
         let bytes = record(5, &opened, Device::Ublk(3));
         assert_eq!(bytes.len(), 544 + 256);
         let request = validate_request(bytes[..544].try_into().unwrap()).unwrap();

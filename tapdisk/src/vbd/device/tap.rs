@@ -8,7 +8,7 @@
 //! ```
 //! Unlike other block devices this one ends with the tapdisk: the module fails what is outstanding.
 use slog::warn;
-use tap_ctl::messages::{Device, DeviceWish};
+use tap_ctl::messages::{Device, DeviceOptions};
 use tap_ctl::module::Module;
 
 use super::{HostDevice, Progress, Site, Wait};
@@ -36,12 +36,12 @@ impl HostDevice for Tapdev {
     }
 
     /// A disk of a minor of the module gets it, unless another is named.
-    fn suits(&self, wish: Option<&DeviceWish>, minor_of_module: Option<u16>) -> bool {
-        let any = |minor: u16, wish: &DeviceWish| match wish.driver {
+    fn suits(&self, options: Option<&DeviceOptions>, minor_of_module: Option<u16>) -> bool {
+        let any = |minor: u16, options: &DeviceOptions| match options.driver {
             0 => true,
-            _ => wish.exact() == Some(Device::Tap(minor.into())),
+            _ => options.exact() == Some(Device::Tap(minor.into())),
         };
-        minor_of_module.is_some_and(|minor| wish.is_none_or(|wish| any(minor, wish)))
+        minor_of_module.is_some_and(|minor| options.is_none_or(|options| any(minor, options)))
     }
 
     fn own_slots(&self) -> u16 {
@@ -117,7 +117,7 @@ fn creating(site: &mut Site<'_>) -> Progress {
     let handle = tap.side().map(Ring::handle);
     let started = tap.start(engine);
     let minor = site.minor;
-    let name = site.opened.expect("it is being opened").wish.name;
+    let name = site.opened.expect("it is being opened").options.name;
     let shape = Shape {
         sectors: engine.sectors(),
         sector_size: engine.sector_size(),

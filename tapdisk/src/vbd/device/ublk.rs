@@ -5,7 +5,7 @@
 //! ```
 use mio::unix::SourceFd;
 use mio::{Interest, Token};
-use tap_ctl::messages::{Device, DeviceWish};
+use tap_ctl::messages::{Device, DeviceOptions};
 
 use super::{HostDevice, Progress, QUEUES_MAX, Site, Wait, check_and_stop, nbd};
 use crate::tokens::VBD_TOKENS;
@@ -31,8 +31,8 @@ impl HostDevice for UblkDevice {
         }
     }
 
-    fn suits(&self, wish: Option<&DeviceWish>, _minor_of_module: Option<u16>) -> bool {
-        wish.is_some_and(|wish| !nbd::is_named(wish))
+    fn suits(&self, options: Option<&DeviceOptions>, _minor_of_module: Option<u16>) -> bool {
+        options.is_some_and(|options| !nbd::is_named(options))
     }
 
     fn own_slots(&self) -> u16 {
@@ -41,9 +41,9 @@ impl HostDevice for UblkDevice {
 
     fn make(&'static self, site: &mut Site<'_>) -> Progress {
         let opened = site.opened.expect("it is being opened");
-        let wish = opened.device.expect("it was asked for");
-        let shape = shape(site.data.as_ref().expect("it is being opened"), &wish);
-        let (take_over, number) = (opened.take_over, wish.number());
+        let options = opened.device.expect("it was asked for");
+        let shape = shape(site.data.as_ref().expect("it is being opened"), &options);
+        let (take_over, number) = (opened.take_over, options.number());
         let work = move || match (take_over, number) {
             (true, Some(number)) => device::take_over(number, &shape),
             _ => device::add(number, &shape),
@@ -122,11 +122,11 @@ fn serve(kind: &'static UblkDevice, site: &mut Site<'_>, added: Added) -> Progre
 }
 
 /// The device for a disk: its tags are shared among its queues.
-fn shape(data: &DataPath, wish: &DeviceWish) -> Shape {
+fn shape(data: &DataPath, options: &DeviceOptions) -> Shape {
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
     // The driver makes no more queues than there are processors.
     let queues_max = u16::try_from(processors).unwrap_or(QUEUES_MAX).min(QUEUES_MAX);
-    let queues = match u16::from(wish.queues) {
+    let queues = match u16::from(options.queues) {
         0 => queues_max.min(2),
         n => n.min(queues_max),
     };

@@ -39,7 +39,6 @@ struct State {
     errors: VecDeque<i32>,
     /// The error of all of them.
     always: i32,
-    answered: u64,
     /// The next write there is neither done nor answered.
     late: Option<u64>,
     /// It has come.
@@ -137,11 +136,6 @@ impl Hanging {
     pub fn fail_always(&self, errno: i32) {
         self.shared.state.lock().unwrap().always = errno;
     }
-
-    /// Reads and writes that were answered.
-    pub fn answered(&self) -> u64 {
-        self.shared.state.lock().unwrap().answered
-    }
 }
 
 impl Drop for Hanging {
@@ -217,7 +211,6 @@ impl Shared {
                     state.held.push(reply);
                     self.changed.notify_all();
                 } else {
-                    state.answered += 1;
                     self.send(&reply);
                 }
                 return;

@@ -1,24 +1,21 @@
-//! The real daemon in a run directory of its own, the control protocol byte by byte, and a small
-//! NBD client. Nothing here sleeps: whatever is waited for has an event or a deadline.
-#![allow(dead_code)]
+//! The real daemon in a run directory of its own, and the control protocol byte by byte. Nothing
+//! here sleeps: whatever is waited for has an event or a deadline.
 pub mod fuse;
 pub mod images;
-pub mod nbd;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tap_ctl::messages::{ImageInfo, MESSAGE_BYTES, Message, NO_PARENT, Params, Text, flag, kind};
-
-/// What no test waits longer for.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub use test_support::{PATIENCE, skip, sys::is_root, until};
+use test_support::{nbd, surround, sys};
 
 /// A running tapdisk. It is killed when this goes, if it is still there.
 pub struct Daemon {
@@ -29,20 +26,15 @@ pub struct Daemon {
     _dir: Option<tempfile::TempDir>,
 }
 
-/// The program under test: of the folder that `TAPDISK_TESTS_BIN` names, where that is set.
-pub fn program() -> std::path::PathBuf {
-    match std::env::var_os("TAPDISK_TESTS_BIN") {
-        Some(folder) => std::path::Path::new(&folder).join("tapdisk"),
-        None => env!("CARGO_BIN_EXE_tapdisk").into(),
-    }
+/// The program under test.
+pub fn program() -> PathBuf {
+    test_support::program!("tapdisk")
 }
 
 /// How to start one.
 pub fn command(run: &Path) -> Command {
     let mut command = Command::new(program());
-    command.env("TAPDISK_RUN_DIR", run).env("TAPDISK_LOG_DIR", run.join("log"));
-    // A call that is missing on the daemon's list shows.
-    command.env("TAPDISK_SANDBOX", "kill");
+    surround(&mut command, run, &run.join("log"));
     command.env("TAPDISK_SEAL_TRACE", run.join("log-seal")).stdin(Stdio::null());
     command
 }
@@ -65,10 +57,9 @@ pub fn output(mut command: Command) -> Output {
 }
 
 fn read_to_end(mut from: impl Read + AsRawFd, into: &mut Vec<u8>) {
-    let until = Instant::now() + PATIENCE;
     let mut part = [0; 4096];
     loop {
-        assert!(readable(from.as_raw_fd(), until), "the end of a program's output");
+        assert!(sys::wait_readable(&from, PATIENCE), "the end of a program's output");
         match from.read(&mut part).expect("a pipe can be read") {
             0 => return,
             n => into.extend_from_slice(&part[..n]),
@@ -105,7 +96,7 @@ impl Daemon {
         let pid =
             tap_ctl::paths::pid_of_ctl(ctl).unwrap_or_else(|| panic!("a control path: {said}"));
         assert_eq!(ctl.parent(), Some(run));
-        let pidfd = pidfd(pid);
+        let pidfd = sys::pidfd(pid).unwrap_or_else(|e| panic!("tapdisk {pid} runs: {e}"));
         Daemon { pid, run: run.to_owned(), logs: run.join("log"), pidfd, _dir: None }
     }
 
@@ -209,25 +200,22 @@ impl Daemon {
         serde_json::from_str(&self.stats_text(minor)).expect("JSON")
     }
 
-    pub fn nbd(&self, minor: u16) -> nbd::Nbd {
-        nbd::Nbd::connect(&self.socket("nbd", minor))
+    pub fn nbd(&self, minor: u16) -> nbd::Client {
+        nbd::Client::connect_plainly(&self.socket("nbd", minor))
     }
 
     pub fn signal(&self, number: i32) {
-        // SAFETY: takes numbers; the descriptor names our own daemon and nobody else.
-        let sent = unsafe {
-            libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), number, 0, 0)
-        };
-        assert_eq!(sent, 0, "signal {number}");
+        assert!(self.is_running(), "signal {number}");
+        sys::kill(&self.pidfd, number);
     }
 
     /// Waits for the end of the process.
     pub fn wait_for_end(&self) {
-        assert!(readable(self.pidfd.as_raw_fd(), Instant::now() + PATIENCE), "tapdisk ends");
+        assert!(sys::wait_readable(&self.pidfd, PATIENCE), "tapdisk ends");
     }
 
     pub fn is_running(&self) -> bool {
-        !readable(self.pidfd.as_raw_fd(), Instant::now())
+        !sys::wait_readable(&self.pidfd, Duration::ZERO)
     }
 
     /// Names in the run directory, without pids and without what tests put there.
@@ -251,11 +239,9 @@ impl Drop for Daemon {
             let trace = fs::read_to_string(self.run.join("log-seal")).unwrap_or_default();
             eprintln!("log of tapdisk {}:\n{}{trace}", self.pid, self.log());
         }
-        // SAFETY: as in `signal`; an error means that it has ended already.
-        unsafe {
-            libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), libc::SIGKILL, 0, 0);
-        }
-        readable(self.pidfd.as_raw_fd(), Instant::now() + PATIENCE);
+        // An error means that it has ended already.
+        sys::kill(&self.pidfd, libc::SIGKILL);
+        sys::wait_readable(&self.pidfd, PATIENCE);
     }
 }
 
@@ -286,7 +272,7 @@ impl Client {
 
     /// Whether a reply has begun to arrive within `limit`.
     pub fn has_reply(&self, limit: Duration) -> bool {
-        readable(self.stream.as_raw_fd(), Instant::now() + limit)
+        sys::wait_readable(&self.stream, limit)
     }
 }
 
@@ -347,39 +333,6 @@ pub fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-pub fn is_root() -> bool {
-    tap_ctl::sys::euid() == 0
-}
-
-/// Says aloud that a test cannot run here.
-pub fn skip(why: &str) {
-    eprintln!("SKIPPED: {why}");
-    assert!(std::env::var_os("TAPDISK_TESTS_SKIP_NOTHING").is_none(), "{why}");
-}
-
-pub fn readable(fd: i32, until: Instant) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        // SAFETY: one pollfd that lives through the call.
-        match unsafe { libc::poll(&mut poll, 1, left.as_millis() as i32) } {
-            -1 => {
-                assert_eq!(std::io::Error::last_os_error().kind(), std::io::ErrorKind::Interrupted)
-            }
-            n => return n == 1,
-        }
-    }
-}
-
-/// Asks again and again, without a fixed number of times, until it is so.
-pub fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !so() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::yield_now();
-    }
-}
-
 /// Sends a descriptor with a text to a receiver, and waits until it has been read.
 pub fn pass(receiver: &Path, text: &str, fd: &impl AsRawFd) {
     let stream = UnixStream::connect(receiver).expect("the receiver accepts");
@@ -401,15 +354,7 @@ pub fn pass(receiver: &Path, text: &str, fd: &impl AsRawFd) {
         assert_eq!(libc::sendmsg(stream.as_raw_fd(), &header, 0), text.len() as isize);
     }
     // Closed by the receiver once it has read.
-    assert!(readable(stream.as_raw_fd(), Instant::now() + PATIENCE), "the receiver reads");
-}
-
-fn pidfd(pid: i32) -> OwnedFd {
-    // SAFETY: takes numbers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    assert!(fd >= 0, "tapdisk {pid} runs: {}", std::io::Error::last_os_error());
-    // SAFETY: a new descriptor that nobody else owns.
-    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+    assert!(sys::wait_readable(&stream, PATIENCE), "the receiver reads");
 }
 
 pub fn set<K: AsRef<OsStr>>(name: K, value: &str) -> impl FnOnce(&mut Command) {

@@ -201,12 +201,12 @@ fn creating(nth: &Nth, old: bool) -> Result<Tally, String> {
     let folder = format!("/sys/block/{}", disk_name(session.minor));
     let tally = each(what, &[libc::ENOMEM, libc::EFAULT], |n| {
         // A flag that is not accepted, so that flags are written back.
-        let mut wish = Info { flags: info().flags | 0x10, ..info() };
+        let mut asked = Info { flags: info().flags | 0x10, ..info() };
         let (result, failed) = nth.during(n, || {
             if old {
                 session.ring.create_old("x", 2048, 512)
             } else {
-                session.ring.create(&mut wish)
+                session.ring.create(&mut asked)
             }
         })?;
         if result.is_ok() {

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use tests::rig::blktap::{Control, FOLDER, FUA, Info, NOUNMAP, Request, Ring, flag, op};
 
 /// What the command line asks for.
-pub struct Wish {
+pub struct ServeOptions {
     /// The file that is the disk.
     pub store: String,
     /// Sector size, flags and physical sector size of the disk.
@@ -26,10 +26,10 @@ pub struct Wish {
     pub unsupported: Option<u8>,
 }
 
-impl Wish {
-    fn parse(words: &[String]) -> Result<Wish, String> {
+impl ServeOptions {
+    fn parse(words: &[String]) -> Result<ServeOptions, String> {
         let (store, rest) = words.split_first().ok_or("serve needs a file")?;
-        let mut wish = Wish {
+        let mut options = ServeOptions {
             store: store.clone(),
             sector: 512,
             flags: flag::FLUSH | flag::TRIM | flag::ZEROES | flag::FUA | flag::LEVEL,
@@ -46,18 +46,18 @@ impl Wish {
             let number = u64::from_str_radix(digits, if digits == value { 10 } else { 16 });
             let number = number.map_err(|_| format!("{word} holds no number"));
             match key {
-                "sector" => wish.sector = number? as u32,
-                "flags" => wish.flags = number?,
-                "physical" => wish.physical = number? as u32,
-                "minor" => wish.minor = Some(number? as u32),
-                "direct" => wish.direct = number? != 0,
-                "answers" => wish.answers = number?,
-                "log" => wish.log = Some(value.to_string()),
-                "unsupported" => wish.unsupported = Some(number? as u8),
+                "sector" => options.sector = number? as u32,
+                "flags" => options.flags = number?,
+                "physical" => options.physical = number? as u32,
+                "minor" => options.minor = Some(number? as u32),
+                "direct" => options.direct = number? != 0,
+                "answers" => options.answers = number?,
+                "log" => options.log = Some(value.to_string()),
+                "unsupported" => options.unsupported = Some(number? as u8),
                 _ => return Err(format!("serve knows no {key}")),
             }
         }
-        Ok(wish)
+        Ok(options)
     }
 }
 
@@ -73,7 +73,7 @@ struct Counts {
 struct Server {
     ring: Ring,
     store: File,
-    wish: Wish,
+    options: ServeOptions,
     counts: Counts,
     log: Option<File>,
 }
@@ -145,12 +145,12 @@ impl Server {
     fn turn(&mut self) -> Result<(), String> {
         let mut answered = false;
         while let Some(request) = self.ring.take() {
-            if self.wish.answers == 0 {
+            if self.options.answers == 0 {
                 continue;
             }
-            self.wish.answers -= 1;
+            self.options.answers -= 1;
             self.note(&request)?;
-            let status = if self.wish.unsupported == Some(request.operation) {
+            let status = if self.options.unsupported == Some(request.operation) {
                 -2
             } else if let Err(e) = self.carry_out(&request) {
                 eprintln!("blktap-ring: {request:?}: {e}");
@@ -169,7 +169,7 @@ impl Server {
 
     /// Waits for requests or for the end. True: the end was asked for.
     fn wait(&mut self, signals: &OwnedFd, events: i16) -> Result<bool, String> {
-        if self.wish.flags & flag::LEVEL != 0 && self.ring.sleep_after(self.ring.taken) {
+        if self.options.flags & flag::LEVEL != 0 && self.ring.sleep_after(self.ring.taken) {
             return Ok(false);
         }
         self.counts.sleeps += 1;
@@ -223,26 +223,26 @@ fn signals() -> Result<OwnedFd, String> {
 }
 
 pub fn main(words: &[String]) -> Result<(), String> {
-    let wish = Wish::parse(words)?;
+    let options = ServeOptions::parse(words)?;
     let signals = signals()?;
     let control = Control::open().map_err(|e| format!("control device: {e}"))?;
-    let flags = if wish.direct { libc::O_DIRECT } else { 0 };
-    let store = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&wish.store);
-    let store = store.map_err(|e| format!("{}: {e}", wish.store))?;
+    let flags = if options.direct { libc::O_DIRECT } else { 0 };
+    let store = OpenOptions::new().read(true).write(true).custom_flags(flags).open(&options.store);
+    let store = store.map_err(|e| format!("{}: {e}", options.store))?;
     let size = store.metadata().map_err(|e| e.to_string())?.len();
-    let minor = match wish.minor {
+    let minor = match options.minor {
         Some(minor) => minor,
         None => control.allocate().map_err(|e| format!("ALLOC_TAP: {e}"))?.minor,
     };
     let mut ring = Ring::open(minor).map_err(|e| format!("ring of {minor}: {e}"))?;
     ring.map().map_err(|e| format!("mmap: {e}"))?;
-    let (capacity, flags) = (size / 512, wish.flags);
-    let mut info = Info { capacity, sector_size: wish.sector, flags, ..Info::default() };
-    info.physical_sector_size = wish.physical;
+    let (capacity, flags) = (size / 512, options.flags);
+    let mut info = Info { capacity, sector_size: options.sector, flags, ..Info::default() };
+    info.physical_sector_size = options.physical;
     ring.create(&mut info).map_err(|e| format!("CREATE_DEVICE: {e}"))?;
     println!("{minor} {FOLDER}/tapdev{minor}");
-    let log = wish.log.as_ref().map(File::create).transpose().map_err(|e| e.to_string())?;
-    let mut server = Server { ring, store, counts: Counts::default(), log, wish };
+    let log = options.log.as_ref().map(File::create).transpose().map_err(|e| e.to_string())?;
+    let mut server = Server { ring, store, counts: Counts::default(), log, options };
 
     while !server.wait(&signals, libc::POLLIN)? {
         server.turn()?;
@@ -253,7 +253,7 @@ pub fn main(words: &[String]) -> Result<(), String> {
     println!(
         "read={read} write={write} flush={flush} trim={trim} zeroes={zeroes} fua={fua} nounmap={nounmap} sleeps={sleeps}"
     );
-    let free = server.wish.minor.is_none();
+    let free = server.options.minor.is_none();
     drop(server.ring);
     if free {
         control.free(minor).map_err(|e| format!("FREE_TAP: {e}"))?;

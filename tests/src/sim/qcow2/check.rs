@@ -1,8 +1,6 @@
 //! Whether an image keeps its promises.
 use std::collections::HashMap;
 
-use image::Storage;
-
 /// What is wrong with an image's counts, where nothing worse is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
@@ -39,32 +37,6 @@ const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
 /// # Errors
 /// A sentence about what is broken, beyond counts.
 pub fn check(bytes: &[u8]) -> Result<Verdict, String> {
-    look(bytes, |_, _, _| {})
-}
-
-/// Makes every count right.
-///
-/// # Errors
-/// What is broken beyond counts; those of the storage.
-pub fn mend(storage: &dyn Storage) -> Result<(), String> {
-    let len = storage.len().map_err(|e| e.to_string())?;
-    let mut bytes = vec![0; len as usize];
-    storage.read_exact_at(0, &mut bytes).map_err(|e| e.to_string())?;
-    let mut wrong = Vec::new();
-    look(&bytes, |at, bit, count| wrong.push((at, bit, count)))?;
-    for (at, (bit, width), count) in wrong {
-        let mask = (u64::MAX >> (64 - width)) << bit;
-        let mut word = [0; 8];
-        storage.read_exact_at(at, &mut word).map_err(|e| e.to_string())?;
-        let new = u64::from_be_bytes(word) & !mask | count << bit;
-        storage.write_at(at, &new.to_be_bytes()).map_err(|e| e.to_string())?;
-    }
-    Ok(())
-}
-
-/// The same, and tells of each count that is wrong: the byte of its word, its lowest bit there and
-/// its width, what it should be.
-fn look(bytes: &[u8], wrong: impl FnMut(u64, (u64, u64), u64)) -> Result<Verdict, String> {
     let bits = half(bytes, 20) as u32;
     let cluster = 1u64 << bits;
     let version = half(bytes, 4);
@@ -128,7 +100,7 @@ fn look(bytes: &[u8], wrong: impl FnMut(u64, (u64, u64), u64)) -> Result<Verdict
             }
         }
     }
-    counts(bytes, (cluster, order), (&blocks, &used), wrong)
+    counts(bytes, (cluster, order), (&blocks, &used))
         .map(|verdict| Verdict { dirty: features & 1 != 0, ..verdict })
 }
 
@@ -136,7 +108,6 @@ fn counts(
     bytes: &[u8],
     (cluster, order): (u64, u32),
     (blocks, used): (&[u64], &HashMap<u64, Used>),
-    mut wrong: impl FnMut(u64, (u64, u64), u64),
 ) -> Result<Verdict, String> {
     let per_block = (cluster * 8) >> order;
     let width = 1u64 << order;
@@ -162,9 +133,6 @@ fn counts(
         let counted = word(bytes, at) >> low & (u64::MAX >> (64 - width));
         verdict.leaks += u64::from(counted > used.references);
         verdict.low += u64::from(counted < used.references);
-        if counted != used.references {
-            wrong(at, (low, width), used.references);
-        }
     }
     Ok(verdict)
 }

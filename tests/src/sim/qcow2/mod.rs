@@ -3,5 +3,5 @@
 mod check;
 mod layout;
 
-pub use check::{Verdict, check, mend};
+pub use check::{Verdict, check};
 pub use layout::{Layout, make};

@@ -3,6 +3,7 @@
 use crate::guest::Guest;
 use crate::rig::Rig;
 use std::time::Duration;
+use test_support::rng::Rng;
 
 #[test]
 fn a_hundred_disks_come_and_go() {
@@ -28,18 +29,6 @@ fn a_hundred_disks_come_and_go() {
     });
 }
 
-/// xorshift64*: enough for a test, and seeded.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) % sides
-    }
-}
-
 #[test]
 fn after_any_history_a_disk_can_be_used_and_nothing_leaks() {
     for seed in 1..=12 {
@@ -52,32 +41,32 @@ fn after_any_history_a_disk_can_be_used_and_nothing_leaks() {
 
 /// `paused`: now and then long enough for tapback to finish what it does.
 fn history(seed: u64, paused: bool) {
-    let mut dice = Dice(seed);
+    let mut rng = Rng::new(seed);
     let mut rig = Rig::new();
     let tapdisks = [rig.tapdisk(77), rig.tapdisk(78)];
     for _ in 0..60 {
-        if paused && dice.roll(3) == 0 {
-            std::thread::sleep(Duration::from_micros(dice.roll(8000)));
+        if paused && rng.below(3) == 0 {
+            std::thread::sleep(Duration::from_micros(rng.below(8000)));
         }
-        if dice.roll(25) == 0 {
+        if rng.below(25) == 0 {
             rig.stop();
             rig.start();
         }
-        let guest = Guest::new(&rig.fake, 5, dice.roll(3) as u32);
-        let tapdisk = &tapdisks[dice.roll(2) as usize];
-        match dice.roll(16) {
+        let guest = Guest::new(&rig.fake, 5, rng.below(3) as u32);
+        let tapdisk = &tapdisks[rng.below(2) as usize];
+        match rng.below(16) {
             0 | 1 => guest.xl_plug("w"),
             2 => guest.xenopsd_plug(),
-            3 | 4 => guest.script(&rig.tap_path(tapdisk.pid, dice.roll(2) as u16)),
-            5 | 6 => guest.start(&[dice.roll(100) as u32]),
-            7..=10 => guest.enter(dice.roll(9) as u32),
+            3 | 4 => guest.script(&rig.tap_path(tapdisk.pid, rng.below(2) as u16)),
+            5 | 6 => guest.start(&[rng.below(100) as u32]),
+            7..=10 => guest.enter(rng.below(9) as u32),
             11 => guest.ask_to_go(),
             12 => rig.fake.rm(guest.front("").trim_end_matches('/')),
             13 => rig.fake.rm(guest.back("").trim_end_matches('/')),
             14 => tapdisk.set(|state| state.stalled = !state.stalled),
-            _ => match dice.roll(3) {
+            _ => match rng.below(3) {
                 0 => rig.fake.kick_all(),
-                1 => rig.fake.conflict_next(dice.roll(6) as u32),
+                1 => rig.fake.conflict_next(rng.below(6) as u32),
                 _ => tapdisk.set(|state| {
                     state.refuse = if state.refuse.is_some() { None } else { Some(22) };
                 }),

@@ -3,18 +3,11 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use test_support::{program, until};
 use xenstore_fake::Fake;
 
-/// The program under test: of the folder that `TAPDISK_TESTS_BIN` names, where that is set.
-fn program() -> std::path::PathBuf {
-    match std::env::var_os("TAPDISK_TESTS_BIN") {
-        Some(folder) => std::path::Path::new(&folder).join("tapback"),
-        None => env!("CARGO_BIN_EXE_tapback").into(),
-    }
-}
-
 fn tapback(run: &Path, store: &Path, words: &[&str]) -> Output {
-    let mut command = Command::new(program());
+    let mut command = Command::new(program!("tapback"));
     command.env("XENSTORED_PATH", store).env("TAPDISK_RUN_DIR", run).args(words);
     command.output().expect("it can be started")
 }
@@ -40,7 +33,7 @@ fn without_xen_it_says_so_and_ends() {
 
 /// A tapback that waits, after its first words.
 fn waiting(run: &Path, store: &Path) -> (std::process::Child, impl BufRead + use<>) {
-    let mut command = Command::new(program());
+    let mut command = Command::new(program!("tapback"));
     command.env("XENSTORED_PATH", store).env("TAPDISK_RUN_DIR", run).args(["-d", "--wait"]);
     let mut child = command.stderr(Stdio::piped()).spawn().expect("it can be started");
     let mut words = BufReader::new(child.stderr.take().expect("piped"));
@@ -100,9 +93,5 @@ fn it_goes_to_the_background_when_it_serves_and_ends_at_sigterm() {
     let pid: i32 = std::fs::read_to_string(&pidfile).expect("there").trim().parse().expect("a pid");
     tap_ctl::sys::terminate(pid).expect("our own");
     fake.wait_clients("no connection", |usage| usage.connections == 0);
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
-    while pidfile.exists() {
-        assert!(std::time::Instant::now() < end, "the pid file stays");
-        std::thread::yield_now();
-    }
+    until("the pid file goes", || !pidfile.exists());
 }

@@ -17,6 +17,7 @@ use std::process::{Command, Stdio};
 use image::blocking::Writer;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use test_support::program;
 use vhd_rs::driver::Vhd;
 use vhd_rs::{OpenOptions, open};
 
@@ -88,14 +89,6 @@ struct Outcome {
     err: String,
 }
 
-/// The program under test: of the folder that `TAPDISK_TESTS_BIN` names, where that is set.
-fn program() -> std::path::PathBuf {
-    match std::env::var_os("TAPDISK_TESTS_BIN") {
-        Some(folder) => Path::new(&folder).join("vhd-util"),
-        None => env!("CARGO_BIN_EXE_vhd-util").into(),
-    }
-}
-
 impl Player {
     fn act(&self, action: &str, what: &str) {
         match action {
@@ -129,7 +122,7 @@ impl Player {
     }
 
     fn command(&self, program: &str) -> Command {
-        let ours = self::program();
+        let ours = program!("vhd-util");
         let mut path = std::ffi::OsString::from(ours.parent().unwrap());
         path.push(":");
         path.push(std::env::var_os("PATH").unwrap_or_default());
@@ -143,7 +136,7 @@ impl Player {
         let argv = step["argv"].as_array().unwrap().iter();
         let argv: Vec<String> = argv.map(|a| a.as_str().unwrap().replace("@W@", &work)).collect();
         let mut command = match argv[0].as_str() {
-            "vhd-util" => self.command(&program().display().to_string()),
+            "vhd-util" => self.command(&program!("vhd-util").display().to_string()),
             other => self.command(other),
         };
         command.args(&argv[1..]).stdin(Stdio::piped());

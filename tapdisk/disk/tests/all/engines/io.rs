@@ -7,10 +7,10 @@ use std::process::Command;
 
 use host::arena::Buf;
 use request::disk::{Disk, FileId, Kind, Op};
+use test_support::places::root;
+use test_support::rng::Rng;
 
-use super::support::{
-    BLOCK, DEPTH, Random, block, direct, directory, finish, give, on_each, one, op, root,
-};
+use super::support::{BLOCK, DEPTH, block, direct, directory, finish, give, on_each, one, op};
 
 #[test]
 fn what_was_written_is_read() {
@@ -124,12 +124,12 @@ fn a_thousand_random_operations_agree_with_a_model() {
             let file = direct(&dir.path().join("disk"));
             file.set_len(64 * u64::from(BLOCK)).unwrap();
             give(&mut disk, &[&file]);
-            random_operations(&mut disk, &mut Random(seed));
+            random_operations(&mut disk, &mut Rng::new(seed));
         });
     }
 }
 
-fn random_operations(disk: &mut disk::probe::AnyDisk, random: &mut Random) {
+fn random_operations(disk: &mut disk::probe::AnyDisk, random: &mut Rng) {
     let mut model = [0_u8; 64];
     let mut left = 1000;
     while left > 0 {
@@ -166,7 +166,7 @@ fn random_operations(disk: &mut disk::probe::AnyDisk, random: &mut Random) {
 }
 
 /// An operation on one block, and what the block is filled with by it.
-fn random_kind(random: &mut Random) -> (Kind, Option<u8>) {
+fn random_kind(random: &mut Rng) -> (Kind, Option<u8>) {
     let bytes = u64::from(BLOCK);
     match random.below(10) {
         0..4 => (Kind::Read, None),

@@ -5,8 +5,9 @@ use std::time::Duration;
 use disk::probe::AnyDisk;
 use host::arena::Buf;
 use request::disk::{Disk, Kind};
+use test_support::sys::wait_readable;
 
-use super::support::{BLOCK, DEPTH, LOST, block, direct, directory, give, on_each, op, readable};
+use super::support::{BLOCK, DEPTH, LOST, block, direct, directory, give, on_each, op};
 use crate::counting;
 
 /// The full depth of all kinds, by `wait`.
@@ -54,7 +55,7 @@ fn pushing_submitting_and_reaping_allocate_nothing() {
         let polled = allocations(|| {
             turns(&mut disk, |disk| {
                 disk.submit().unwrap();
-                assert!(disk.has_finished() || readable(disk.wake_fd(), LOST));
+                assert!(disk.has_finished() || wait_readable(&disk.wake_fd(), LOST));
             });
         });
         assert_eq!(polled, 0);

@@ -7,8 +7,9 @@ use std::process::Command;
 use disk::probe::AnyDisk;
 use host::arena::Buf;
 use request::disk::{Disk, Kind};
+use test_support::places::root;
 
-use super::support::{BLOCK, block, direct, directory, finish, give, on_each, one, op, root};
+use super::support::{BLOCK, block, direct, directory, finish, give, on_each, one, op};
 
 const MIB: u64 = 1 << 20;
 /// What the filesystem may take for its own notes about holes (an extent block), counted as the

@@ -10,6 +10,7 @@ use disk::probe::AnyDisk;
 use disk::uring::Uring;
 use host::arena::{Arena, Buf};
 use request::disk::{Disk, FileId, Kind, Op, Tag};
+use test_support::sys::wait_readable;
 
 /// Operations in flight of the engines under test.
 pub const DEPTH: u32 = 32;
@@ -65,21 +66,6 @@ pub fn op(kind: Kind, at: u64, buf: Buf) -> Op {
     Op { file: FileId(0), kind, at, buf }
 }
 
-/// Sleeps in poll(2) until `fd` is readable; false when the wakeup was lost.
-pub fn readable(fd: RawFd, timeout: Duration) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-    let ms = i32::try_from(timeout.as_millis()).unwrap();
-    loop {
-        // SAFETY: one structure, which outlives the call.
-        match unsafe { libc::poll(&raw mut poll, 1, ms) } {
-            -1 => {
-                assert_eq!(std::io::Error::last_os_error().kind(), std::io::ErrorKind::Interrupted)
-            }
-            count => return count == 1,
-        }
-    }
-}
-
 /// Submits and waits for `count` results, by `wake_fd`.
 pub fn finish(disk: &mut AnyDisk, count: usize) -> Vec<(Tag, Result<u32, i32>)> {
     let mut all = Vec::new();
@@ -92,7 +78,11 @@ pub fn finish(disk: &mut AnyDisk, count: usize) -> Vec<(Tag, Result<u32, i32>)> 
         if all.len() == count {
             return all;
         }
-        assert!(readable(disk.wake_fd(), LOST), "a wakeup was lost: {} of {count}", all.len());
+        assert!(
+            wait_readable(&disk.wake_fd(), LOST),
+            "a wakeup was lost: {} of {count}",
+            all.len()
+        );
     }
 }
 
@@ -102,31 +92,4 @@ pub fn one(disk: &mut AnyDisk, operation: Op) -> Result<u32, i32> {
     let done = finish(disk, 1);
     assert_eq!(done[0].0, 77);
     done[0].1
-}
-
-/// Whether the test may do what needs root; says aloud when it may not.
-pub fn root(what: &str) -> bool {
-    // SAFETY: reads the user's id.
-    let root = unsafe { libc::geteuid() } == 0;
-    if !root {
-        eprintln!("SKIPPED, needs root: {what}");
-    }
-    root
-}
-
-/// A seeded generator (splitmix64), so that a failure can be repeated.
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit
-    }
 }

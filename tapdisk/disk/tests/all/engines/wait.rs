@@ -9,10 +9,11 @@ use disk::probe::{AnyDisk, EngineKind, choose, named};
 use disk::uring::NUMBERS_MAX;
 use host::arena::{Arena, Buf};
 use request::disk::{Disk, Kind};
+use test_support::rng::Rng;
+use test_support::sys::wait_readable;
 
 use super::support::{
-    BLOCK, DEPTH, LOST, Random, block, direct, directory, finish, give, on_each, one, op, readable,
-    uring,
+    BLOCK, DEPTH, LOST, block, direct, directory, finish, give, on_each, one, op, uring,
 };
 
 fn prepared(disk: &mut AnyDisk) -> (tempfile::TempDir, File) {
@@ -58,13 +59,13 @@ fn result(disk: &mut AnyDisk, watch: &OwnedFd) -> (u32, Result<u32, i32>) {
 fn nothing_in_flight_does_not_wake() {
     on_each(|mut disk| {
         let (_dir, _file) = prepared(&mut disk);
-        assert!(!readable(disk.wake_fd(), Duration::ZERO));
+        assert!(!wait_readable(&disk.wake_fd(), Duration::ZERO));
         for _ in 0..100 {
             assert_eq!(one(&mut disk, op(Kind::Read, 0, block(0))), Ok(BLOCK));
         }
         // The last signal may come after its result; from then on there is quiet.
         let start = Instant::now();
-        while readable(disk.wake_fd(), Duration::from_millis(20)) {
+        while wait_readable(&disk.wake_fd(), Duration::from_millis(20)) {
             disk.submit().unwrap();
             assert!(start.elapsed() < LOST, "the wake descriptor stays readable");
         }
@@ -114,7 +115,7 @@ fn an_edge_triggered_epoll_loses_no_wakeup() {
         let (ctl, wake) = (libc::EPOLL_CTL_ADD, disk.wake_fd());
         // SAFETY: one structure, which outlives the call.
         assert_eq!(unsafe { libc::epoll_ctl(watch.as_raw_fd(), ctl, wake, &raw mut event) }, 0);
-        let mut random = Random(9);
+        let mut random = Rng::new(9);
         let (mut pushed, mut reaped) = (0, 0);
         while reaped < 3000 {
             let room = u64::from(DEPTH - (pushed - reaped));
@@ -128,7 +129,7 @@ fn an_edge_triggered_epoll_loses_no_wakeup() {
                 reaped += 1;
             }
             if reaped == before && pushed > reaped {
-                assert!(readable(watch.as_raw_fd(), LOST), "lost: {reaped} of {pushed}");
+                assert!(wait_readable(&watch, LOST), "lost: {reaped} of {pushed}");
                 // SAFETY: room for one event, which outlives the call.
                 unsafe { libc::epoll_wait(watch.as_raw_fd(), &raw mut event, 1, 0) };
             }
@@ -136,7 +137,7 @@ fn an_edge_triggered_epoll_loses_no_wakeup() {
     });
 }
 
-fn random_read(random: &mut Random, tag: u32) -> request::disk::Op {
+fn random_read(random: &mut Rng, tag: u32) -> request::disk::Op {
     match random.below(8) {
         0 => op(Kind::Sync, 0, Buf::NONE),
         1 => op(Kind::Grow { bytes: 4096 }, 0, Buf::NONE),
@@ -152,7 +153,7 @@ fn linux_aio_leaves_the_waiting_to_the_caller() {
     let (_dir, _file) = prepared(&mut disk);
     disk.push(3, op(Kind::Read, 0, block(0)));
     disk.submit().unwrap();
-    assert!(disk.has_finished() || readable(watch.as_raw_fd(), LOST));
+    assert!(disk.has_finished() || wait_readable(&watch, LOST));
     assert_eq!(finish(&mut disk, 1), [(3, Ok(BLOCK))]);
 }
 
@@ -277,7 +278,7 @@ fn a_writer_in_another_thread_is_never_missed() {
         while disk.reap().is_some() {
             (read, in_flight) = (read + 1, false);
         }
-        if disk.take_watch_ready() && readable(reader.as_raw_fd(), Duration::ZERO) {
+        if disk.take_watch_ready() && wait_readable(&reader, Duration::ZERO) {
             reader.read_exact(&mut [0]).unwrap();
             forth.write_all(b"y").unwrap();
             told += 1;

@@ -4,22 +4,11 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 
 use request::disk::{Disk, Kind, Tag};
+use test_support::rng::Rng;
 
 use super::support::{Bench, DEPTH, Request, buf, each, offer, reply};
 
 const DISK_BYTES: usize = 1 << 20;
-
-/// splitmix64
-struct Rng(u64);
-
-impl Rng {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-}
 
 /// The server: bytes that came, requests that wait for their answer, bytes to send.
 struct Server {
@@ -109,7 +98,7 @@ fn ask(b: &mut Bench, tag: Tag, rng: &mut Rng) -> Asked {
 }
 
 fn run(b: &mut Bench, seed: u64) {
-    let mut rng = Rng(seed);
+    let mut rng = Rng::new(seed);
     let mut shadow = vec![0u8; DISK_BYTES];
     let memory = shadow.clone();
     let mut server = Server { memory, came: Vec::new(), held: Vec::new(), out: VecDeque::new() };
@@ -163,7 +152,7 @@ fn any_order_and_any_pieces_give_the_same_data() {
 fn damaged_answers_end_in_errors_or_in_nothing() {
     each(|bench| {
         for seed in 0..100 {
-            let mut rng = Rng(seed);
+            let mut rng = Rng::new(seed);
             let mut b = bench(offer());
             (0..8).for_each(|tag| b.push(tag, Kind::Read, 0, 512));
             assert_eq!(b.turn(), []);

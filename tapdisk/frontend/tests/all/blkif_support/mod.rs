@@ -4,7 +4,7 @@
 pub use crate::nbd_support::engine;
 use engine::Memory;
 use frontend::Frontend;
-use frontend::blkif::{PollPolicy, RingName, RingWish, Rings};
+use frontend::blkif::{PollPolicy, RingName, RingParams, Rings};
 use frontend::nbd::Export;
 use xen::fake::{Access, Answer, DOMID, Fake, FrontRing, Guest, entry, indirect_entry};
 use xen::{Layout, PAGE_BYTES, Segment, op};
@@ -28,11 +28,11 @@ pub fn name(queue: u32) -> RingName {
     RingName { domid: DOMID, devid: DEVID, queue }
 }
 
-pub fn wish(ring: &FrontRing, name: RingName, protocol: u32, poll: PollPolicy) -> RingWish {
+pub fn params(ring: &FrontRing, name: RingName, protocol: u32, poll: PollPolicy) -> RingParams {
     let mut refs = [0; 8];
     refs[..ring.refs().len()].copy_from_slice(ring.refs());
     let order = ring.refs().len().ilog2();
-    RingWish::new(name, (order, &refs), ring.port(), protocol, poll).expect("a valid wish")
+    RingParams::new(name, (order, &refs), ring.port(), protocol, poll).expect("valid parameters")
 }
 
 impl Bench {
@@ -51,7 +51,7 @@ impl Bench {
         let layout = Layout::of_protocol(protocol).expect("a protocol");
         let ring = self.guest.ring(order, layout);
         self.rings
-            .connect(&wish(&ring, name(queue), protocol, PollPolicy::default()))
+            .connect(&params(&ring, name(queue), protocol, PollPolicy::default()))
             .expect("connects");
         ring
     }

@@ -3,6 +3,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use frontend::nbd::Export;
 use request::{Outcome, Request, SlotCounts, SlotId, Slots, Verb};
+use test_support::rng::Rng;
 
 const SMALL: usize = 4096;
 const LARGE: usize = 64 << 10;
@@ -39,7 +40,7 @@ pub struct Memory {
     /// At most so many finish in a turn.
     pub per_turn: usize,
     finished: usize,
-    pub random: Random,
+    pub random: Rng,
     pub flushes: usize,
     /// Every request that was started.
     pub seen: Vec<Request>,
@@ -61,7 +62,7 @@ impl Memory {
             order: Order::Arrival,
             per_turn: usize::MAX,
             finished: 0,
-            random: Random(1),
+            random: Rng::new(1),
             flushes: 0,
             seen: Vec::new(),
             most: 0,
@@ -226,22 +227,5 @@ impl Slots for Memory {
 
     fn read_only(&self) -> bool {
         self.export.read_only
-    }
-}
-
-/// Seeded randomness (splitmix64).
-#[derive(Clone, Copy, Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
     }
 }

@@ -10,7 +10,7 @@ use tap_ctl::messages::{Params, Text, flag};
 use tap_ctl::paths::RunDir;
 use vhd_rs::secret::Bytes;
 
-use crate::formats::{Key, OpenError, Wish};
+use crate::formats::{DiskOptions, Key, OpenError};
 
 /// What may follow the message of OPEN and RESUME.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -21,11 +21,16 @@ pub struct Extra {
     pub key: Option<Arc<Bytes>>,
 }
 
-/// The wish of OPEN.
+/// The options of OPEN.
 ///
 /// # Errors
 /// ENOSYS for what is not supported; ENOENT, EINVAL and EPERM where the original gives them first.
-pub fn wish(params: &Params, extra: &Extra, run: &RunDir, log: &Logger) -> Result<Wish, OpenError> {
+pub fn options(
+    params: &Params,
+    extra: &Extra,
+    run: &RunDir,
+    log: &Logger,
+) -> Result<DiskOptions, OpenError> {
     let parent = params.parent().map(|minor| parent_socket(run, minor)).transpose()?;
     if params.has(flag::VHD_INDEX) {
         return Err(OpenError::new(libc::ENOSYS, "VHD indexes are not supported"));
@@ -36,10 +41,10 @@ pub fn wish(params: &Params, extra: &Extra, run: &RunDir, log: &Logger) -> Resul
             "the block cache was asked for and is not there; open -D reads through the page cache"
         );
     }
-    Ok(Wish {
+    Ok(DiskOptions {
         name: params.path,
         key: key(params, extra)?,
-        second: second(params),
+        secondary: secondary(params),
         standby: params.has(flag::STANDBY),
         taken_over: false,
         log: extra.log_path,
@@ -50,28 +55,28 @@ pub fn wish(params: &Params, extra: &Extra, run: &RunDir, log: &Logger) -> Resul
     })
 }
 
-/// The wish of a RESUME: what was open, with what the request changes (spec/control-socket.md
+/// The options of a RESUME: what was open, with what the request changes (spec/control-socket.md
 /// §5.6).
-pub fn resumed(before: &Wish, params: &Params, extra: &Extra) -> Wish {
+pub fn resumed(before: &DiskOptions, params: &Params, extra: &Extra) -> DiskOptions {
     // The parents that the leaf names now: it may be another leaf, or have others by now.
-    let mut wish = Wish { log: extra.log_path, parent: None, ..before.clone() };
+    let mut options = DiskOptions { log: extra.log_path, parent: None, ..before.clone() };
     if !params.path.is_empty() {
-        wish.name = params.path;
-        if wish.taken_over {
+        options.name = params.path;
+        if options.taken_over {
             // The secondary has become the disk; with another leaf its part is over.
-            wish.taken_over = false;
-            wish.second = None;
+            options.taken_over = false;
+            options.secondary = None;
         }
     }
     if params.has(flag::SECONDARY) && !params.secondary.is_empty() {
-        wish.second = second(params);
-        wish.taken_over = false;
+        options.secondary = secondary(params);
+        options.taken_over = false;
     }
-    wish
+    options
 }
 
 /// The secondary; "null" is none.
-fn second(params: &Params) -> Option<Text> {
+fn secondary(params: &Params) -> Option<Text> {
     let named = params.has(flag::SECONDARY) && !params.secondary.is_empty();
     (named && params.secondary.as_bytes() != b"null").then_some(params.secondary)
 }

@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use super::sys;
+use crate::sys;
 
 /// No program of a test may take longer.
 const PATIENCE: Duration = Duration::from_secs(120);

@@ -1,4 +1,4 @@
-//! Seeded randomness: the only source of chance in the simulator.
+//! Seeded randomness: the only source of chance in the simulator and in tests.
 
 /// xorshift64*: small, fast, the same everywhere.
 #[derive(Clone, Debug)]
@@ -15,7 +15,7 @@ impl Rng {
     }
 
     /// The next number.
-    #[allow(clippy::should_implement_trait)]
+    #[allow(clippy::should_implement_trait, reason = "chance has no end, and is no iterator")]
     pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;

@@ -1,5 +1,6 @@
-//! A small NBD client of our own: fixed newstyle, structured replies, `base:allocation`, extents.
-//! Errors are values, so that tests can ask for what must fail; a broken protocol panics.
+//! A small NBD client of our own: fixed newstyle, structured replies, `base:allocation`, extents; or
+//! as the oldest clients do it, with EXPORT_NAME and simple replies. Errors are values, so that
+//! tests can ask for what must fail; a broken protocol panics.
 //!
 //! ```text
 //!   read, write, flush …  = send, then receive       one request at a time
@@ -83,13 +84,16 @@ pub struct Reply {
 
 /// A connection in the transmission phase.
 pub struct Client {
-    stream: UnixStream,
+    /// The connection.
+    pub stream: UnixStream,
     /// Size of the disk in bytes.
     pub size: u64,
     /// Transmission flags.
     pub flags: u16,
     /// Smallest, preferred and largest request in bytes.
     pub block: [u32; 3],
+    /// Whether reads are answered in chunks.
+    structured: bool,
     next: u64,
     /// Requested reads: cookie, offset, bytes.
     reads: Vec<(u64, u64, usize)>,
@@ -106,18 +110,41 @@ impl Client {
     pub fn connect(socket: &Path) -> Client {
         let stream = UnixStream::connect(socket)
             .unwrap_or_else(|e| panic!("cannot connect to {}: {e}", socket.display()));
+        let mut client = Client::over(stream);
+        client.greet();
+        client
+    }
+
+    /// Connects as the oldest clients do: no options but the name, simple replies.
+    ///
+    /// # Panics
+    /// If the server does not take that.
+    #[track_caller]
+    pub fn connect_plainly(socket: &Path) -> Client {
+        let stream = UnixStream::connect(socket)
+            .unwrap_or_else(|e| panic!("cannot connect to {}: {e}", socket.display()));
+        let mut client = Client::over(stream);
+        client.begin();
+        client.name_export();
+        client
+    }
+
+    /// Over a connection on which nothing has been said, or that has been negotiated.
+    ///
+    /// # Panics
+    /// If it is none.
+    pub fn over(stream: UnixStream) -> Client {
         stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
-        let mut client = Client {
+        Client {
             stream,
             size: 0,
             flags: 0,
             block: [0; 3],
+            structured: false,
             next: 1,
             reads: Vec::new(),
             open: Vec::new(),
-        };
-        client.greet();
-        client
+        }
     }
 
     // ---- one at a time -------------------------------------------------------------------------
@@ -269,6 +296,11 @@ impl Client {
             let (cookie, last) = if magic == SIMPLE_MAGIC {
                 let (error, cookie) = (self.u32()?, self.u64()?);
                 self.reply(cookie).result = if error == 0 { Ok(()) } else { Err(error) };
+                let bytes = self.reads.iter().find(|read| read.0 == cookie).map(|read| read.2);
+                if let Some(bytes) = bytes.filter(|_| error == 0) {
+                    assert!(!self.structured, "a read is answered in chunks");
+                    self.reply(cookie).data = self.bytes(bytes)?;
+                }
                 (cookie, true)
             } else {
                 let (flags, kind) = (self.u16()?, self.u16()?);

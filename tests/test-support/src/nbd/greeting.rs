@@ -1,4 +1,4 @@
-//! The negotiation: structured replies, `base:allocation`, GO with block sizes.
+//! The negotiation: structured replies, `base:allocation`, GO with block sizes; or the name alone.
 use std::io::Write;
 
 use super::Client;
@@ -7,6 +7,7 @@ const GREETING: [u8; 16] = *b"NBDMAGICIHAVEOPT";
 const OPTION_MAGIC: [u8; 8] = *b"IHAVEOPT";
 const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 
+const OPT_EXPORT_NAME: u32 = 1;
 const OPT_GO: u32 = 7;
 const OPT_STRUCTURED: u32 = 8;
 const OPT_SET_META_CONTEXT: u32 = 10;
@@ -20,12 +21,10 @@ const CONTEXT: &[u8] = b"base:allocation";
 impl Client {
     /// From the connection to the transmission phase.
     pub(super) fn greet(&mut self) {
-        assert_eq!(self.take(16), GREETING);
-        let flags = self.u16().expect("handshake flags");
-        assert_eq!(flags & 3, 3, "fixed newstyle without zeros is offered");
-        self.put(&3u32.to_be_bytes());
+        self.begin();
         let none = self.option(OPT_STRUCTURED, &[]);
         assert!(none.is_empty(), "no more than an ACK");
+        self.structured = true;
         let mut query = vec![0; 4];
         query.extend(1u32.to_be_bytes());
         query.extend((CONTEXT.len() as u32).to_be_bytes());
@@ -38,6 +37,33 @@ impl Client {
             self.learn(u16::from_be_bytes([info[0], info[1]]), &info[2..]);
         }
         assert!(self.size > 0, "the size was told");
+    }
+
+    /// The first half of a negotiation: greeting and flags.
+    ///
+    /// # Panics
+    /// If the server does not take that.
+    #[track_caller]
+    pub fn begin(&mut self) {
+        assert_eq!(self.take(16), GREETING);
+        let flags = self.u16().expect("handshake flags");
+        assert_eq!(flags & 3, 3, "fixed newstyle without zeros is offered");
+        self.put(&3u32.to_be_bytes());
+    }
+
+    /// The second half of the oldest clients: EXPORT_NAME, and any name at all.
+    ///
+    /// # Panics
+    /// If the server does not take that.
+    #[track_caller]
+    pub fn name_export(&mut self) {
+        let mut message = OPTION_MAGIC.to_vec();
+        message.extend(OPT_EXPORT_NAME.to_be_bytes());
+        message.extend(1u32.to_be_bytes());
+        message.push(b'x');
+        self.put(&message);
+        self.size = self.u64().expect("the size");
+        self.flags = self.u16().expect("transmission flags");
     }
 
     fn learn(&mut self, what: u16, info: &[u8]) {

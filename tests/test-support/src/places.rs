@@ -2,9 +2,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::run::run;
-use super::sys;
-use super::tools::tool;
+use crate::run::run;
+use crate::sys;
+use crate::tools::tool;
 
 /// Whether this is root; if not, says aloud what is left out.
 pub fn root(what: &str) -> bool {

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::run::{Outcome, run};
+use crate::run::{Outcome, run};
 
 /// The path of a program.
 ///

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use super::tools::tool;
+use crate::tools::tool;
 
 /// A part of a file.
 ///
@@ -49,12 +49,12 @@ pub fn sparse(path: &Path, size: u64) {
     File::create(path).and_then(|file| file.set_len(size)).expect("a sparse file");
 }
 
-/// Unpacks a file of tests/tests/data into `to`, with holes where there are zeros.
+/// Unpacks a file of `tests/tests/data` into `to`, with holes where there are zeros.
 ///
 /// # Panics
 /// If gzip does not like it.
 pub fn unpack(name: &str, to: &Path) {
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data").join(name);
     let packed = File::open(&from).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
     let mut gzip = Command::new(tool("gzip"));
     let child = gzip.arg("-dc").stdin(packed).stdout(Stdio::piped()).spawn();

@@ -1,7 +1,8 @@
 //! The programs under test, built once for every test of the workspace.
 //!
-//! `cargo test` of one package does not build the programs of others, so this does it; with
-//! everything built already that takes a fraction of a second.
+//! `cargo test` of one package does not build the programs of others, so [`programs`] does it; with
+//! everything built already that takes a fraction of a second. A crate's own tests need not ask:
+//! cargo has built its programs and says where ([`program!`](crate::program)).
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -10,6 +11,23 @@ use std::sync::OnceLock;
 
 /// Environment variable: a folder with finished programs; nothing is built then.
 const VARIABLE: &str = "TAPDISK_TESTS_BIN";
+
+/// The path of a program of the crate whose test this is: of the folder that `TAPDISK_TESTS_BIN`
+/// names, where that is set.
+#[macro_export]
+macro_rules! program {
+    ($name:literal) => {
+        $crate::program_at($name, env!(concat!("CARGO_BIN_EXE_", $name)))
+    };
+}
+
+/// A program in the folder that the environment names, or where cargo has built it.
+pub fn program_at(name: &str, built: &str) -> PathBuf {
+    match std::env::var_os(VARIABLE) {
+        Some(folder) => Path::new(&folder).join(name),
+        None => built.into(),
+    }
+}
 
 /// Where the programs are.
 #[derive(Clone, Debug)]
@@ -62,10 +80,16 @@ fn build() -> PathBuf {
         None => panic!("{} is not a folder of a profile", folder.display()),
     });
     command.arg("--target-dir").arg(folder.parent().expect("a profile lies in a target folder"));
-    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace"));
+    command.current_dir(workspace());
     let status = command.status().expect("cargo starts");
     assert!(status.success(), "cannot build the programs under test: {command:?}");
     folder
+}
+
+/// The root of the workspace: this crate lies two folders below.
+fn workspace() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.ancestors().nth(2).expect("the workspace")
 }
 
 /// One build at a time, also over processes.
