@@ -26,7 +26,10 @@ pub enum Kind {
     /// Packed bytes.
     Packed,
     /// Nothing: it is what lies below.
-    Below,
+    Below {
+        /// Space that is kept for it, among subclusters that are there.
+        at: Option<u64>,
+    },
 }
 
 impl Kind {
@@ -35,7 +38,8 @@ impl Kind {
         match self {
             Kind::Data { at } => Kind::Data { at: at + bytes },
             Kind::Zero { at } => Kind::Zero { at: at.map(|at| at + bytes) },
-            Kind::Packed | Kind::Below => self,
+            Kind::Below { at } => Kind::Below { at: at.map(|at| at + bytes) },
+            Kind::Packed => self,
         }
     }
 }
@@ -79,7 +83,7 @@ impl<'a> Map<'a> {
         let end = ((start / covers + 1) * covers).min(header.size.next_multiple_of(512));
         let word = self.opened.l1.get(size(start / covers)).copied().unwrap_or(0);
         if word & OFFSET == 0 {
-            return Ok(Extent { start, bytes: end - start, kind: Kind::Below });
+            return Ok(Extent { start, bytes: end - start, kind: Kind::Below { at: None } });
         }
         self.load(word & OFFSET)?;
         let part = header.cluster() / if header.extended { PARTS } else { 1 };
@@ -137,7 +141,7 @@ impl<'a> Map<'a> {
             }
             (true, false, Some(at)) => Ok(Kind::Data { at }),
             (false, true, at) => Ok(Kind::Zero { at }),
-            (false, false, _) => Ok(Kind::Below),
+            (false, false, at) => Ok(Kind::Below { at }),
         }
     }
 }

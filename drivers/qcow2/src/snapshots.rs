@@ -30,12 +30,16 @@ pub struct Snapshot {
     pub name: Vec<u8>,
     /// Seconds since 1970.
     pub date: u32,
+    /// Nanoseconds since then.
+    pub date_ns: u32,
     /// Nanoseconds that its machine had run.
     pub clock_ns: u64,
     /// Bytes of its machine's state.
     pub state_bytes: u64,
     /// Size of its disk in bytes, where that is said.
     pub size: Option<u64>,
+    /// Instructions that its machine had run, where that is said.
+    pub icount: Option<u64>,
 }
 
 /// The snapshots of an image, and the bytes of their table.
@@ -95,8 +99,10 @@ fn snapshot(fixed: &[u8], more: &[u8], extra: usize, id: usize) -> Snapshot {
         id: id.to_vec(),
         name: name.to_vec(),
         date: word32(fixed, 16),
+        date_ns: word32(fixed, 20),
         clock_ns: word64(fixed, 24),
         state_bytes: if has(8) { word64(extra, 0) } else { word32(fixed, 32).into() },
         size: has(16).then(|| word64(extra, 8)),
+        icount: has(24).then(|| word64(extra, 16)).filter(|count| *count != u64::MAX),
     }
 }

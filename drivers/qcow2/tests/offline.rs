@@ -200,7 +200,9 @@ fn theirs(path: &Path) -> Vec<(u64, u64, String)> {
     };
     let what = |line: &str| match () {
         () if line.contains("\"compressed\": true") => "packed".into(),
-        () if line.contains("\"present\": false") => "below".into(),
+        () if line.contains("\"present\": false") => {
+            format!("below {:?}", number(line, "offset"))
+        }
         () if line.contains("\"zero\": true") => format!("zero {:?}", number(line, "offset")),
         () => format!("data {:?}", number(line, "offset")),
     };
@@ -209,15 +211,7 @@ fn theirs(path: &Path) -> Vec<(u64, u64, String)> {
         (Some(start), Some(bytes)) => Some((start, bytes, what(line))),
         _ => None,
     });
-    let mut all: Vec<(u64, u64, String)> = Vec::new();
-    for (start, bytes, what) in lines {
-        // What is not there of a cluster that is, qemu tells apart.
-        match all.last_mut() {
-            Some(last) if last.2 == what && what == "below" => last.1 += bytes,
-            _ => all.push((start, bytes, what)),
-        }
-    }
-    all
+    lines.collect()
 }
 
 #[test]
@@ -242,7 +236,7 @@ fn maps_are_those_of_qemu() {
                 Kind::Data { at } => (format!("data {:?}", Some(at)), Some(at + extent.bytes)),
                 Kind::Zero { at } => (format!("zero {at:?}"), at.map(|at| at + extent.bytes)),
                 Kind::Packed => ("packed".into(), None),
-                Kind::Below => ("below".into(), None),
+                Kind::Below { at } => (format!("below {at:?}"), at.map(|at| at + extent.bytes)),
             };
             // Tables end where extents do not.
             let goes_on = |last: &str| match follows {

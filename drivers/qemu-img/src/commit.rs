@@ -89,7 +89,7 @@ fn prepared(base: Layer, size: u64) -> Outcome<(Layer, Vec<Layer>)> {
 }
 
 fn commit(top: Layer, base: Layer, told: bool, tool: &mut Tool) -> Outcome<()> {
-    let (base, below) = prepared(base, top.size)?;
+    let (base, below) = prepared(base, top.size.next_multiple_of(512))?;
     let mut driver: Box<dyn Image> = match &base.opened {
         None => base.driver(),
         Some(opened) => Box::new(Qcow2::to_write(ready(&base.file.0, &base.path, opened.clone())?)),
@@ -129,10 +129,10 @@ fn copy(
     let mut buf = vec![0; usize::try_from(CHUNK).unwrap_or(0)];
     let (mut at, mut last) = (0, u64::MAX);
     while at < total {
-        let found = walk.run(at, total.min(at.next_multiple_of(CHUNK).max(at + CHUNK)))?;
+        let found = walk.step(at, CHUNK)?;
         let span = Span::between(at / 512, (at + found.bytes) / 512);
         match found.kind {
-            Kind::Below => {}
+            Kind::Below { .. } => {}
             Kind::Zero { .. } => writer.zero(span, lonely, false).map_err(failed)?,
             Kind::Data { .. } | Kind::Packed => {
                 let bytes = buf.get_mut(..span.bytes()).ok_or("a run is longer than its buffer")?;

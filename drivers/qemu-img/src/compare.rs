@@ -5,11 +5,10 @@ use std::path::Path;
 use image::Image;
 use image::Span;
 use image::blocking::{Layer as Reading, read};
-use qcow2::map::Kind;
 
 use crate::open::{self, Layer};
 use crate::tool::{FORMAT, Fail, Outcome, PROGRESS, QUIET, SHARE, Tool, plain};
-use crate::walk::Walk;
+use crate::walk::{Walk, is_data};
 
 const CHUNK: u64 = 1 << 20;
 /// An image does not open, or a read fails.
@@ -61,17 +60,13 @@ impl<'a> Disk<'a> {
         Disk { layers, drivers, walk: Walk::new(layers) }
     }
 
-    /// Whether a range reads as zeros, as far as tables tell.
-    fn is_zero(&mut self, at: u64, end: u64) -> Outcome<bool> {
-        let mut at = at;
-        while at < end.min(self.walk.size()) {
-            let found = self.walk.at(at)?;
-            if matches!(found.kind, Kind::Data { .. } | Kind::Packed) {
-                return Ok(false);
-            }
-            at += found.bytes;
+    /// How far nothing but zeros is from a byte on; `None`: there is data.
+    fn zeros(&mut self, at: u64) -> Outcome<Option<u64>> {
+        if at >= self.walk.size() {
+            return Ok(Some(u64::MAX));
         }
-        Ok(true)
+        let found = self.walk.at(at)?;
+        Ok((!is_data(found.kind)).then_some(found.bytes))
     }
 
     fn read(&self, at: u64, buf: &mut [u8]) -> Outcome<()> {
@@ -102,19 +97,20 @@ fn mismatch(a: &[Layer], b: &[Layer]) -> Outcome<Option<u64>> {
     let mut bufs = [vec![0; 1 << 20], vec![0; 1 << 20]];
     let mut at = 0;
     while at < end {
+        if let (Some(left), Some(right)) = (a.zeros(at)?, b.zeros(at)?) {
+            at = at.saturating_add(left.min(right));
+            continue;
+        }
         let upto = end.min(at + CHUNK);
-        if !(a.is_zero(at, upto)? && b.is_zero(at, upto)?) {
-            let bytes =
-                usize::try_from(upto - at).map_err(|_| Fail::from("a chunk is too long"))?;
-            let [left, right] = &mut bufs;
-            let (left, right) = (&mut left[..bytes], &mut right[..bytes]);
-            a.read(at, left)?;
-            b.read(at, right)?;
-            let sectors = left.chunks(512).zip(right.chunks(512));
-            let first = (at..).step_by(512).zip(sectors).find(|(_, (left, right))| left != right);
-            if let Some((at, _)) = first {
-                return Ok(Some(at));
-            }
+        let bytes = usize::try_from(upto - at).map_err(|_| Fail::from("a chunk is too long"))?;
+        let [left, right] = &mut bufs;
+        let (left, right) = (&mut left[..bytes], &mut right[..bytes]);
+        a.read(at, left)?;
+        b.read(at, right)?;
+        let sectors = left.chunks(512).zip(right.chunks(512));
+        let first = (at..).step_by(512).zip(sectors).find(|(_, (left, right))| left != right);
+        if let Some((at, _)) = first {
+            return Ok(Some(at));
         }
         at = upto;
     }

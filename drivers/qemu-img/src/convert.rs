@@ -5,14 +5,13 @@ use std::path::Path;
 use image::blocking::{Layer as Reading, Writer, read};
 use image::unfinished::Unfinished;
 use image::{Image, Span, Storage};
-use qcow2::map::Kind;
 use qcow2::{Qcow2, ready};
 use vhd_rs::lock::{self, Others};
 
 use crate::open::{self, Format, Layer};
 use crate::parameters::Parameters;
 use crate::tool::{FORMAT, Fail, Outcome, PROGRESS, QUIET, SHARE, Tool, plain};
-use crate::walk::Walk;
+use crate::walk::{Walk, is_data};
 
 const CHUNK: u64 = 2 << 20;
 
@@ -32,6 +31,18 @@ pub(crate) fn run(words: &[OsString], tool: &mut Tool) -> Outcome {
         return Err("backing_file is not supported with convert here: use QEMU's qemu-img".into());
     }
     let layers = open::chain(Path::new(from), open::format_of(o.value('f'))?)?;
+    if !o.has('U') {
+        // A copy of what moves is the disk of no moment.
+        let (top, name) = (&layers[0], show::path(from));
+        if let Some(pid) = lock::settled(&top.file.0, &top.path, Others::Refuse)? {
+            let who = lock::named(pid);
+            return Err(format!(
+                "{name}: {who} is writing it; close the disk there first (-U: copy it \
+                                all the same)"
+            )
+            .into());
+        }
+    }
     let told = o.has('p') && !o.has('q');
     let done = convert(&layers, Path::new(to), target, &given, told, tool);
     if told {
@@ -101,11 +112,10 @@ fn copy(
     let mut buf = vec![0; usize::try_from(CHUNK).unwrap_or(0)];
     let (mut at, mut last) = (0, u64::MAX);
     while at < total {
-        let found = walk.run(at, total.min(at + CHUNK))?;
+        let found = walk.step(at, CHUNK)?;
         let span = Span::between(at / 512, (at + found.bytes) / 512);
-        let data = matches!(found.kind, Kind::Data { .. } | Kind::Packed);
-        let bytes = buf.get_mut(..span.bytes()).ok_or("a run is longer than its buffer")?;
-        if data {
+        if is_data(found.kind) {
+            let bytes = buf.get_mut(..span.bytes()).ok_or("a run is longer than its buffer")?;
             read(&chain, span, bytes).map_err(failed)?;
             pieces(writer, span, bytes, fresh)?;
         } else if !fresh {

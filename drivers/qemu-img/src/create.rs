@@ -7,6 +7,7 @@ use std::path::Path;
 use image::Storage;
 use image::unfinished::Unfinished;
 use vhd_rs::lock::{self, Others};
+use vhd_rs::parents::Bond;
 
 use crate::open::{self, For, Format};
 use crate::parameters::Parameters;
@@ -135,6 +136,9 @@ fn qcow2(path: &Path, given: Parameters, how: (bool, bool), tool: &mut Tool) -> 
         return Err("an image is not its own parent".into());
     }
     let below = if unsafely { None } else { below(path, &given)? };
+    let parent = given.backing_file.as_deref().filter(|_| !unsafely);
+    let parent = parent.map(|name| open::beside(path, name));
+    let bond = parent.as_deref().map(|parent| Bond::new(path, parent, None)).transpose()?;
     let size = given.size.or(below).ok_or("Image creation needs a size parameter")?;
     let options = given.options(size);
     if !quiet {
@@ -142,10 +146,15 @@ fn qcow2(path: &Path, given: Parameters, how: (bool, bool), tool: &mut Tool) -> 
     }
     let options = options?;
     let (file, unfinished) = made(path)?;
+    // Who makes it vouches for a parent elsewhere, as with vhd-util.
+    if let (Some(bond), Some(parent)) = (&bond, &parent) {
+        bond.vouch(path, &file, parent)?;
+    }
     qcow2::create(&file, path, &options).map_err(|error| {
         let text = error.to_string();
         text.split(" is not made: ").last().unwrap_or(&text).to_owned()
     })?;
+    bond.map_or(Ok(()), |bond| bond.forget(path, &file))?;
     unfinished.into_iter().for_each(Unfinished::whole);
     Ok(0)
 }

@@ -55,7 +55,7 @@ fn line(found: &Found, first: bool, last: bool) -> String {
         Kind::Data { at } => (true, false, false, Some(*at)),
         Kind::Zero { at } => (true, true, false, *at),
         Kind::Packed => (true, false, true, None),
-        Kind::Below => (false, true, false, None),
+        Kind::Below { at } => (false, true, false, *at),
     };
     let offset = offset.map_or(String::new(), |at| format!(", \"offset\": {at}"));
     format!(
@@ -78,6 +78,6 @@ fn row(found: &Found, layers: &[Layer], tool: &mut Tool) -> Outcome<()> {
             tool.say(&format!("{start:<16}{bytes:<16}{:<16}{name}\n", hex(at)));
             Ok(())
         }
-        Kind::Zero { .. } | Kind::Below => Ok(()),
+        Kind::Zero { .. } | Kind::Below { .. } => Ok(()),
     }
 }

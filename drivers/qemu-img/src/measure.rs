@@ -3,14 +3,13 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use cli::{JSON, Long, Takes};
-use qcow2::map::Kind;
 
 use crate::json::Json;
 use crate::open::{self, Format};
 use crate::parameters::Parameters;
 use crate::size;
 use crate::tool::{FORMAT, Fail, OUTPUT, Outcome, SHARE, Tool};
-use crate::walk::Walk;
+use crate::walk::{Walk, is_data};
 
 const SIZE: Long = Long { name: "size", key: 's', takes: Takes::Value };
 /// `-O`, whose letter `--output` has among the keys.
@@ -81,7 +80,7 @@ fn needed(walk: &mut Walk<'_>, cluster: u64) -> Outcome<u64> {
     while at < walk.size() {
         let found = walk.run(at, walk.size())?;
         let mut end = at + found.bytes;
-        if matches!(found.kind, Kind::Data { .. } | Kind::Packed) {
+        if is_data(found.kind) {
             end = end.next_multiple_of(cluster);
             bytes += end - at / cluster * cluster;
         }

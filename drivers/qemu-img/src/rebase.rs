@@ -7,6 +7,7 @@ use image::Holder;
 use qcow2::edit::set_backing;
 use qcow2::header::Backing;
 use vhd_rs::lock::{self, Others};
+use vhd_rs::parents::Bond;
 
 use crate::open::{self, For, Format};
 use crate::tool::{FORMAT, Fail, Outcome, PROGRESS, QUIET, Tool, plain};
@@ -42,7 +43,15 @@ pub(crate) fn run(words: &[OsString], tool: &mut Tool) -> Outcome {
     let file = image::Node::find(path).ok().map(|node| node.open(true));
     let file = file.ok_or_else(|| failed("it is gone"))?.map_err(|error| failed(&plain(&error)))?;
     beside(&file, path)?;
+    // One that is not there yet nobody can vouch for.
+    let parent = parent.map(|name| open::beside(path, name.as_bytes()));
+    let parent = parent.filter(|parent| parent.exists());
+    let bond = parent.as_deref().map(|parent| Bond::new(path, parent, None)).transpose()?;
+    if let (Some(bond), Some(parent)) = (&bond, &parent) {
+        bond.vouch(path, &file, parent)?;
+    }
     set_backing(&file, path, backing.as_ref()).map_err(|error| failed(&error.to_string()))?;
+    bond.map_or(Ok(()), |bond| bond.forget(path, &file))?;
     Ok(0)
 }
 

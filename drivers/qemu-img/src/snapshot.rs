@@ -46,7 +46,8 @@ pub(crate) fn list(all: &[Snapshot]) -> String {
             seconds % 60,
             one.clock_ns / 1_000_000 % 1000
         );
-        out.push_str(&format!("{id:<7} {name:<16} {size:>8} {date} {clock:>15} {:>10}\n", 0));
+        let icount = one.icount.map_or("--".into(), |count| count.to_string());
+        out.push_str(&format!("{id:<7} {name:<16} {size:>8} {date} {clock:>15} {icount:>10}\n"));
     }
     out
 }
@@ -70,14 +71,18 @@ fn date(seconds: u32) -> String {
 /// The same as JSON.
 pub(crate) fn json(one: &Snapshot) -> Json {
     let text = |bytes: &[u8]| Json::Text(String::from_utf8_lossy(bytes).into_owned());
-    Json::Object(vec![
+    let mut all: Vec<(&'static str, Json)> = Vec::new();
+    all.extend(one.icount.map(|count| ("icount", count.into())));
+    all.extend([
         ("vm-clock-nsec", (one.clock_ns % 1_000_000_000).into()),
         ("name", text(&one.name)),
         ("date-sec", u64::from(one.date).into()),
+        ("date-nsec", u64::from(one.date_ns).into()),
         ("vm-clock-sec", (one.clock_ns / 1_000_000_000).into()),
         ("id", text(&one.id)),
         ("vm-state-size", one.state_bytes.into()),
-    ])
+    ]);
+    Json::Object(all)
 }
 
 #[cfg(test)]

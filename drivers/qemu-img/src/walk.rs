@@ -40,24 +40,37 @@ impl<'a> Walk<'a> {
     /// What is at a byte of the disk, and how far. [`Kind::Below`]: no image has it.
     pub(crate) fn at(&mut self, start: u64) -> Outcome<Found> {
         let mut bytes = self.size() - start;
-        let mut last = 0;
+        let (mut last, mut left) = (0, Kind::Below { at: None });
         for (depth, layer) in self.layers.iter().enumerate() {
             let end = layer.size.next_multiple_of(512);
             if start >= end {
                 break;
             }
             bytes = bytes.min(end - start);
-            last = depth;
             let (here, kind) = match &mut self.maps[depth] {
                 Some(map) => map.at(start).map(|extent| (extent.bytes, extent.kind))?,
                 None => raw(&layer.file.0, start, end)?,
             };
             bytes = bytes.min(here);
-            if kind != Kind::Below {
+            if !matches!(kind, Kind::Below { .. }) {
                 return Ok(Found { start, bytes, depth, kind });
             }
+            (last, left) = (depth, kind);
         }
-        Ok(Found { start, bytes, depth: last, kind: Kind::Below })
+        Ok(Found { start, bytes, depth: last, kind: left })
+    }
+
+    /// What is next to be copied from a byte on: of data a chunk at most, of other things as far as
+    /// a table tells.
+    pub(crate) fn step(&mut self, start: u64, chunk: u64) -> Outcome<Found> {
+        /// Sectors have to be counted in 32 bits.
+        const MOST: u64 = 1 << 40;
+        let mut found = self.at(start)?;
+        if is_data(found.kind) {
+            found = self.run(start, self.size().min(start + chunk))?;
+        }
+        found.bytes = found.bytes.min(MOST);
+        Ok(found)
     }
 
     /// The same, with what is the same behind it, before `end`.
@@ -75,12 +88,18 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// Whether there are bytes to read.
+pub(crate) fn is_data(kind: Kind) -> bool {
+    matches!(kind, Kind::Data { .. } | Kind::Packed)
+}
+
 /// Whether one kind goes on as another so many bytes later.
 fn follows(first: Kind, bytes: u64, next: Kind) -> bool {
     match (first, next) {
         (Kind::Data { at }, Kind::Data { at: next }) => at + bytes == next,
-        (Kind::Zero { at }, Kind::Zero { at: next }) => at.map(|at| at + bytes) == next,
-        (Kind::Packed, Kind::Packed) | (Kind::Below, Kind::Below) => true,
+        (Kind::Zero { at }, Kind::Zero { at: next })
+        | (Kind::Below { at }, Kind::Below { at: next }) => at.map(|at| at + bytes) == next,
+        (Kind::Packed, Kind::Packed) => true,
         _ => false,
     }
 }

@@ -121,7 +121,7 @@ fn images(bench: &Bench) {
     bench.io("a.qcow2", &["write -P 1 0 3M", "write -c -P 2 7M 64k", "write -P 3 60M 1M"]);
     bench.io("b.qcow2", &["write -P 4 1M 1M", "write -z 2M 1M", "write -P 5 5M 64k"]);
     bench.io("c.qcow2", &["write -P 6 70M 2M", "write -P 7 1500k 64k"]);
-    bench.io("s.qcow2", &["write -P 8 0 1M"]);
+    bench.io("s.qcow2", &["write -P 8 0 1M", "write -P 8 4M 2k"]);
 }
 
 #[test]
@@ -151,7 +151,13 @@ fn what_is_told_of_images_is_the_same() {
     bench.same("map --start-offset 1M --max-length 3M b.qcow2");
     bench.make("snapshot -c one s.qcow2");
     bench.io("s.qcow2", &["write -P 9 0 64k"]);
-    for line in ["snapshot -l s.qcow2", "info s.qcow2", "check s.qcow2", "snapshot -l a.qcow2"] {
+    for line in [
+        "snapshot -l s.qcow2",
+        "info s.qcow2",
+        "check s.qcow2",
+        "info --output=json s.qcow2",
+        "snapshot -l a.qcow2",
+    ] {
         bench.same(line);
     }
     let absolute = bench.at().join("c.qcow2").display().to_string();
@@ -303,6 +309,7 @@ fn changed_images_show_the_same() {
         ("rebase -u -b '' b.qcow2", &["b.qcow2"]),
         ("rebase -u b.qcow2", &["b.qcow2"]),
         ("commit -f qcow2 c.qcow2 -d", &["b.qcow2", "c.qcow2"]),
+        ("rebase -u -F qcow2 -b nix.qcow2 c.qcow2", &[]),
         ("commit -d b.qcow2", &["a.qcow2"]),
         ("commit -d d.qcow2", &["r.raw"]),
         ("convert -O raw c.qcow2 new", &["new"]),
@@ -412,5 +419,82 @@ fn an_image_that_is_written_is_left_alone() {
     }
     for line in ["info c.qcow2", "map c.qcow2 --output=json", "check -U c.qcow2"] {
         assert_eq!(bench.our(line).code, Some(0), "{line}");
+    }
+}
+
+/// Whatever an image says, it is an error with a sentence or an answer.
+#[test]
+fn no_image_makes_it_panic() {
+    let bench = Bench::new();
+    images(&bench);
+    let mut seed = 0x1234_5678_9abc_def1u64;
+    let mut roll = |sides: usize| {
+        seed ^= seed >> 12;
+        seed ^= seed << 25;
+        seed ^= seed >> 27;
+        (seed.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as usize % sides
+    };
+    let mut refused = 0;
+    for image in ["a.qcow2", "s.qcow2"] {
+        let good = std::fs::read(bench.at().join(image)).expect("an image");
+        for _ in 0..40 {
+            let mut bytes = good.clone();
+            for _ in 0..1 + roll(6) {
+                let most = [110, 120, 256 << 10][roll(3)];
+                let at = roll(most.min(bytes.len()));
+                bytes[at] = [0, 0xff, 1, 0x80, roll(256) as u8][roll(5)];
+            }
+            std::fs::write(bench.at().join("x.qcow2"), bytes).expect("written");
+            for line in [
+                "info --output=json",
+                "map",
+                "check",
+                "measure -O qcow2",
+                "snapshot -l",
+                "rebase -u -F raw -b r.raw",
+                "check -r all",
+                "resize -f qcow2 --shrink",
+            ] {
+                let size = if line.starts_with("resize") { " 66M" } else { "" };
+                let ran = bench.our(&format!("{line} x.qcow2{size}"));
+                let code = ran.code.expect("it ends by itself");
+                assert!(code <= 3 || code == 63, "{line}: {code} {}", ran.err);
+                assert!(code == 0 || !ran.err.is_empty() || line == "check", "{line}");
+                refused += u32::from(code == 1);
+            }
+        }
+    }
+    assert!(refused > 100, "some were refused: {refused}");
+}
+
+/// The name of a parent changes also beside a tapdisk that serves the image, beside others not.
+#[test]
+fn the_parent_of_an_image_that_a_tapdisk_serves_may_be_renamed() {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+
+    let bench = Bench::new();
+    images(&bench);
+    let line = "rebase -u -f qcow2 -F qcow2 -b a.qcow2 c.qcow2";
+    for (name, code) in [("tapdisk", 0), ("another", 1)] {
+        // A shell that is called so, and has the image open and locked.
+        let shell = bench.dir.path().join(name);
+        std::fs::copy("/bin/sh", &shell).expect("a shell");
+        let script = "exec 9<>c.qcow2 && flock 9 && echo ready && read x";
+        let mut holder = Command::new(&shell);
+        holder.args(["-c", script]).current_dir(bench.at());
+        let mut holder = holder.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("sh");
+        let mut said = String::new();
+        let out = holder.stdout.take().expect("a pipe");
+        BufReader::new(out).read_line(&mut said).expect("it says so");
+        assert_eq!(said, "ready\n");
+        let ran = bench.our(line);
+        assert_eq!(ran.code, Some(code), "{name}: {}", ran.err);
+        for line in ["resize c.qcow2 1G", "commit -d c.qcow2", "convert c.qcow2 new"] {
+            let ran = bench.our(line);
+            assert!(ran.code == Some(1) && ran.err.contains(name), "{line}: {}", ran.err);
+        }
+        drop(holder.stdin.take());
+        holder.wait().expect("it ends");
     }
 }
