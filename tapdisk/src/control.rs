@@ -125,7 +125,7 @@ impl Control {
         }
         // Both directions closed: nobody is there to read a reply.
         let gone = event.is_write_closed() || event.is_error();
-        self.hear(daemon, place, now);
+        self.receive(daemon, place, now);
         if gone || self.clients[place].as_ref().is_some_and(Conn::is_over) {
             self.drop_client(daemon, place);
         }
@@ -151,7 +151,7 @@ impl Control {
                     }
                     self.serial += 1;
                     self.clients[place] = Some(Conn::new(stream, self.serial, now));
-                    self.hear(daemon, place, now);
+                    self.receive(daemon, place, now);
                     self.sweep(daemon, place);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -179,7 +179,7 @@ impl Control {
     }
 
     /// Reads from a client and does what it asks for.
-    fn hear(&mut self, daemon: &mut Daemon, place: usize, now: u64) {
+    fn receive(&mut self, daemon: &mut Daemon, place: usize, now: u64) {
         let Some(client) = &mut self.clients[place] else { return };
         let id = ClientId(place, client.serial);
         match client.read(now) {

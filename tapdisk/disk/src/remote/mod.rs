@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use super::lane::{Done, EventFd};
+use super::worker::{Done, EventFd};
 use host::arena::Arena;
 use nbd_proto::feature;
 use request::disk::{Disk, FileId, Op, Tag};

@@ -113,7 +113,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
     }
 
     /// These ports have fired, and are masked until the next turn that takes requests.
-    pub fn heard(&mut self, ports: &[xen::Port]) {
+    pub fn ports_fired(&mut self, ports: &[xen::Port]) {
         self.parts.log.counters.wakes += 1;
         for port in ports {
             if let Some(queue) = live(&mut self.queues).find(|queue| queue.port == *port) {
@@ -127,7 +127,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
     pub fn event(&mut self) -> bool {
         let mut room = [0; RINGS_MAX];
         let fired = self.xen.fired(&mut room).len();
-        self.heard(&room[..fired]);
+        self.ports_fired(&room[..fired]);
         fired > 0
     }
 
@@ -172,7 +172,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
     }
 
     /// Lets ports that have fired do so again, before their rings are looked at.
-    fn listen(&mut self) {
+    fn unmask(&mut self) {
         for queue in live(&mut self.queues).filter(|q| q.fired && !q.polling.is_on()) {
             queue.fired = false;
             if let Err(error) = self.xen.unmask(queue.port) {
@@ -307,7 +307,7 @@ impl<X: GrantTable + EventChannels> Frontend for Rings<X> {
         }
         self.first = next_first(&self.queues, self.first);
         if !self.finishing {
-            self.listen();
+            self.unmask();
         }
         let clients = live(&mut self.queues).count() as u16;
         live(&mut self.queues).for_each(|queue| queue.held.clients = clients);
