@@ -350,7 +350,7 @@ impl Vbd {
     fn forget(&mut self, env: &Env) -> Option<Answer> {
         self.keep_ring();
         (self.frontends.nbd, self.frontends.rings, self.frontends.ublk) = (None, None, None);
-        self.frontends.forget_listener();
+        self.frontends.forget_events();
         self.left = None;
         self.ring_files.clear();
         self.files = super::metrics::DiskFiles::default();
