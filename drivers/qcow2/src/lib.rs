@@ -9,6 +9,7 @@
 //! Facts: docs/spec/qcow2.md. All integers of the file are big endian.
 #![forbid(unsafe_code)]
 
+mod allocate;
 mod bug;
 pub mod check;
 mod chores;
@@ -16,6 +17,7 @@ pub mod count;
 mod counts;
 pub mod create;
 pub mod driver;
+pub mod edit;
 mod encode;
 mod entry;
 pub mod error;
@@ -24,12 +26,15 @@ pub mod head;
 pub mod header;
 mod landed;
 pub mod layout;
+pub mod map;
 mod num;
 pub mod opened;
 mod own;
 pub mod ready;
+mod rebuild;
 mod refcounts;
 pub mod repair;
+pub mod resize;
 pub mod snapshots;
 mod space;
 mod tables;

@@ -41,6 +41,11 @@ impl<'a> Table<'a> {
         Ok(Table { storage, name, entries, cluster, order, len: head.len })
     }
 
+    /// Counts in a block.
+    pub(crate) fn per_block(&self) -> u64 {
+        per_block(self.cluster, self.order)
+    }
+
     /// The offset of a block that can be read.
     pub(crate) fn block_at(&self, number: usize) -> Option<u64> {
         let word = self.entries.get(number).copied()?;
@@ -50,7 +55,7 @@ impl<'a> Table<'a> {
 
     /// The number of a cluster's block, and its place there.
     pub(crate) fn place(&self, cluster: u64) -> (usize, usize) {
-        let each = per_block(self.cluster, self.order);
+        let each = self.per_block();
         (usize::try_from(cluster / each).unwrap_or(usize::MAX), size(cluster % each))
     }
 
@@ -64,7 +69,7 @@ impl<'a> Table<'a> {
     pub(crate) fn load(&self, clusters: u64) -> Result<Result<Counts, TooMuch>, Error> {
         let mut counts = Counts::default();
         let mut block = vec![0; size(self.cluster)];
-        let each = per_block(self.cluster, self.order);
+        let each = self.per_block();
         for number in 0..self.entries.len() {
             let first = wide(number) * each;
             if first >= clusters {
@@ -80,7 +85,7 @@ impl<'a> Table<'a> {
     }
 
     fn take(&self, block: &[u8], first: u64, end: u64, to: &mut Counts) -> Result<(), TooMuch> {
-        let each = per_block(self.cluster, self.order);
+        let each = self.per_block();
         let (upto, width) = (each.min(end - first), Width::new(self.order));
         // Eight bytes of zeros are the common thing behind the end.
         let step = (64u64 >> self.order).max(1);

@@ -14,11 +14,11 @@ use std::path::Path;
 
 use image::Storage;
 
-use crate::check::{Check, Flags, Listener, Report};
+use crate::check::{Check, Flags, Listener, Report, Said, too_much};
+use crate::counts::{Counts, TooMuch};
 use crate::error::{Error, errno::EINVAL};
 use crate::head::Head;
-
-mod rebuild;
+use crate::rebuild;
 
 /// What is to be repaired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub fn repair(
         fixed.corruptions_fixed = check.report.corruptions.max(1);
         check.say("Rebuilding refcount structure");
         let (used, unsure) = (std::mem::take(&mut check.uses), check.unsure);
-        rebuild::rebuild(storage, name, &head, (used, unsure))?;
+        rebuild(storage, name, &head, used, unsure)?;
         let head = Head::read(storage, name)?;
         let mut again = Check::begin(storage, name, &head, said)?;
         again.references()?;
@@ -63,6 +63,40 @@ pub fn repair(
         return Ok(sum(report, fixed));
     }
     mend(&mut check, what)
+}
+
+/// New count blocks. `used` are all uses with those by the old ones; there may be more.
+fn rebuild(
+    storage: &dyn Storage,
+    name: &Path,
+    head: &Head,
+    used: Counts,
+    unsure: bool,
+) -> Result<(), Error> {
+    // It has been said once.
+    let mut silent = |_: Said<'_>| ();
+    let mut check = Check::begin(storage, name, head, &mut silent)?;
+    check.data_references()?;
+    let (mut counts, disk) = (std::mem::take(&mut check.uses), std::mem::take(&mut check.disk));
+    drop(check);
+    let mut taken = used;
+    if unsure {
+        // What a table says that could not be followed is known to the old counts at best.
+        for counts in [&mut counts, &mut taken] {
+            keep(counts, &disk, head.clusters()).map_err(|TooMuch| too_much(name))?;
+        }
+    }
+    rebuild::replace(storage, name, head, counts, &taken)
+}
+
+/// Counts are never lower than they were.
+fn keep(counts: &mut Counts, old: &Counts, end: u64) -> Result<(), TooMuch> {
+    let mut from = 0;
+    while let Some(cluster) = old.next_used(from).filter(|cluster| *cluster < end) {
+        counts.set(cluster, counts.get(cluster).max(old.get(cluster)))?;
+        from = cluster + 1;
+    }
+    Ok(())
 }
 
 fn sum(report: Report, before: Report) -> Report {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use image::Storage;
 
-use crate::check::{Check, Said, too_much};
+use crate::check::too_much;
 use crate::count::Width;
 use crate::counts::{Counts, TooMuch};
 use crate::error::{Error, errno::ENOSPC};
@@ -33,30 +33,18 @@ impl Plan {
     }
 }
 
-/// Writes it. `used` are all uses with those by the old counts, and whether there may be more.
-pub(super) fn rebuild(
+/// Writes it, and lets the header point at it. `counts` are those of everything but the counts;
+/// `taken` is what must not be written over meanwhile.
+pub(crate) fn replace(
     storage: &dyn Storage,
     name: &Path,
     head: &Head,
-    used: (Counts, bool),
+    mut counts: Counts,
+    taken: &Counts,
 ) -> Result<(), Error> {
-    let (used, unsure) = used;
-    // It has been said once.
-    let mut silent = |_: Said<'_>| ();
-    let mut check = Check::begin(storage, name, head, &mut silent)?;
-    check.data_references()?;
-    let (mut counts, disk) = (std::mem::take(&mut check.uses), std::mem::take(&mut check.disk));
-    drop(check);
-    let full = |TooMuch| too_much(name);
-    let mut taken = used;
-    if unsure {
-        // What a table says that could not be followed is known to the old counts at best.
-        keep(&mut counts, &disk, head.clusters()).map_err(full)?;
-        keep(&mut taken, &disk, head.clusters()).map_err(full)?;
-    }
-    let plan = place(storage, name, head, &counts, &taken)?;
+    let plan = place(storage, name, head, &counts, taken)?;
     for cluster in plan.start..plan.end() {
-        counts.add(cluster).map_err(full)?;
+        counts.add(cluster).map_err(|TooMuch| too_much(name))?;
     }
     let failed = |error| Error::not_written(name, "new count blocks", &error);
     let cluster = head.header.cluster();
@@ -70,16 +58,6 @@ pub(super) fn rebuild(
     fields.extend(clusters.to_be_bytes());
     storage.write_at(TABLE_FIELDS, &fields).map_err(failed)?;
     storage.sync().map_err(failed)
-}
-
-/// Counts are never lower than they were.
-fn keep(counts: &mut Counts, old: &Counts, end: u64) -> Result<(), TooMuch> {
-    let mut from = 0;
-    while let Some(cluster) = old.next_used(from).filter(|cluster| *cluster < end) {
-        counts.set(cluster, counts.get(cluster).max(old.get(cluster)))?;
-        from = cluster + 1;
-    }
-    Ok(())
 }
 
 /// Finds room: behind everything in a file, in a gap of a device.
