@@ -7,6 +7,7 @@
 //! Everything here waits for the storage, so it runs on a thread of its own ([`crate::job`]). A
 //! failure closes what was opened and leaves every byte as it was. Each refusal is one sentence
 //! with the path, what is wrong, and what to do.
+pub mod commit;
 mod direct;
 mod file;
 pub mod key;

@@ -385,6 +385,7 @@ impl Server {
         for i in 0..daemon.vbds.len() {
             let minor = daemon.vbds[i].minor;
             daemon.vbds[i].look_after_ring(&daemon.env);
+            daemon.vbds[i].commit_on(&daemon.env);
             daemon.vbds[i].set_alone(control.is_alone(minor));
             if let Some(outcome) = daemon.vbds[i].advance(&daemon.env, now) {
                 daemon.note_pause(minor, &outcome);

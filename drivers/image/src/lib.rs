@@ -199,6 +199,14 @@ pub trait Image: Send {
     /// known; the driver takes back what it edited. True if it has a chore now.
     fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool) -> bool;
 
+    /// From now on somebody else changes the image, in sectors alone that an image above it hides:
+    /// what it points at may lie behind what was the end of its file.
+    fn changed_by_others(&mut self) {}
+
+    /// Whether what loses its place stays as it is until this is taken back: others still read
+    /// there, by tables of before.
+    fn keep_places(&mut self, _keep: bool) {}
+
     /// The sector a file of this image always ends with while it is written; `None` for devices and
     /// for formats without one. Whoever makes the file longer writes it at the new end, and that
     /// write is what moves the end: so a file never ends with a guest's sector.

@@ -225,6 +225,16 @@ impl Image for Qcow2 {
         self.plan_over(meta, plan, ok)
     }
 
+    fn changed_by_others(&mut self) {
+        self.bytes = u64::MAX;
+    }
+
+    fn keep_places(&mut self, keep: bool) {
+        if let Some(work) = &mut self.work {
+            work.space.keep_dead(keep);
+        }
+    }
+
     fn closing(&mut self) -> Closing {
         self.last_writes()
     }

@@ -329,7 +329,17 @@ impl Vbd {
     }
 
     fn shut(&mut self, env: &Env, images: Images) -> Option<Answer> {
-        let job = Job::start(&Arc::clone(&env.waker), move || images.close());
+        let commit = self.commit_shared();
+        let last = matches!(self.state, State::Shutting { goal: Goal::Close });
+        let job = Job::start(&Arc::clone(&env.waker), move || {
+            let closed = images.close();
+            match commit {
+                Some(commit) if last => commit.end(),
+                Some(commit) => commit.finish(),
+                None => {}
+            }
+            closed
+        });
         self.goes_on_with(Underway::Closing(job))
     }
 

@@ -128,8 +128,8 @@ both_engines! {
         }
     }
 
-    /// A tapdisk that was killed leaves what it has acknowledged, and a mark: reading works, and the
-    /// next one that writes repairs the counts first.
+    /// A tapdisk that was killed leaves what it has acknowledged, and a mark: reading works, and
+    /// the next one that writes repairs the counts first.
     fn an_image_that_was_not_closed_is_repaired_by_who_opens_it_next(rig) {
         for options in ["compat=1.1", "extended_l2=on,cluster_size=16k"] {
             family(rig, options);
