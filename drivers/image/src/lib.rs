@@ -21,12 +21,13 @@ mod meta;
 mod node;
 pub mod place;
 mod plan;
+pub mod qemu;
 mod storage;
 mod thin;
 pub mod unfinished;
 
 pub use closing::{Closing, cut, end_with};
-pub use holder::{Holder, holder};
+pub use holder::{Holder, holder, is_shared};
 pub use layer::{Changes, Cipher, Purpose};
 pub use lock::{acquire, try_lock};
 pub use meta::{Meta, MetaList, MetaRef};

@@ -25,8 +25,19 @@ pub fn probe(
     let opened = open(file, path)?;
     if access.writable {
         opened.may_be_written(path)?;
+        keep_qemu_out(file, path)?;
     }
     Ok(Box::new(Probed(opened)))
+}
+
+/// Two writers destroy an image. A lock on a network file system may be a dead machine's.
+fn keep_qemu_out(file: &DirectFile, path: &Path) -> Result<(), OpenError> {
+    let writes = image::qemu::keep_out(file.file()).unwrap_or(false);
+    if writes && !image::is_shared(file.file()) {
+        let text = format!("{} is being written by QEMU; close it there first", show::path(path));
+        return Err(OpenError::new(libc::EBUSY, text));
+    }
+    Ok(())
 }
 
 impl From<qcow2::Error> for OpenError {

@@ -4,7 +4,7 @@ use std::fs;
 
 use tests::both_engines;
 use tests::rig::nbd::{Client, Verb};
-use tests::rig::{MIB, Rig, qemu_img, qemu_io};
+use tests::rig::{MIB, Rig, qemu_img, qemu_io, qemu_io_fails};
 
 use super::refused::{refused, refused_with};
 
@@ -194,6 +194,24 @@ both_engines! {
         refused_with(rig, &leaf, &["-R"], libc::ELOOP, &["l.qcow2"]);
         rebase("b.qcow2", "vpc");
         refused_with(rig, &leaf, &["-R"], libc::ENOTSUP, &["format \"vpc\""]);
+    }
+
+    /// QEMU's programs read an image that is served, and do not write it; once it is paused they may.
+    fn qemu_reads_an_image_in_use_and_does_not_write_it(rig) {
+        family(rig, "compat=1.1");
+        let (work, leaf) = (rig.work(), rig.path("l.qcow2").display().to_string());
+        let served = rig.serve(&rig.name("qcow2", "l.qcow2"), &[]);
+        served.client().write(0, &[9; 512]).unwrap();
+        qemu_img(&work, &["info", "--backing-chain", "--output=json", "l.qcow2"]);
+        qemu_img(&work, &["map", "--output=json", "l.qcow2"]);
+        let (before, io) = (fs::read(&leaf).unwrap(), ["write -P 1 0 64k"]);
+        qemu_io_fails("qcow2", &leaf, &io);
+        assert!(before == fs::read(&leaf).unwrap(), "nothing was written");
+        served.pause();
+        qemu_io("qcow2", &leaf, &io);
+        served.unpause(&[]);
+        served.client().expect(0, 65536, 1);
+        served.destroy();
     }
 
     /// Reserves are taken at open; a disk that needs others is not gone on with, and not lost.
