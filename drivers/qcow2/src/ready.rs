@@ -84,7 +84,10 @@ fn ready_as_it_is(storage: &dyn Storage, name: &Path, opened: Opened) -> Result<
     let (own, highest) = own_clusters(name, &opened, &blocks)?;
     let next = first_uncounted(storage, name, header, &blocks)?;
     if wide(blocks.len()) < blocks_wanted(header) && longer_table(storage, name, header)? {
-        return ready_as_it_is(storage, name, open(storage, name)?);
+        // The rest may be what it is about to be, as while a disk is made larger.
+        let Header { table_at, table_clusters, .. } = open(storage, name)?.header;
+        let header = Header { table_at, table_clusters, ..opened.header };
+        return ready_as_it_is(storage, name, Opened { header, ..opened });
     }
     let cluster = header.cluster();
     let device = storage.is_device();

@@ -103,6 +103,29 @@ both_engines! {
         }
     }
 
+    /// What a user imports: packed by qemu, in clusters of every size; read, and written over.
+    fn packed_images_are_read_and_written_over(rig) {
+        let data: Vec<u8> = (0..8 * MIB / 512).flat_map(|s| [(s / 3) as u8; 512]).collect();
+        fs::write(rig.path("data.raw"), &data).unwrap();
+        for size in ["512", "4k", "64k", "512k", "2M"] {
+            let (work, options) = (rig.work(), format!("cluster_size={size}"));
+            let words = ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", &options];
+            qemu_img(&work, &[&words[..], &["data.raw", "l.qcow2"]].concat());
+            let mut model = data.clone();
+            let served = rig.serve(&rig.name("qcow2", "l.qcow2"), &[]);
+            let mut disk = served.client();
+            assert!(disk.dump() == model, "{size}: as it was packed");
+            for i in 0..40u64 {
+                let at = (i * 411_648) % (8 * MIB - 65536);
+                model[at as usize..][..4096].fill(200 + i as u8);
+                disk.write(at, &[200 + i as u8; 4096]).unwrap();
+            }
+            assert!(disk.dump() == model, "{size}: written over");
+            served.destroy();
+            clean(rig, "l.qcow2", &model);
+        }
+    }
+
     /// Changes of all kinds, over a pause and over a new overlay as a snapshot makes it.
     fn what_a_client_writes_is_there_for_qemu(rig) {
         for options in ["compat=1.1", "compat=0.10", "extended_l2=on,cluster_size=16k"] {
