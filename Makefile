@@ -67,7 +67,8 @@ CARGO  ?= $(shell command -v cargo || echo "$$HOME/.cargo/bin/cargo")
 export CARGO
 TARGET := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),$(CURDIR)/target)
 BIN    := $(TARGET)/release
-PROGRAMS := $(BIN)/tap-ctl $(BIN)/tapdisk $(BIN)/vhd-util $(BIN)/cbt-util $(BIN)/td-util $(BIN)/tapback
+PROGRAMS := $(BIN)/tap-ctl $(BIN)/tapdisk $(BIN)/vhd-util $(BIN)/qcow2-util \
+    $(BIN)/cbt-util $(BIN)/td-util $(BIN)/tapback
 
 BENCH_ARGS ?=
 

@@ -79,7 +79,7 @@ root=$work/programs
 mkdir -p "$root/DEBIAN"
 make --no-print-directory install DESTDIR="$root" "${folders[@]}" >/dev/null
 rm -r "$root/usr/share/doc/tapdisk-rs"
-elves=("$root"/usr/sbin/* "$root/usr/bin/vhd-util" "$root/usr/libexec/tapdisk")
+elves=("$root"/usr/sbin/* "$root"/usr/bin/{vhd,qcow2}-util "$root/usr/libexec/tapdisk")
 strip --strip-unneeded --remove-section=.comment "${elves[@]}"
 # It wants to see a source package's control file.
 mkdir -p "$work/debian"

@@ -44,7 +44,7 @@ cd "$here"
 export CARGO_ZIGBUILD_ZIG_PATH=$tools/ziglang/zig
 "$tools/bin/cargo-zigbuild" zigbuild --release --locked --workspace --bins --exclude tests \
     --target "$host.$glibc"
-set -- tap-ctl tapdisk vhd-util cbt-util td-util tapback
+set -- tap-ctl tapdisk vhd-util qcow2-util cbt-util td-util tapback
 for program; do
     install -m 0755 "$CARGO_TARGET_DIR/$host/release/$program" "$output/$program"
 done

@@ -34,8 +34,8 @@ make --no-print-directory -C "$here" install "${all[@]}" >/dev/null
 make --no-print-directory -C "$here" files LIST=check "${all[@]}" >&2 || fail "the files above"
 # Not of the manifest, so that it cannot be forgotten there: what the storage manager, xapi and xl
 # call by path.
-for file in usr/sbin/tap-ctl usr/libexec/tapdisk usr/bin/vhd-util usr/sbin/cbt-util usr/sbin/td-util \
-    etc/xen/scripts/block-tapdisk; do
+for file in usr/sbin/tap-ctl usr/libexec/tapdisk usr/bin/vhd-util usr/bin/qcow2-util \
+    usr/sbin/cbt-util usr/sbin/td-util etc/xen/scripts/block-tapdisk; do
     [ -x "$dest/$file" ] || fail "$file is missing or not executable"
 done
 rm "$dest/etc/cron.daily/tapdisk-rs"
@@ -51,7 +51,7 @@ if grep -rl '@[A-Z]*@' "$dest/usr" "$dest/etc" --include='*.service' --include='
 fi
 grep -q '^ExecStart=/usr/sbin/tapback ' "$dest/usr/lib/systemd/system/tapback.service" ||
     fail "what the service starts"
-for tool in tap-ctl vhd-util cbt-util td-util; do
+for tool in tap-ctl vhd-util qcow2-util cbt-util td-util; do
     bash -n "$dest/usr/share/bash-completion/completions/$tool" ||
         fail "the bash completions of $tool do not parse"
 done

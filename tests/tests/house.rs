@@ -49,6 +49,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("cli", &["show"]),
     ("image", &[]),
     ("qcow2", &["image", "show"]),
+    ("qemu-img", &["cli", "image", "qcow2", "raw", "show", "vhd-rs"]),
     ("raw", &["image"]),
     ("show", &[]),
     ("td-util", &["cli", "image", "show", "vhd-rs"]),

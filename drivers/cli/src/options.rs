@@ -146,7 +146,13 @@ impl Options {
         found.map(|(_, v)| v.as_os_str())
     }
 
-    /// The same as a path.
+    /// All values of an option, in order.
+    pub fn values(&self, letter: char) -> impl Iterator<Item = &OsStr> {
+        let found = self.found.iter().filter(move |(l, _)| *l == letter);
+        found.map(|(_, v)| v.as_os_str())
+    }
+
+    /// A value as a path.
     pub fn path(&self, letter: char) -> Option<PathBuf> {
         self.value(letter).map(PathBuf::from)
     }
@@ -202,6 +208,7 @@ mod tests {
     fn the_last_value_counts() {
         let o = parse(&["-n", "a", "-nb"]).unwrap();
         assert_eq!(o.path('n'), Some(PathBuf::from("b")));
+        assert_eq!(o.values('n').collect::<Vec<_>>(), ["a", "b"]);
         let o = parse(&["-n", "--json"]).unwrap();
         assert_eq!((o.path('n'), o.has(JSON.key)), (Some(PathBuf::from("--json")), false));
     }

@@ -162,7 +162,7 @@ impl Living {
 
 /// Whether a process is one of the programs that lock images: its name everybody may read.
 fn is_ours(pid: i32) -> bool {
-    const NAMES: [&str; 3] = ["tapdisk", "vhd-util", "td-util"];
+    const NAMES: [&str; 5] = ["tapdisk", "vhd-util", "td-util", "qcow2-util", "qemu-img"];
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
     name.is_ok_and(|name| NAMES.contains(&name.trim_end()))
 }
