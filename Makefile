@@ -180,7 +180,7 @@ bench-cost: build
 
 bench-walk:
 	@tests/deps.sh cost
-	$(CARGO) build --bin request-cost
+	$(CARGO) build --bin request-walk
 	tests/bench/walk.py "$(TARGET)/debug"
 
 bench-xen: build

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The files of ours that one warm read of 4 KiB of a guest passes: `make bench-walk`.
 
-valgrind runs request-cost (tests/src/bin/request-cost/walk.rs), a build with line numbers: a guest
-in memory, its ring, the engine, a VHD that has the block, io_uring over a real file. A file counts
+valgrind runs request-walk (tests/src/bin/request-walk.rs), a build with line numbers: a guest in
+memory, its ring, the engine, a VHD that has the block, io_uring over a real file. A file counts
 once, if a line of it is executed, inlined or not, between the guest's request and its answer.
 What only stands in for the guest and for Xen's devices (xen/xen/src/fake, the programs of tests)
 does not count.
@@ -48,7 +48,7 @@ def main():
         out = pathlib.Path(folder) / "callgrind"
         command = ["valgrind", "--tool=callgrind", "--collect-atstart=no", "--compress-pos=no",
                    "--toggle-collect=*counted_read*", f"--callgrind-out-file={out}",
-                   str(pathlib.Path(words.bin) / "request-cost"), "walk", folder]
+                   str(pathlib.Path(words.bin) / "request-walk"), folder]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0 or not out.exists():
             sys.exit(f"bench-walk: {' '.join(command)} failed:\n{done.stderr}")

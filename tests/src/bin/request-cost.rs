@@ -3,12 +3,9 @@
 //!
 //! ```text
 //! request-cost raw|vhd read|write REQUESTS
-//! request-cost walk FOLDER           one read, by the way of a guest's (walk.rs)
 //! ```
 //! Sixteen at a time, at random places; the image has all its blocks and its metadata is in memory.
 //! Data is not copied: the disk is not what is measured.
-mod walk;
-
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::RawFd;
@@ -123,12 +120,6 @@ fn begin(engine: &mut Engine<MemoryDisk>, verb: Verb, span: Span) {
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    if let [mode, folder] = words.as_slice()
-        && mode == "walk"
-    {
-        walk::walk(folder.as_ref());
-        return ExitCode::SUCCESS;
-    }
     let [format, verb, count] = words.as_slice() else { return usage() };
     let verb = match verb.as_str() {
         "read" => Verb::Read,
@@ -161,6 +152,6 @@ fn main() -> ExitCode {
 }
 
 fn usage() -> ExitCode {
-    eprintln!("usage: request-cost raw|vhd read|write REQUESTS, or request-cost walk FOLDER");
+    eprintln!("usage: request-cost raw|vhd read|write REQUESTS");
     ExitCode::from(64)
 }
