@@ -178,6 +178,11 @@ bench-cost: build
 	@tests/deps.sh cost
 	tests/bench/cost.py "$(BIN)" $(BENCH_ARGS)
 
+bench-walk:
+	@tests/deps.sh cost
+	$(CARGO) build --bin request-walk
+	tests/bench/walk.py "$(TARGET)/debug"
+
 bench-xen: build
 	@tests/deps.sh test
 	tests/vm/run.sh xen-bench
@@ -242,4 +247,4 @@ uninstall:
 clean:
 	$(CARGO) clean
 
-.PHONY: all build linker deps demo check test test-vm test-iotests test-pressure fuzz bench bench-device bench-xen bench-vhd xen-demo portable rpm rpm-source deb files install install-dkms uninstall clean
+.PHONY: all build linker deps demo check test test-vm test-iotests test-pressure fuzz bench bench-cost bench-device bench-walk bench-xen bench-vhd xen-demo portable rpm rpm-source deb files install install-dkms uninstall clean

@@ -11,8 +11,8 @@ mod exchange;
 
 use crate::error::Error;
 use crate::messages::{
-    Blkif, COOKIE_ALL, ImageInfo, KEY_BYTES_MAX, ListEntry, Params, Request, StatInfo, TapdiskPid,
-    Text, Upgraded, flag,
+    Blkif, COOKIE_ALL, CommitStatus, ImageInfo, KEY_BYTES_MAX, ListEntry, Params, Request,
+    StatInfo, TapdiskPid, Text, Upgraded, flag,
 };
 use crate::paths::RunDir;
 use crate::wiped::Wiped;
@@ -198,6 +198,30 @@ impl Client {
             Ok(bytes) if length <= STATS_BYTES_MAX => exchange.receive_bytes(bytes),
             _ => Err(Error::BadReply { pid, reason: format!("statistics of {length} bytes") }),
         }
+    }
+
+    /// Begin to merge an image of a VBD's chain into its parent. Its end is [`Client::query`]'s.
+    ///
+    /// # Errors
+    /// See [`Client::pid`]. EBADF: paused; EBUSY: one is under way; ENOENT: no image of the chain.
+    pub fn commit(&self, pid: i32, minor: u16, path: Text) -> Result<(), Error> {
+        self.simple(pid, &Request::Commit { minor, path }, None)
+    }
+
+    /// How far the last commit is.
+    ///
+    /// # Errors
+    /// See [`Client::pid`]; why it failed.
+    pub fn query(&self, pid: i32, minor: u16) -> Result<CommitStatus, Error> {
+        self.begin(pid, &Request::QueryCommit { minor }, Some(LIST_LIMIT))?.reply()
+    }
+
+    /// Stop a commit; with `wait` nothing is written to the parent any more afterwards.
+    ///
+    /// # Errors
+    /// See [`Client::pid`].
+    pub fn cancel(&self, pid: i32, minor: u16, wait: bool) -> Result<(), Error> {
+        self.simple(pid, &Request::CancelCommit { minor, wait }, None)
     }
 
     /// Size and sector size of a VBD as stored when it was opened.

@@ -3,6 +3,7 @@
 mod allocate;
 mod attach;
 mod close;
+mod commit;
 mod create;
 mod destroy;
 mod detach;
@@ -24,7 +25,7 @@ use crate::cli::{Command, Listed};
 use std::ffi::OsStr;
 
 /// All commands, in the order in which the original lists its own.
-pub static COMMANDS: [&Command; 20] = [
+pub static COMMANDS: [&Command; 23] = [
     &list::COMMAND,
     &allocate::COMMAND,
     &free::COMMAND,
@@ -42,6 +43,9 @@ pub static COMMANDS: [&Command; 20] = [
     &module::CHECK,
     &recover::COMMAND,
     &upgrade::COMMAND,
+    &commit::COMMIT,
+    &commit::QUERY,
+    &commit::CANCEL,
     &doctor::COMMAND,
     &extra::COMPLETIONS,
     &extra::MAN,

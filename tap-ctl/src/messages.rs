@@ -19,8 +19,8 @@ mod request;
 mod text;
 
 pub use bodies::{
-    BadBody, Blkif, Body, ImageInfo, ListEntry, NO_PARENT, Params, Program, Response, StatInfo,
-    TapdiskPid, Upgraded,
+    BadBody, Blkif, Body, CommitStatus, ImageInfo, ListEntry, NO_PARENT, Params, Program, Response,
+    StatInfo, TapdiskPid, Upgraded,
 };
 pub use device::{Device, DeviceOptions};
 pub use numbers::{flag, kind, state, type_name};

@@ -27,7 +27,7 @@ use crate::vbd::Extra;
 use conn::{Conn, Input, Phase};
 pub use handover::ControlState;
 use host::entrance::{Guard, listen};
-use host::places::free_place;
+use host::slab::free_index;
 pub use upgrade::Arriving;
 pub use work::Daemon;
 
@@ -115,19 +115,19 @@ impl Control {
 
     /// Something happened on one of our sockets.
     pub fn event(&mut self, daemon: &mut Daemon, event: &Event, now: u64) {
-        let Some(place) = event.token().0.checked_sub(self.base + 1) else {
+        let Some(index) = event.token().0.checked_sub(self.base + 1) else {
             self.knocked = true;
             return self.accept(daemon, now);
         };
-        let Some(client) = &mut self.clients[place] else { return };
+        let Some(client) = &mut self.clients[index] else { return };
         if event.is_writable() {
             client.write();
         }
         // Both directions closed: nobody is there to read a reply.
         let gone = event.is_write_closed() || event.is_error();
-        self.hear(daemon, place, now);
-        if gone || self.clients[place].as_ref().is_some_and(Conn::is_over) {
-            self.drop_client(daemon, place);
+        self.receive(daemon, index, now);
+        if gone || self.clients[index].as_ref().is_some_and(Conn::is_over) {
+            self.drop_client(daemon, index);
         }
     }
 
@@ -138,21 +138,21 @@ impl Control {
             if !self.knocked {
                 return;
             }
-            let Some(place) = self.place() else { return };
+            let Some(index) = self.index() else { return };
             let Some(listener) = &self.listener else { return };
             match listener.accept() {
                 Ok((stream, _)) if !self.guard.lets_in(&stream, &self.path, &daemon.env.log) => {}
                 Ok((mut stream, _)) => {
-                    self.drop_client(daemon, place);
-                    let token = Token(self.base + 1 + place);
+                    self.drop_client(daemon, index);
+                    let token = Token(self.base + 1 + index);
                     let both = Interest::READABLE | Interest::WRITABLE;
                     if daemon.env.registry.register(&mut stream, token, both).is_err() {
                         continue;
                     }
                     self.serial += 1;
-                    self.clients[place] = Some(Conn::new(stream, self.serial, now));
-                    self.hear(daemon, place, now);
-                    self.sweep(daemon, place);
+                    self.clients[index] = Some(Conn::new(stream, self.serial, now));
+                    self.receive(daemon, index, now);
+                    self.sweep(daemon, index);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -168,23 +168,23 @@ impl Control {
     }
 
     /// A free place, or the one of whoever has been silent for longest.
-    fn place(&mut self) -> Option<usize> {
-        if let Some(place) = free_place(&mut self.clients, CLIENTS_MAX, |_| false) {
-            return Some(place);
+    fn index(&mut self) -> Option<usize> {
+        if let Some(index) = free_index(&mut self.clients, CLIENTS_MAX, |_| false) {
+            return Some(index);
         }
         let since = |(i, client): (usize, &Option<Conn>)| {
             client.as_ref().and_then(Conn::silent_since).map(|since| (since, i))
         };
-        self.clients.iter().enumerate().filter_map(since).min().map(|(_, place)| place)
+        self.clients.iter().enumerate().filter_map(since).min().map(|(_, index)| index)
     }
 
     /// Reads from a client and does what it asks for.
-    fn hear(&mut self, daemon: &mut Daemon, place: usize, now: u64) {
-        let Some(client) = &mut self.clients[place] else { return };
-        let id = ClientId(place, client.serial);
+    fn receive(&mut self, daemon: &mut Daemon, index: usize, now: u64) {
+        let Some(client) = &mut self.clients[index] else { return };
+        let id = ClientId(index, client.serial);
         match client.read(now) {
             Input::Nothing => {}
-            Input::Gone => self.drop_client(daemon, place),
+            Input::Gone => self.drop_client(daemon, index),
             Input::Request(request) => match daemon.at_once(&request.0) {
                 Some(reply) => self.answer(id, &reply, now),
                 None => {
@@ -196,23 +196,23 @@ impl Control {
     }
 
     /// Drops a client whose reply is out.
-    fn sweep(&mut self, daemon: &Daemon, place: usize) {
-        if self.clients[place].as_ref().is_some_and(Conn::is_over) {
-            self.drop_client(daemon, place);
+    fn sweep(&mut self, daemon: &Daemon, index: usize) {
+        if self.clients[index].as_ref().is_some_and(Conn::is_over) {
+            self.drop_client(daemon, index);
         }
     }
 
-    fn answer(&mut self, ClientId(place, serial): ClientId, reply: &[u8], now: u64) {
-        if let Some(client) = self.clients[place].as_mut().filter(|c| c.serial == serial) {
+    fn answer(&mut self, ClientId(index, serial): ClientId, reply: &[u8], now: u64) {
+        if let Some(client) = self.clients[index].as_mut().filter(|c| c.serial == serial) {
             client.answer(reply, now);
         }
     }
 
     /// Closes a connection. What it has asked for is done nevertheless (§2).
-    fn drop_client(&mut self, daemon: &Daemon, place: usize) {
-        let Some(mut client) = self.clients[place].take() else { return };
+    fn drop_client(&mut self, daemon: &Daemon, index: usize) {
+        let Some(mut client) = self.clients[index].take() else { return };
         let _ = daemon.env.registry.deregister(&mut client.stream);
-        let id = ClientId(place, client.serial);
+        let id = ClientId(index, client.serial);
         if let Some(running) = self.running.as_mut().filter(|r| r.client == Some(id)) {
             running.client = None;
             self.release_abandoned(daemon);
@@ -259,8 +259,8 @@ impl Control {
         request: Box<(Request, Extra)>,
         awaits: Awaits,
     ) {
-        let ClientId(place, serial) = client;
-        let here = self.clients[place].as_ref().is_some_and(|c| c.serial == serial);
+        let ClientId(index, serial) = client;
+        let here = self.clients[index].as_ref().is_some_and(|c| c.serial == serial);
         self.running = Some(Running { client: here.then_some(client), request, awaits });
         if !here {
             self.release_abandoned(daemon);
@@ -337,12 +337,12 @@ impl Control {
 
     /// Drops whoever has taken too long.
     pub fn expire(&mut self, daemon: &mut Daemon, now: u64) {
-        for place in 0..self.clients.len() {
-            let Some(client) = &mut self.clients[place] else { continue };
+        for index in 0..self.clients.len() {
+            let Some(client) = &mut self.clients[index] else { continue };
             if client.deadline().is_some_and(|at| at <= now) && client.expire(now) {
-                self.drop_client(daemon, place);
+                self.drop_client(daemon, index);
             } else {
-                self.sweep(daemon, place);
+                self.sweep(daemon, index);
             }
         }
     }

@@ -7,6 +7,7 @@
 //! Everything here waits for the storage, so it runs on a thread of its own ([`crate::job`]). A
 //! failure closes what was opened and leaves every byte as it was. Each refusal is one sentence
 //! with the path, what is wrong, and what to do.
+pub mod commit;
 mod direct;
 mod file;
 pub mod key;
@@ -33,7 +34,7 @@ use vhd_rs::parents::Found as Parent;
 use crate::receiver::Stash;
 pub use direct::DirectFile;
 use disk::align::alignment_of;
-use file::{OpenFile, Way};
+use file::{Caching, OpenFile};
 use host::sys;
 pub use key::Key;
 pub use kind::{Kind, Source, chain_lines, parse};
@@ -234,8 +235,9 @@ struct Loaded {
 impl Opening<'_> {
     /// Opens one image below those that are open.
     fn open(&mut self, item: Item) -> Result<(), OpenError> {
-        let way = if self.cached(item.kind, item.writable) { Way::Cached } else { Way::Direct };
-        let Loaded { layer, probed, identity } = self.load(item, way)?;
+        let caching =
+            if self.cached(item.kind, item.writable) { Caching::Cached } else { Caching::Direct };
+        let Loaded { layer, probed, identity } = self.load(item, caching)?;
         if let Some(identity) = identity {
             self.descent.file(&layer.path, identity)?;
         }
@@ -257,7 +259,7 @@ impl Opening<'_> {
     }
 
     /// Opens the file of an image, or negotiates with its server, and learns what it is.
-    fn load(&mut self, item: Item, way: Way) -> Result<Loaded, OpenError> {
+    fn load(&mut self, item: Item, caching: Caching) -> Result<Loaded, OpenError> {
         let Item { kind, path, writable, found: parent } = item;
         let format = kind.format();
         let Some(probe) = format.probe else {
@@ -272,13 +274,13 @@ impl Opening<'_> {
             None => &file::find(&path, "open")?,
         };
         let OpenFile { file, identity, sector_size } =
-            file::open(&path, node, kind, writable, way, &mut self.notes)?;
+            file::open(&path, node, kind, writable, caching, &mut self.notes)?;
         // Before the first look: what somebody else still writes would be read half old.
         self.lock(&file, identity, (&path, writable))?;
         let probed = probe(&file, &path, Access { writable, sector_size })?;
         let cipher = probed.cipher(&path, self.options.key.as_deref())?;
         self.notes.extend(probed.notes(&path));
-        if way == Way::Direct && writable && end_would_move(&file, &*probed) {
+        if caching == Caching::Direct && writable && end_would_move(&file, &*probed) {
             self.notes.push(format!(
                 "{}: its file system writes whole units of 4096 bytes only, and its end is not one: it goes \
                  through the page cache (O_DSYNC)",
@@ -287,7 +289,7 @@ impl Opening<'_> {
             // The lock goes with the file, so another file has to take it anew, and look anew.
             drop(file);
             let again = Item { kind, path, writable, found: parent };
-            return self.load(again, Way::Synchronous);
+            return self.load(again, Caching::Synchronous);
         }
         let file = Medium::Local(file);
         let layer = Layer { kind, path, image: None, file, writable, cipher };
@@ -328,7 +330,7 @@ impl Opening<'_> {
             return Err(OpenError::new(libc::EINVAL, text));
         }
         let Loaded { layer, probed, .. } =
-            match self.load(Item::named(kind, path, !self.options.read_only), Way::Direct) {
+            match self.load(Item::named(kind, path, !self.options.read_only), Caching::Direct) {
                 Ok(loaded) => loaded,
                 Err(error) if kind.format().is_remote() => {
                     self.notes.push(format!("there is no mirror: {error}"));

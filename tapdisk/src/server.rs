@@ -54,7 +54,7 @@ const SLEEP_MAX: Duration = Duration::from_secs(600);
 const TICK_US: u64 = 1_000_000;
 const CALM_TICK_US: u64 = 10 * TICK_US;
 /// Wakes by rings between two looks at the poll.
-const HEARD_MAX: u32 = 8;
+const RINGS_FIRST_MAX: u32 = 8;
 /// How long replies may take to go out at the end, in µs (spec/control-socket.md §2).
 const DRAIN_US: u64 = 10_000_000;
 
@@ -90,7 +90,7 @@ pub struct Server {
     /// The disk that sleeps for all, by its token.
     sleeper: Option<usize>,
     /// How often rings are still asked before the poll.
-    heard: u32,
+    rings_first: u32,
     /// Disks whose engines wake the poll.
     watched: Vec<usize>,
     stopping: bool,
@@ -121,7 +121,7 @@ impl Server {
             start: Instant::now(),
             ticked: 0,
             sleeper: None,
-            heard: 0,
+            rings_first: 0,
             watched: Vec::new(),
             stopping: false,
             terminate_at: None,
@@ -186,13 +186,13 @@ impl Server {
         let vbd = self.daemon.vbds.iter_mut().find(|vbd| Some(vbd.token) == sleeper);
         let Some((frontends, data)) = vbd.and_then(Vbd::path) else { return false };
         let disk = data.engine.disk();
-        frontends.listen(disk.inner().inner(), watch);
+        frontends.read_events(disk.inner().inner(), watch);
         let Some(result) = disk.submit_and_wait(watch, timeout) else { return false };
         let polled = disk.inner().inner().take_watch_ready();
-        frontends.hear(disk.inner().inner());
+        frontends.take_events(disk.inner().inner());
         data.note_disk(result);
         self.events.clear();
-        if polled && !self.hear() {
+        if polled && !self.rings_first() {
             self.look_at_poll(Duration::ZERO);
         }
         true
@@ -201,16 +201,16 @@ impl Server {
     /// Where a ring woke the loop last time, it most likely did again: asking the guests' event
     /// channels, or looking into the memory of a block device's ring, saves a call. Not for ever,
     /// since others knock at the poll too. True if it was so.
-    fn hear(&mut self) -> bool {
-        if self.heard == 0 {
+    fn rings_first(&mut self) -> bool {
+        if self.rings_first == 0 {
             return false;
         }
         let sleeper = self.sleeper;
         let vbd = self.daemon.vbds.iter_mut().find(|vbd| Some(vbd.token) == sleeper);
         let path = vbd.and_then(Vbd::path);
-        let heard = path.is_some_and(|(frontends, data)| frontends.have_arrived(&data.engine));
-        self.heard = if heard { self.heard - 1 } else { 0 };
-        heard
+        let arrived = path.is_some_and(|(frontends, data)| frontends.have_arrived(&data.engine));
+        self.rings_first = if arrived { self.rings_first - 1 } else { 0 };
+        arrived
     }
 
     fn look_at_poll(&mut self, timeout: Duration) {
@@ -282,7 +282,7 @@ impl Server {
 
     /// Hands the poll's events to those they are for.
     fn look(&mut self, now: u64) {
-        let Server { events, daemon, control, heard, .. } = self;
+        let Server { events, daemon, control, rings_first, .. } = self;
         let mut signalled = false;
         for event in events.iter() {
             let token = event.token();
@@ -304,7 +304,7 @@ impl Server {
                     }
                 }
                 Some(at) if matches!(at % VBD_TOKENS, DEVICE_TOKEN | TAP_TOKEN) => {
-                    *heard = HEARD_MAX;
+                    *rings_first = RINGS_FIRST_MAX;
                 }
                 Some(at) if at % VBD_TOKENS == RINGS_TOKEN => {
                     let mut vbds = daemon.vbds.iter_mut();
@@ -313,7 +313,7 @@ impl Server {
                     if let Some(rings) = frontends.and_then(|f| f.rings.as_mut())
                         && rings.event()
                     {
-                        *heard = HEARD_MAX;
+                        *rings_first = RINGS_FIRST_MAX;
                     }
                 }
                 Some(_) => {
@@ -385,6 +385,7 @@ impl Server {
         for i in 0..daemon.vbds.len() {
             let minor = daemon.vbds[i].minor;
             daemon.vbds[i].look_after_ring(&daemon.env);
+            daemon.vbds[i].commit_on(&daemon.env);
             daemon.vbds[i].set_alone(control.is_alone(minor));
             if let Some(outcome) = daemon.vbds[i].advance(&daemon.env, now) {
                 daemon.note_pause(minor, &outcome);

@@ -10,6 +10,7 @@
 //! The images are opened and closed by a worker ([`crate::job`]); engine, arena and sockets are
 //! made when they are open and kept until CLOSE, also over a pause. Nothing here waits.
 mod advance;
+mod commit;
 mod data_path;
 mod decide;
 mod device;
@@ -124,6 +125,8 @@ pub struct Vbd {
     goes_on: bool,
     /// It has clients: if there is no block device any more it goes on without.
     goes_without: bool,
+    /// The last commit of an inner image.
+    commit: Option<commit::Asked>,
 }
 
 /// What stays in force from OPEN to CLOSE.
@@ -224,6 +227,7 @@ impl Vbd {
             left: None,
             goes_on: false,
             goes_without: false,
+            commit: None,
         }
     }
 
@@ -319,8 +323,14 @@ impl Vbd {
         let living = if living == Living::Reported && device { Living::Awaited } else { living };
         let patience = Patience::new(living, &env.log);
         self.patience = Some(patience.clone());
-        let stash = Arc::clone(&env.stash);
-        Job::start(&env.waker, move || crate::formats::open(&options, &stash, &patience))
+        let (stash, commit) = (Arc::clone(&env.stash), self.commit_shared());
+        Job::start(&env.waker, move || {
+            // One that has stopped meanwhile is ended before the chain is looked at.
+            if let Some(commit) = commit {
+                commit.finish();
+            }
+            crate::formats::open(&options, &stash, &patience)
+        })
     }
 
     /// What the disk waits for before it can serve, if it does.
@@ -330,12 +340,15 @@ impl Vbd {
 
     /// Begins to pause. Pausing a paused disk is done at once; a pause under way is joined.
     pub fn pause(&mut self, env: &Env) {
+        // It may be on its way to go on by itself.
+        self.goes_on = false;
         self.ask_and_begin(env, Request::Pause);
     }
 
     /// Begins to close, whatever the state. A paused disk stays paused, without a name.
     /// A block device goes first, unless somebody uses it; with `force` in any case.
     pub fn close(&mut self, env: &Env, force: bool) {
+        self.goes_on = false;
         self.ask_and_begin(env, Request::Close { force });
     }
 

@@ -152,7 +152,8 @@ class Bench:
                 if image_name == "raw":
                     contenders = contenders + self.limits
                 self.workload(image_name, name, load, contenders)
-        qcow2_servers = [server for server in self.servers if server.handles(servers.Image("", "qcow2"))]
+        qcow2 = servers.Image("", "qcow2")
+        qcow2_servers = [server for server in self.servers if server.handles(qcow2)]
         vhd_servers = [server for server in self.servers if server.handles(servers.Image("", "vhd"))]
         for name in ("randread-4k-d32", "randwrite-4k-d32"):
             self.workload("qcow2", name, WORKLOADS[name], qcow2_servers)
@@ -167,7 +168,8 @@ class Bench:
             self.workload("empty-qcow2", name, load, qcow2_servers,
                           fresh=lambda: images.make_empty_qcow2(self.options.dir, self.size))
             self.workload("over-qcow2", name, load, qcow2_servers,
-                          fresh=lambda: images.make_empty_qcow2(self.options.dir, self.size, self.image("raw")))
+                          fresh=lambda: images.make_empty_qcow2(self.options.dir, self.size,
+                                                                self.image("raw")))
         self.chains("")
         self.chains("-qcow2")
         self.start_time()

@@ -148,15 +148,17 @@ def qcow2_targets(results):
     out = []
     ours = results.tapdisk
     for name in ("randread-4k-d32", "randwrite-4k-d32"):
-        out.append(results.over_qemu(f"qcow2 {name} / qemu-nbd io_uring", 3, "qcow2", name, "qemu-uring"))
-        got, theirs = (results.get("qcow2", name, server, "cpu_us") for server in (ours, "qemu-uring"))
+        uring = "qemu-uring"
+        out.append(results.over_qemu(f"qcow2 {name} / qemu-nbd io_uring", 3, "qcow2", name, uring))
+        got, theirs = (results.get("qcow2", name, server, "cpu_us") for server in (ours, uring))
         out.append(Target(f"qcow2 {name} server CPU per request / qemu-nbd io_uring", 1 / 3,
                           got / theirs if got and theirs else None, at_most=True))
         got, raw = (results.get(image, name, ours) for image in ("qcow2", "raw"))
-        out.append(Target(f"qcow2 {name} / raw, both ours", 0.9, got / raw if got and raw else None))
+        ratio = got / raw if got and raw else None
+        out.append(Target(f"qcow2 {name} / raw, both ours", 0.9, ratio))
     for image, want, what in (("empty-qcow2", 4, "nothing"), ("over-qcow2", 2, "a raw parent")):
-        out.append(results.over_qemu(f"first writes of qcow2 over {what} / qemu-nbd io_uring", want, image,
-                                     "first-writes", "qemu-uring"))
+        title = f"first writes of qcow2 over {what} / qemu-nbd io_uring"
+        out.append(results.over_qemu(title, want, image, "first-writes", "qemu-uring"))
     long, short = (results.get(f"chain-{n}-qcow2", "randread-4k-d32", ours) for n in (30, 1))
     out.append(Target("qcow2 chain of 30 / chain of 1, randread-4k-d32", 0.95,
                       long / short if long and short else None))

@@ -18,7 +18,7 @@ const UNSAFE: &[&str] = &[
     "tapdisk/disk/src/aio.rs",
     "tapdisk/disk/src/align/unit.rs",
     "tapdisk/disk/src/files.rs",
-    "tapdisk/disk/src/lane.rs",
+    "tapdisk/disk/src/worker.rs",
     "tapdisk/disk/src/remote/sys.rs",
     "tapdisk/disk/src/uring.rs",
     "tapdisk/frontend/src/blkif/memory.rs",

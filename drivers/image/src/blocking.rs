@@ -8,7 +8,9 @@ use std::io;
 
 use crate::{Image, Meta, MetaRef, Packed, Place, Run, Span, Stop, Storage, bytes_of};
 
+mod merge;
 mod writer;
+pub use merge::merge;
 pub use writer::Writer;
 
 /// One image and its bytes.

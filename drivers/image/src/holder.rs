@@ -104,7 +104,7 @@ pub fn holder(file: &File) -> io::Result<Option<Holder>> {
 }
 
 /// Whether other machines may have the file system too.
-pub(crate) fn is_shared(file: &File) -> bool {
+pub fn is_shared(file: &File) -> bool {
     // The type of the number differs from processor to processor.
     #[allow(clippy::unnecessary_cast)]
     fstatfs(file).is_ok_and(|fs| SHARED.contains(&(fs.f_type as u64 & 0xffff_ffff)))

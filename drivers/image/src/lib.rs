@@ -21,12 +21,13 @@ mod meta;
 mod node;
 pub mod place;
 mod plan;
+pub mod qemu;
 mod storage;
 mod thin;
 pub mod unfinished;
 
 pub use closing::{Closing, cut, end_with};
-pub use holder::{Holder, holder};
+pub use holder::{Holder, holder, is_shared};
 pub use layer::{Changes, Cipher, Purpose};
 pub use lock::{acquire, try_lock};
 pub use meta::{Meta, MetaList, MetaRef};
@@ -198,6 +199,14 @@ pub trait Image: Send {
     /// The plan is over. With `ok` false some operation of it failed and what is on the disk is not
     /// known; the driver takes back what it edited. True if it has a chore now.
     fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool) -> bool;
+
+    /// From now on somebody else changes the image, in sectors alone that an image above it hides:
+    /// what it points at may lie behind what was the end of its file.
+    fn changed_by_others(&mut self) {}
+
+    /// Whether what loses its place stays as it is until this is taken back: others still read
+    /// there, by tables of before.
+    fn keep_places(&mut self, _keep: bool) {}
 
     /// The sector a file of this image always ends with while it is written; `None` for devices and
     /// for formats without one. Whoever makes the file longer writes it at the new end, and that

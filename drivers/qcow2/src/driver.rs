@@ -17,8 +17,8 @@ use crate::ready::Ready;
 use crate::tables::{PIECE_BYTES, Tables};
 use crate::write::Work;
 
-/// Sectors of the largest cluster whose packed form is read within the reserves.
-const PACKED_SECTORS_MAX: u64 = 128;
+/// Sectors of the largest cluster that packed clusters have room for in any case.
+const PACKED_SECTORS: u64 = 128;
 
 /// Sectors or bytes of a cluster or two.
 pub(crate) fn narrow(number: u64) -> u32 {
@@ -101,9 +101,6 @@ impl Qcow2 {
 
     /// The same with what is packed there.
     pub(crate) fn packed(&self, word: u64, skip: u64) -> Result<Packed, Stop> {
-        if self.shape.sectors > PACKED_SECTORS_MAX {
-            return Err(damaged("clusters of more than 64 KiB are not unpacked"));
-        }
         let (byte, end) = self.packed_range(word)?;
         let (sectors, skip) = (narrow(self.shape.sectors), narrow(skip));
         Ok(Packed { byte, bytes: narrow(end - byte), sectors, skip })
@@ -181,8 +178,9 @@ impl Image for Qcow2 {
     }
 
     fn needs(&self) -> Needs {
-        // The same for all cluster sizes: a disk may go on with another image after a pause.
-        let (packed, writes) = (narrow(PACKED_SECTORS_MAX), self.work.is_some());
+        // The same for all usual sizes: a disk may go on with another image after a pause.
+        let packed = narrow(self.shape.sectors.max(PACKED_SECTORS));
+        let writes = self.work.is_some();
         Needs { meta_bytes: PIECE_BYTES, packed, fills: writes, chores: writes }
     }
 
@@ -223,6 +221,16 @@ impl Image for Qcow2 {
 
     fn finish(&mut self, meta: &mut dyn Meta, plan: &Plan, ok: bool) -> bool {
         self.plan_over(meta, plan, ok)
+    }
+
+    fn changed_by_others(&mut self) {
+        self.bytes = u64::MAX;
+    }
+
+    fn keep_places(&mut self, keep: bool) {
+        if let Some(work) = &mut self.work {
+            work.space.keep_dead(keep);
+        }
     }
 
     fn closing(&mut self) -> Closing {

@@ -17,9 +17,10 @@ const V2_BYTES: u32 = 72;
 const V3_BYTES: u32 = 104;
 /// Longest name of a backing file.
 const NAME_MAX: u32 = 1023;
-/// Largest L1 and refcount table in bytes.
+/// Largest L1 in bytes.
 const L1_BYTES_MAX: u64 = 32 << 20;
-const TABLE_BYTES_MAX: u64 = 8 << 20;
+/// Largest refcount table in bytes.
+pub const TABLE_BYTES_MAX: u64 = 8 << 20;
 const SNAPSHOTS_MAX: u32 = 65_536;
 /// Largest offset in a file.
 const OFFSET_MAX: u64 = i64::MAX.unsigned_abs();
@@ -29,6 +30,8 @@ fn behind(bytes: &[u8], length: u32) -> &[u8] {
     usize::try_from(length).ok().and_then(|length| bytes.get(length..)).unwrap_or_default()
 }
 
+/// Where the byte of the refcount table is, with its clusters behind.
+pub const TABLE_AT: u64 = 48;
 /// Where the features are that must be understood, of version 3.
 pub const FEATURES_AT: u64 = 72;
 /// Where those are that whoever writes without knowing them clears.

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use image::Storage;
 
+use crate::allocate::{allocate, release};
 use crate::count::Width;
 use crate::entry::{COPIED, OFFSET};
 use crate::error::{
     Error,
-    errno::{EACCES, EIO, EROFS},
+    errno::{EACCES, EIO, ENOSPC, EROFS},
 };
-use crate::header::{AUTOCLEAR_AT, FEATURES_AT, Header, incompatible};
+use crate::header::{AUTOCLEAR_AT, FEATURES_AT, Header, TABLE_AT, TABLE_BYTES_MAX, incompatible};
 use crate::num::{size, wide};
 use crate::opened::{Opened, open};
 use crate::own::Own;
@@ -82,6 +83,12 @@ fn ready_as_it_is(storage: &dyn Storage, name: &Path, opened: Opened) -> Result<
     let blocks = read_blocks(storage, name, header)?;
     let (own, highest) = own_clusters(name, &opened, &blocks)?;
     let next = first_uncounted(storage, name, header, &blocks)?;
+    if wide(blocks.len()) < blocks_wanted(header) && longer_table(storage, name, header)? {
+        // The rest may be what it is about to be, as while a disk is made larger.
+        let Header { table_at, table_clusters, .. } = open(storage, name)?.header;
+        let header = Header { table_at, table_clusters, ..opened.header };
+        return ready_as_it_is(storage, name, Opened { header, ..opened });
+    }
     let cluster = header.cluster();
     let device = storage.is_device();
     let file = |what: &'static str| move |error| Error::io(name, what, &error);
@@ -109,6 +116,47 @@ fn ready_as_it_is(storage: &dyn Storage, name: &Path, opened: Opened) -> Result<
 
 fn damaged(name: &Path, why: &str) -> Error {
     Error::new(name, EIO, format!("{why}: see qcow2-util check, and repair it with -r all"))
+}
+
+/// Count blocks that a full disk needs, with all its tables.
+fn blocks_wanted(header: &Header) -> u64 {
+    let cluster = header.cluster();
+    let in_block = Width::new(header.refcount_order).counts_in(cluster);
+    let data = header.size.div_ceil(cluster);
+    let l1 = (u64::from(header.l1_entries) * 8).div_ceil(cluster);
+    let counted = 1 + l1 + data.div_ceil(header.entries()) + data;
+    // Blocks and their table count themselves.
+    let blocks = counted.div_ceil(in_block) + 1;
+    let table = (blocks * 8).div_ceil(cluster) + 1;
+    (counted + blocks + table).div_ceil(in_block) + 1
+}
+
+/// The count table becomes long enough for a full disk, while nobody has the image open: it does
+/// not move later. False where there is no room for it: what can be counted can be used.
+fn longer_table(storage: &dyn Storage, name: &Path, header: &Header) -> Result<bool, Error> {
+    let cluster = header.cluster();
+    let clusters = (blocks_wanted(header) * 8).div_ceil(cluster);
+    if clusters <= header.table_clusters.into() || clusters * cluster > TABLE_BYTES_MAX {
+        return Ok(false);
+    }
+    let failed = |error| Error::not_written(name, "its refcount table", &error);
+    // A crash on the way leaves clusters that nobody uses.
+    mark_dirty(storage, header).map_err(failed)?;
+    let at = match allocate(storage, name, clusters) {
+        Ok(at) => at,
+        Err(error) if error.errno() == ENOSPC => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    let Header { table_at, table_clusters, .. } = open(storage, name)?.header;
+    let mut table = vec![0; size(clusters * cluster)];
+    let old = u64::from(table_clusters) * cluster;
+    storage.read_at(table_at, &mut table[..size(old)]).map_err(failed)?;
+    storage.write_at(at, &table).and_then(|()| storage.sync()).map_err(failed)?;
+    let mut fields = at.to_be_bytes().to_vec();
+    fields.extend(u32::try_from(clusters).expect("8 MiB at most").to_be_bytes());
+    storage.write_at(TABLE_AT, &fields).and_then(|()| storage.sync()).map_err(failed)?;
+    release(storage, name, table_at / cluster, table_clusters.into())?;
+    Ok(true)
 }
 
 /// The count table.

@@ -65,6 +65,8 @@ pub struct Space {
     /// Where the walk through the counts is, and how many it passed without a free one.
     cursor: u64,
     passed: u64,
+    /// Nothing is counted down: others read there.
+    keeps_dead: bool,
     /// Counts may be too high on the disk: something was left for the next to repair.
     leaks: bool,
     bug: Bug,
@@ -83,6 +85,7 @@ impl Space {
             going: Gone::NONE,
             cursor: 0,
             passed: 0,
+            keeps_dead: false,
             leaks: false,
             bug: Bug::None,
         }
@@ -208,7 +211,7 @@ impl Space {
 
     /// Whether clusters may go now; if not, whether that will change by itself, as counts go down.
     pub fn may_go(&self, meta: &dyn Meta) -> Result<(), bool> {
-        match self.dead.len() < DEAD_MAX {
+        match self.dead.len() < DEAD_MAX || self.keeps_dead {
             true => Ok(()),
             false => Err(self.has_place(meta)),
         }
@@ -226,6 +229,12 @@ impl Space {
         }
     }
 
+    /// Whether clusters that lose their place stay counted, and as they are. Only for who may
+    /// allocate: there is no limit to them.
+    pub fn keep_dead(&mut self, keep: bool) {
+        self.keeps_dead = keep;
+    }
+
     /// Whether counts wait to go down.
     pub fn has_dead(&self) -> bool {
         !self.dead.is_empty()
@@ -234,7 +243,7 @@ impl Space {
     /// The next clusters whose counts may go down: those of one piece.
     pub fn next_dead(&mut self, tables: &Tables, meta: &dyn Meta) -> Result<Option<Gone>, Stop> {
         let Some((gone, since)) = self.dead.front().copied() else { return Ok(None) };
-        if !self.has_place(meta) {
+        if !self.has_place(meta) || self.keeps_dead {
             return Ok(None);
         }
         let durable = meta.durable() > since || self.has(Bug::CountBeforeTheEntry);

@@ -162,3 +162,25 @@ fn files_of_every_kind_hold_what_was_written_and_qemu_finds_no_fault_in_them() {
 fn so_do_devices_full_of_old_bytes() {
     histories(true);
 }
+
+/// Clusters of 512 bytes: qemu's table counts 8 MiB of them.
+#[test]
+fn a_disk_can_be_filled_that_its_table_could_not_count() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("x.qcow2");
+    for options in ["cluster_size=512", "compat=0.10,cluster_size=512"] {
+        std::fs::write(dir.path().join("below.raw"), [0; 512]).expect("written");
+        let shown = path.display().to_string();
+        let (said, code) = img(&["create", "-q", "-f", "qcow2", "-o", options, &shown, "24M"]);
+        assert_eq!(code, Some(0), "{said}");
+        let storage = MemStorage::new(std::fs::read(&path).expect("it was made"), false);
+        let mut image = to_write(&storage, &path);
+        let mut writer = Writer::new(&mut image, &storage).expect("a writer");
+        let data: Vec<u8> = (0..1u32 << 20).map(|i| (i / 512 % 251) as u8 | 1).collect();
+        for mib in 0..24 {
+            writer.write(mib * 2048, &data).expect("there is room");
+        }
+        writer.close().expect("closed");
+        check(&path, storage, &data.repeat(24), options);
+    }
+}

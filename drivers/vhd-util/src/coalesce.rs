@@ -1,7 +1,7 @@
 //! `coalesce`: an image into its parent, or with `--into` into an ancestor.
 use crate::EINVAL;
 use crate::options::{self, JSON, Long, Takes, Term};
-use crate::progress::{PROGRESS, RATE, Way};
+use crate::progress::{PROGRESS, Pace, RATE};
 use cli::Spec;
 use serde_json::json;
 use std::ffi::OsString;
@@ -19,8 +19,8 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         Ok(o) => o,
         Err(code) => return code,
     };
-    let mut way = match Way::of(&o, USAGE, term) {
-        Ok(way) => way,
+    let mut pace = match Pace::of(&o, USAGE, term) {
+        Ok(pace) => pace,
         Err(code) => return code,
     };
     let (into, as_json) = (o.path(INTO.key), o.has(JSON.key));
@@ -34,12 +34,12 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         begun: false,
     };
     let options =
-        coalesce::Options { into, sparse: o.has('s'), rate: way.rate, others: term.others };
+        coalesce::Options { into, sparse: o.has('s'), rate: pace.rate, others: term.others };
     let done = coalesce::coalesce(&name, &options, &mut |p| {
         said.tell(p, term);
-        way.bar.tell(p);
+        pace.bar.tell(p);
     });
-    way.bar.end();
+    pace.bar.end();
     match done {
         Ok(done) if as_json => {
             term.json(&json!({ "sectors": done.sectors, "bytes_written": done.bytes }));

@@ -1,6 +1,6 @@
 //! `compact`: gives the space of zeros and of empty blocks back.
 use crate::options::{self, JSON, Term};
-use crate::progress::{PROGRESS, Way};
+use crate::progress::{PROGRESS, Pace};
 use cli::Spec;
 use serde_json::json;
 use std::ffi::OsString;
@@ -14,16 +14,16 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         Ok(o) => o,
         Err(code) => return code,
     };
-    let mut way = match Way::of(&o, USAGE, term) {
-        Ok(way) => way,
+    let mut pace = match Pace::of(&o, USAGE, term) {
+        Ok(pace) => pace,
         Err(code) => return code,
     };
     let as_json = o.has(JSON.key);
     let (Some(name), true) = (o.path('n'), o.operands().is_empty()) else {
         return term.usage(USAGE);
     };
-    let done = compact(&name, term.others, &mut |p| way.bar.tell(p));
-    way.bar.end();
+    let done = compact(&name, term.others, &mut |p| pace.bar.tell(p));
+    pace.bar.end();
     match done {
         Ok(done) => {
             let (before, after) = done.physical;

@@ -1,6 +1,6 @@
 //! `convert`: an image with all its parents into a new one that stands alone.
 use crate::options::{self, JSON, Term};
-use crate::progress::{PROGRESS, RATE, Way};
+use crate::progress::{PROGRESS, Pace, RATE};
 use crate::{EINVAL, keys};
 use cli::Spec;
 use serde_json::json;
@@ -18,8 +18,8 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         Ok(o) => o,
         Err(code) => return code,
     };
-    let mut way = match Way::of(&o, USAGE, term) {
-        Ok(way) => way,
+    let mut pace = match Pace::of(&o, USAGE, term) {
+        Ok(pace) => pace,
         Err(code) => return code,
     };
     let (Some(name), Some(new), true) = (o.path('n'), o.path('N'), o.operands().is_empty()) else {
@@ -44,9 +44,9 @@ pub(crate) fn run(args: &[OsString], term: &mut Term) -> i32 {
         Err(code) => return code,
     };
     let as_json = o.has(JSON.key);
-    let options = convert::Options { format, raw, key, rate: way.rate, others: term.others };
-    let done = convert::convert(&name, &new, &options, &mut |p| way.bar.tell(p));
-    way.bar.end();
+    let options = convert::Options { format, raw, key, rate: pace.rate, others: term.others };
+    let done = convert::convert(&name, &new, &options, &mut |p| pace.bar.tell(p));
+    pace.bar.end();
     match done {
         Ok(Converted { done, missing }) => {
             let lost: Vec<String> = missing

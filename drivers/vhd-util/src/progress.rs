@@ -18,7 +18,7 @@ const CELLS: u64 = 30;
 const BETWEEN: Duration = Duration::from_millis(500);
 
 /// The options that all long commands share.
-pub(crate) struct Way {
+pub(crate) struct Pace {
     pub(crate) bar: Bar,
     pub(crate) rate: Option<NonZeroU64>,
 }
@@ -37,12 +37,12 @@ pub(crate) struct Bar {
     told: Option<Duration>,
 }
 
-impl Way {
+impl Pace {
     /// What [`PROGRESS`] and [`RATE`] ask for.
     ///
     /// # Errors
     /// The exit code when the command is over with that.
-    pub(crate) fn of(o: &Options, usage: &str, term: &mut Term) -> Result<Way, i32> {
+    pub(crate) fn of(o: &Options, usage: &str, term: &mut Term) -> Result<Pace, i32> {
         let mut refuse = |text: &str| {
             term.complain(text);
             term.usage(usage)
@@ -70,7 +70,7 @@ impl Way {
                 }
             },
         };
-        Ok(Way { bar: Bar { style, told: None }, rate })
+        Ok(Pace { bar: Bar { style, told: None }, rate })
     }
 }
 

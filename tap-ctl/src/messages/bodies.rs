@@ -305,6 +305,38 @@ impl Body for Program {
     }
 }
 
+/// Reply of QUERY_COMMIT_JOB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CommitStatus {
+    /// Bytes that are done.
+    pub current: u64,
+    /// All.
+    pub total: u64,
+    /// `running`, `concluded` …
+    pub status: Text,
+}
+
+impl CommitStatus {
+    /// With a short word.
+    pub fn new(status: &str, current: u64, total: u64) -> CommitStatus {
+        CommitStatus { current, total, status: Text::new(status.as_bytes()).unwrap_or(Text::EMPTY) }
+    }
+}
+
+impl Body for CommitStatus {
+    fn write_to(&self, frame: &mut Frame) {
+        put(frame, 8, self.current.to_ne_bytes());
+        put(frame, 16, self.total.to_ne_bytes());
+        put(frame, 24, *self.status.field());
+    }
+
+    fn read_from(frame: &Frame) -> Result<CommitStatus, BadBody> {
+        let (current, total) =
+            (u64::from_ne_bytes(take(frame, 8)), u64::from_ne_bytes(take(frame, 16)));
+        Ok(CommitStatus { current, total, status: text(frame, 24)? })
+    }
+}
+
 /// Ours: reply of UPGRADE, by the new program.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Upgraded {

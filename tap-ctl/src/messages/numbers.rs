@@ -33,6 +33,13 @@ pub mod kind {
     pub const DISK_INFO: u16 = 28;
     pub const DISK_INFO_RSP: u16 = 29;
     pub const EXIT: u16 = 30;
+    /// Of blktap's qcow2 builds, as the next five.
+    pub const COMMIT: u16 = 31;
+    pub const COMMIT_RSP: u16 = 32;
+    pub const QUERY_COMMIT_JOB: u16 = 33;
+    pub const QUERY_COMMIT_JOB_RSP: u16 = 34;
+    pub const CANCEL_COMMIT_JOB: u16 = 35;
+    pub const CANCEL_COMMIT_JOB_RSP: u16 = 36;
     /// Ours, above all that blktap and its qcow2 builds use (31 to 36).
     pub const UPGRADE: u16 = 100;
     pub const UPGRADE_RSP: u16 = 101;
@@ -154,6 +161,12 @@ pub fn type_name(number: u16) -> &'static str {
         DISK_INFO => "disk info",
         DISK_INFO_RSP => "disk info rsp",
         EXIT => "exit",
+        COMMIT => "commit",
+        COMMIT_RSP => "commit response",
+        QUERY_COMMIT_JOB => "query commit job",
+        QUERY_COMMIT_JOB_RSP => "query commit job response",
+        CANCEL_COMMIT_JOB => "cancel commit job",
+        CANCEL_COMMIT_JOB_RSP => "cancel commit job response",
         UPGRADE => "upgrade",
         UPGRADE_RSP => "upgrade response",
         _ => "unknown",
@@ -179,8 +192,8 @@ mod tests {
 
     #[test]
     fn type_names() {
-        let names: Vec<&str> = (0..=31).map(type_name).collect();
-        assert_eq!((names[0], names[2], names[31]), ("unknown", "unknown", "unknown"));
+        let names: Vec<&str> = (0..=37).map(type_name).collect();
+        assert_eq!((names[0], names[2], names[37]), ("unknown", "unknown", "unknown"));
         assert_eq!((names[1], names[23], names[29]), ("error", "force shutdown", "disk info rsp"));
     }
 }

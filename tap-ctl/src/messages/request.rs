@@ -1,6 +1,6 @@
 //! Requests: what a daemon may be asked, checked at the edge (§3.4).
 
-use super::bodies::{Blkif, Body, Params, Program};
+use super::bodies::{Blkif, Body, Params, Program, Response};
 use super::text::{TEXT_BYTES, Text};
 use super::{COOKIE_ALL, Frame, Message, flag, kind};
 use std::fmt;
@@ -77,6 +77,25 @@ pub enum Request {
         /// Its minor.
         minor: u16,
     },
+    /// Merge an image of a VBD's chain into its parent, while the VBD is in use.
+    Commit {
+        /// Its minor.
+        minor: u16,
+        /// The image.
+        path: Text,
+    },
+    /// How far that is.
+    QueryCommit {
+        /// Its minor.
+        minor: u16,
+    },
+    /// Stop it.
+    CancelCommit {
+        /// Its minor.
+        minor: u16,
+        /// The reply comes when nothing is written any more.
+        wait: bool,
+    },
     /// Ours: go on with this program, in the same process.
     Upgrade {
         /// Its path, which begins with a slash.
@@ -87,7 +106,7 @@ pub enum Request {
 /// Why a message is refused. All are EINVAL to the caller; see [`RefuseReason::reply`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RefuseReason {
-    /// Type 0, or above 30 and not one of ours.
+    /// Type 0, or above 36 and not one of ours.
     UnknownType(u16),
     /// A type of the table that no daemon handles: replies, LIST_MINORS, EXIT.
     NoHandler(u16),
@@ -125,7 +144,10 @@ pub fn validate_request(frame: &Frame) -> Result<Request, RefuseReason> {
         kind::XENBLKIF_DISCONNECT => disconnect(frame),
         kind::DISK_INFO => Request::DiskInfo { minor },
         kind::UPGRADE => Request::Upgrade { program: program(frame)? },
-        number @ (0 | 31..) => return Err(RefuseReason::UnknownType(number)),
+        kind::COMMIT => Request::Commit { minor, path: program(frame)? },
+        kind::QUERY_COMMIT_JOB => Request::QueryCommit { minor },
+        kind::CANCEL_COMMIT_JOB => Request::CancelCommit { minor, wait: word_at(frame, 8) != 0 },
+        number @ (0 | 37..) => return Err(RefuseReason::UnknownType(number)),
         number => return Err(RefuseReason::NoHandler(number)),
     })
 }
@@ -149,9 +171,11 @@ fn program(frame: &Frame) -> Result<Text, RefuseReason> {
 
 /// Only `domid` and `devid` count; the pool may be anything.
 fn disconnect(frame: &Frame) -> Request {
-    let word =
-        |at: usize| u32::from_ne_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
-    Request::Disconnect { domid: word(8), devid: word(12) }
+    Request::Disconnect { domid: word_at(frame, 8), devid: word_at(frame, 12) }
+}
+
+fn word_at(frame: &Frame, at: usize) -> u32 {
+    u32::from_ne_bytes([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]])
 }
 
 impl Request {
@@ -172,6 +196,9 @@ impl Request {
             Request::Disconnect { .. } => kind::XENBLKIF_DISCONNECT,
             Request::DiskInfo { .. } => kind::DISK_INFO,
             Request::Upgrade { .. } => kind::UPGRADE,
+            Request::Commit { .. } => kind::COMMIT,
+            Request::QueryCommit { .. } => kind::QUERY_COMMIT_JOB,
+            Request::CancelCommit { .. } => kind::CANCEL_COMMIT_JOB,
         }
     }
 
@@ -197,6 +224,9 @@ impl Request {
             | Request::Close { minor }
             | Request::ForceShutdown { minor }
             | Request::Connect { minor, .. }
+            | Request::Commit { minor, .. }
+            | Request::QueryCommit { minor }
+            | Request::CancelCommit { minor, .. }
             | Request::DiskInfo { minor } => minor,
         }
     }
@@ -204,7 +234,8 @@ impl Request {
     /// May it be served at once, also during a long exclusive operation (§2.1)? All others are
     /// queued and served one at a time.
     pub fn is_reentrant(&self) -> bool {
-        matches!(self, Request::Pid | Request::List | Request::Stats { .. })
+        let stats = matches!(self, Request::Stats { .. } | Request::QueryCommit { .. });
+        stats || matches!(self, Request::Pid | Request::List)
     }
 
     /// Does a block of [`LOG_PATH_BYTES`](super::LOG_PATH_BYTES) bytes follow the message?
@@ -235,6 +266,10 @@ impl Request {
             }
             Request::Upgrade { program } => {
                 Message::with(number, cookie, &Program { path: *program })
+            }
+            Request::Commit { path, .. } => Message::with(number, cookie, &Program { path: *path }),
+            Request::CancelCommit { wait, .. } => {
+                Message::with(number, cookie, &Response { error: i32::from(*wait) })
             }
             _ => Message::new(number, cookie),
         }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   push ─► iocbs ── submit (one io_submit) ─► kernel ─┐ completion ring, mapped
-//!     ├───► lane (grow, zero, discard) ────────────────┤ + one count in the eventfd each
-//!     └───► page cache: at once, or cache lane ────────┤
+//!     ├───► worker (grow, zero, discard) ──────────────┤ + one count in the eventfd each
+//!     └───► page cache: at once, or cache workers ─────┤
 //!   reap ◄─ done ◄───────────── collect ◄──────────────┘
 //! ```
 //! Results are read from the completion ring in our own memory, without a system call, as fio does;
@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::files::{File, Files};
 use super::flight::Flight;
-use super::lane::{Call, Done, EventFd, Job, Lane};
+use super::worker::{Call, Done, EventFd, Job, Worker};
 use host::arena::Arena;
 use request::disk::{Disk, Kind, Op, Tag};
 
@@ -93,9 +93,9 @@ const _: () = assert!(size_of::<Ring>() == 32);
 pub struct Aio {
     // Dropped first: it waits for what is in flight, and then nobody touches the arena.
     context: Context,
-    lane: Lane,
+    worker: Worker,
     /// For data of the page cache, while there are such files.
-    cache_lane: Option<Lane>,
+    cache_workers: Option<Worker>,
     /// The kernel, or a file system, does not know RWF_NOWAIT.
     always_waits: bool,
     arena: Arena,
@@ -109,7 +109,7 @@ pub struct Aio {
     /// `&iocbs[i]` at `i`.
     pointers: Box<[*mut Iocb]>,
     queued: usize,
-    /// The kernel refused FDSYNC (before 4.18): the lane does it.
+    /// The kernel refused FDSYNC (before 4.18): the worker does it.
     sync_in_lane: bool,
     /// Results taken minus counts drained from the eventfd: what it will still be signalled for.
     owed: i64,
@@ -122,7 +122,7 @@ unsafe impl Send for Aio {}
 
 impl Aio {
     /// Makes a context for `depth` operations in flight over `files_max` files, and starts the
-    /// lane. The process must not fork into the one that uses it afterwards: a context is not
+    /// worker. The process must not fork into the one that uses it afterwards: a context is not
     /// inherited.
     ///
     /// # Errors
@@ -130,13 +130,13 @@ impl Aio {
     pub fn open(arena: Arena, depth: u32, files_max: u8) -> io::Result<Aio> {
         let wake = Arc::new(EventFd::new()?);
         let context = Context::new(depth)?;
-        let lane = Lane::start(depth as usize, Arc::clone(&wake))?;
+        let worker = Worker::start(depth as usize, Arc::clone(&wake))?;
         let mut iocbs = vec![Iocb::default(); depth as usize].into_boxed_slice();
         let pointers = iocbs.iter_mut().map(|iocb| &raw mut *iocb).collect();
         Ok(Aio {
             context,
-            lane,
-            cache_lane: None,
+            worker,
+            cache_workers: None,
             always_waits: false,
             arena,
             wake,
@@ -152,7 +152,7 @@ impl Aio {
         })
     }
 
-    /// What the lane does: all that AIO has no command for.
+    /// What the worker does: all that AIO has no command for.
     fn job(&self, tag: Tag, file: File, op: &Op) -> Option<Job> {
         match op.kind {
             Kind::Sync if self.sync_in_lane => Some(sync_job(tag, file.fd)),
@@ -163,7 +163,9 @@ impl Aio {
 
     /// Data of the page cache. False if it is not for us.
     fn cached(&mut self, tag: Tag, file: File, op: &Op) -> bool {
-        let Some(lane) = self.cache_lane.as_mut().filter(|_| file.cached) else { return false };
+        let Some(worker) = self.cache_workers.as_mut().filter(|_| file.cached) else {
+            return false;
+        };
         let address = self.arena.address(op.buf) as usize;
         let call = match op.kind {
             Kind::Read => Call::Read(address),
@@ -182,7 +184,7 @@ impl Aio {
             }
         }
         let bytes = u64::from(op.buf.bytes);
-        lane.push(Job { tag, fd: file.fd, call, at: op.at, bytes });
+        worker.push(Job { tag, fd: file.fd, call, at: op.at, bytes });
         true
     }
 
@@ -192,7 +194,7 @@ impl Aio {
             Kind::Write => PWRITE,
             Kind::Sync => FDSYNC,
             Kind::Grow { .. } | Kind::Zero { .. } | Kind::Discard { .. } => {
-                unreachable!("the lane's")
+                unreachable!("the worker's")
             }
         };
         let mut iocb = Iocb {
@@ -219,14 +221,14 @@ impl Aio {
     }
 
     /// The kernel refused the first queued one: that is its result, except that an unknown FDSYNC
-    /// goes to the lane.
+    /// goes to the worker.
     fn refused(&mut self, errno: i32) {
         let iocb = self.iocbs[0];
         let tag = tag_of(iocb.data);
         self.shift(1);
         if iocb.opcode == FDSYNC && errno == libc::EINVAL {
             self.sync_in_lane = true;
-            self.lane.push(sync_job(tag, iocb.file));
+            self.worker.push(sync_job(tag, iocb.file));
         } else {
             self.flight.finish(tag, Err(errno));
         }
@@ -275,8 +277,8 @@ impl Aio {
             self.owed += 1;
             self.flight.finish(tag_of(event.data), outcome(event.result));
         }
-        for lane in [Some(&mut self.lane), self.cache_lane.as_mut()].into_iter().flatten() {
-            while let Some((tag, result)) = lane.pop() {
+        for worker in [Some(&mut self.worker), self.cache_workers.as_mut()].into_iter().flatten() {
+            while let Some((tag, result)) = worker.pop() {
                 self.owed += 1;
                 self.flight.finish(tag, result);
             }
@@ -294,8 +296,8 @@ impl Aio {
 
     /// Whether the eventfd has a count, or will have in a moment, that the caller does not know of.
     fn signalled(&self) -> bool {
-        let lanes = self.lane.ready() + self.cache_lane.as_ref().map_or(0, Lane::ready);
-        let ready = lanes + self.context.ready().unwrap_or(self.in_kernel);
+        let workers = self.worker.ready() + self.cache_workers.as_ref().map_or(0, Worker::ready);
+        let ready = workers + self.context.ready().unwrap_or(self.in_kernel);
         self.owed + i64::try_from(ready).expect("a queue is small") > self.told
     }
 }
@@ -305,7 +307,7 @@ impl Disk for Aio {
         let file = self.files.get(op.file);
         self.flight.begin();
         if let Some(job) = self.job(tag, file, &op) {
-            self.lane.push(job);
+            self.worker.push(job);
         } else if !self.cached(tag, file, &op) {
             self.iocbs[self.queued] = self.iocb(tag, file.fd, &op);
             self.queued += 1;
@@ -339,11 +341,11 @@ impl Disk for Aio {
         assert!(self.flight.is_empty(), "files change only while nothing is in flight");
         self.files.set(fds)?;
         self.always_waits = false;
-        if self.files.any_cached() != self.cache_lane.is_some() {
-            self.cache_lane = match self.files.any_cached() {
+        if self.files.any_cached() != self.cache_workers.is_some() {
+            self.cache_workers = match self.files.any_cached() {
                 true => {
                     let (depth, wake) = (self.flight.depth() as usize, Arc::clone(&self.wake));
-                    Some(Lane::of(CACHE_THREADS, "disk-cache", depth, wake)?)
+                    Some(Worker::of(CACHE_THREADS, "disk-cache", depth, wake)?)
                 }
                 false => None,
             };

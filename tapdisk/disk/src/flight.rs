@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use request::disk::Tag;
 
-use super::lane::Done;
+use super::worker::Done;
 
 /// The operations of an engine that are pushed and not reaped. Allocates when it is made, and never
 /// again.

@@ -8,7 +8,7 @@ pub mod aio;
 pub mod align;
 mod files;
 mod flight;
-pub mod lane;
 pub mod probe;
 pub mod remote;
 pub mod uring;
+pub mod worker;

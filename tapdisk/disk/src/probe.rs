@@ -7,8 +7,8 @@ use std::os::fd::RawFd;
 use std::time::Duration;
 
 use super::aio::Aio;
-use super::lane::{Done, EventFd};
 use super::uring::{Uring, build_ring};
+use super::worker::{Done, EventFd};
 use host::arena::Arena;
 use request::disk::{Disk, Op, Tag};
 
@@ -132,26 +132,26 @@ impl AnyDisk {
         }
     }
 
-    /// As [`Uring::listen`]; never with Linux AIO.
-    pub fn listen(&mut self, fd: RawFd) -> bool {
+    /// As [`Uring::read_events`]; never with Linux AIO.
+    pub fn read_events(&mut self, fd: RawFd) -> bool {
         match self {
-            AnyDisk::Uring(disk) => disk.listen(fd),
+            AnyDisk::Uring(disk) => disk.read_events(fd),
             AnyDisk::Aio(_) => false,
         }
     }
 
-    /// As [`Uring::take_heard`].
-    pub fn take_heard(&mut self) -> &[u32] {
+    /// As [`Uring::take_events`].
+    pub fn take_events(&mut self) -> &[u32] {
         match self {
-            AnyDisk::Uring(disk) => disk.take_heard(),
+            AnyDisk::Uring(disk) => disk.take_events(),
             AnyDisk::Aio(_) => &[],
         }
     }
 
-    /// As [`Uring::tell`].
-    pub fn tell(&mut self, number: u32) -> bool {
+    /// As [`Uring::acknowledge`].
+    pub fn acknowledge(&mut self, number: u32) -> bool {
         match self {
-            AnyDisk::Uring(disk) => disk.tell(number),
+            AnyDisk::Uring(disk) => disk.acknowledge(number),
             AnyDisk::Aio(_) => false,
         }
     }

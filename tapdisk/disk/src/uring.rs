@@ -4,13 +4,13 @@
 //!   push ─► SQ ── submit / submit_and_wait (one io_uring_enter) ─► kernel
 //!                                                   │ CQ
 //!   reap ◄─ done ◄───────────── collect ◄───────────┘
-//!                                  ▲ lane: discard of block devices, which the ring cannot do
+//!                                  ▲ worker: discard of block devices, which the ring cannot do
 //! ```
 //! A ring belongs to the thread that opened it (SINGLE_ISSUER), and what finished becomes visible
 //! only in that thread's calls (DEFER_TASKRUN), so nothing interrupts a turn. Kernels before 6.1
 //! are asked for less. Nothing here allocates after `open` and `set_files`.
 #![allow(unsafe_code)]
-mod ear;
+mod events;
 
 use std::io;
 use std::os::fd::RawFd;
@@ -20,11 +20,11 @@ use std::time::Duration;
 use io_uring::squeue::{self, Flags};
 use io_uring::{Builder, EnterFlags, IoUring, Probe, opcode, types};
 
-use self::ear::Ear;
-pub use self::ear::NUMBERS_MAX;
+use self::events::EventReader;
+pub use self::events::NUMBERS_MAX;
 use super::files::{File, Files};
 use super::flight::Flight;
-use super::lane::{Call, Done, EventFd, Job, Lane};
+use super::worker::{Call, Done, EventFd, Job, Worker};
 use host::arena::Arena;
 use host::protection::{self, Protection};
 use host::uring_bounds::{Bounds, restrict};
@@ -32,10 +32,10 @@ use request::disk::{Disk, Kind, Op, Tag};
 
 /// User data of the poll on the caller's epoll descriptor. Tags are below.
 const WATCH: u64 = 1 << 32;
-/// User data of the poll on the lane's eventfd.
-const LANE: u64 = 2 << 32;
-/// Entries beside the operations: the two polls, and the ear's.
-const POLLS_MAX: u32 = 2 + ear::ENTRIES;
+/// User data of the poll on the worker's eventfd.
+const WORKER: u64 = 2 << 32;
+/// Entries beside the operations: the two polls, and the event reader's.
+const POLLS_MAX: u32 = 2 + events::ENTRIES;
 /// The kernel's limit (io_uring/io_uring.c, IORING_MAX_ENTRIES).
 const ENTRIES_MAX: u32 = 32768;
 /// The longest sleep; the kernel's time must not overflow.
@@ -78,8 +78,8 @@ enum Waiting {
 pub struct Uring {
     // Dropped before the arena: the kernel lets go of the memory first.
     ring: IoUring,
-    ear: Option<Ear>,
-    lane: Option<Lane>,
+    events: Option<EventReader>,
+    worker: Option<Worker>,
     arena: Arena,
     wake: Arc<EventFd>,
     files: Files,
@@ -93,7 +93,7 @@ pub struct Uring {
     watched: Option<RawFd>,
     watch: Poll,
     watch_ready: bool,
-    lane_poll: Poll,
+    worker_poll: Poll,
     enters: u64,
 }
 
@@ -122,8 +122,8 @@ impl Uring {
         restrict(&ring, &BOUNDS)?;
         Ok(Uring {
             ring,
-            ear: None,
-            lane: None,
+            events: None,
+            worker: None,
             arena,
             wake: Arc::new(wake),
             files: Files::new(files_max),
@@ -135,7 +135,7 @@ impl Uring {
             watched: None,
             watch: Poll::Idle,
             watch_ready: false,
-            lane_poll: Poll::Idle,
+            worker_poll: Poll::Idle,
             enters: 0,
         })
     }
@@ -153,27 +153,27 @@ impl Uring {
         std::mem::take(&mut self.watch_ready)
     }
 
-    /// Listens to a descriptor that is non-blocking, tells u32s and is told some, until the engine
-    /// ends; in `submit_and_wait` alone. False if this kernel is too old (5.17) or there is one
-    /// already: the caller polls, reads and writes for itself.
-    pub fn listen(&mut self, fd: RawFd) -> bool {
+    /// Reads events, u32s, from a descriptor that is non-blocking, and acknowledges them, until the
+    /// engine ends; in `submit_and_wait` alone. False if this kernel is too old (5.17) or there is
+    /// one already: the caller polls, reads and writes for itself.
+    pub fn read_events(&mut self, fd: RawFd) -> bool {
         let params = self.ring.params();
         let able = params.is_feature_skip_cqe_on_success() && params.is_feature_ext_arg();
-        if !able || self.ear.is_some() {
+        if !able || self.events.is_some() {
             return false;
         }
-        self.ear = Some(Ear::new(fd));
+        self.events = Some(EventReader::new(fd));
         true
     }
 
     /// What was read from it, once.
-    pub fn take_heard(&mut self) -> &[u32] {
-        self.ear.as_mut().map_or(&[], Ear::take_heard)
+    pub fn take_events(&mut self) -> &[u32] {
+        self.events.as_mut().map_or(&[], EventReader::take_events)
     }
 
     /// Writes a number to it with the next sleep. False if there is no room for it.
-    pub fn tell(&mut self, number: u32) -> bool {
-        self.ear.as_mut().is_some_and(|ear| ear.tell(number))
+    pub fn acknowledge(&mut self, number: u32) -> bool {
+        self.events.as_mut().is_some_and(|reader| reader.acknowledge(number))
     }
 
     /// Calls of io_uring_enter so far.
@@ -181,7 +181,7 @@ impl Uring {
         self.enters
     }
 
-    /// The operation as the kernel wants it; `None` is the lane's.
+    /// The operation as the kernel wants it; `None` is the worker's.
     fn entry(&self, file: File, op: &Op) -> Option<squeue::Entry> {
         let fd = types::Fd(if self.files_registered { op.file.0.into() } else { file.fd });
         let entry = match op.kind {
@@ -214,7 +214,7 @@ impl Uring {
 
     fn queue(&mut self, entry: &squeue::Entry) {
         // SAFETY: an operation's memory is a piece of the arena (checked by `Arena::address`), or
-        // the ear's own, lent meanwhile; both outlive the ring. Polls and the others name no
+        // the reader's own, lent meanwhile; both outlive the ring. Polls and the others name no
         // memory.
         let pushed = unsafe { self.ring.submission().push(entry) };
         assert!(pushed.is_ok(), "the submission queue has room for the depth and the polls");
@@ -260,18 +260,20 @@ impl Uring {
 
     /// Moves what finished to `flight`.
     fn collect(&mut self) {
-        if self.ear.is_some() && self.queued() == 0 {
-            self.ear.iter_mut().for_each(Ear::submitted);
+        if self.events.is_some() && self.queued() == 0 {
+            self.events.iter_mut().for_each(EventReader::submitted);
         }
         for entry in self.ring.completion() {
             match entry.user_data() {
                 WATCH => (self.watch, self.watch_ready) = (Poll::Idle, true),
-                ear::READ => self.ear.iter_mut().for_each(|ear| ear.read(entry.result())),
-                ear::WRITE => self.ear.iter_mut().for_each(Ear::not_written),
+                events::READ => {
+                    self.events.iter_mut().for_each(|reader| reader.read(entry.result()))
+                }
+                events::WRITE => self.events.iter_mut().for_each(EventReader::not_written),
                 // Its read comes back as well.
-                ear::POLL => {}
-                LANE => {
-                    self.lane_poll = Poll::Idle;
+                events::POLL => {}
+                WORKER => {
+                    self.worker_poll = Poll::Idle;
                     self.wake.drain();
                 }
                 tag => {
@@ -281,7 +283,7 @@ impl Uring {
                 }
             }
         }
-        while let Some((tag, result)) = self.lane.as_mut().and_then(Lane::pop) {
+        while let Some((tag, result)) = self.worker.as_mut().and_then(Worker::pop) {
             self.flight.finish(tag, result);
         }
     }
@@ -297,14 +299,14 @@ impl Uring {
             self.watch = Poll::Armed;
             self.queue(&poll(watch, WATCH));
         }
-        if let Some(mut ear) = self.ear.take() {
-            ear.entries(|entry| self.queue(entry));
-            self.ear = Some(ear);
+        if let Some(mut reader) = self.events.take() {
+            reader.entries(|entry| self.queue(entry));
+            self.events = Some(reader);
         }
-        let lane_busy = self.lane.as_ref().is_some_and(|lane| lane.in_flight() > 0);
-        if lane_busy && self.lane_poll == Poll::Idle {
-            self.lane_poll = Poll::Armed;
-            self.queue(&poll(self.wake.raw(), LANE));
+        let worker_busy = self.worker.as_ref().is_some_and(|worker| worker.in_flight() > 0);
+        if worker_busy && self.worker_poll == Poll::Idle {
+            self.worker_poll = Poll::Armed;
+            self.queue(&poll(self.wake.raw(), WORKER));
         }
     }
 
@@ -325,8 +327,9 @@ impl Disk for Uring {
             self.in_ring += 1;
             self.queue(&entry.user_data(u64::from(tag)));
         } else {
-            let lane = self.lane.as_mut().expect("set_files starts the lane for a block device");
-            lane.push(Job::new(tag, file, &op).expect("what the ring does not do is the lane's"));
+            let job = Job::new(tag, file, &op).expect("what the ring does not do is the worker's");
+            let worker = self.worker.as_mut();
+            worker.expect("set_files starts one for a block device").push(job);
         }
     }
 
@@ -361,8 +364,9 @@ impl Disk for Uring {
     fn set_files(&mut self, fds: &[RawFd]) -> io::Result<()> {
         assert!(self.flight.is_empty(), "files change only while nothing is in flight");
         self.files.set(fds)?;
-        if self.lane.is_none() && self.files.any_block() {
-            self.lane = Some(Lane::start(self.flight.depth() as usize, Arc::clone(&self.wake))?);
+        if self.worker.is_none() && self.files.any_block() {
+            self.worker =
+                Some(Worker::start(self.flight.depth() as usize, Arc::clone(&self.wake))?);
         }
         if self.files_registered {
             self.ring.submitter().register_files_update(0, &self.files.table())?;
@@ -381,7 +385,7 @@ impl Disk for Uring {
         }
         self.wait_inside();
         self.collect();
-        if self.flight.has_finished() || self.ear.as_ref().is_some_and(Ear::has_heard) {
+        if self.flight.has_finished() || self.events.as_ref().is_some_and(EventReader::has_events) {
             return Some(if self.queued() > 0 { self.submit() } else { Ok(()) });
         }
         self.arm(watch);

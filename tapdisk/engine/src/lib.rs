@@ -186,6 +186,16 @@ impl<D: Disk> Engine<D> {
         self.map.chain.take()
     }
 
+    /// From now on somebody else changes an image of the chain
+    /// ([`image::Image::changed_by_others`]).
+    pub fn changed_by_others(&mut self, file: FileId) {
+        let chain = self.map.chain.as_mut();
+        let layer = chain.and_then(|chain| chain.layers.get_mut(usize::from(file.0)));
+        if let Some(layer) = layer {
+            layer.image.changed_by_others();
+        }
+    }
+
     /// Whether the reserves are enough for a format; they stay what they were when it was made.
     pub fn serves(&self, needs: image::Needs) -> bool {
         self.rules.limits.serve(needs)

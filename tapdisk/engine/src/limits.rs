@@ -28,6 +28,8 @@ pub const ZEROS_BYTES: u32 = 32 << 10;
 pub const PAGE_BYTES: u32 = 4096;
 /// Such pages: of the leaf and of a secondary.
 const END_PAGES: u32 = 2;
+/// Sectors of a packed unit at most: qcow2's largest cluster.
+const PACKED_MAX: u32 = 4096;
 /// Plans a request has at work at once: a piece of at most 64 KiB touches at most two blocks.
 pub const PLANS_MAX: usize = 2;
 /// Metadata blocks one plan pins at most.
@@ -142,7 +144,7 @@ impl Limits {
             "more metadata blocks than all slots can pin"
         );
         assert!(self.meta_bytes.is_power_of_two() && self.meta_bytes >= 512);
-        assert!(self.packed * 512 <= LARGE_BYTES, "a packed unit is read in one piece");
+        assert!(self.packed <= PACKED_MAX, "a packed unit is read in one piece");
     }
 
     /// Bytes of arena.

@@ -5,8 +5,8 @@
 pub mod arena;
 pub mod carry;
 pub mod entrance;
-pub mod places;
 pub mod protection;
+pub mod slab;
 pub mod socket;
 pub mod sys;
 pub mod uring_bounds;

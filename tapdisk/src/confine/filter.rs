@@ -101,6 +101,9 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_getxattr,
     libc::SYS_fgetxattr,
     libc::SYS_fsetxattr,
+    // The word for a parent, when a commit gives an image another one.
+    libc::SYS_setxattr,
+    libc::SYS_removexattr,
     libc::SYS_memfd_create,
     // Engines and events.
     libc::SYS_io_uring_setup,

@@ -110,19 +110,19 @@ impl Control {
         registry.register(&mut listener, Token(base), Interest::READABLE)?;
         let (mut clients, mut queue) = (Vec::with_capacity(CLIENTS_MAX), Vec::new());
         let mut admit = |fd: Option<Carried>, waits: bool, fetcher: &mut Fetcher| {
-            let place = clients.len();
-            let serial = place as u64 + 1;
+            let index = clients.len();
+            let serial = index as u64 + 1;
             let mut client = None;
             // What somebody asked for who is gone is done nevertheless.
             if let Some(fd) = fd {
                 let mut stream = stream(fd, fetcher)?;
                 let both = Interest::READABLE | Interest::WRITABLE;
-                registry.register(&mut stream, Token(base + 1 + place), both)?;
+                registry.register(&mut stream, Token(base + 1 + index), both)?;
                 let make = if waits { Conn::waiting } else { Conn::new };
                 client = Some(make(stream, serial, 0));
             }
             clients.push(client);
-            Ok::<ClientId, io::Error>(ClientId(place, serial))
+            Ok::<ClientId, io::Error>(ClientId(index, serial))
         };
         for fd in &state.fresh {
             admit(Some(*fd), false, fetcher)?;

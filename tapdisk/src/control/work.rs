@@ -14,6 +14,9 @@ use crate::vbd::{Attach, Env, Extra, State, Vbd, ring_name};
 /// A marker that another process holds is tried again after this time, in µs.
 const MARKER_RETRY_US: u64 = 100_000;
 
+/// A commit that begins or ends is looked at again after this time, in µs.
+const COMMIT_LOOK_US: u64 = 5_000;
+
 /// The disks and what they have in common.
 pub struct Daemon {
     /// For all disks.
@@ -80,6 +83,7 @@ impl Daemon {
             }
             Request::List => Some(self.list()),
             Request::Stats { minor } => Some(self.stats(*minor)),
+            Request::QueryCommit { minor } => Some(self.query_commit(request, *minor)),
             _ => None,
         }
     }
@@ -130,7 +134,13 @@ impl Daemon {
             }
             Request::DiskInfo { minor } => self.find(*minor).map(|_| ()).ok_or(libc::ENODEV),
             Request::Upgrade { program } => return self.upgrade(request, *program, now),
-            Request::Pid | Request::List | Request::Stats { .. } => {
+            Request::Commit { minor, path } => {
+                return self.on_commit(request, *minor, now, |vbd, env| vbd.commit(env, path));
+            }
+            Request::CancelCommit { minor, wait } => {
+                return self.on_commit(request, *minor, now, |vbd, _| vbd.cancel_commit(*wait));
+            }
+            Request::Pid | Request::List | Request::Stats { .. } | Request::QueryCommit { .. } => {
                 unreachable!("answered at once")
             }
         };
@@ -145,6 +155,40 @@ impl Daemon {
         };
         let known = ring_name(blkif).is_ok_and(|name| vbds.iter().any(|vbd| vbd.has_ring(name)));
         if known { Err(libc::EALREADY) } else { vbds[at].connect_ring(env, blkif) }
+    }
+
+    /// Something about a commit, which is looked at again until it is over.
+    fn on_commit(
+        &mut self,
+        request: &Request,
+        minor: u16,
+        now: u64,
+        look: impl FnOnce(&mut Vbd, &Env) -> Option<Result<(), i32>>,
+    ) -> Begun {
+        let Daemon { env, vbds, .. } = self;
+        let result = match vbds.iter_mut().find(|vbd| vbd.minor == minor) {
+            None => Err(libc::ENODEV),
+            Some(vbd) => match look(vbd, env) {
+                Some(result) => result,
+                None => return Begun::Again { at: now + COMMIT_LOOK_US },
+            },
+        };
+        Begun::Done(self.reply(request, result))
+    }
+
+    fn query_commit(&self, request: &Request, minor: u16) -> Vec<u8> {
+        let (number, cookie) = (request.reply_kind(), request.cookie());
+        let message = match self.find(minor) {
+            None => Message::refusal(cookie, libc::ENODEV, &self.unknown(minor)),
+            Some(vbd) => match vbd.commit_status() {
+                Ok(status) => Message::with(number, cookie, &status),
+                Err(errno) => {
+                    let why = vbd.commit_failure().unwrap_or_default();
+                    Message::refusal(cookie, errno, &why)
+                }
+            },
+        };
+        message.encode().to_vec()
     }
 
     /// Begins something on a disk and sees whether it is over already.

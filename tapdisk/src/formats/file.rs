@@ -33,7 +33,7 @@ pub fn open(
     node: &Node,
     kind: Kind,
     writable: bool,
-    way: Way,
+    caching: Caching,
     notes: &mut Vec<String>,
 ) -> Result<OpenFile, OpenError> {
     let failed = |e: &io::Error| OpenError::io(path, "open", e);
@@ -47,10 +47,10 @@ pub fn open(
     let device = node.is_device();
     let dsync = kind.format().dsync && writable && Path::new(DSYNC_SWITCH).exists();
     let flags = if dsync { libc::O_DSYNC } else { 0 };
-    let (file, how) = match way {
-        Way::Cached if !device => (with(node, writable, flags), How::Cached),
-        Way::Synchronous => (with(node, writable, flags | libc::O_DSYNC), How::Cached),
-        Way::Cached | Way::Direct => match direct(node, writable, flags) {
+    let (file, how) = match caching {
+        Caching::Cached if !device => (with(node, writable, flags), How::Cached),
+        Caching::Synchronous => (with(node, writable, flags | libc::O_DSYNC), How::Cached),
+        Caching::Cached | Caching::Direct => match direct(node, writable, flags) {
             Ok((file, how)) => (Ok(file), how),
             Err(error) => (Err(error), How::Direct),
         },
@@ -101,7 +101,7 @@ fn with(node: &Node, writable: bool, flags: i32) -> io::Result<File> {
 
 /// How a file is to be opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Caching {
     /// Past the page cache.
     Direct,
     /// Through it: `-D`, for what is only read. Devices never are.

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use super::OpenError;
 use crate::receiver::Stash;
-use address::{Address, Place};
+use address::{Address, Endpoint};
 use disk::remote::{Ended, Offer, Peer};
 use host::socket;
 use nbd_proto::{RequestHead, SIMPLE_BYTES, SimpleReply, command, errno_of};
@@ -69,7 +69,7 @@ impl RemoteImage {
         let until = Instant::now() + limit;
         let address = Address::parse(path.as_os_str().as_bytes());
         let (fd, home) =
-            connect(&address.place, until, stash).map_err(|why| refuse(libc::EPERM, &why))?;
+            connect(&address.endpoint, until, stash).map_err(|why| refuse(libc::EPERM, &why))?;
         let mut talk = Talk::new(fd, until);
         let offer = greeting::negotiate(&mut talk, &address.export);
         let (fd, touched) = talk.into_parts();
@@ -157,20 +157,20 @@ fn request(command: u16, cookie: u64) -> [u8; nbd_proto::REQUEST_BYTES] {
 }
 
 fn connect(
-    place: &Place,
+    endpoint: &Endpoint,
     until: Instant,
     stash: &Arc<Stash>,
 ) -> Result<(OwnedFd, Option<Home>), String> {
-    match place {
-        Place::Unix(path) => Ok((unix(path, until)?, None)),
-        Place::Tcp(address) => {
+    match endpoint {
+        Endpoint::Unix(path) => Ok((unix(path, until)?, None)),
+        Endpoint::Tcp(address) => {
             let left = until.saturating_duration_since(Instant::now());
             let stream = TcpStream::connect_timeout(address, left);
             let stream = stream.map_err(|e| format!("cannot connect to {address}: {e}"))?;
             stream.set_nodelay(true).map_err(|e| format!("cannot set TCP_NODELAY: {e}"))?;
             Ok((stream.into(), None))
         }
-        Place::Passed(name) => match stash.take(name) {
+        Endpoint::Passed(name) => match stash.take(name) {
             Some(fd) => Ok((fd, Some(Home { stash: Arc::clone(stash), name: name.clone() }))),
             None => Err(
                 "this is neither the absolute path of a socket nor IP:PORT, and no descriptor of \

@@ -4,6 +4,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use image::Image;
+use qcow2::header::Backing;
 use qcow2::{Opened, Qcow2, open, ready};
 use vhd_rs::descent::Descent;
 use vhd_rs::parents::{Found as Parent, find_named};
@@ -24,8 +25,19 @@ pub fn probe(
     let opened = open(file, path)?;
     if access.writable {
         opened.may_be_written(path)?;
+        keep_qemu_out(file, path)?;
     }
     Ok(Box::new(Probed(opened)))
+}
+
+/// Two writers destroy an image. A lock on a network file system may be a dead machine's.
+fn keep_qemu_out(file: &DirectFile, path: &Path) -> Result<(), OpenError> {
+    let writes = image::qemu::keep_out(file.file()).unwrap_or(false);
+    if writes && !image::is_shared(file.file()) {
+        let text = format!("{} is being written by QEMU; close it there first", show::path(path));
+        return Err(OpenError::new(libc::EBUSY, text));
+    }
+    Ok(())
 }
 
 impl From<qcow2::Error> for OpenError {
@@ -129,6 +141,28 @@ impl probed::Probed for Probed {
             Medium::Local(_) | Medium::Remote(_) => Ok(Box::new(Qcow2::new(opened))),
         }
     }
+}
+
+/// Lets an image name the parent of its present parent, by the name that one has for it where both
+/// are in one directory.
+///
+/// # Errors
+/// Those of the file; no room in its header.
+pub fn set_parent(
+    file: &DirectFile,
+    path: &Path,
+    top: &Layer,
+    base: &Layer,
+) -> Result<(), qcow2::Error> {
+    let format = if base.kind == Kind::Raw { b"raw".to_vec() } else { b"qcow2".to_vec() };
+    let old = match &top.file {
+        Medium::Local(file) => open(file, &top.path)?.header.backing,
+        Medium::Remote(_) => None,
+    };
+    let beside = top.path.parent() == path.parent();
+    let name = old.filter(|_| beside).map(|backing| backing.name);
+    let name = name.unwrap_or_else(|| base.path.as_os_str().as_bytes().to_vec());
+    qcow2::edit::set_backing(file, path, Some(&Backing { name, format: Some(format) }))
 }
 
 /// The path in a backing name: one with a colon before its first slash names a protocol.

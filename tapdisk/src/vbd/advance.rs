@@ -329,7 +329,17 @@ impl Vbd {
     }
 
     fn shut(&mut self, env: &Env, images: Images) -> Option<Answer> {
-        let job = Job::start(&Arc::clone(&env.waker), move || images.close());
+        let commit = self.commit_shared();
+        let last = matches!(self.state, State::Shutting { goal: Goal::Close });
+        let job = Job::start(&Arc::clone(&env.waker), move || {
+            let closed = images.close();
+            match commit {
+                Some(commit) if last => commit.end(),
+                Some(commit) => commit.finish(),
+                None => {}
+            }
+            closed
+        });
         self.goes_on_with(Underway::Closing(job))
     }
 
@@ -350,7 +360,7 @@ impl Vbd {
     fn forget(&mut self, env: &Env) -> Option<Answer> {
         self.keep_ring();
         (self.frontends.nbd, self.frontends.rings, self.frontends.ublk) = (None, None, None);
-        self.frontends.forget_listener();
+        self.frontends.forget_events();
         self.left = None;
         self.ring_files.clear();
         self.files = super::metrics::DiskFiles::default();

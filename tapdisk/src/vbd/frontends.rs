@@ -26,7 +26,7 @@ pub struct Frontends {
     /// The ring of the kernel module, if the minor is its.
     pub tap: Option<Box<TapRing>>,
     /// Guests' event channels are read by the disk engine, not by the poll.
-    listens: bool,
+    reads_events: bool,
     /// Requests of rings that were answered at the last tick.
     answers_told: u64,
 }
@@ -186,36 +186,36 @@ impl Frontends {
     /// This disk sleeps for all: its engine reads the event channels of its rings and unmasks them,
     /// in the call that sleeps, if it can. They need not be in the poll then; `poll` takes them
     /// out.
-    pub fn listen(&mut self, disk: &mut AnyDisk, poll: RawFd) {
+    pub fn read_events(&mut self, disk: &mut AnyDisk, poll: RawFd) {
         let Some(rings) = &mut self.rings else { return };
         let fd = rings.xen().as_fd();
-        if !self.listens && disk.listen(fd.as_raw_fd()) {
-            self.listens = true;
+        if !self.reads_events && disk.read_events(fd.as_raw_fd()) {
+            self.reads_events = true;
             sys::unwatch(poll, fd);
             rings.xen_mut().put_off_unmasks();
         }
-        if !self.listens {
+        if !self.reads_events {
             return;
         }
         while let Some(port) = rings.xen_mut().next_unmask() {
-            if !disk.tell(port) {
+            if !disk.acknowledge(port) {
                 // A port that is gone needs no unmasking.
                 let _ = rings.xen().unmask_now(port);
             }
         }
     }
 
-    /// What the engine heard of guests while it slept.
-    pub fn hear(&mut self, disk: &mut AnyDisk) {
-        let Some(rings) = self.rings.as_mut().filter(|_| self.listens) else { return };
-        let ports = disk.take_heard();
+    /// What the engine was told by guests while it slept.
+    pub fn take_events(&mut self, disk: &mut AnyDisk) {
+        let Some(rings) = self.rings.as_mut().filter(|_| self.reads_events) else { return };
+        let ports = disk.take_events();
         if !ports.is_empty() {
-            rings.heard(ports);
+            rings.ports_fired(ports);
         }
     }
 
     /// The data path is gone, and whoever read the event channels with it.
-    pub fn forget_listener(&mut self) {
-        self.listens = false;
+    pub fn forget_events(&mut self) {
+        self.reads_events = false;
     }
 }

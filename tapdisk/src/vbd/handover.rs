@@ -96,6 +96,10 @@ impl Vbd {
     /// Why another program cannot go on with this disk just now.
     pub fn why_not_upgraded(&self) -> Option<String> {
         let minor = self.minor;
+        if self.is_committing() {
+            let how = "tap-ctl query tells how far it is, tap-ctl cancel ends it";
+            return Some(format!("minor {minor} has a commit under way: {how}"));
+        }
         let why = match (&self.state, &self.frontends.rings) {
             (State::Open, _) if !self.stopping => return None,
             (State::Attached | State::Closed, None) if !self.stopping => return None,

@@ -13,7 +13,8 @@ type Served = std::result::Result<Then, (OpenError, Images)>;
 impl Vbd {
     /// The images are open: the first time, again after a pause, or in another program.
     pub(super) fn serve(&mut self, env: &Env) -> Answer {
-        let images = self.work.images.take().expect("they were opened");
+        let mut images = self.work.images.take().expect("they were opened");
+        self.commit_meets(&mut images);
         self.work.held_by = images.held.as_deref().cloned();
         let served = match self.state {
             State::Opening { .. } => self.serve_first(env, images),

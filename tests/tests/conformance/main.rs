@@ -5,6 +5,7 @@
 //! Everything runs on both disk engines. I13 (coalesce and modify) is here
 //! in `chains` by reparenting with the generator instead.
 mod chains;
+mod commit;
 mod crash;
 mod damage;
 mod devices;

@@ -4,7 +4,7 @@ use std::fs;
 
 use tests::both_engines;
 use tests::rig::nbd::{Client, Verb};
-use tests::rig::{MIB, Rig, qemu_img, qemu_io};
+use tests::rig::{MIB, Rig, qemu_img, qemu_io, qemu_io_fails};
 
 use super::refused::{refused, refused_with};
 
@@ -103,6 +103,29 @@ both_engines! {
         }
     }
 
+    /// What a user imports: packed by qemu, in clusters of every size; read, and written over.
+    fn packed_images_are_read_and_written_over(rig) {
+        let data: Vec<u8> = (0..8 * MIB / 512).flat_map(|s| [(s / 3) as u8; 512]).collect();
+        fs::write(rig.path("data.raw"), &data).unwrap();
+        for size in ["512", "4k", "64k", "512k", "2M"] {
+            let (work, options) = (rig.work(), format!("cluster_size={size}"));
+            let words = ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", &options];
+            qemu_img(&work, &[&words[..], &["data.raw", "l.qcow2"]].concat());
+            let mut model = data.clone();
+            let served = rig.serve(&rig.name("qcow2", "l.qcow2"), &[]);
+            let mut disk = served.client();
+            assert!(disk.dump() == model, "{size}: as it was packed");
+            for i in 0..40u64 {
+                let at = (i * 411_648) % (8 * MIB - 65536);
+                model[at as usize..][..4096].fill(200 + i as u8);
+                disk.write(at, &[200 + i as u8; 4096]).unwrap();
+            }
+            assert!(disk.dump() == model, "{size}: written over");
+            served.destroy();
+            clean(rig, "l.qcow2", &model);
+        }
+    }
+
     /// Changes of all kinds, over a pause and over a new overlay as a snapshot makes it.
     fn what_a_client_writes_is_there_for_qemu(rig) {
         for options in ["compat=1.1", "compat=0.10", "extended_l2=on,cluster_size=16k"] {
@@ -128,8 +151,8 @@ both_engines! {
         }
     }
 
-    /// A tapdisk that was killed leaves what it has acknowledged, and a mark: reading works, and the
-    /// next one that writes repairs the counts first.
+    /// A tapdisk that was killed leaves what it has acknowledged, and a mark: reading works, and
+    /// the next one that writes repairs the counts first.
     fn an_image_that_was_not_closed_is_repaired_by_who_opens_it_next(rig) {
         for options in ["compat=1.1", "extended_l2=on,cluster_size=16k"] {
             family(rig, options);
@@ -194,6 +217,24 @@ both_engines! {
         refused_with(rig, &leaf, &["-R"], libc::ELOOP, &["l.qcow2"]);
         rebase("b.qcow2", "vpc");
         refused_with(rig, &leaf, &["-R"], libc::ENOTSUP, &["format \"vpc\""]);
+    }
+
+    /// QEMU's programs read an image that is served, and do not write it; once it is paused they may.
+    fn qemu_reads_an_image_in_use_and_does_not_write_it(rig) {
+        family(rig, "compat=1.1");
+        let (work, leaf) = (rig.work(), rig.path("l.qcow2").display().to_string());
+        let served = rig.serve(&rig.name("qcow2", "l.qcow2"), &[]);
+        served.client().write(0, &[9; 512]).unwrap();
+        qemu_img(&work, &["info", "--backing-chain", "--output=json", "l.qcow2"]);
+        qemu_img(&work, &["map", "--output=json", "l.qcow2"]);
+        let (before, io) = (fs::read(&leaf).unwrap(), ["write -P 1 0 64k"]);
+        qemu_io_fails("qcow2", &leaf, &io);
+        assert!(before == fs::read(&leaf).unwrap(), "nothing was written");
+        served.pause();
+        qemu_io("qcow2", &leaf, &io);
+        served.unpause(&[]);
+        served.client().expect(0, 65536, 1);
+        served.destroy();
     }
 
     /// Reserves are taken at open; a disk that needs others is not gone on with, and not lost.

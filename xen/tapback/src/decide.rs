@@ -37,7 +37,7 @@ impl Ring {
 
 /// What this process knows about a disk besides the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Memory {
+pub struct Known {
     /// The ring.
     pub ring: Ring,
     /// A tapdisk that was asked about the disk, and whose pid is in the store.
@@ -46,10 +46,10 @@ pub struct Memory {
     pub refused: bool,
 }
 
-impl Default for Memory {
+impl Default for Known {
     /// Of a disk seen for the first time.
-    fn default() -> Memory {
-        Memory { ring: Ring::Unsure(None), met: None, refused: false }
+    fn default() -> Known {
+        Known { ring: Ring::Unsure(None), met: None, refused: false }
     }
 }
 
@@ -75,9 +75,9 @@ pub enum Step {
 }
 
 /// The next thing to do.
-pub fn decide(view: &View, memory: &Memory) -> Step {
+pub fn decide(view: &View, known: &Known) -> Step {
     match view.node {
-        Node::Gone | Node::Bare if memory.ring.may_be_up() => return Step::Disconnect,
+        Node::Gone | Node::Bare if known.ring.may_be_up() => return Step::Disconnect,
         Node::Gone => return Step::Forget,
         Node::Bare => return Step::Nothing,
         Node::Full => {}
@@ -85,32 +85,32 @@ pub fn decide(view: &View, memory: &Memory) -> Step {
     if !view.announced {
         // Nobody has connected to this node; a ring that is up belongs to one of the same name
         // before it.
-        let stale = matches!(memory.ring, Ring::Up(_) | Ring::Unsure(Some(_)));
+        let stale = matches!(known.ring, Ring::Up(_) | Ring::Unsure(Some(_)));
         return if stale { Step::Disconnect } else { Step::Announce };
     }
     let front = if view.domain_gone { &Front::At(state::CLOSED) } else { &view.front };
     match front {
-        Front::Missing => frontend_gone(view, memory),
-        Front::At(state::INITIALISING) => initialising(view, memory),
-        Front::At(state::INITIALISED | state::CONNECTED) => ready(view, memory),
+        Front::Missing => frontend_gone(view, known),
+        Front::At(state::INITIALISING) => initialising(view, known),
+        Front::At(state::INITIALISED | state::CONNECTED) => ready(view, known),
         Front::At(state::CLOSING) => match view.backend {
             Some(state::CLOSING) => Step::Nothing,
             // It is on its way out; whoever unplugs it has seen 6 already.
             Some(state::CLOSED) if !view.online => Step::Nothing,
             _ => Step::Enter(state::CLOSING),
         },
-        Front::At(state::CLOSED) | Front::Stateless if memory.ring.may_be_up() => Step::Disconnect,
-        Front::At(state::CLOSED) | Front::Stateless => enter(view, memory, state::CLOSED),
+        Front::At(state::CLOSED) | Front::Stateless if known.ring.may_be_up() => Step::Disconnect,
+        Front::At(state::CLOSED) | Front::Stateless => enter(view, known, state::CLOSED),
         Front::At(_) | Front::Nonsense => Step::Nothing,
     }
 }
 
-fn frontend_gone(view: &View, memory: &Memory) -> Step {
+fn frontend_gone(view: &View, known: &Known) -> Step {
     // Not every toolstack writes both halves at once. To end such a disk, all of them take online
     // away.
     let not_yet = view.backend == Some(state::INITIALISING) && view.online;
     match () {
-        () if memory.ring.may_be_up() => Step::Disconnect,
+        () if known.ring.may_be_up() => Step::Disconnect,
         () if not_yet => Step::Nothing,
         () if view.backend != Some(state::CLOSED) || view.hotplug_present => Step::Abandon,
         () => Step::Nothing,
@@ -119,16 +119,16 @@ fn frontend_gone(view: &View, memory: &Memory) -> Step {
 
 /// A frontend that begins, or that begins again without having closed (kexec, a crash): its old
 /// ring is nobody's. One that is being unplugged before it has begun is let go at once.
-fn initialising(view: &View, memory: &Memory) -> Step {
+fn initialising(view: &View, known: &Known) -> Step {
     match () {
-        () if memory.ring.may_be_up() => Step::Disconnect,
-        () if !view.online => enter(view, memory, state::CLOSED),
-        () => enter(view, memory, state::INIT_WAIT),
+        () if known.ring.may_be_up() => Step::Disconnect,
+        () if !view.online => enter(view, known, state::CLOSED),
+        () => enter(view, known, state::INIT_WAIT),
     }
 }
 
-fn ready(view: &View, memory: &Memory) -> Step {
-    if memory.refused {
+fn ready(view: &View, known: &Known) -> Step {
+    if known.refused {
         return match view.backend {
             Some(state::CLOSING | state::CLOSED) => Step::Nothing,
             _ => Step::Enter(state::CLOSING),
@@ -137,10 +137,10 @@ fn ready(view: &View, memory: &Memory) -> Step {
     if !view.online {
         return Step::Nothing;
     }
-    if moved_from(view, memory).is_some() {
+    if moved_from(view, known).is_some() {
         // A ring that was used by one tapdisk cannot be gone on with by another: it begins at index 0. So
         // the guest keeps what it has until it makes a ring anew.
-        return match (&memory.ring, &view.front) {
+        return match (&known.ring, &view.front) {
             (Ring::Up(_), _) => Step::Nothing,
             (_, Front::At(state::CONNECTED)) if view.backend == Some(state::CONNECTED) => {
                 Step::Nothing
@@ -149,13 +149,13 @@ fn ready(view: &View, memory: &Memory) -> Step {
         };
     }
     let closing = matches!(view.backend, Some(state::CLOSING | state::CLOSED));
-    match (&memory.ring, known_tap(view)) {
+    match (&known.ring, known_tap(view)) {
         // It was closing, and has a ring again without having closed.
         (Ring::Up(_), _) if closing && view.front == Front::At(state::INITIALISED) => {
             Step::Disconnect
         }
-        (Ring::Up(_), _) => meet(view, memory),
-        (Ring::Down | Ring::Unsure(_), Some(tap)) if memory.met == Some(tap) => Step::Connect(tap),
+        (Ring::Up(_), _) => meet(view, known),
+        (Ring::Down | Ring::Unsure(_), Some(tap)) if known.met == Some(tap) => Step::Connect(tap),
         (Ring::Down | Ring::Unsure(_), Some(tap)) => Step::Meet(tap),
         // It did not wait for us; a toolstack may.
         (Ring::Down | Ring::Unsure(_), None) if view.backend == Some(state::INITIALISING) => {
@@ -166,8 +166,8 @@ fn ready(view: &View, memory: &Memory) -> Step {
 }
 
 /// The tapdisk that serves, or served, the guest's ring, when the toolstack now names another one.
-pub fn moved_from(view: &View, memory: &Memory) -> Option<TapId> {
-    let serving = match memory.ring {
+pub fn moved_from(view: &View, known: &Known) -> Option<TapId> {
+    let serving = match known.ring {
         Ring::Up(tap) => Some(tap),
         Ring::Unsure(None) if view.backend == Some(state::CONNECTED) => {
             view.ring_key.as_deref().and_then(tap_of_print)
@@ -178,17 +178,17 @@ pub fn moved_from(view: &View, memory: &Memory) -> Option<TapId> {
     serving.filter(|tap| known_tap(view).is_some_and(|named| named != *tap))
 }
 
-fn enter(view: &View, memory: &Memory, wanted: u32) -> Step {
+fn enter(view: &View, known: &Known, wanted: u32) -> Step {
     match view.backend == Some(wanted) {
-        true => meet(view, memory),
+        true => meet(view, known),
         false => Step::Enter(wanted),
     }
 }
 
 /// Toolstacks wait for the tapdisk's pid, so it is asked for even before a frontend needs it.
-fn meet(view: &View, memory: &Memory) -> Step {
+fn meet(view: &View, known: &Known) -> Step {
     match known_tap(view) {
-        Some(tap) if memory.met != Some(tap) && view.online => Step::Meet(tap),
+        Some(tap) if known.met != Some(tap) && view.online => Step::Meet(tap),
         _ => Step::Nothing,
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::bell::Bell;
 use crate::config::{Config, DeviceId, decimal};
-use crate::decide::Memory;
+use crate::decide::Known;
 use crate::device::Device;
 use crate::reactor::Reactor;
 use crate::record::Record;
@@ -229,10 +229,10 @@ impl Desk {
     }
 
     /// For [`Desk::report`].
-    pub fn note(&self, id: DeviceId, view: &View, memory: &Memory) {
+    pub fn note(&self, id: DeviceId, view: &View, known: &Known) {
         let line = format!(
             "frontend {:?}, backend {:?}, online {}, hotplug {}, {:?}, ring {:?}",
-            view.front, view.backend, view.online, view.hotplug, view.tap, memory.ring
+            view.front, view.backend, view.online, view.hotplug, view.tap, known.ring
         );
         self.lines.borrow_mut().insert(id, line);
     }

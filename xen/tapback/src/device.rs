@@ -3,7 +3,7 @@
 
 use crate::bell::Bell;
 use crate::config::DeviceId;
-use crate::decide::{Memory, Ring, Step, decide};
+use crate::decide::{Known, Ring, Step, decide};
 use crate::desk::Desk;
 use crate::reactor::{Either, either};
 use crate::steps::Steps;
@@ -38,7 +38,7 @@ pub(crate) struct Device {
     log: slog::Logger,
     /// `backend/vbd3/5/51712`.
     path: String,
-    memory: Memory,
+    known: Known,
     /// Where the frontend was at the last look; empty before the first.
     frontend: String,
     /// It had a directory without a state then.
@@ -63,7 +63,7 @@ impl Device {
             bell,
             log,
             path,
-            memory: Memory { ring: Ring::Unsure(noted), ..Memory::default() },
+            known: Known { ring: Ring::Unsure(noted), ..Known::default() },
             frontend: String::new(),
             stateless: false,
             watch: None,
@@ -103,17 +103,17 @@ impl Device {
             }
         };
         self.can_look(&frontend).await;
-        let step = decide(&view, &self.memory);
+        let step = decide(&view, &self.known);
         self.note_progress(&view);
         debug!(self.log, "{step:?}"; "frontend" => ?view.front, "backend" => ?view.backend);
-        self.desk.note(self.id, &view, &self.memory);
+        self.desk.note(self.id, &view, &self.known);
         match &self.retry {
             Some(retry) if retry.step == step && Instant::now() < retry.at => {
                 return Then::Until(retry.at);
             }
             _ => {}
         }
-        match (Trouble::of_view(&view, &self.memory), &self.trouble) {
+        match (Trouble::of_view(&view, &self.known), &self.trouble) {
             (Some(trouble), _) => self.tell(&trouble, &frontend).await,
             (None, Some(old)) if old.cause == Cause::Toolstack => self.mended(&frontend).await,
             (None, _) => {}
@@ -136,7 +136,7 @@ impl Device {
     /// A frontend that has left what it was refused for may try again.
     fn note_progress(&mut self, view: &View) {
         if !matches!(view.front, Front::At(state::INITIALISED | state::CONNECTED)) {
-            self.memory.refused = false;
+            self.known.refused = false;
         }
     }
 
@@ -218,22 +218,22 @@ impl Device {
     ) -> Option<Result<(), Trouble>> {
         let (desk, log, path) = (Rc::clone(&self.desk), self.log.clone(), self.path.clone());
         let steps = Steps { desk: &desk, log: &log, id: self.id, path: &path, frontend };
-        let memory = self.memory.clone();
+        let known = self.known.clone();
         match step {
             Step::Nothing | Step::Forget => Some(Ok(())),
             Step::Announce => Some(steps.announce().await),
             Step::Enter(state) => Some(steps.enter(*state).await),
             Step::Abandon => Some(steps.abandon().await),
-            Step::Disconnect => Some(steps.disconnect(&memory, view).await),
+            Step::Disconnect => Some(steps.disconnect(&known, view).await),
             Step::Meet(tap) => {
                 let meeting = pin!(steps.meet(*tap));
                 self.unless_overtaken(step, meeting).await
             }
             Step::Connect(tap) => {
                 // Until it has been answered, nobody knows.
-                self.memory.ring = Ring::Unsure(Some(*tap));
+                self.known.ring = Ring::Unsure(Some(*tap));
                 self.keep_in_mind(*tap);
-                let connecting = pin!(steps.connect(*tap, &memory, view));
+                let connecting = pin!(steps.connect(*tap, &known, view));
                 self.unless_overtaken(step, connecting).await
             }
         }
@@ -260,7 +260,7 @@ impl Device {
             match either(&mut doing, &mut heard).await {
                 Either::First(result) => return Some(result),
                 Either::Second(()) => match self.look().await {
-                    Ok((_, view)) if decide(&view, &self.memory) == *step => {}
+                    Ok((_, view)) if decide(&view, &self.known) == *step => {}
                     _ => {
                         self.bell.ring();
                         return None;
@@ -281,13 +281,13 @@ impl Device {
         match step {
             Step::Nothing | Step::Forget | Step::Enter(_) | Step::Abandon => {}
             Step::Announce => {
-                self.memory = Memory { ring: Ring::Down, met: None, refused: false };
+                self.known = Known { ring: Ring::Down, met: None, refused: false };
                 info!(self.log, "a new disk"; "frontend" => frontend.to_owned());
             }
-            Step::Meet(tap) => self.memory.met = Some(tap),
-            Step::Connect(tap) => self.memory.ring = Ring::Up(tap),
+            Step::Meet(tap) => self.known.met = Some(tap),
+            Step::Connect(tap) => self.known.ring = Ring::Up(tap),
             Step::Disconnect => {
-                self.memory.ring = Ring::Down;
+                self.known.ring = Ring::Down;
                 if let Err(error) = self.desk.record.remove(self.id) {
                     warn!(self.log, "the record of its ring cannot be removed: {error}");
                 }
@@ -303,7 +303,7 @@ impl Device {
         match trouble.cause {
             Cause::Lost => return Then::Sleep,
             Cause::Frontend => {
-                self.memory.refused = true;
+                self.known.refused = true;
                 self.tell(&trouble, frontend).await;
                 return Then::Again;
             }
@@ -312,7 +312,7 @@ impl Device {
         self.tell(&trouble, frontend).await;
         // A tapdisk that could not be asked may have been replaced by another of the same number.
         if trouble.cause == Cause::Tapdisk && step != Step::Disconnect {
-            self.memory.met = None;
+            self.known.met = None;
         }
         let limits = self.desk.config.limits;
         let pause = match &self.retry {
@@ -357,7 +357,7 @@ impl Device {
     async fn gone(&mut self) -> Then {
         self.mended("").await;
         self.watch_nothing();
-        debug_assert_eq!(decide(&View::empty(Node::Gone), &self.memory), Step::Forget);
+        debug_assert_eq!(decide(&View::empty(Node::Gone), &self.known), Step::Forget);
         Then::End
     }
 }

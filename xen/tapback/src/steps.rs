@@ -4,7 +4,7 @@
 //! the node is there and names the frontend that the step is about.
 
 use crate::config::{DeviceId, decimal};
-use crate::decide::{Memory, Ring};
+use crate::decide::{Known, Ring};
 use crate::desk::Desk;
 use crate::offers::{self, Disk, Offer};
 use crate::ring::{Fault, Rings, tap_of_print};
@@ -57,13 +57,13 @@ impl Steps<'_> {
     }
 
     /// Have the tapdisk leave the ring. One that is gone, or knows of no ring, has.
-    pub async fn disconnect(&self, memory: &Memory, view: &View) -> Result<(), Trouble> {
+    pub async fn disconnect(&self, known: &Known, view: &View) -> Result<(), Trouble> {
         let noted = || view.ring_key.as_deref().and_then(tap_of_print);
         let named = || match view.tap {
             Tap::At(tap) => Some(tap),
             Tap::Absent | Tap::Bad(_) => None,
         };
-        let tap = match memory.ring {
+        let tap = match known.ring {
             Ring::Up(tap) | Ring::Unsure(Some(tap)) => Some(tap),
             Ring::Unsure(None) => noted().or_else(named),
             Ring::Down => None,
@@ -76,7 +76,7 @@ impl Steps<'_> {
     }
 
     /// Have the tapdisk connect to the rings, then tell the guest, in one transaction.
-    pub async fn connect(&self, tap: TapId, memory: &Memory, view: &View) -> Result<(), Trouble> {
+    pub async fn connect(&self, tap: TapId, known: &Known, view: &View) -> Result<(), Trouble> {
         let queues = self.desk.config.queues;
         let rings = Rings::read(&self.desk.store, self.frontend, queues).await;
         let rings = rings.map_err(|fault| match fault {
@@ -85,7 +85,7 @@ impl Steps<'_> {
         })?;
         let disk = self.disk(tap, view).await?;
         let print = rings.print(tap);
-        let found = self.join(tap, &rings, view, memory, &print).await?;
+        let found = self.join(tap, &rings, view, known, &print).await?;
         let pages = 1 << rings.order;
         let (how, count) = (if found { "found" } else { "made" }, rings.queues.len());
         info!(self.log, "connection {how}: {tap}, {count} rings of {pages} pages, {}",
@@ -115,10 +115,10 @@ impl Steps<'_> {
         tap: TapId,
         rings: &Rings,
         view: &View,
-        memory: &Memory,
+        known: &Known,
         print: &str,
     ) -> Result<bool, Trouble> {
-        let ours = matches!(memory.ring, Ring::Unsure(_))
+        let ours = matches!(known.ring, Ring::Unsure(_))
             && view.backend == Some(state::CONNECTED)
             && view.ring_key.as_deref().is_none_or(|noted| noted == print);
         match self.connect_all(tap, rings).await {
@@ -134,7 +134,7 @@ impl Steps<'_> {
             Ok(Joined::Known) if ours => return Ok(true),
             Ok(Joined::Known | Joined::Mixed) => {}
             Err(error) if refusal(&error).is_none() => return Err(error.into()),
-            Err(error) if !matches!(memory.ring, Ring::Unsure(_)) => {
+            Err(error) if !matches!(known.ring, Ring::Unsure(_)) => {
                 self.leave(tap).await?;
                 return Err(refused(error));
             }

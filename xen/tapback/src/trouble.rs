@@ -1,6 +1,6 @@
 //! What keeps a disk from working: a sentence for the log and for the keys that toolstacks read.
 
-use crate::decide::{Memory, moved_from};
+use crate::decide::{Known, moved_from};
 use crate::view::{Mode, Tap, View};
 use tap_ctl::error::Error as TapError;
 
@@ -38,11 +38,11 @@ impl Trouble {
 
     /// Of a disk whose script is done, in what the toolstack wrote. A drive without a medium is
     /// none.
-    pub fn of_view(view: &View, memory: &Memory) -> Option<Trouble> {
+    pub fn of_view(view: &View, known: &Known) -> Option<Trouble> {
         if !view.hotplug {
             return None;
         }
-        if let (Some(old), Tap::At(new)) = (moved_from(view, memory), &view.tap) {
+        if let (Some(old), Tap::At(new)) = (moved_from(view, known), &view.tap) {
             let text = format!(
                 "physical-device-path names {new}, but the guest is connected to {old}; \
                  the change counts when the guest connects next"

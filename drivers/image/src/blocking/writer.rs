@@ -159,6 +159,16 @@ impl<'a> Writer<'a> {
         self.storage.sync()
     }
 
+    /// Does what the driver has put off ([`Image::keep_places`]).
+    ///
+    /// # Errors
+    /// Those of the file.
+    pub fn catch_up(&mut self) -> io::Result<()> {
+        self.image.keep_places(false);
+        self.settle()?;
+        self.chores()
+    }
+
     /// A new request: everything older is over.
     fn begin(&mut self) {
         self.cache.now += 1;

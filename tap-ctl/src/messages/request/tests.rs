@@ -23,6 +23,9 @@ fn all() -> Vec<Request> {
         Request::Connect { minor: 9, blkif: ring_name(3, 51712) },
         Request::Disconnect { domid: 3, devid: 51712 },
         Request::DiskInfo { minor: 10 },
+        Request::Commit { minor: 11, path: Text::new(b"/sr/x").expect("short") },
+        Request::QueryCommit { minor: 12 },
+        Request::CancelCommit { minor: 13, wait: true },
         Request::Upgrade { program: Text::new(b"/usr/libexec/tapdisk").expect("short") },
     ]
 }
@@ -54,6 +57,9 @@ fn numbers_of_requests_and_replies() {
         (24, 25),
         (26, 27),
         (28, 29),
+        (31, 32),
+        (33, 34),
+        (35, 36),
         (100, 101),
     ];
     assert_eq!(numbers, expected);
@@ -66,7 +72,7 @@ fn refuses_every_number_that_is_no_request() {
         let frame = Message::new(number, 5).encode();
         let reason = validate_request(&frame).expect_err("not a request");
         let expected = match number {
-            1..=30 => RefuseReason::NoHandler(number),
+            1..=36 => RefuseReason::NoHandler(number),
             _ => RefuseReason::UnknownType(number),
         };
         assert_eq!(reason, expected);

@@ -10,7 +10,7 @@ const DEPTH: u32 = 1024;
 /// The ring takes data of the page cache as well, if nobody else does.
 fn use_ring_for(disk: &mut Aio, fd: RawFd) {
     disk.set_files(&[fd]).unwrap();
-    disk.cache_lane = None;
+    disk.cache_workers = None;
 }
 
 fn open(depth: u32) -> Aio {
@@ -75,7 +75,7 @@ fn a_flush_the_kernel_refuses_goes_to_the_lane() {
     let mut disk = open(8);
     disk.sync_in_lane = true;
     exercise(&mut disk);
-    // An eventfd has no flush: refused by the kernel, tried by the lane, and refused again.
+    // An eventfd has no flush: refused by the kernel, tried by the worker, and refused again.
     disk.sync_in_lane = false;
     let event = EventFd::new().unwrap();
     disk.set_files(&[event.raw()]).unwrap();
@@ -132,7 +132,7 @@ fn what_goes_through_the_page_cache_is_read_and_written_beside_the_ring() {
     let bytes: Vec<u8> = (0..64 * 512).map(|at| (at / 512) as u8).collect();
     file.write_all_at(&bytes, 0).unwrap();
     disk.set_files(&[file.as_raw_fd()]).unwrap();
-    assert!(disk.cache_lane.is_some());
+    assert!(disk.cache_workers.is_some());
     for always_waits in [false, true] {
         disk.always_waits = always_waits;
         for index in 0..64 {
@@ -158,9 +158,9 @@ fn what_goes_through_the_page_cache_is_read_and_written_beside_the_ring() {
     assert_eq!(sector, [0x33; 512]);
     // Without such files there are no threads for them, nor for what stands in for a remote layer.
     disk.set_files(&[EventFd::new().unwrap().raw()]).unwrap();
-    assert!(disk.cache_lane.is_none());
+    assert!(disk.cache_workers.is_none());
     disk.set_files(&[]).unwrap();
-    assert!(disk.cache_lane.is_none());
+    assert!(disk.cache_workers.is_none());
 }
 
 /// The server's way: an edge-triggered poll, each of whose wake-ups is taken at once.

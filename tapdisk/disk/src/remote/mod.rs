@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use super::lane::{Done, EventFd};
+use super::worker::{Done, EventFd};
 use host::arena::Arena;
 use nbd_proto::feature;
 use request::disk::{Disk, FileId, Op, Tag};
@@ -226,9 +226,9 @@ impl<D: Disk> Disk for Remote<D> {
         match conn.ask(&op) {
             Asked::Answered(result) => self.done.push_back((tag, result)),
             Asked::Request(head) => {
-                let place = usize::from(self.routes[usize::from(op.file.0)]);
-                let id = self.table.take(tag, op, head, place as u8);
-                self.conns[place].queue(id);
+                let index = usize::from(self.routes[usize::from(op.file.0)]);
+                let id = self.table.take(tag, op, head, index as u8);
+                self.conns[index].queue(id);
             }
         }
     }

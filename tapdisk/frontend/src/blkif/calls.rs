@@ -100,7 +100,7 @@ impl Call {
 /// The table.
 #[derive(Debug)]
 pub(super) struct Calls {
-    places: Box<[Option<Call>]>,
+    slab: Box<[Option<Call>]>,
     free: Vec<u16>,
     /// Lists, by place.
     lists: Box<[[u8; LIST_BYTES]]>,
@@ -109,7 +109,7 @@ pub(super) struct Calls {
 impl Calls {
     pub(super) fn new() -> Calls {
         Calls {
-            places: (0..CALLS_MAX).map(|_| None).collect(),
+            slab: (0..CALLS_MAX).map(|_| None).collect(),
             free: (0..CALLS_MAX as u16).rev().collect(),
             lists: (0..CALLS_MAX).map(|_| [0; LIST_BYTES]).collect(),
         }
@@ -125,42 +125,42 @@ impl Calls {
 
     /// Puts a call into a free place, of which there is one.
     pub(super) fn put(&mut self, call: Call) -> u16 {
-        let place = self.free.pop().expect("`is_full` was asked");
-        self.places[usize::from(place)] = Some(call);
-        place
+        let index = self.free.pop().expect("`is_full` was asked");
+        self.slab[usize::from(index)] = Some(call);
+        index
     }
 
-    pub(super) fn free(&mut self, place: u16) {
-        assert!(self.places[usize::from(place)].take().is_some(), "a call is over once");
-        self.free.push(place);
+    pub(super) fn free(&mut self, index: u16) {
+        assert!(self.slab[usize::from(index)].take().is_some(), "a call is over once");
+        self.free.push(index);
     }
 
-    pub(super) fn list_mut(&mut self, place: u16) -> &mut [u8; LIST_BYTES] {
-        &mut self.lists[usize::from(place)]
+    pub(super) fn list_mut(&mut self, index: u16) -> &mut [u8; LIST_BYTES] {
+        &mut self.lists[usize::from(index)]
     }
 
     /// Sectors of a list, if every segment lies in its page.
-    pub(super) fn measure(&self, place: u16, count: u16) -> Option<u32> {
-        segments(&self.lists[usize::from(place)], count).map(Segment::sectors).sum()
+    pub(super) fn measure(&self, index: u16, count: u16) -> Option<u32> {
+        segments(&self.lists[usize::from(index)], count).map(Segment::sectors).sum()
     }
 
     /// Where `count` sectors from the `from`th of a call on are in the guest.
-    pub(super) fn runs(&self, place: u16, from: u32, count: u32) -> impl Iterator<Item = Run> + '_ {
-        let Lists::Ready(segments) = self[place].list else { unreachable!("the list was fetched") };
-        runs(&self.lists[usize::from(place)], segments, from, count)
+    pub(super) fn runs(&self, index: u16, from: u32, count: u32) -> impl Iterator<Item = Run> + '_ {
+        let Lists::Ready(segments) = self[index].list else { unreachable!("the list was fetched") };
+        runs(&self.lists[usize::from(index)], segments, from, count)
     }
 }
 
 impl Index<u16> for Calls {
     type Output = Call;
-    fn index(&self, place: u16) -> &Call {
-        self.places[usize::from(place)].as_ref().expect("a call that is not over")
+    fn index(&self, index: u16) -> &Call {
+        self.slab[usize::from(index)].as_ref().expect("a call that is not over")
     }
 }
 
 impl IndexMut<u16> for Calls {
-    fn index_mut(&mut self, place: u16) -> &mut Call {
-        self.places[usize::from(place)].as_mut().expect("a call that is not over")
+    fn index_mut(&mut self, index: u16) -> &mut Call {
+        self.slab[usize::from(index)].as_mut().expect("a call that is not over")
     }
 }
 

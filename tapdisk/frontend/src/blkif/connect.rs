@@ -8,7 +8,7 @@ use super::notice::Tally;
 use super::poll::PollPolicy;
 use super::queue::{Queue, RingName};
 use super::{RINGS_MAX, Rings};
-use host::places::free_place;
+use host::slab::free_index;
 
 /// Queues of one device.
 pub const QUEUES_MAX: u32 = 8;
@@ -158,7 +158,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
             let text = format!("the ring of {name} is connected already");
             return Err(ConnectError::new(libc::EALREADY, text));
         }
-        let Some(place) = free_place(&mut self.queues, RINGS_MAX, Queue::is_over) else {
+        let Some(index) = free_index(&mut self.queues, RINGS_MAX, Queue::is_over) else {
             let text = format!("{RINGS_MAX} rings are connected or still being drained");
             return Err(ConnectError::new(libc::ENOSPC, text));
         };
@@ -176,8 +176,8 @@ impl<X: GrantTable + EventChannels> Rings<X> {
             .bind(name.domid, params.port)
             .map_err(|e| failed(&format!("bind to the event channel port {}", params.port), &e))?;
         let ring = BackRing::new(pages, params.layout);
-        let queue = Queue::new(place as u8, params, (ring, port));
-        self.queues[place] = Some(queue);
+        let queue = Queue::new(index as u8, params, (ring, port));
+        self.queues[index] = Some(queue);
         Ok(())
     }
 
@@ -219,7 +219,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         let poll = PollPolicy { duration_us: state.poll_us, idle_threshold: state.poll_idle };
         // The far end of the channel is known to the kernel alone.
         let params = RingParams::new(name, (pages.ilog2(), &refs), 0, state.protocol, poll)?;
-        let Some(place) = free_place(&mut self.queues, RINGS_MAX, Queue::is_over) else {
+        let Some(index) = free_index(&mut self.queues, RINGS_MAX, Queue::is_over) else {
             return Err(ConnectError::new(libc::ENOSPC, format!("more than {RINGS_MAX} rings")));
         };
         let mapped = self.xen.map(name.domid, &refs[..pages]).map_err(|error| {
@@ -227,12 +227,12 @@ impl<X: GrantTable + EventChannels> Rings<X> {
             ConnectError::new(errno, format!("cannot map the ring pages of {name}: {error}"))
         })?;
         let ring = BackRing::adopt(mapped, params.layout, state.requests.unwrap_or(0));
-        let mut queue = Queue::new(place as u8, &params, (ring, state.port));
+        let mut queue = Queue::new(index as u8, &params, (ring, state.port));
         queue.broken = state.requests.is_none();
         queue.tally = state.tally;
         // Whether its port is masked, and what it has told before, nobody knows any more.
         queue.fired = true;
-        self.queues[place] = Some(queue);
+        self.queues[index] = Some(queue);
         Ok(())
     }
 

@@ -40,7 +40,7 @@ use self::queue::{Queue, allows};
 use super::quota::Stall;
 use crate::note::Note;
 use crate::{Bounds, Frontend};
-use host::places::next_first;
+use host::slab::next_first;
 use request::{Outcome, Owner, Request, SlotId, Slots, Source, Verb};
 
 /// Rings of a disk at once, those included that are disconnected and have requests in flight.
@@ -113,7 +113,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
     }
 
     /// These ports have fired, and are masked until the next turn that takes requests.
-    pub fn heard(&mut self, ports: &[xen::Port]) {
+    pub fn ports_fired(&mut self, ports: &[xen::Port]) {
         self.parts.log.counters.wakes += 1;
         for port in ports {
             if let Some(queue) = live(&mut self.queues).find(|queue| queue.port == *port) {
@@ -127,7 +127,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
     pub fn event(&mut self) -> bool {
         let mut room = [0; RINGS_MAX];
         let fired = self.xen.fired(&mut room).len();
-        self.heard(&room[..fired]);
+        self.ports_fired(&room[..fired]);
         fired > 0
     }
 
@@ -172,7 +172,7 @@ impl<X: GrantTable + EventChannels> Rings<X> {
     }
 
     /// Lets ports that have fired do so again, before their rings are looked at.
-    fn listen(&mut self) {
+    fn unmask(&mut self) {
         for queue in live(&mut self.queues).filter(|q| q.fired && !q.polling.is_on()) {
             queue.fired = false;
             if let Err(error) = self.xen.unmask(queue.port) {
@@ -270,13 +270,13 @@ impl<X: GrantTable + EventChannels> Rings<X> {
     /// Lets each queue put its requests into slots.
     fn issue_each(&mut self, slots: &mut dyn Slots) -> Next {
         let mut next = Next::Rest;
-        for place in (self.first..self.queues.len()).chain(0..self.first) {
+        for index in (self.first..self.queues.len()).chain(0..self.first) {
             let waits = |queue: &Queue| queue.is_live() && !queue.line.is_empty();
-            if !self.queues[place].as_ref().is_some_and(waits) {
+            if !self.queues[index].as_ref().is_some_and(waits) {
                 continue;
             }
-            let gate = self.gate(place as u8);
-            let queue = at(&mut self.queues, place as u8);
+            let gate = self.gate(index as u8);
+            let queue = at(&mut self.queues, index as u8);
             match queue.issue(&mut self.parts, slots, gate) {
                 Next::Rest => {}
                 Next::Fill => next = Next::Fill,
@@ -287,8 +287,8 @@ impl<X: GrantTable + EventChannels> Rings<X> {
         next
     }
 
-    fn gate(&self, place: u8) -> Gate {
-        Gate::of(&self.queues, usize::from(place), &self.parts.calls)
+    fn gate(&self, index: u8) -> Gate {
+        Gate::of(&self.queues, usize::from(index), &self.parts.calls)
     }
 }
 
@@ -296,8 +296,8 @@ fn live(queues: &mut [Option<Queue>]) -> impl Iterator<Item = &mut Queue> {
     queues.iter_mut().flatten().filter(|queue| queue.is_live())
 }
 
-fn at(queues: &mut [Option<Queue>], place: u8) -> &mut Queue {
-    queues[usize::from(place)].as_mut().expect("a call has a ring")
+fn at(queues: &mut [Option<Queue>], index: u8) -> &mut Queue {
+    queues[usize::from(index)].as_mut().expect("a call has a ring")
 }
 
 impl<X: GrantTable + EventChannels> Frontend for Rings<X> {
@@ -307,7 +307,7 @@ impl<X: GrantTable + EventChannels> Frontend for Rings<X> {
         }
         self.first = next_first(&self.queues, self.first);
         if !self.finishing {
-            self.listen();
+            self.unmask();
         }
         let clients = live(&mut self.queues).count() as u16;
         live(&mut self.queues).for_each(|queue| queue.held.clients = clients);
@@ -383,7 +383,7 @@ impl<X: GrantTable + EventChannels> Frontend for Rings<X> {
             && queues.any(|queue| {
                 let may = match queue.stall {
                     Stall::No => !queue.line.is_empty(),
-                    Stall::Own => queue.is_let_through(&self.parts.calls, self.gate(queue.place)),
+                    Stall::Own => queue.is_let_through(&self.parts.calls, self.gate(queue.index)),
                     Stall::Slot(bytes) => queue.held.may(slots.slots(), bytes),
                 };
                 let behind = queue.behind && queue.has_room(&self.parts);

@@ -25,14 +25,14 @@ pub(super) struct Gate {
 
 impl Gate {
     /// For the queue at `place`.
-    pub(super) fn of(queues: &[Option<Queue>], place: usize, calls: &Calls) -> Gate {
+    pub(super) fn of(queues: &[Option<Queue>], index: usize, calls: &Calls) -> Gate {
         let alone = Gate { first: None, first_barrier: None, quiet: true };
-        let Some(own) = &queues[place] else { return alone };
+        let Some(own) = &queues[index] else { return alone };
         // Those that were disconnected are among them: their requests still change the disk.
         let others = queues
             .iter()
             .flatten()
-            .filter(|other| other.place != own.place && other.name.same_device(own.name));
+            .filter(|other| other.index != own.index && other.name.same_device(own.name));
         others.fold(alone, |gate, other| Gate {
             first: older(gate.first, other.ticket),
             first_barrier: older(gate.first_barrier, other.ticket.filter(|_| other.bars(calls))),

@@ -52,7 +52,7 @@ pub(super) fn allows(bounds: Bounds, work: Work, sector: u64, sectors: u64) -> b
 #[derive(Debug)]
 pub(super) struct Queue {
     /// Its place among the rings.
-    pub place: u8,
+    pub index: u8,
     pub name: RingName,
     /// How it was connected.
     pub params: RingParams,
@@ -82,10 +82,10 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(place: u8, params: &RingParams, (ring, port): (BackRing, Port)) -> Queue {
+    pub(super) fn new(index: u8, params: &RingParams, (ring, port): (BackRing, Port)) -> Queue {
         let polling = Polling::new(params.poll);
         Queue {
-            place,
+            index,
             name: params.name,
             params: *params,
             ring: Some(ring),
@@ -207,7 +207,7 @@ impl Queue {
         }
         self.count(parts, work, sectors);
         let call = parts.calls.put(Call {
-            queue: self.place,
+            queue: self.index,
             id: request.id,
             operation: request.operation,
             work,

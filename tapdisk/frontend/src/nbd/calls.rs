@@ -153,22 +153,22 @@ pub(super) struct Table<T> {
 }
 
 impl<T: Copy> Table<T> {
-    fn new(places: usize, empty: T) -> Table<T> {
-        let free = (0..places as u16).rev().collect();
-        Table { items: vec![empty; places].into(), free }
+    fn new(size: usize, empty: T) -> Table<T> {
+        let free = (0..size as u16).rev().collect();
+        Table { items: vec![empty; size].into(), free }
     }
 
     /// Puts `item` in a free place.
     pub(super) fn put(&mut self, item: T) -> Option<u16> {
-        let place = self.free.pop()?;
-        self.items[usize::from(place)] = item;
-        Some(place)
+        let index = self.free.pop()?;
+        self.items[usize::from(index)] = item;
+        Some(index)
     }
 
     /// Makes a place free again.
-    pub(super) fn free(&mut self, place: u16) {
-        assert!(self.free.len() < self.items.len(), "a place is freed once");
-        self.free.push(place);
+    pub(super) fn free(&mut self, index: u16) {
+        assert!(self.free.len() < self.items.len(), "an index is freed once");
+        self.free.push(index);
     }
 
     /// Makes every place free.
@@ -188,21 +188,21 @@ impl<T: Copy> Table<T> {
     }
 
     /// Every place, taken or not.
-    pub(super) fn places(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         self.items.len()
     }
 }
 
 impl<T> Index<u16> for Table<T> {
     type Output = T;
-    fn index(&self, place: u16) -> &T {
-        &self.items[usize::from(place)]
+    fn index(&self, index: u16) -> &T {
+        &self.items[usize::from(index)]
     }
 }
 
 impl<T> IndexMut<u16> for Table<T> {
-    fn index_mut(&mut self, place: u16) -> &mut T {
-        &mut self.items[usize::from(place)]
+    fn index_mut(&mut self, index: u16) -> &mut T {
+        &mut self.items[usize::from(index)]
     }
 }
 

@@ -286,9 +286,9 @@ impl Conn {
         }
     }
 
-    pub(super) fn free_piece(&mut self, place: u16) {
-        self.pieces[place].at = At::Free;
-        self.pieces.free(place);
+    pub(super) fn free_piece(&mut self, index: u16) {
+        self.pieces[index].at = At::Free;
+        self.pieces.free(index);
         self.freed = true;
     }
 

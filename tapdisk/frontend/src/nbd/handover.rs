@@ -86,7 +86,7 @@ impl Conn {
 impl NbdServer {
     /// How many clients are not at rest.
     pub fn restless(&self) -> usize {
-        let conns = self.places.iter().flatten().filter(|conn| conn.phase != Phase::Free);
+        let conns = self.slab.iter().flatten().filter(|conn| conn.phase != Phase::Free);
         conns.filter(|conn| conn.stage().is_none()).count()
     }
 
@@ -110,7 +110,7 @@ impl NbdServer {
             let courier = courier.map(&mut *carry).transpose()?;
             state.doors.push(DoorState { socket, courier });
         }
-        for conn in self.places.iter().flatten() {
+        for conn in self.slab.iter().flatten() {
             let (Some(fd), Some(stage)) = (&conn.fd, conn.stage()) else { continue };
             state.clients.push(ClientState {
                 socket: carry(fd.as_fd())?,
@@ -169,14 +169,14 @@ impl NbdServer {
     }
 
     fn readmit(&mut self, fd: OwnedFd, client: &ClientState) -> io::Result<()> {
-        let place = self.places.len();
-        let mut conn = Box::new(Conn::new(place as u16));
+        let index = self.slab.len();
+        let mut conn = Box::new(Conn::new(index as u16));
         let style = match client.style {
             Greeting::Old => Style::Old,
             Greeting::New => Style::New,
             Greeting::NewThenOld => Style::NewThenOld,
         };
-        let token = Token(self.base + 2 * DOORS + place);
+        let token = Token(self.base + 2 * DOORS + index);
         conn.serve(fd, style, client.passed, (&self.registry, token), &self.export)?;
         // It was greeted long ago.
         conn.out.text.clear();
@@ -188,7 +188,7 @@ impl NbdServer {
         };
         conn.features = Features { structured: client.structured, allocation: client.allocation };
         conn.rx.put_back(&client.received)?;
-        self.places.push(Some(conn));
+        self.slab.push(Some(conn));
         Ok(())
     }
 }

@@ -136,7 +136,7 @@ impl Conn {
             turn.log.traffic[usize::from(self.old)].begun[way] += 1;
             self.open[way] += 1;
         }
-        let id = self.calls.put(call).expect("`room` saw a free place");
+        let id = self.calls.put(call).expect("`room` saw a free index");
         if kind == Kind::Write && head.bytes > ABSURD_BYTES {
             self.drop_client(Why::AbsurdLength, turn.log, turn.registry);
         } else if kind == Kind::Write && head.bytes > 0 {
@@ -252,12 +252,12 @@ impl Conn {
         let call = self.calls[id];
         let piece =
             Piece { call: id, slot, at: At::Engine, from: call.issued, bytes, next: NO_PIECE };
-        let place = self.pieces.put(piece).expect("`room` saw a free place");
+        let index = self.pieces.put(piece).expect("`room` saw a free index");
         if call.kind == Kind::Read {
             let fd = self.fd.as_ref().map(AsFd::as_fd);
             self.pace.read(fd, call.bytes);
             if !self.features.structured {
-                self.link(id, place);
+                self.link(id, index);
             }
         }
         let call = &mut self.calls[id];
@@ -266,19 +266,19 @@ impl Conn {
         call.issued += bytes;
         call.outstanding += 1;
         self.in_engine += 1;
-        let cookie = u32::from(self.id) << 16 | u32::from(place);
+        let cookie = u32::from(self.id) << 16 | u32::from(index);
         let owner = Owner { source: Source::Nbd, cookie };
         slots.start(slot, Request { verb: call.verb(), span, owner });
     }
 
     /// Appends a piece to those that are sent in order.
-    fn link(&mut self, id: u16, place: u16) {
+    fn link(&mut self, id: u16, index: u16) {
         let call = &mut self.calls[id];
         match call.last {
-            NO_PIECE => call.first = place,
-            last => self.pieces[last].next = place,
+            NO_PIECE => call.first = index,
+            last => self.pieces[last].next = index,
         }
-        call.last = place;
+        call.last = index;
     }
 }
 

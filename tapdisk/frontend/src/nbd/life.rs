@@ -28,7 +28,7 @@ impl Conn {
         poll: (&Registry, Token),
         export: &Export,
     ) -> io::Result<()> {
-        assert!(self.phase == Phase::Free, "a client is put in a free place");
+        assert!(self.phase == Phase::Free, "a client is put where none is");
         let interest = Interest::READABLE | Interest::WRITABLE;
         poll.0.register(&mut SourceFd(&fd.as_raw_fd()), poll.1, interest)?;
         sys::size_buffer(fd.as_fd(), Buffer::Receive, SOCKET_BUFFER_BYTES);
@@ -109,10 +109,10 @@ impl Conn {
             self.held.release(slots, slot);
         }
         self.out.clear(|slot| self.held.release(slots, slot));
-        for place in 0..self.pieces.places() as u16 {
-            if self.pieces[place].at == At::Parked {
-                self.held.release(slots, self.pieces[place].slot);
-                self.free_piece(place);
+        for index in 0..self.pieces.size() as u16 {
+            if self.pieces[index].at == At::Parked {
+                self.held.release(slots, self.pieces[index].slot);
+                self.free_piece(index);
             }
         }
         if self.in_engine == 0 {

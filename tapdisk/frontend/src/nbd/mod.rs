@@ -47,7 +47,7 @@ use self::listen::{Door, Purpose};
 use self::notice::Log;
 use crate::Frontend;
 use crate::note::Note;
-use host::places::{free_place, next_first};
+use host::slab::{free_index, next_first};
 use request::{Outcome, Request, SlotId, Slots, Traffic};
 
 /// Clients of one disk at once.
@@ -86,7 +86,7 @@ pub struct NbdServer {
     /// Empty once closed.
     doors: Vec<Door>,
     /// Places are made when first needed and kept.
-    places: Vec<Option<Box<Conn>>>,
+    slab: Vec<Option<Box<Conn>>>,
     registry: Registry,
     base: usize,
     export: Export,
@@ -132,7 +132,7 @@ impl NbdServer {
     ) -> io::Result<NbdServer> {
         Ok(NbdServer {
             doors: Vec::new(),
-            places: Vec::with_capacity(CLIENTS_MAX),
+            slab: Vec::with_capacity(CLIENTS_MAX),
             registry: registry.try_clone()?,
             base: base.0,
             export,
@@ -153,8 +153,8 @@ impl NbdServer {
     /// allocate; does nothing lasting.
     pub fn event(&mut self, event: &Event) {
         let at = event.token().0 - self.base;
-        if let Some(place) = at.checked_sub(2 * DOORS) {
-            if let Some(Some(conn)) = self.places.get_mut(place) {
+        if let Some(index) = at.checked_sub(2 * DOORS) {
+            if let Some(Some(conn)) = self.slab.get_mut(index) {
                 conn.event(event);
             }
             return;
@@ -192,7 +192,7 @@ impl NbdServer {
     pub fn tick(&mut self, now: Instant) {
         let listening = !self.suspended;
         let (log, registry) = (&mut self.log, &self.registry);
-        for conn in self.places.iter_mut().flatten() {
+        for conn in self.slab.iter_mut().flatten() {
             conn.tick(now, listening, log, registry);
         }
         self.doors.iter_mut().for_each(|door| door.tick(now, registry));
@@ -204,13 +204,13 @@ impl NbdServer {
     /// How soon `tick` should be called, where a second would be long: after DISC a client that
     /// stays is greeted again by the second tick, at least 50 ms after the first.
     pub fn tick_within(&self) -> Option<Duration> {
-        let mut conns = self.places.iter().flatten();
+        let mut conns = self.slab.iter().flatten();
         (!self.suspended && conns.any(|conn| conn.phase == Phase::Ending)).then_some(TICK)
     }
 
     /// Clients that are connected.
     pub fn clients(&self) -> usize {
-        self.places.iter().flatten().filter(|conn| conn.is_live()).count()
+        self.slab.iter().flatten().filter(|conn| conn.is_live()).count()
     }
 
     /// What was counted so far.
@@ -229,7 +229,7 @@ impl NbdServer {
     }
 
     fn conns(&mut self) -> impl Iterator<Item = &mut Conn> {
-        self.places.iter_mut().flatten().map(|conn| &mut **conn)
+        self.slab.iter_mut().flatten().map(|conn| &mut **conn)
     }
 
     /// Lets in whoever waits at a door.
@@ -282,18 +282,17 @@ impl NbdServer {
 
     /// Puts a client in a free place, or closes its descriptor.
     fn admit(&mut self, fd: OwnedFd, style: Style, passed: bool) -> io::Result<()> {
-        let Some(place) =
-            free_place(&mut self.places, CLIENTS_MAX, |conn| conn.phase == Phase::Free)
+        let Some(index) = free_index(&mut self.slab, CLIENTS_MAX, |conn| conn.phase == Phase::Free)
         else {
             self.log.counters.refused += 1;
             self.log.notices.note(Notice::Refused);
             return Ok(());
         };
-        let conn = self.places[place].get_or_insert_with(|| Box::new(Conn::new(place as u16)));
-        let token = Token(self.base + 2 * DOORS + place);
+        let conn = self.slab[index].get_or_insert_with(|| Box::new(Conn::new(index as u16)));
+        let token = Token(self.base + 2 * DOORS + index);
         conn.serve(fd, style, passed, (&self.registry, token), &self.export)?;
         self.log.counters.clients += 1;
-        self.log.notices.note(Notice::Connected { client: place as u16 });
+        self.log.notices.note(Notice::Connected { client: index as u16 });
         Ok(())
     }
 
@@ -303,7 +302,7 @@ impl NbdServer {
         let (log, export, registry) = (&mut self.log, &self.export, &self.registry);
         let (intake, finishing) = (!self.holding, self.finishing);
         let mut turn = Turn { slots, log, export, registry, clients, intake, finishing };
-        let (head, tail) = self.places.split_at_mut(self.first);
+        let (head, tail) = self.slab.split_at_mut(self.first);
         for conn in tail.iter_mut().chain(head).flatten() {
             if conn.phase == Phase::Dying {
                 conn.bury(turn.slots, turn.log);
@@ -338,7 +337,7 @@ impl Frontend for NbdServer {
             self.each(slots, |_, _| {});
             return false;
         }
-        self.first = next_first(&self.places, self.first);
+        self.first = next_first(&self.slab, self.first);
         let mut more = false;
         self.each(slots, |conn, turn| more |= conn.take(turn));
         more
@@ -346,9 +345,9 @@ impl Frontend for NbdServer {
 
     fn complete(&mut self, slots: &mut dyn Slots, _: SlotId, request: &Request, outcome: Outcome) {
         let cookie = request.owner.cookie;
-        let (place, piece) = ((cookie >> 16) as usize, cookie as u16);
+        let (index, piece) = ((cookie >> 16) as usize, cookie as u16);
         let (log, export, registry) = (&mut self.log, &self.export, &self.registry);
-        let conn = self.places[place].as_mut().expect("a request has a client");
+        let conn = self.slab[index].as_mut().expect("a request has a client");
         let (intake, finishing) = (!self.holding, self.finishing);
         let mut turn = Turn { slots, log, export, registry, clients: 1, intake, finishing };
         conn.complete(piece, outcome, &mut turn);
@@ -359,11 +358,11 @@ impl Frontend for NbdServer {
     }
 
     fn idle(&self) -> bool {
-        self.places.iter().flatten().all(|conn| conn.in_engine == 0)
+        self.slab.iter().flatten().all(|conn| conn.in_engine == 0)
     }
 
     fn pending(&mut self, slots: &dyn Slots) -> bool {
-        let mut conns = self.places.iter().flatten();
+        let mut conns = self.slab.iter().flatten();
         conns.any(|conn| match self.suspended {
             true => conn.is_live() && conn.can_send(),
             false => conn.is_pending(slots),
@@ -389,7 +388,7 @@ impl Frontend for NbdServer {
     fn hang_up(&mut self, slots: &mut dyn Slots) {
         self.doors.clear();
         let (log, registry) = (&mut self.log, &self.registry);
-        for conn in self.places.iter_mut().flatten().filter(|conn| conn.is_live()) {
+        for conn in self.slab.iter_mut().flatten().filter(|conn| conn.is_live()) {
             conn.drop_client(Why::Shut, log, registry);
             conn.bury(slots, log);
         }

@@ -14,23 +14,23 @@ use request::{Outcome, SlotId, Slots};
 
 impl Conn {
     /// The engine is done with a piece.
-    pub(super) fn complete(&mut self, place: u16, outcome: Outcome, turn: &mut Turn<'_>) {
-        let piece = self.pieces[place];
+    pub(super) fn complete(&mut self, index: u16, outcome: Outcome, turn: &mut Turn<'_>) {
+        let piece = self.pieces[index];
         assert!(piece.at == At::Engine, "a piece comes back once");
         self.in_engine -= 1;
         let call = &mut self.calls[piece.call];
         call.outstanding -= 1;
         if self.phase == Phase::Dying {
-            self.give_back(place, piece.slot, turn.slots);
+            self.give_back(index, piece.slot, turn.slots);
             self.bury(turn.slots, turn.log);
             return;
         }
         match call.kind {
-            Kind::Read if self.features.structured => self.chunk(place, piece, outcome, turn),
-            Kind::Read => self.ordered(place, piece, outcome, turn),
-            Kind::Status => self.status(place, piece, outcome, turn),
+            Kind::Read if self.features.structured => self.chunk(index, piece, outcome, turn),
+            Kind::Read => self.ordered(index, piece, outcome, turn),
+            Kind::Status => self.status(index, piece, outcome, turn),
             _ => {
-                self.give_back(place, piece.slot, turn.slots);
+                self.give_back(index, piece.slot, turn.slots);
                 self.note_error(piece.call, outcome);
                 if self.calls[piece.call].is_over() {
                     self.answer(piece.call, turn);
@@ -50,7 +50,7 @@ impl Conn {
     }
 
     /// A chunk of a structured read.
-    fn chunk(&mut self, place: u16, piece: Piece, outcome: Outcome, turn: &mut Turn<'_>) {
+    fn chunk(&mut self, index: u16, piece: Piece, outcome: Outcome, turn: &mut Turn<'_>) {
         let call = self.calls[piece.call];
         let (last, cookie) = (call.is_over(), call.cookie);
         let offset = call.offset + u64::from(piece.from);
@@ -58,7 +58,7 @@ impl Conn {
         if outcome.is_ok() && !is_zero(&turn.slots.buffer(piece.slot)[..bytes as usize]) {
             let head = Head::data(cookie, last, offset, bytes);
             self.out.push(head, Some((piece.slot, bytes)));
-            self.free_piece(place);
+            self.free_piece(index);
         } else {
             let head = match outcome {
                 Ok(_) => Head::hole(cookie, last, offset, bytes),
@@ -68,14 +68,14 @@ impl Conn {
             turn.log.counters.errors += failed;
             turn.log.traffic[usize::from(self.old)].errors += failed;
             self.out.push(head, None);
-            self.give_back(place, piece.slot, turn.slots);
+            self.give_back(index, piece.slot, turn.slots);
         }
         if last {
             self.free_call(piece.call, turn.log);
         }
     }
 
-    fn status(&mut self, place: u16, piece: Piece, outcome: Outcome, turn: &mut Turn<'_>) {
+    fn status(&mut self, index: u16, piece: Piece, outcome: Outcome, turn: &mut Turn<'_>) {
         let call = self.calls[piece.call];
         let buffer = turn.slots.buffer_mut(piece.slot);
         let one = call.flags & flag::REQ_ONE != 0;
@@ -83,11 +83,11 @@ impl Conn {
             Ok(count) if count > 0 => {
                 let head = Head::status(call.cookie, count);
                 self.out.push(head, Some((piece.slot, count * 8)));
-                self.free_piece(place);
+                self.free_piece(index);
                 self.free_call(piece.call, turn.log);
             }
             other => {
-                self.give_back(place, piece.slot, turn.slots);
+                self.give_back(index, piece.slot, turn.slots);
                 self.note_error(piece.call, other.and(Err(libc::EIO)));
                 self.answer(piece.call, turn);
             }
@@ -95,9 +95,9 @@ impl Conn {
     }
 
     /// A piece of a read that is answered in order.
-    fn ordered(&mut self, place: u16, piece: Piece, outcome: Outcome, turn: &mut Turn<'_>) {
+    fn ordered(&mut self, index: u16, piece: Piece, outcome: Outcome, turn: &mut Turn<'_>) {
         let id = piece.call;
-        self.pieces[place].at = At::Parked;
+        self.pieces[index].at = At::Parked;
         self.note_error(id, outcome);
         let call = &mut self.calls[id];
         if call.error != 0 && call.begun {
@@ -161,11 +161,11 @@ impl Conn {
     /// Sends the pieces of a read that are there; true if that was all of it.
     fn stream(&mut self, id: u16, log: &mut Log) -> bool {
         loop {
-            let place = self.calls[id].first;
-            if place == NO_PIECE || self.pieces[place].at != At::Parked {
+            let index = self.calls[id].first;
+            if index == NO_PIECE || self.pieces[index].at != At::Parked {
                 break;
             }
-            let piece = self.pieces[place];
+            let piece = self.pieces[index];
             let call = &mut self.calls[id];
             let head = if call.begun { Head::EMPTY } else { Head::simple(call.cookie, 0) };
             call.begun = true;
@@ -174,7 +174,7 @@ impl Conn {
                 call.last = NO_PIECE;
             }
             self.out.push(head, Some((piece.slot, piece.bytes)));
-            self.free_piece(place);
+            self.free_piece(index);
         }
         let over = self.calls[id].is_over() && self.calls[id].first == NO_PIECE;
         if over {
@@ -186,11 +186,11 @@ impl Conn {
 
     /// An answer without data; gives back what pieces of a failed read brought.
     fn fail_or_end(&mut self, id: u16, turn: &mut Turn<'_>) {
-        let mut place = self.calls[id].first;
-        while place != NO_PIECE {
-            let piece = self.pieces[place];
-            self.give_back(place, piece.slot, turn.slots);
-            place = piece.next;
+        let mut index = self.calls[id].first;
+        while index != NO_PIECE {
+            let piece = self.pieces[index];
+            self.give_back(index, piece.slot, turn.slots);
+            index = piece.next;
         }
         self.end(id, turn);
     }
@@ -209,9 +209,9 @@ impl Conn {
         }
     }
 
-    fn give_back(&mut self, place: u16, slot: SlotId, slots: &mut dyn Slots) {
+    fn give_back(&mut self, index: u16, slot: SlotId, slots: &mut dyn Slots) {
         self.held.release(slots, slot);
-        self.free_piece(place);
+        self.free_piece(index);
     }
 
     fn free_call(&mut self, id: u16, log: &mut Log) {

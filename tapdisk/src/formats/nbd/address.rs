@@ -11,7 +11,7 @@ const UNIX: &[u8] = b"unix:";
 
 /// Where a server is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Endpoint {
     /// At a socket with an absolute path.
     Unix(PathBuf),
     /// At an address of IPv4, or of IPv6 in brackets, and a port.
@@ -23,7 +23,7 @@ pub(super) enum Place {
 /// A parsed name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Address {
-    pub place: Place,
+    pub endpoint: Endpoint,
     /// Empty: the server's default.
     pub export: Vec<u8>,
 }
@@ -32,18 +32,21 @@ impl Address {
     /// Anything is something: what is neither path nor address is a name.
     pub(super) fn parse(text: &[u8]) -> Address {
         let at = text.windows(EXPORT.len()).position(|part| part == EXPORT);
-        let (place, export) = match at {
+        let (endpoint, export) = match at {
             Some(at) => (&text[..at], &text[at + EXPORT.len()..]),
             None => (text, &[][..]),
         };
-        let path = place.strip_prefix(UNIX).filter(|rest| rest.starts_with(b"/")).unwrap_or(place);
-        let address = std::str::from_utf8(place).ok().and_then(|text| text.parse().ok());
-        let place = match address {
-            _ if path.starts_with(b"/") => Place::Unix(Path::new(OsStr::from_bytes(path)).into()),
-            Some(address) => Place::Tcp(address),
-            None => Place::Passed(place.to_vec()),
+        let path =
+            endpoint.strip_prefix(UNIX).filter(|rest| rest.starts_with(b"/")).unwrap_or(endpoint);
+        let address = std::str::from_utf8(endpoint).ok().and_then(|text| text.parse().ok());
+        let endpoint = match address {
+            _ if path.starts_with(b"/") => {
+                Endpoint::Unix(Path::new(OsStr::from_bytes(path)).into())
+            }
+            Some(address) => Endpoint::Tcp(address),
+            None => Endpoint::Passed(endpoint.to_vec()),
         };
-        Address { place, export: export.to_vec() }
+        Address { endpoint, export: export.to_vec() }
     }
 }
 
@@ -53,18 +56,18 @@ mod tests {
 
     #[test]
     fn a_name_is_a_path_an_address_or_a_name() {
-        for (text, place, export) in [
-            ("/run/x:y", Place::Unix("/run/x:y".into()), ""),
-            ("/run/s:exportname=a:b", Place::Unix("/run/s".into()), "a:b"),
-            ("unix:/run/s:exportname=", Place::Unix("/run/s".into()), ""),
-            ("10.0.0.1:10809", Place::Tcp("10.0.0.1:10809".parse().unwrap()), ""),
-            ("[::1]:1:exportname=d", Place::Tcp("[::1]:1".parse().unwrap()), "d"),
-            ("mirror", Place::Passed(b"mirror".to_vec()), ""),
-            ("unix:mirror", Place::Passed(b"unix:mirror".to_vec()), ""),
-            ("10.0.0.1", Place::Passed(b"10.0.0.1".to_vec()), ""),
-            ("", Place::Passed(Vec::new()), ""),
+        for (text, endpoint, export) in [
+            ("/run/x:y", Endpoint::Unix("/run/x:y".into()), ""),
+            ("/run/s:exportname=a:b", Endpoint::Unix("/run/s".into()), "a:b"),
+            ("unix:/run/s:exportname=", Endpoint::Unix("/run/s".into()), ""),
+            ("10.0.0.1:10809", Endpoint::Tcp("10.0.0.1:10809".parse().unwrap()), ""),
+            ("[::1]:1:exportname=d", Endpoint::Tcp("[::1]:1".parse().unwrap()), "d"),
+            ("mirror", Endpoint::Passed(b"mirror".to_vec()), ""),
+            ("unix:mirror", Endpoint::Passed(b"unix:mirror".to_vec()), ""),
+            ("10.0.0.1", Endpoint::Passed(b"10.0.0.1".to_vec()), ""),
+            ("", Endpoint::Passed(Vec::new()), ""),
         ] {
-            let want = Address { place, export: export.as_bytes().to_vec() };
+            let want = Address { endpoint, export: export.as_bytes().to_vec() };
             assert_eq!(Address::parse(text.as_bytes()), want, "{text}");
         }
     }

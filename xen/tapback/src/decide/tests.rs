@@ -22,22 +22,22 @@ fn view(front: u32, backend: u32) -> View {
     }
 }
 
-fn memory(ring: Ring) -> Memory {
-    Memory { ring, met: Some(TAP), refused: false }
+fn known(ring: Ring) -> Known {
+    Known { ring, met: Some(TAP), refused: false }
 }
 
-fn down() -> Memory {
-    memory(Ring::Down)
+fn down() -> Known {
+    known(Ring::Down)
 }
 
-fn up() -> Memory {
-    memory(Ring::Up(TAP))
+fn up() -> Known {
+    known(Ring::Up(TAP))
 }
 
 #[test]
 fn a_new_node_is_announced_first() {
     let new = View { announced: false, ..view(1, 1) };
-    assert_eq!(decide(&new, &Memory::default()), Step::Announce);
+    assert_eq!(decide(&new, &Known::default()), Step::Announce);
     assert_eq!(decide(&new, &down()), Step::Announce);
 }
 
@@ -45,7 +45,7 @@ fn a_new_node_is_announced_first() {
 fn a_node_whose_frontend_is_not_there_yet_keeps_what_the_script_said() {
     let early = View { front: Front::Missing, ..view(0, 1) };
     assert_eq!(decide(&early, &down()), Step::Nothing);
-    assert_eq!(decide(&early, &memory(Ring::Unsure(None))), Step::Disconnect);
+    assert_eq!(decide(&early, &known(Ring::Unsure(None))), Step::Disconnect);
     assert_eq!(decide(&View { online: false, ..early }, &down()), Step::Abandon);
 }
 
@@ -64,7 +64,7 @@ fn init_wait_comes_before_the_script_is_done() {
 
 #[test]
 fn the_tapdisk_is_met_as_soon_as_the_script_is_done() {
-    let nobody = Memory { met: None, ..down() };
+    let nobody = Known { met: None, ..down() };
     assert_eq!(decide(&view(1, 2), &nobody), Step::Meet(TAP));
     assert_eq!(decide(&view(3, 2), &nobody), Step::Meet(TAP));
     let undone = View { hotplug: false, ..view(3, 2) };
@@ -79,7 +79,7 @@ fn a_frontend_that_is_ready_is_connected_whatever_state_it_skipped() {
         }
         assert_eq!(decide(&view(front, 4), &up()), Step::Nothing);
         // After a restart: whether there is a ring is found out by connecting.
-        assert_eq!(decide(&view(front, 4), &memory(Ring::Unsure(None))), Step::Connect(TAP));
+        assert_eq!(decide(&view(front, 4), &known(Ring::Unsure(None))), Step::Connect(TAP));
     }
 }
 
@@ -157,7 +157,7 @@ fn another_tapdisk_serves_the_next_ring_and_not_this_one() {
     assert_eq!(moved_from(&moved, &up()), Some(TAP));
     let again = View { front: Front::At(3), backend: Some(2), ..moved };
     assert_eq!(decide(&again, &down()), Step::Meet(OTHER));
-    let met = Memory { met: Some(OTHER), ..down() };
+    let met = Known { met: Some(OTHER), ..down() };
     assert_eq!(decide(&again, &met), Step::Connect(OTHER));
 }
 
@@ -165,11 +165,11 @@ fn another_tapdisk_serves_the_next_ring_and_not_this_one() {
 fn after_a_restart_too_a_used_ring_is_not_given_to_another_tapdisk() {
     let noted = Some("77.3 3 0 17:8".to_owned());
     let moved = View { tap: Tap::At(OTHER), ring_key: noted, ..view(4, 4) };
-    let unsure = memory(Ring::Unsure(None));
+    let unsure = known(Ring::Unsure(None));
     assert_eq!(decide(&moved, &unsure), Step::Nothing);
     let fresh = View { front: Front::At(3), ..moved };
     assert_eq!(decide(&fresh, &unsure), Step::Disconnect);
-    assert_eq!(decide(&fresh, &Memory { met: Some(OTHER), ..down() }), Step::Connect(OTHER));
+    assert_eq!(decide(&fresh, &Known { met: Some(OTHER), ..down() }), Step::Connect(OTHER));
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn a_path_that_vanishes_does_not_cut_the_guest_off() {
 
 #[test]
 fn a_refused_frontend_is_sent_back_and_not_tried_again() {
-    let refused = Memory { refused: true, ..down() };
+    let refused = Known { refused: true, ..down() };
     assert_eq!(decide(&view(3, 2), &refused), Step::Enter(5));
     assert_eq!(decide(&view(3, 5), &refused), Step::Nothing);
 }
@@ -205,21 +205,21 @@ fn other_states_do_nothing() {
 }
 
 /// The store as the step leaves it.
-fn after(view: &View, memory: &Memory, step: &Step) -> (View, Memory) {
-    let (mut view, mut memory) = (view.clone(), memory.clone());
+fn after(view: &View, known: &Known, step: &Step) -> (View, Known) {
+    let (mut view, mut known) = (view.clone(), known.clone());
     match step {
         Step::Nothing | Step::Forget => {}
-        Step::Announce => (view.announced, memory.ring) = (true, Ring::Down),
+        Step::Announce => (view.announced, known.ring) = (true, Ring::Down),
         Step::Enter(state) => view.backend = Some(*state),
-        Step::Meet(tap) => memory.met = Some(*tap),
-        Step::Connect(tap) => (view.backend, memory.ring) = (Some(4), Ring::Up(*tap)),
-        Step::Disconnect => memory.ring = Ring::Down,
+        Step::Meet(tap) => known.met = Some(*tap),
+        Step::Connect(tap) => (view.backend, known.ring) = (Some(4), Ring::Up(*tap)),
+        Step::Disconnect => known.ring = Ring::Down,
         Step::Abandon => {
             view.backend = Some(6);
             (view.hotplug, view.hotplug_present) = (false, false);
         }
     }
-    (view, memory)
+    (view, known)
 }
 
 #[test]
@@ -238,15 +238,15 @@ fn from_everywhere_a_few_steps_lead_to_rest() {
                 (view.announced, view.online, view.domain_gone) = (bit(0), bit(1), bit(2));
                 (view.hotplug_present, view.hotplug) = (bit(3), bit(3));
                 let met = bit(4).then_some(TAP);
-                let mut memory = Memory { ring: ring.clone(), met, refused: bit(5) };
+                let mut known = Known { ring: ring.clone(), met, refused: bit(5) };
                 let mut steps = Vec::new();
                 let start = view.clone();
                 loop {
-                    let step = decide(&view, &memory);
+                    let step = decide(&view, &known);
                     if step == Step::Nothing || step == Step::Forget {
                         break;
                     }
-                    (view, memory) = after(&view, &memory, &step);
+                    (view, known) = after(&view, &known, &step);
                     steps.push(step);
                     assert!(steps.len() <= 6, "{start:?} with {ring:?} never rests: {steps:?}");
                 }

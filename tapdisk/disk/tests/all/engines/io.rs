@@ -73,7 +73,7 @@ fn errors_come_back_as_errno_and_the_others_still_run() {
 #[test]
 fn a_flush_of_what_cannot_be_flushed_fails() {
     on_each(|mut disk| {
-        let event = disk::lane::EventFd::new().unwrap();
+        let event = disk::worker::EventFd::new().unwrap();
         disk.set_files(&[event.raw()]).unwrap();
         assert_eq!(one(&mut disk, op(Kind::Sync, 0, Buf::NONE)), Err(libc::EINVAL));
     });

@@ -169,29 +169,29 @@ fn pair() -> [OwnedFd; 2] {
 }
 
 #[test]
-fn numbers_are_heard_and_told_in_the_call_that_sleeps() {
+fn numbers_are_read_and_acknowledged_in_the_call_that_sleeps() {
     let mut disk = uring();
     let watch = epoll(&[]);
     let watch = watch.as_raw_fd();
     let [ours, theirs] = pair();
     let mut theirs = std::fs::File::from(theirs);
     assert!(
-        disk.listen(ours.as_raw_fd()),
+        disk.read_events(ours.as_raw_fd()),
         "this kernel has Linux 5.17's completions on failure only"
     );
-    assert!(!disk.listen(ours.as_raw_fd()), "one is enough");
-    // Nothing is heard, and the poll stays where it is.
+    assert!(!disk.read_events(ours.as_raw_fd()), "one is enough");
+    // Nothing is read, and the poll stays where it is.
     disk.submit_and_wait(watch, Duration::ZERO).unwrap().unwrap();
-    assert_eq!(disk.take_heard(), [0u32; 0]);
+    assert_eq!(disk.take_events(), [0u32; 0]);
     for numbers in [[7u32, 9], [5, 1 << 31]] {
         let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_ne_bytes()).collect();
         theirs.write_all(&bytes).unwrap();
         disk.submit_and_wait(watch, LOST).unwrap().unwrap();
-        assert_eq!(disk.take_heard(), numbers);
-        assert_eq!(disk.take_heard(), [0u32; 0], "once");
+        assert_eq!(disk.take_events(), numbers);
+        assert_eq!(disk.take_events(), [0u32; 0], "once");
     }
     // What is told goes out with the next sleep, and does not end it.
-    assert!(disk.tell(3) && disk.tell(4));
+    assert!(disk.acknowledge(3) && disk.acknowledge(4));
     let begun = Instant::now();
     disk.submit_and_wait(watch, Duration::from_millis(50)).unwrap().unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(50));
@@ -199,13 +199,13 @@ fn numbers_are_heard_and_told_in_the_call_that_sleeps() {
     assert_eq!(theirs.read(&mut bytes).unwrap(), 8);
     assert_eq!(bytes[..8], [3u32.to_ne_bytes(), 4u32.to_ne_bytes()].concat());
     // As many as there is room for.
-    assert!((0..NUMBERS_MAX as u32).all(|n| disk.tell(n)) && !disk.tell(0));
+    assert!((0..NUMBERS_MAX as u32).all(|n| disk.acknowledge(n)) && !disk.acknowledge(0));
     disk.submit_and_wait(watch, Duration::ZERO).unwrap().unwrap();
     assert_eq!(theirs.read(&mut [0; 256]).unwrap(), 4 * NUMBERS_MAX);
-    // The other end is gone: nothing is heard, and no call spins or fails.
+    // The other end is gone: nothing is read, and no call spins or fails.
     drop(theirs);
     disk.submit_and_wait(watch, LOST).unwrap().unwrap();
-    assert_eq!(disk.take_heard(), [0u32; 0]);
+    assert_eq!(disk.take_events(), [0u32; 0]);
 }
 
 #[test]

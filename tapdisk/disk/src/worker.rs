@@ -118,7 +118,7 @@ pub struct Job {
 }
 
 impl Job {
-    /// What the lane does for an operation; `None` for data and flush.
+    /// What the worker does for an operation; `None` for data and flush.
     pub(super) fn new(tag: Tag, file: File, op: &Op) -> Option<Job> {
         let (call, bytes) = Call::of(op.kind, file.block)?;
         Some(Job { tag, fd: file.fd, call, at: op.at, bytes })
@@ -150,48 +150,49 @@ impl Shared {
 
 /// The threads and their queues.
 #[derive(Debug)]
-pub struct Lane {
+pub struct Worker {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     depth: usize,
     in_flight: usize,
 }
 
-impl Lane {
+impl Worker {
     /// Starts the thread, with room for `depth` jobs. It adds one to `wake` for each result.
     ///
     /// # Errors
     /// When no thread can be made.
-    pub fn start(depth: usize, wake: Arc<EventFd>) -> io::Result<Lane> {
-        Lane::of(1, "disk-lane", depth, wake)
+    pub fn start(depth: usize, wake: Arc<EventFd>) -> io::Result<Worker> {
+        Worker::of(1, "disk-lane", depth, wake)
     }
 
     /// Starts so many threads with one queue, whose jobs may be done in any order.
     ///
     /// # Errors
     /// When no thread can be made.
-    pub fn of(threads: usize, name: &str, depth: usize, wake: Arc<EventFd>) -> io::Result<Lane> {
+    pub fn of(threads: usize, name: &str, depth: usize, wake: Arc<EventFd>) -> io::Result<Worker> {
         let queues = Queues {
             todo: VecDeque::with_capacity(depth),
             done: VecDeque::with_capacity(depth),
             stop: false,
         };
         let shared = Arc::new(Shared { queues: Mutex::new(queues), work: Condvar::new(), wake });
-        let mut lane = Lane { shared, threads: Vec::with_capacity(threads), depth, in_flight: 0 };
+        let mut worker =
+            Worker { shared, threads: Vec::with_capacity(threads), depth, in_flight: 0 };
         for _ in 0..threads {
-            let theirs = Arc::clone(&lane.shared);
+            let theirs = Arc::clone(&worker.shared);
             let thread = without_signals(|| {
                 let builder = std::thread::Builder::new().name(name.into());
                 builder.stack_size(STACK_BYTES).spawn(move || run(&theirs))
             })?;
-            lane.threads.push(thread);
+            worker.threads.push(thread);
         }
-        Ok(lane)
+        Ok(worker)
     }
 
     /// Queues a job. The engine keeps no more than `depth` in flight.
     pub fn push(&mut self, job: Job) {
-        assert!(self.in_flight < self.depth, "the lane has room for every operation in flight");
+        assert!(self.in_flight < self.depth, "the worker has room for every operation in flight");
         self.in_flight += 1;
         self.shared.lock().todo.push_back(job);
         self.shared.work.notify_one();
@@ -218,7 +219,7 @@ impl Lane {
     }
 }
 
-impl Drop for Lane {
+impl Drop for Worker {
     /// Waits for the jobs that run; those behind them are forgotten.
     fn drop(&mut self) {
         self.shared.lock().stop = true;
@@ -289,7 +290,7 @@ fn transfer(job: &Job) -> i64 {
     let (fd, bytes, at) = (job.fd, job.bytes as usize, job.at as i64);
     let moved = match job.call {
         // SAFETY: a buffer of the arena, which is this operation's alone until its result was
-        // popped; who owns the lane drops it before the arena.
+        // popped; who owns the worker drops it before the arena.
         Call::Read(to) => unsafe {
             libc::pread64(fd, std::ptr::with_exposed_provenance_mut(to), bytes, at)
         },

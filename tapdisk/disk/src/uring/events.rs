@@ -1,4 +1,4 @@
-//! A descriptor that tells in u32s what has happened, and is told in u32s what has been seen (event
+//! A descriptor that gives events as u32s, and takes them back when they have been seen (event
 //! channels of Xen), read and written inside the ring: no call of its own for either.
 //!
 //! ```text
@@ -40,21 +40,21 @@ impl Numbers {
 
 /// Must outlive the ring that was given its entries.
 #[derive(Debug)]
-pub(super) struct Ear {
+pub(super) struct EventReader {
     fd: RawFd,
-    heard: Numbers,
-    told: Numbers,
-    /// To be told when the write that is on its way is over.
+    came: Numbers,
+    seen: Numbers,
+    /// To be written when the write that is on its way is over.
     next: [u32; NUMBERS_MAX],
     next_count: usize,
 }
 
-impl Ear {
-    pub(super) fn new(fd: RawFd) -> Ear {
-        Ear {
+impl EventReader {
+    pub(super) fn new(fd: RawFd) -> EventReader {
+        EventReader {
             fd,
-            heard: Numbers::new(),
-            told: Numbers::new(),
+            came: Numbers::new(),
+            seen: Numbers::new(),
             next: [0; NUMBERS_MAX],
             next_count: 0,
         }
@@ -63,19 +63,19 @@ impl Ear {
     /// What has to be queued before a sleep.
     pub(super) fn entries(&mut self, mut queue: impl FnMut(&Entry)) {
         let fd = types::Fd(self.fd);
-        if !self.heard.lent && self.heard.count == 0 {
-            self.heard.lent = true;
+        if !self.came.lent && self.came.count == 0 {
+            self.came.lent = true;
             let readable = u32::from(libc::POLLIN.unsigned_abs());
             let poll = opcode::PollAdd::new(fd, readable).build().user_data(POLL);
             queue(&poll.flags(Flags::IO_LINK | Flags::SKIP_SUCCESS));
-            let to = self.heard.all.as_mut_ptr().cast();
+            let to = self.came.all.as_mut_ptr().cast();
             queue(&opcode::Read::new(fd, to, BYTES).offset(u64::MAX).build().user_data(READ));
         }
-        if !self.told.lent && self.next_count > 0 {
-            self.told.all.copy_from_slice(&self.next);
-            self.told.count = std::mem::take(&mut self.next_count);
-            self.told.lent = true;
-            let (from, bytes) = (self.told.all.as_ptr().cast(), self.told.count * size_of::<u32>());
+        if !self.seen.lent && self.next_count > 0 {
+            self.seen.all.copy_from_slice(&self.next);
+            self.seen.count = std::mem::take(&mut self.next_count);
+            self.seen.lent = true;
+            let (from, bytes) = (self.seen.all.as_ptr().cast(), self.seen.count * size_of::<u32>());
             let write = opcode::Write::new(fd, from, bytes as u32).offset(u64::MAX);
             queue(&write.build().user_data(WRITE).flags(Flags::SKIP_SUCCESS));
         }
@@ -83,34 +83,34 @@ impl Ear {
 
     /// A read is over; a poll that was refused takes its read with it.
     pub(super) fn read(&mut self, result: i32) {
-        self.heard.lent = false;
-        self.heard.count = usize::try_from(result).unwrap_or(0) / size_of::<u32>();
+        self.came.lent = false;
+        self.came.count = usize::try_from(result).unwrap_or(0) / size_of::<u32>();
     }
 
     /// The kernel has taken all entries: the write was made with them.
     pub(super) fn submitted(&mut self) {
-        self.told.lent = false;
+        self.seen.lent = false;
     }
 
     /// A write failed: once more at the next sleep, as far as there is room.
     pub(super) fn not_written(&mut self) {
-        let (at, count) = (self.next_count, std::mem::take(&mut self.told.count));
+        let (at, count) = (self.next_count, std::mem::take(&mut self.seen.count));
         let again = count.min(NUMBERS_MAX - at);
-        self.next[at..at + again].copy_from_slice(&self.told.all[..again]);
+        self.next[at..at + again].copy_from_slice(&self.seen.all[..again]);
         self.next_count += again;
     }
 
-    pub(super) fn has_heard(&self) -> bool {
-        self.heard.count > 0
+    pub(super) fn has_events(&self) -> bool {
+        self.came.count > 0
     }
 
     /// What was read, once.
-    pub(super) fn take_heard(&mut self) -> &[u32] {
-        &self.heard.all[..std::mem::take(&mut self.heard.count)]
+    pub(super) fn take_events(&mut self) -> &[u32] {
+        &self.came.all[..std::mem::take(&mut self.came.count)]
     }
 
     /// Writes a number with the next sleep. False if there is no room.
-    pub(super) fn tell(&mut self, number: u32) -> bool {
+    pub(super) fn acknowledge(&mut self, number: u32) -> bool {
         let Some(place) = self.next.get_mut(self.next_count) else { return false };
         *place = number;
         self.next_count += 1;
