@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::extension::{self, extensions};
 use crate::header::{Header, READ_BYTES};
 use crate::num::{size, word32, word64};
+use crate::opened::{Opened, open};
 
 /// Offset of the incompatible features.
 const FEATURES: u64 = 72;
@@ -114,6 +115,18 @@ impl Head {
         let failed = |error| Error::not_written(name, "its header", &error);
         storage.write_at(FEATURES, &new.to_be_bytes()).map_err(failed)?;
         storage.sync().map_err(failed)
+    }
+}
+
+/// Opens an image for work on it; also one whose disk has no sector, which nobody can serve.
+///
+/// # Errors
+/// As of [`open`].
+pub fn open_any(storage: &dyn Storage, name: &Path) -> Result<Opened, Error> {
+    let Head { header, len, .. } = Head::read(storage, name)?;
+    match header.size < 512 {
+        true => Ok(Opened { header, l1: Vec::new(), bytes: len }),
+        false => open(storage, name),
     }
 }
 

@@ -122,8 +122,7 @@ impl Layout {
             return None;
         }
         let l1_entries = shape.l1_entries(bytes);
-        // An L1 has a cluster also where the disk is empty.
-        let l1 = (l1_entries * 8).div_ceil(shape.cluster()).max(1);
+        let l1 = (l1_entries * 8).div_ceil(shape.cluster());
         let (l2, data) = match preallocated {
             true => (l1_entries, shape.disk_clusters(bytes)),
             false => (0, 0),

@@ -16,10 +16,10 @@ use crate::error::{
     Error,
     errno::{EFBIG, EINVAL},
 };
-use crate::head::{Head, words};
+use crate::head::{Head, open_any, words};
 use crate::layout::{SIZE_MAX, Shape};
 use crate::num::{size, wide};
-use crate::opened::{Opened, open};
+use crate::opened::Opened;
 use crate::ready::ready;
 use crate::repair::{What, repair};
 
@@ -36,7 +36,7 @@ const STEP: u64 = 1 << 21;
 /// A smaller size; one that is too large for its clusters; those of writing. What was done by then
 /// does no harm.
 pub fn grow(storage: &dyn Storage, name: &Path, bytes: u64, below: u64) -> Result<(), Error> {
-    let opened = open(storage, name)?;
+    let opened = open_any(storage, name)?;
     opened.may_be_written(name)?;
     if opened.needs_repair() && !repair(storage, name, What::All, &mut |_| ())?.is_clean() {
         let why = "has errors that have to be repaired first: see qcow2-util check -r all";
@@ -98,7 +98,7 @@ fn lengthen(storage: &dyn Storage, name: &Path, entries: u64) -> Result<(), Erro
 /// What comes into the disk reads as zeros: also the rest of its last cluster, and what a parent
 /// has there.
 fn cover(storage: &dyn Storage, name: &Path, bytes: u64, below: u64) -> Result<(), Error> {
-    let Opened { header, l1, bytes: len } = open(storage, name)?;
+    let Opened { header, l1, bytes: len } = open_any(storage, name)?;
     let cluster = header.cluster();
     let rest = header.size.next_multiple_of(cluster).min(bytes);
     let end = bytes.min(below.next_multiple_of(512)).max(rest);

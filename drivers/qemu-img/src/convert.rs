@@ -19,7 +19,8 @@ pub(crate) fn run(words: &[OsString], tool: &mut Tool) -> Outcome {
     let letters = "f:O:o:t:T:m:WpqU";
     let o = tool.options("convert", letters, &[FORMAT, QUIET, PROGRESS, SHARE], words)?;
     let [from, to] = o.operands() else {
-        return tool.usage("convert", "Expecting one source and one target file name");
+        let what = "Expecting one source and one target file name (for more use QEMU's qemu-img)";
+        return tool.usage("convert", what);
     };
     let target = o.value('O').map_or(Some(Format::Raw), Format::named).ok_or_else(|| {
         let name = show::path(o.value('O').unwrap_or_default()).to_string();
@@ -73,6 +74,10 @@ fn convert(
     let mut driver: Box<dyn Image> = match target {
         Format::Qcow2 => {
             qcow2::create(&file, to, &given.options(size)?)?;
+            if size == 0 {
+                unfinished.into_iter().for_each(Unfinished::whole);
+                return Ok(());
+            }
             Box::new(Qcow2::to_write(ready(&file, to, qcow2::open(&file, to)?)?))
         }
         Format::Raw => {

@@ -102,6 +102,10 @@ fn raw(path: &Path, size: Option<u64>, quiet: bool, tool: &mut Tool) -> Outcome 
 /// The size of what lies below, which has to be there.
 fn below(path: &Path, given: &Parameters) -> Outcome<Option<u64>> {
     let Some(name) = &given.backing_file else { return Ok(None) };
+    if open::path_of(name).is_none() {
+        let name = show::bytes(name);
+        return Err(format!("'{name}' is no file or device: use QEMU's qemu-img").into());
+    }
     let format = given.backing_fmt.as_deref().map(OsStr::from_bytes);
     let format = open::format_of(format).and_then(|format| {
         let parent = open::layer(&open::beside(path, name), format, For::Reading)?;

@@ -44,7 +44,10 @@ pub(crate) fn run(words: &[OsString], tool: &mut Tool) -> Outcome {
         at += found.bytes;
     }
     if json && start >= end {
-        tool.json("[]\n");
+        tool.json(
+            "[{ \"start\": 0, \"length\": 0, \"depth\": 0, \"present\": false, \"zero\": false, \
+             \"data\": false, \"compressed\": false}]\n",
+        );
     }
     Ok(0)
 }

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use image::{Node, NodeError, Storage};
+use qcow2::head::open_any;
 use qcow2::{Opened, Qcow2};
 use vhd_rs::lock::{self, Others};
 use vhd_rs::parents::find_named;
@@ -138,7 +139,7 @@ pub(crate) fn layer(path: &Path, format: Option<Format>, how: For) -> Outcome<La
     if !has_magic(&file.0) {
         return Err(format!("Could not open '{shown}': Image is not in qcow2 format").into());
     }
-    let opened = qcow2::open(&file.0, path)
+    let opened = open_any(&file.0, path)
         .map_err(|error| Fail::from(format!("Could not open '{shown}': {error}")))?;
     let size = opened.header.size;
     Ok(Layer { path: path.into(), format, file, opened: Some(opened), size })
@@ -218,7 +219,7 @@ pub(crate) fn beside(path: &Path, name: &[u8]) -> PathBuf {
 }
 
 /// The path in a backing name; one with a colon before its first slash names a protocol.
-fn path_of(name: &[u8]) -> Option<&Path> {
+pub(crate) fn path_of(name: &[u8]) -> Option<&Path> {
     let slash = name.iter().position(|byte| *byte == b'/').unwrap_or(name.len());
     let colon = name.iter().position(|byte| *byte == b':').filter(|colon| *colon < slash);
     let plain = match colon {
@@ -233,9 +234,13 @@ fn path_of(name: &[u8]) -> Option<&Path> {
 pub(crate) fn chain(path: &Path, format: Option<Format>) -> Outcome<Vec<Layer>> {
     let mut all = vec![layer(path, format, For::Reading)?];
     while let Some(parent) = all.last().map(|l| l.parent(For::Reading)).transpose()?.flatten() {
-        if all.len() >= LAYERS_MAX || all.iter().any(|other| same(&other.file.0, &parent.file.0)) {
+        if all.iter().any(|other| same(&other.file.0, &parent.file.0)) {
+            let shown = show::path(&parent.path);
+            return Err(format!("Backing file '{shown}' creates an infinite loop.").into());
+        }
+        if all.len() >= LAYERS_MAX {
             let shown = show::path(path);
-            return Err(format!("{shown} has a chain of parents that does not end").into());
+            return Err(format!("{shown} has more than {LAYERS_MAX} images in its chain").into());
         }
         all.push(parent);
     }

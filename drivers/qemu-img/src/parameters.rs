@@ -71,7 +71,8 @@ impl Parameters {
                 "backing_file" => self.backing_file = Some(value.clone()),
                 "backing_fmt" => self.backing_fmt = Some(value.clone()),
                 "lazy_refcounts" => self.lazy = on_or_off(&name, &value)?,
-                "refcount_bits" => self.refcount_bits = Some(number(&name, &value)?),
+                // What is no number is no width either.
+                "refcount_bits" => self.refcount_bits = Some(number(&name, &value).unwrap_or(0)),
                 "compression_type" if value == b"zlib" => {}
                 "compression_type" | "data_file" | "data_file_raw" | "encryption" => {
                     let why = "is not supported here; use QEMU's qemu-img";

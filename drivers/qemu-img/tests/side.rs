@@ -166,6 +166,22 @@ fn what_is_told_of_images_is_the_same() {
 }
 
 #[test]
+fn a_disk_of_no_bytes_is_looked_at_too() {
+    let bench = Bench::new();
+    bench.make("create -q -f qcow2 z.qcow2 0");
+    for line in ["info z.qcow2", "check z.qcow2", "map z.qcow2", "compare z.qcow2 z.qcow2"] {
+        bench.same(line);
+    }
+    bench.same("map --output=json z.qcow2");
+    bench.same("measure -O qcow2 z.qcow2");
+    bench.each("resize z.qcow2 1M", |bench, _| bench.make("check z.qcow2"));
+    for line in ["create -f qcow2 y.qcow2 0", "convert -O qcow2 z.qcow2 y.qcow2"] {
+        bench.each(line, |bench, _| bench.make("check y.qcow2"));
+    }
+    bench.each("convert -O raw z.qcow2 y.raw", |bench, _| bench.make("info -f raw y.raw"));
+}
+
+#[test]
 fn sizes_are_measured_the_same() {
     let bench = Bench::new();
     for line in [
