@@ -40,7 +40,9 @@ pub(crate) fn run(words: &[OsString], tool: &mut Tool) -> Outcome {
     let file = &layer.file.0;
     if what.is_none() && !o.has('U') {
         // Tables that somebody is writing look wrong.
-        if let Some(pid) = lock::settled(file, path, Others::Refuse)? {
+        if let Some(pid) =
+            lock::settled(file, path, Others::Refuse).map_err(|error| open::in_use(&error))?
+        {
             let (name, who) = (show::path(path), lock::named(pid));
             let why = "and is not checked meanwhile (-U: look all the same)";
             return Err(format!("Could not open '{name}': {who} is writing it, {why}").into());

@@ -35,7 +35,9 @@ pub(crate) fn run(words: &[OsString], tool: &mut Tool) -> Outcome {
     if !o.has('U') {
         // A copy of what moves is the disk of no moment.
         let (top, name) = (&layers[0], show::path(from));
-        if let Some(pid) = lock::settled(&top.file.0, &top.path, Others::Refuse)? {
+        if let Some(pid) = lock::settled(&top.file.0, &top.path, Others::Refuse)
+            .map_err(|error| open::in_use(&error))?
+        {
             let who = lock::named(pid);
             return Err(format!(
                 "{name}: {who} is writing it; close the disk there first (-U: copy it \
@@ -70,7 +72,7 @@ fn convert(
         return Err(format!("{shown} is the image that is to be copied, or one below it").into());
     }
     let unfinished = new.then(|| Unfinished::begin(to));
-    lock::lock_alone(&file, to, Others::Refuse)?;
+    open::alone(&file, to)?;
     let mut driver: Box<dyn Image> = match target {
         Format::Qcow2 => {
             qcow2::create(&file, to, &given.options(size)?)?;

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use image::Storage;
 use image::unfinished::Unfinished;
-use vhd_rs::lock::{self, Others};
 use vhd_rs::parents::Bond;
 
 use crate::open::{self, For, Format};
@@ -36,7 +35,10 @@ pub(crate) fn run(words: &[OsString], tool: &mut Tool) -> Outcome {
         None => None,
     };
     let shown = show::path(name).to_string();
-    let named = |fail: Fail| Fail { text: format!("{shown}: {}", fail.text), ..fail };
+    let named = |fail: Fail| match fail.text.starts_with(&format!("{shown}: ")) {
+        true => fail,
+        false => Fail { text: format!("{shown}: {}", fail.text), ..fail },
+    };
     let path = Path::new(name);
     match format {
         Format::Raw => raw(path, size, o.has('q'), tool).map_err(named),
@@ -78,7 +80,7 @@ fn made(path: &Path) -> Outcome<(File, Option<Unfinished>)> {
         Fail::from(format!("Could not create '{shown}': {why}"))
     })?;
     let unfinished = new.then(|| Unfinished::begin(path));
-    lock::lock_alone(&file, path, Others::Refuse)?;
+    open::alone(&file, path)?;
     Ok((file, unfinished))
 }
 

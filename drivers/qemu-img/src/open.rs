@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use image::{Node, NodeError, Storage};
 use qcow2::head::open_any;
 use qcow2::{Opened, Qcow2};
+use vhd_rs::VhdError;
 use vhd_rs::lock::{self, Others};
 use vhd_rs::parents::find_named;
 
@@ -117,9 +118,21 @@ pub(crate) fn file(path: &Path, how: For) -> Outcome<File> {
     })?;
     let file = node.open(how == For::Changing).map_err(|error| failed(plain(&error)))?;
     if how == For::Changing {
-        lock::lock_alone(&file, path, Others::Refuse)?;
+        alone(&file, path)?;
     }
     Ok(file)
+}
+
+/// Locks an image that nobody else may have open.
+pub(crate) fn alone(file: &File, path: &Path) -> Outcome<()> {
+    lock::lock_alone(file, path, Others::Refuse).map_err(|error| in_use(&error))
+}
+
+/// Who has an image; without the way around, which only vhd-util has.
+pub(crate) fn in_use(error: &VhdError) -> Fail {
+    let text = error.to_string();
+    let around = [" (--ignore-lock", " (or --ignore-lock"].iter().find_map(|word| text.find(word));
+    around.map_or(text.as_str(), |at| &text[..at]).into()
 }
 
 /// Opens one image.

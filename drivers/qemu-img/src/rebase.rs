@@ -62,6 +62,6 @@ fn beside(file: &std::fs::File, path: &Path) -> Outcome<()> {
     match image::holder(file) {
         Ok(Some(Holder::Writer(pid))) if lock::is_tapdisk(pid) => Ok(()),
         Ok(None | Some(Holder::Elsewhere)) => Ok(()),
-        _ => Err(error.into()),
+        _ => Err(open::in_use(&error)),
     }
 }

@@ -426,12 +426,19 @@ fn an_image_that_is_written_is_left_alone() {
     let path = bench.at().join("c.qcow2");
     let file = std::fs::File::options().read(true).write(true).open(path).expect("an image");
     assert!(image::try_lock(&file, true).expect("locks"));
-    for line in ["resize c.qcow2 1G", "check -r all c.qcow2", "commit -d c.qcow2", "check c.qcow2"]
-    {
+    for line in [
+        "resize c.qcow2 1G",
+        "check -r all c.qcow2",
+        "commit -d c.qcow2",
+        "check c.qcow2",
+        "create -f qcow2 c.qcow2 1G",
+        "convert c.qcow2 new",
+    ] {
         let ran = bench.our(line);
         assert_eq!(ran.code, Some(1), "{line}");
         let pid = std::process::id().to_string();
         assert!(ran.err.contains(&pid), "{line}: who it is: {}", ran.err);
+        assert!(!ran.err.contains("--ignore-lock"), "{line}: that is vhd-util's: {}", ran.err);
     }
     for line in ["info c.qcow2", "map c.qcow2 --output=json", "check -U c.qcow2"] {
         assert_eq!(bench.our(line).code, Some(0), "{line}");
