@@ -1,5 +1,6 @@
 //! `check`: whether an image holds together, and repairs of it.
 use std::ffi::OsString;
+use std::fs::File;
 use std::path::Path;
 
 use cli::{JSON, Long, Takes};
@@ -48,32 +49,7 @@ pub(crate) fn run(words: &[OsString], tool: &mut Tool) -> Outcome {
             return Err(format!("Could not open '{name}': {who} is writing it, {why}").into());
         }
     }
-    let found = |said: Said<'_>, tool: &mut Tool| {
-        if let Said::Line(line) = said {
-            tool.note(line);
-        }
-    };
-    let mut fixed = Report::default();
-    if let Some(what) = what {
-        fixed = repair(file, path, what, &mut |said| found(said, tool))?;
-    }
-    let mended = fixed.corruptions_fixed + fixed.leaks_fixed > 0;
-    if mended && !json && !quiet {
-        tool.say(&format!(
-            "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    \
-             {} corruptions\n\nDouble checking the fixed image now...\n",
-            fixed.leaks_fixed, fixed.corruptions_fixed
-        ));
-    }
-    let report = match what.is_some() && !mended {
-        true => fixed,
-        false => check(file, path, &mut |said| found(said, tool))?,
-    };
-    let report = Report {
-        corruptions_fixed: fixed.corruptions_fixed,
-        leaks_fixed: fixed.leaks_fixed,
-        ..report
-    };
+    let report = examined(file, path, what, json || quiet, tool)?;
     match (quiet, json) {
         (true, _) => {}
         (false, true) => tool.json(&members(path, &report).pretty()),
@@ -84,6 +60,38 @@ pub(crate) fn run(words: &[OsString], tool: &mut Tool) -> Outcome {
         () if report.leaks > 0 => 3,
         () => 0,
     })
+}
+
+/// Repairs what is to be repaired, and looks at what there is then.
+fn examined(
+    file: &File,
+    path: &Path,
+    what: Option<What>,
+    silent: bool,
+    tool: &mut Tool,
+) -> Outcome<Report> {
+    let found = |said: Said<'_>, tool: &mut Tool| {
+        if let Said::Line(line) = said {
+            tool.note(line);
+        }
+    };
+    let Some(what) = what else {
+        return Ok(check(file, path, &mut |said| found(said, tool))?);
+    };
+    let fixed = repair(file, path, what, &mut |said| found(said, tool))?;
+    if fixed.corruptions_fixed + fixed.leaks_fixed == 0 {
+        return Ok(fixed);
+    }
+    if !silent {
+        tool.say(&format!(
+            "The following inconsistencies were found and repaired:\n\n    {} leaked clusters\n    \
+             {} corruptions\n\nDouble checking the fixed image now...\n",
+            fixed.leaks_fixed, fixed.corruptions_fixed
+        ));
+    }
+    let now = check(file, path, &mut |said| found(said, tool))?;
+    let (corruptions_fixed, leaks_fixed) = (fixed.corruptions_fixed, fixed.leaks_fixed);
+    Ok(Report { corruptions_fixed, leaks_fixed, ..now })
 }
 
 /// A share in percent with two digits behind the point.
