@@ -139,7 +139,8 @@ impl<'a> Check<'a> {
     /// Counts all uses, those by the counts included.
     pub(crate) fn references(&mut self) -> Result<(), Error> {
         self.data_references()?;
-        self.count_references()
+        self.count_references()?;
+        self.count_behind()
     }
 
     pub(crate) fn say(&mut self, line: &str) {

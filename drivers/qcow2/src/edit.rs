@@ -34,7 +34,8 @@ pub fn set_backing(
     if text.len() > NAME_MAX {
         return Err(full("a backing name has 1023 bytes at most"));
     }
-    let mut new = head.bytes.get(..head.fields_end()).unwrap_or_default().to_vec();
+    let fields = head.bytes.get(..head.fields_end());
+    let mut new = fields.ok_or_else(|| full("its header_length is wrong"))?.to_vec();
     new.extend(encode::extensions(kept(&head, backing).into_iter()));
     let old = (word64(&head.bytes, 8), u64::from(word32(&head.bytes, 16)));
     let room = head.header.cluster().min(wide(READ_BYTES));

@@ -11,6 +11,7 @@ use image::blocking::Writer;
 use image::{Span, Storage};
 
 use crate::allocate::{allocate, release};
+use crate::check::check;
 use crate::driver::Qcow2;
 use crate::error::{
     Error,
@@ -38,7 +39,12 @@ const STEP: u64 = 1 << 21;
 pub fn grow(storage: &dyn Storage, name: &Path, bytes: u64, below: u64) -> Result<(), Error> {
     let opened = open_any(storage, name)?;
     opened.may_be_written(name)?;
-    if opened.needs_repair() && !repair(storage, name, What::All, &mut |_| ())?.is_clean() {
+    // Tables are written: they have to be where only they are.
+    let found = match opened.needs_repair() {
+        true => repair(storage, name, What::All, &mut |_| ())?,
+        false => check(storage, name, &mut |_| ())?,
+    };
+    if found.corruptions > 0 {
         let why = "has errors that have to be repaired first: see qcow2-util check -r all";
         return Err(Error::new(name, EINVAL, why));
     }

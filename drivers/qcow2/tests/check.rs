@@ -245,3 +245,27 @@ fn damaged_images_get_the_verdict_of_qemu_and_are_repaired_without_loss() {
         }
     }
 }
+
+/// A file may end in the cluster before the one that a table ends in; that one is counted, too.
+#[test]
+fn a_table_behind_the_end_of_its_file_is_counted() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = made(dir.path(), "short.qcow2", "cluster_size=512", &[]);
+    let header = header(&path);
+    // Eight entries more than whole clusters, and the file ends before the cluster with those.
+    let entries = header.l1_entries + 8;
+    let behind = header.l1_at + u64::from(header.l1_entries) * 8;
+    let block = word64(&std::fs::read(&path).expect("an image"), header.table_at);
+    poke(&path, 36, &entries.to_be_bytes());
+    let good = std::fs::read(&path).expect("an image");
+    std::fs::write(&path, &good[..behind as usize - 300]).expect("written");
+    assert_eq!(agree(&path, true).corruptions, 1);
+    assert!(mended(&path, What::All).is_clean());
+    assert!(agree(&path, true).is_clean());
+    poke(&path, block + behind / 512 * 2, &[0, 1]);
+    assert!(agree(&path, true).is_clean());
+    // More than a cluster is missing: what the table is in is not free because of that.
+    std::fs::write(&path, &good[..behind as usize - 700]).expect("written");
+    let report = mended(&path, What::All);
+    assert!(report.corruptions > 0 && report.leaks > 0 && report.leaks_fixed == 0, "{report:?}");
+}

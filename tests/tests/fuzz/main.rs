@@ -13,6 +13,7 @@ mod guest_ring;
 mod nbd;
 mod nbd_client;
 mod planted;
+mod qcow2;
 mod sparse;
 mod vhd;
 mod vhd_chain;

@@ -25,13 +25,15 @@ impl Unlike {
 impl Check<'_> {
     /// Clusters of a page whose counts differ.
     pub(crate) fn unlike(&self, first: u64) -> Vec<Unlike> {
-        let all = first..(first + PAGE).min(self.head.clusters());
+        // A table may end in the cluster behind a file's last.
+        let all = first..(first + PAGE).min(self.head.clusters() + 1);
         let both = |cluster| Unlike {
             cluster,
             count: self.disk.get(cluster),
             uses: self.uses.get(cluster),
         };
-        all.map(both).filter(|both| both.count != both.uses).collect()
+        let behind = |one: &Unlike| one.cluster >= self.head.clusters() && one.uses == 0;
+        all.map(both).filter(|one| one.count != one.uses && !behind(one)).collect()
     }
 
     /// Says which counts are wrong, and counts them.
@@ -50,7 +52,6 @@ impl Check<'_> {
             }
         }
         let last = self.uses.last().into_iter().chain(self.disk.last()).max();
-        let last = last.map(|last| last.min(self.head.clusters().saturating_sub(1)));
         self.report.end = last.map_or(0, |last| (last + 1) * self.head.header.cluster());
     }
 
@@ -58,6 +59,16 @@ impl Check<'_> {
     pub(crate) fn reload(&mut self) -> Result<(), Error> {
         let clusters = self.head.clusters();
         self.disk = self.table.load(clusters)?.map_err(|_| super::too_much(self.name))?;
-        Ok(())
+        self.count_behind()
+    }
+
+    /// The count of the cluster behind a file's last, where something is in it.
+    pub(super) fn count_behind(&mut self) -> Result<(), Error> {
+        let behind = self.head.clusters();
+        if self.uses.get(behind) == 0 {
+            return Ok(());
+        }
+        let count = u32::try_from(self.table.count(behind)?).unwrap_or(u32::MAX);
+        self.disk.set(behind, count).map_err(|_| super::too_much(self.name))
     }
 }

@@ -166,7 +166,6 @@ impl Check<'_> {
             return Ok(());
         }
         if !self.use_range(at, cluster)? {
-            self.unsure = true;
             return Ok(());
         }
         self.wrong += u64::from(active && self.is_wrong(word, at));
@@ -272,7 +271,6 @@ impl Check<'_> {
             return Ok(());
         }
         if !self.use_range(bitmaps.at, bitmaps.bytes)? {
-            self.unsure = true;
             return Ok(());
         }
         let failed = |error| Error::io(self.name, "its bitmaps", &error);
@@ -313,6 +311,7 @@ impl Check<'_> {
             return Ok(true);
         }
         if !lies_in(at, bytes, self.head.len, cluster) {
+            self.unsure = true;
             self.corrupt(&format!(
                 "ERROR: counting reference for region exceeding the end of the file by one \
                  cluster or more: offset {at:#x} size {bytes:#x}"
