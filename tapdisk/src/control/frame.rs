@@ -132,7 +132,7 @@ mod tests {
             Parsed::Refused(reply) => (reply.cookie(), reply.body::<Response>().unwrap().error),
             _ => panic!("refused"),
         };
-        for number in [0, 17, 30, 31, 65535] {
+        for number in [0, 17, 30, 36, 37, 65535] {
             assert_eq!(refused(&Message::new(number, 5).encode()), (0, 22));
         }
         let mut bytes = Message::new(kind::PID, 5).encode();
