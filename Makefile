@@ -134,6 +134,7 @@ test-crashes: build
 # In one boot with two guests. The rest of this list and all of xen-more and xen-bad run in test-vm.
 XEN_CASES := two_guests_with_two_disks_each file_system_across_plugs chain_of_five discard_and_flush \
     snapshots_under_guest_io restarted_tapback front_end_that_writes_nonsense hostile_front_end \
+    qcow2_of_a_guest \
     killed_tapdisk_and_destroyed_guest
 XEN_BAD_CASES := keys_missing_and_malformed frontends_that_jump_states layouts_and_sizes_of_rings
 

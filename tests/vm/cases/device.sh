@@ -73,6 +73,41 @@ case_file_system_on_ublk() {
     rm /srv/*
 }
 
+# A chain of qcow2 whose middle goes into its parent under a mounted file system.
+case_qcow2_on_ublk_and_a_commit_under_it() {
+    qcow2-util create -f qcow2 /srv/base.qcow2 192M
+    device qcow2:/srv/base.qcow2
+    fill
+    give_back
+    gone
+    qcow2-util create -f qcow2 -F qcow2 -b base.qcow2 /srv/middle.qcow2
+    device qcow2:/srv/middle.qcow2
+    mount "$disk" /mnt
+    noise "of the middle" 8 /srv/noise
+    cp /srv/noise /mnt/middle
+    umount /mnt
+    give_back
+    gone
+    qcow2-util create -f qcow2 -F qcow2 -b middle.qcow2 /srv/leaf.qcow2
+    device qcow2:/srv/leaf.qcow2
+    mount "$disk" /mnt
+    tap-ctl commit -p "$pid" -m "$minor" -a /srv/middle.qcow2
+    cp /srv/noise /mnt/leaf
+    await 120 "the end of the commit" sh -c "tap-ctl query -p $pid -m $minor | grep concluded"
+    rm /srv/middle.qcow2
+    cmp /srv/noise /mnt/middle
+    cmp /srv/noise /mnt/leaf
+    umount /mnt
+    e2fsck -fn "$disk"
+    give_back
+    gone
+    qemu-img check /srv/base.qcow2
+    qemu-img check /srv/leaf.qcow2
+    qemu-img convert -f qcow2 -O raw /srv/leaf.qcow2 /srv/disk.raw
+    files_are_there /srv/disk.raw
+    rm /srv/*
+}
+
 # What a guest has written to its disk's first sector is none of dom0's business.
 case_no_partitions_are_looked_for() {
     truncate -s 8M /srv/disk.raw

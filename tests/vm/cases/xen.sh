@@ -164,6 +164,42 @@ case_blkback_on_the_blktap_module() {
     rm /srv/*
 }
 
+# A guest on a chain of qcow2, whose middle goes into its parent while the guest writes.
+case_qcow2_of_a_guest() {
+    need_guest one
+    modprobe -a ublk_drv xen-blkback
+    qcow2-util create -f qcow2 /srv/base.qcow2 64M
+    qcow2-util create -f qcow2 -F qcow2 -b base.qcow2 /srv/middle.qcow2
+    serve qcow2:/srv/middle.qcow2
+    qemu-io -f raw -c "write -P 7 32M 8M" "nbd+unix:///?socket=$socket" >/dev/null
+    give_back
+    qcow2-util create -f qcow2 -F qcow2 -b middle.qcow2 /srv/leaf.qcow2
+    xl block-attach one vdev=xvdb,access=rw,script=block-tapdisk,target=qcow2:/srv/leaf.qcow2
+    until_disk one xvdb
+    local row
+    row=$(tap-ctl list | grep 'args=qcow2:/srv/leaf.qcow2')
+    pid=$(echo "$row" | sed -n 's/.*pid=\([0-9]*\) .*/\1/p')
+    minor=$(echo "$row" | sed -n 's/.*minor=\([0-9]*\) .*/\1/p')
+    guest run one "disk-load write /dev/xvdb bytes=8388608 block=65536 depth=8" &
+    local load=$!
+    tap-ctl commit -p "$pid" -m "$minor" -a /srv/middle.qcow2
+    wait "$load" || fail "the load of the guest"
+    await 60 "the end of the commit" sh -c "tap-ctl query -p $pid -m $minor | grep concluded"
+    rm /srv/middle.qcow2
+    guest run one "disk-load write /dev/xvdb seed=2 from=16777216 bytes=4194304 depth=32 &&
+        disk-load check /dev/xvdb bytes=8388608 && disk-load check /dev/xvdb seed=2 from=16777216 bytes=4194304"
+    guest_is_well one
+    xl block-detach one xvdb
+    await 30 "the end of tapdisk $pid" sh -c "! kill -0 $pid"
+    qemu-img check /srv/base.qcow2
+    qemu-img check /srv/leaf.qcow2
+    qemu-img convert -f qcow2 -O raw /srv/leaf.qcow2 /srv/read-back.raw
+    disk-load check /srv/read-back.raw bytes=8388608
+    disk-load check /srv/read-back.raw seed=2 from=16777216 bytes=4194304
+    qemu-io -f raw -c "read -P 7 32M 8M" /srv/read-back.raw | grep -q '8388608/8388608'
+    rm /srv/*
+}
+
 # The same with a device that outlives its tapdisk, plugged by our own script, as on a Xen that
 # knows no backendtype=tap.
 case_blkback_on_block_tapdisk() {
