@@ -18,6 +18,8 @@ use crate::own::Own;
 use crate::repair::{What, repair};
 use crate::space::Space;
 
+const PAGE: u64 = 4096;
+
 /// An image that may be written.
 #[derive(Debug)]
 pub struct Ready {
@@ -107,8 +109,10 @@ fn ready_as_it_is(storage: &dyn Storage, name: &Path, opened: Opened) -> Result<
     let in_block = Width::new(header.refcount_order).counts_in(cluster);
     let countable = wide(blocks.len()).saturating_mul(in_block);
     let space = Space::new(cluster, next, room.min(countable), device);
-    if !device && bytes < next * cluster {
-        storage.set_len(next * cluster).map_err(file("it cannot be made longer"))?;
+    // It ends on a page while it is written: storage with sectors of 4096 bytes has no other end.
+    let end = bytes.max(next * cluster).next_multiple_of(PAGE);
+    if !device && bytes < end {
+        storage.set_len(end).map_err(file("it cannot be made longer"))?;
     }
     mark_dirty(storage, header).map_err(file("its mark cannot be written"))?;
     Ok(Ready { opened, blocks, own, space })
