@@ -12,6 +12,7 @@ mod direct;
 mod file;
 pub mod key;
 mod kind;
+pub mod leaf;
 mod locks;
 mod log;
 mod medium;
@@ -33,7 +34,6 @@ use vhd_rs::parents::Found as Parent;
 
 use crate::receiver::Stash;
 pub use direct::DirectFile;
-use disk::align::alignment_of;
 use file::{Caching, OpenFile};
 use host::sys;
 pub use key::Key;
@@ -118,6 +118,8 @@ pub struct Images {
     pub layers: Vec<Layer>,
     /// Whether there is such a one, and what for.
     pub secondary: Option<SecondaryImage>,
+    /// The leaf is being committed to the second image, which is written as well.
+    pub commits: bool,
     /// The changed-block log.
     pub log: Option<Arc<ChangeLog>>,
     /// What is read from below the leaf is kept in it.
@@ -130,7 +132,7 @@ pub struct Images {
     pub sector_size: u32,
     /// Bitmaps that reads of the whole disk keep coming back to: what the metadata cache should
     /// hold.
-    pub bitmaps: usize,
+    pub bitmaps: u32,
     /// Somebody else writes an image that is to be written here, so none of it is ours: the images
     /// are good for their size only, and are to be opened again. The sentence says who.
     pub held: Option<Box<String>>,
@@ -148,6 +150,16 @@ pub fn open(
     stash: &Arc<Stash>,
     patience: &Patience,
 ) -> Result<Images, OpenError> {
+    open_with(options, stash, patience, None)
+}
+
+/// The same; with `commit` the second image is opened to be written as well.
+fn open_with(
+    options: &DiskOptions,
+    stash: &Arc<Stash>,
+    patience: &Patience,
+    commit: Option<leaf::Parties>,
+) -> Result<Images, OpenError> {
     let mut listed = listed(options)?.into_iter();
     let mut opening = Opening {
         options,
@@ -158,11 +170,13 @@ pub fn open(
         descent: Descent::default(),
         mirror_failed: false,
         held: None,
+        commit,
     };
     let mut next = listed.next();
     while let Some(mut item) = next {
         let leaf = opening.layers.is_empty();
         item.writable &= !options.taken_over;
+        item.writable |= commit.is_some() && opening.layers.len() == 1;
         opening.open(item)?;
         let below = match options.parent.filter(|_| leaf) {
             Some(socket) => Some(Item::named(Kind::Nbd, socket.as_path().into(), false)),
@@ -222,6 +236,7 @@ struct Opening<'a> {
     descent: Descent,
     mirror_failed: bool,
     held: Option<String>,
+    commit: Option<leaf::Parties>,
 }
 
 /// An image, opened and looked at.
@@ -240,6 +255,9 @@ impl Opening<'_> {
         let Loaded { layer, probed, identity } = self.load(item, caching)?;
         if let Some(identity) = identity {
             self.descent.file(&layer.path, identity)?;
+        }
+        if let Some(parties) = self.commit {
+            parties.admit(self.layers.len(), &layer, identity)?;
         }
         probed.join(&mut self.descent, &layer)?;
         self.layers.push((layer, probed));
@@ -280,7 +298,7 @@ impl Opening<'_> {
         let probed = probe(&file, &path, Access { writable, sector_size })?;
         let cipher = probed.cipher(&path, self.options.key.as_deref())?;
         self.notes.extend(probed.notes(&path));
-        if caching == Caching::Direct && writable && end_would_move(&file, &*probed) {
+        if caching == Caching::Direct && writable && file::end_would_move(&file, &*probed) {
             self.notes.push(format!(
                 "{}: its file system writes whole units of 4096 bytes only, and its end is not one: it goes \
                  through the page cache (O_DSYNC)",
@@ -363,7 +381,11 @@ impl Opening<'_> {
 
     /// All are open and fit: make the drivers, and what they will write ready for it.
     fn finish(self, secondary: Option<SecondaryImage>) -> Result<Images, OpenError> {
-        let Opening { options, layers, notes, mirror_failed, held, .. } = self;
+        let Opening { options, layers, notes, mirror_failed, held, commit, .. } = self;
+        let commits = commit.is_some();
+        if let Some(parties) = commit {
+            parties.fit(&layers, held.as_deref())?;
+        }
         let (sectors, sector_size) = match layers.first() {
             Some((_, leaf)) => (leaf.sectors(), leaf.sector_size()),
             None => return Err(OpenError::new(libc::EINVAL, "a chain of no images")),
@@ -386,25 +408,17 @@ impl Opening<'_> {
         Ok(Images {
             layers,
             secondary,
+            commits,
             log,
             local_cache,
             mirror_failed,
             sectors,
             sector_size,
-            bitmaps: wanted,
+            bitmaps: u32::try_from(wanted).unwrap_or(u32::MAX),
             held: held.map(Box::new),
             notes,
         })
     }
-}
-
-/// Whether a write to the last unit of a file, which O_DIRECT cannot make shorter than 4096 bytes
-/// here, would move its end: a raw disk would grow, the footer of a fixed one would not be the last
-/// thing.
-fn end_would_move(file: &DirectFile, probed: &dyn Probed) -> bool {
-    let unit = u64::from(alignment_of(file.file()));
-    let odd = unit > 512 && file.len().is_ok_and(|bytes| bytes % unit != 0);
-    probed.end_is_fixed() && !file.is_device() && odd
 }
 
 impl Images {

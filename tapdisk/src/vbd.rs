@@ -323,13 +323,17 @@ impl Vbd {
         let living = if living == Living::Reported && device { Living::Awaited } else { living };
         let patience = Patience::new(living, &env.log);
         self.patience = Some(patience.clone());
-        let (stash, commit) = (Arc::clone(&env.stash), self.commit_shared());
+        let stash = Arc::clone(&env.stash);
+        let (commit, leaf) = (self.commit_shared(), self.leaf_commit());
         Job::start(&env.waker, move || {
             // One that has stopped meanwhile is ended before the chain is looked at.
             if let Some(commit) = commit {
                 commit.finish();
             }
-            crate::formats::open(&options, &stash, &patience)
+            match leaf.and_then(|leaf| leaf.open(&options, &stash, &patience)) {
+                Some(images) => Ok(images),
+                None => crate::formats::open(&options, &stash, &patience),
+            }
         })
     }
 

@@ -23,4 +23,7 @@ pub enum Purpose {
     Mirror,
     /// It takes over when the top has no space left.
     Standby,
+    /// It is the top's parent, and the top is being committed to it: every change goes there as
+    /// well.
+    Base,
 }

@@ -1,4 +1,4 @@
-//! `tap-ctl commit`, `query`, `cancel`: an inner image goes into its parent while the disk is in
+//! `tap-ctl commit`, `query`, `cancel`: an image goes into its parent while the disk is in
 //! use. Texts and exit codes are those of blktap's qcow2 builds (docs/spec/qcow2.md §4.2).
 
 use super::PLAIN;

@@ -4,7 +4,6 @@ use image::Span;
 
 use crate::slot::Cause;
 use crate::{Bug, Engine};
-use image::Purpose;
 use request::disk::{Disk, FileId};
 use request::{Request, SlotId, Verb};
 
@@ -15,6 +14,8 @@ pub enum Verdict {
     Go,
     /// An older one has to end first.
     Wait,
+    /// What it was to change is left behind.
+    Pass,
 }
 
 impl<D: Disk> Engine<D> {
@@ -36,30 +37,34 @@ impl<D: Disk> Engine<D> {
     /// Whether a change may be planned now.
     #[inline]
     pub(super) fn may_change(&self, id: SlotId) -> Verdict {
-        match self.overlaps_populate(id) || self.behind_a_mirrored_change(id) {
-            true => Verdict::Wait,
-            false => Verdict::Go,
+        match () {
+            () if self.is_lost_base(self.slot(id).target) => Verdict::Pass,
+            () if self.overlaps_populate(id) || self.behind_a_mirrored_change(id) => Verdict::Wait,
+            () => Verdict::Go,
         }
     }
 
     /// Whether a change has to wait for an older one of the same sectors: they would else land in
     /// the mirror in one order and in the top in the other, and which of them is read would change
-    /// when the mirror takes over. An older one never waits for a younger one.
+    /// when the mirror takes over. So is a piece of a commit that is being written. An older one
+    /// never waits for a younger one.
     fn behind_a_mirrored_change(&self, id: SlotId) -> bool {
         let slot = self.slot(id);
         let mirrors = self.map.chain.as_ref().and_then(|chain| chain.secondary());
         if slot.cursor > 0 || self.rules.bug == Bug::MirrorInAnyOrder {
             return false;
         }
-        if mirrors.is_none_or(|secondary| secondary.purpose != Purpose::Mirror) {
+        if mirrors.is_none_or(|secondary| !secondary.mirrors()) {
             return false;
         }
+        let beside = self.rules.bug == Bug::ChangeBesideAPiece;
         let meets = |a: Span, b: Span| a.start < b.end() && b.start < a.end();
         let mut working = self.table.working;
         std::iter::from_fn(|| working.pop()).any(|other| {
             let other = self.slot(other);
             other.request.verb.changes()
                 && other.seq < slot.seq
+                && !(beside && other.local.commits)
                 && meets(other.request.span, slot.request.span)
         })
     }

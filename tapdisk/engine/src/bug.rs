@@ -26,6 +26,18 @@ pub enum Bug {
     OrderForgotten,
     /// What is copied need not be on the medium before metadata points at it.
     CopiesLoose,
+    /// What a guest has changed since it was read is committed nevertheless.
+    PieceOverAChange,
+    /// A change does not wait for a piece of a commit that is being written.
+    ChangeBesideAPiece,
+    /// A change does not go to the base of a commit.
+    ChangesPassBase,
+    /// Zeros of the top are not committed.
+    ZerosNotCommitted,
+    /// A commit is over when all is written, flushed or not.
+    ConcludedTooEarly,
+    /// A commit is over while changes are under way that pieces have left something to.
+    ConcludedBesideChanges,
 }
 
 /// What is planted: without the feature nothing, and the compiler knows it.

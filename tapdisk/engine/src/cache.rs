@@ -11,32 +11,37 @@
 //! or marked: the disk's contents stay the same.
 use image::Span;
 
-use super::Engine;
 use super::limits::SMALL_BYTES;
 use super::slot::{Slot, State, sectors_mask};
+use super::{Bug, Engine};
 use request::disk::Disk;
 use request::{Request, SlotId, Verb};
 
-/// A slot's part in the local cache; bits count sectors of its request.
+/// A slot's part in the local cache, or in a commit; bits count sectors of its request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Local {
-    /// Sectors that came from below the top.
-    pub from_below: u128,
+    /// Sectors that came from where they are taken from: from below the top for the local cache,
+    /// from the top for a commit.
+    pub found: u128,
     /// Sectors that a guest has changed, or may have, since they were read.
     pub stale: u128,
-    /// The slot is being written into the leaf.
+    /// The slot is being written into the leaf, or for a commit into base.
     pub writing: bool,
+    /// The slot is a commit's.
+    pub commits: bool,
+    /// Nobody has asked for it: one of the two above.
+    pub own: bool,
 }
 
 impl Local {
-    /// These sectors came from below.
-    pub fn note_below(&mut self, first: u32, count: u32) {
-        self.from_below |= sectors_mask(first, count);
+    /// These sectors came from where they are taken from.
+    pub fn note(&mut self, first: u32, count: u32) {
+        self.found |= sectors_mask(first, count);
     }
 
     /// What is to be written.
     pub fn wanted(&self) -> u128 {
-        self.from_below & !self.stale
+        self.found & !self.stale
     }
 }
 
@@ -45,6 +50,8 @@ impl Local {
 pub struct LocalCache {
     /// The leaf's file system has room for it.
     pub room: bool,
+    /// Overlaps are noted: for what is read to be kept, or for pieces of a commit.
+    pub notes: bool,
     /// Slots being written at once: now and at most.
     writing: u16,
     writing_max: u16,
@@ -80,12 +87,17 @@ impl<D: Disk> Engine<D> {
     }
 
     /// A request starts: notes what its span makes stale, here or elsewhere.
+    #[inline]
     pub(super) fn note_overlaps(&mut self, id: SlotId) {
-        if !self.keeps_reads()
-            || (cfg!(any(debug_assertions, feature = "canary")) && self.local_cache.careless)
-        {
-            return;
+        let careless = cfg!(any(debug_assertions, feature = "canary")) && self.local_cache.careless;
+        let over = self.rules.bug == Bug::PieceOverAChange;
+        if self.local_cache.notes && !careless && !over {
+            self.note_all_overlaps(id);
         }
+    }
+
+    #[inline(never)]
+    fn note_all_overlaps(&mut self, id: SlotId) {
         let request = self.slot(id).request;
         let change = request.verb.changes();
         let mut own = 0;
@@ -139,7 +151,7 @@ impl<D: Disk> Engine<D> {
         slot.target = top;
         slot.taken_over = self.events.taken_over;
         slot.coded = 0;
-        slot.local.writing = true;
+        (slot.local.writing, slot.local.own) = (true, true);
         self.table.begin(id);
         true
     }
@@ -199,7 +211,9 @@ impl<D: Disk> Engine<D> {
             slot.cursor += left.trailing_zeros();
             let run = (left >> left.trailing_zeros()).trailing_ones();
             let buf = self.rules.limits.slot_buf(id.0).part(slot.cursor * 512, run * 512);
-            if self.io.disk.arena_ref().slice(buf).iter().any(|byte| *byte != 0) {
+            if slot.local.commits
+                || self.io.disk.arena_ref().slice(buf).iter().any(|byte| *byte != 0)
+            {
                 return true;
             }
             // Zeros are not worth space in the leaf.

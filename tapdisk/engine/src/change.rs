@@ -117,7 +117,7 @@ impl<D: Disk> Engine<D> {
     /// Whether the layers from a place of the order down are on the disk as they say. Only one that
     /// was
     /// the top in this session is ever not.
-    fn certain(&self, from: usize, span: Span) -> bool {
+    pub(super) fn certain(&self, from: usize, span: Span) -> bool {
         let chain = self.map.chain.as_ref().expect("a request runs on a chain");
         let below = chain.order().get(from..).unwrap_or_default();
         below.iter().all(|file| self.map.layer(*file).image.certain(span))
@@ -178,8 +178,9 @@ impl<D: Disk> Engine<D> {
             return self.plans_over(id, false);
         }
         // What the local cache keeps is the disk's contents already, perhaps flushed: bits that
-        // reach the medium before their data would hide it.
-        let keeps = slot.local.writing && self.rules.bug != Bug::KeptWithoutBarrier;
+        // reach the medium before their data would hide it. What is committed the top hides.
+        let keeps =
+            slot.local.writing && !slot.local.commits && self.rules.bug != Bug::KeptWithoutBarrier;
         let flush = match slot.order {
             Order::Any => false,
             Order::Policy => self.rules.policy.barriers || keeps,

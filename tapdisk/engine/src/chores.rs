@@ -6,7 +6,7 @@ use image::{Plan, Stop};
 
 use crate::Engine;
 use crate::sets::SlotSet;
-use crate::slot::State;
+use crate::slot::{Cause, State};
 use request::SlotId;
 use request::disk::{Disk, FileId};
 
@@ -64,6 +64,11 @@ impl<D: Disk> Engine<D> {
         // ended.
         let (seq, oldest) = (self.table.next_seq(), self.oldest_active());
         (self.table[id].seq, self.table[id].target, self.table.oldest) = (seq, file, oldest);
+        if self.is_lost_base(file) {
+            let why = "its commit was given up";
+            self.table.fail(id, Cause { file, errno: libc::ECANCELED, why });
+            return;
+        }
         match self.with_image(id, file, |image, meta, _| image.chore(meta)) {
             Ok(Some(plan)) => self.carry_out(id, file, plan),
             Ok(None) => self.no_chores(file),

@@ -209,6 +209,8 @@ pub struct Flushing {
     pub number: u64,
     /// Files of the one in flight that are not done.
     pub parts: u8,
+    /// One of them that failed, and that the disk goes on without.
+    pub lost: Option<(FileId, i32)>,
     /// What came of the others.
     pub outcome: Result<(), (FileId, i32)>,
     /// Files that requests have been written to since the chain was attached.
@@ -225,6 +227,7 @@ impl Default for Flushing {
         Flushing {
             number: 0,
             parts: 0,
+            lost: None,
             outcome: Ok(()),
             written: [None; 2],
             joined: none,

@@ -21,6 +21,7 @@ mod cache;
 pub mod chain;
 mod change;
 mod chores;
+pub mod commit;
 mod copy;
 mod crypt;
 pub mod files;
@@ -46,6 +47,7 @@ use bug::Planted;
 use cache::LocalCache;
 use chain::Chain;
 use chores::Chores;
+use commit::Commit;
 use copy::Copies;
 use files::{FileState, Flushing};
 use io::Io;
@@ -90,6 +92,8 @@ pub struct Events {
     pub taken_over: bool,
     /// The remote mirror that failed and was left behind.
     pub mirror_lost: Option<FileId>,
+    /// The base that a commit was given up with.
+    pub base_lost: Option<FileId>,
 }
 
 /// How this engine is to work.
@@ -118,6 +122,8 @@ pub struct Engine<D: Disk> {
     copies: Copies,
     unpacker: Unpacker,
     chores: Chores,
+    /// Of the top, to its parent.
+    commit: Commit,
     events: Events,
     stats: Stats,
 }
@@ -141,6 +147,7 @@ impl<D: Disk> Engine<D> {
             copies: Copies::new(limits.copies),
             unpacker: Unpacker::default(),
             chores: Chores::default(),
+            commit: Commit::default(),
             events: Events::default(),
             stats: Stats::default(),
             rules: Rules {
@@ -169,13 +176,15 @@ impl<D: Disk> Engine<D> {
         self.io.ops.timeout_us = u64::from(policy.timeout_s) * 1_000_000;
         self.events = Events::default();
         self.set_ends(&chain);
-        let mirror = chain.secondary().filter(|other| other.purpose == image::Purpose::Mirror);
+        let mirror = chain.secondary().filter(|other| other.mirrors());
         // After a takeover the former leaf is flushed too: a tapdisk that was killed may have
         // answered writes to it that are not on the medium.
         let other = mirror.map(|secondary| secondary.file).or(chain.former);
         self.flushing.written = [Some(chain.top()), other];
         self.local_cache = LocalCache::new(self.rules.limits.slots());
+        self.commit = Commit::of(&chain);
         self.map.chain = Some(chain);
+        self.local_cache.notes = self.keeps_reads();
     }
 
     /// Takes the chain out again. Nothing may be in flight.
@@ -183,6 +192,7 @@ impl<D: Disk> Engine<D> {
         assert!(self.idle(), "a chain is taken from an idle engine");
         self.map.files.clear();
         self.forget_reads();
+        self.commit = Commit::default();
         self.map.chain.take()
     }
 
@@ -238,7 +248,7 @@ impl<D: Disk> Engine<D> {
 
     /// Whether a step has something to do at once.
     pub fn has_ready(&self) -> bool {
-        !self.table.ready.is_empty()
+        !self.table.ready.is_empty() || self.can_begin_piece()
     }
 
     /// The disk engine below.
@@ -299,6 +309,7 @@ impl<D: Disk> Engine<D> {
             }
         }
         self.io.ops.retry(&mut self.io.disk, now);
+        self.begin_pieces();
         self.table.oldest = self.oldest_active();
         for _ in 0..self.rules.steps_max {
             if std::mem::take(&mut self.table.progress) {

@@ -33,7 +33,7 @@ impl<D: Disk> Engine<D> {
 
     /// Issues the reads for as much of the request as the metadata at hand allows.
     pub(super) fn read_on(&mut self, id: SlotId) {
-        let top = self.map.top();
+        let (top, commits) = (self.map.top(), self.slot(id).local.commits);
         while self.slot(id).cursor < self.slot(id).request.span.count
             && self.slot(id).ops < SLOT_OPS_MAX
         {
@@ -49,8 +49,8 @@ impl<D: Disk> Engine<D> {
             match found {
                 Found::Zero => self.io.disk.arena().slice_mut(buf).fill(0),
                 Found::At { layer, byte } => {
-                    if layer != top {
-                        self.table[id].local.note_below(done, count);
+                    if (layer == top) == commits {
+                        self.table[id].local.note(done, count);
                     }
                     self.hit(layer, 0, count);
                     let op = Op { file: layer, kind: Kind::Read, at: byte, buf };
@@ -60,8 +60,8 @@ impl<D: Disk> Engine<D> {
                     if !self.unpack_into(id, layer, packed, buf) {
                         return;
                     }
-                    if layer != top {
-                        self.table[id].local.note_below(done, count);
+                    if (layer == top) == commits {
+                        self.table[id].local.note(done, count);
                     }
                     self.hit(layer, 0, count);
                 }

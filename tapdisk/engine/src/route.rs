@@ -10,6 +10,7 @@
 //! target that changes means the request starts anew there. So nothing is acknowledged that is not
 //! where reads look.
 
+use super::chain::Secondary;
 use super::{Bug, Engine};
 use image::Purpose;
 use request::SlotId;
@@ -32,7 +33,9 @@ impl<D: Disk> Engine<D> {
     /// Where a new change goes first.
     pub(super) fn first_target(&self) -> FileId {
         let mirror = self.map.chain.as_ref().and_then(|chain| chain.secondary());
-        mirror.filter(|s| s.purpose == Purpose::Mirror).map_or(self.map.top(), |s| s.file)
+        let passes =
+            |s: &Secondary| s.purpose == Purpose::Base && self.rules.bug == Bug::ChangesPassBase;
+        mirror.filter(|s| s.mirrors() && !passes(s)).map_or(self.map.top(), |s| s.file)
     }
 
     /// All of a change is in its target: whether it has to start anew on the top as well.
@@ -74,7 +77,7 @@ impl<D: Disk> Engine<D> {
         match self.after_failure(id, errno) {
             Recovery::None => return false,
             Recovery::StartAnew => {}
-            Recovery::LoseMirror => self.lose_mirror(target),
+            Recovery::LoseMirror => self.lose_mirror(target, errno),
             Recovery::TakeOver => {
                 let chain = self.map.chain.as_mut().expect("a request runs on a chain");
                 if !chain.take_over() {
@@ -88,18 +91,25 @@ impl<D: Disk> Engine<D> {
         true
     }
 
-    /// Whether a failure of this file costs the mirror alone: the disk goes on without it. Also
-    /// after it has.
+    /// Whether a failure of this file costs the mirror, or the commit, alone: the disk goes on
+    /// without it. Also after it has.
     pub(super) fn is_remote_mirror(&self, file: FileId) -> bool {
         let secondary = self.map.chain.as_ref().and_then(|chain| chain.secondary());
-        let is = secondary.is_some_and(|secondary| {
-            secondary.file == file && secondary.remote && secondary.purpose == Purpose::Mirror
+        let is = secondary.filter(|secondary| secondary.file == file);
+        let is = is.is_some_and(|secondary| match secondary.purpose {
+            Purpose::Mirror => secondary.remote,
+            // Whoever believes the commit's end may use base alone from then on.
+            Purpose::Base => !self.commit.is_concluded(),
+            Purpose::Standby => false,
         });
-        is || self.events.mirror_lost == Some(file)
+        is || [self.events.mirror_lost, self.events.base_lost].contains(&Some(file))
     }
 
-    /// The disk goes on without its remote mirror.
-    pub(super) fn lose_mirror(&mut self, file: FileId) {
+    /// The disk goes on without its remote mirror, or without the commit.
+    pub(super) fn lose_mirror(&mut self, file: FileId, errno: i32) {
+        if self.commit.base() == Some(file) {
+            return self.give_up_commit(errno);
+        }
         if self.events.mirror_lost == Some(file) {
             return;
         }

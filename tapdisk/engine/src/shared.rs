@@ -2,6 +2,7 @@
 use super::chain::Chain;
 use super::files::{Growth, Todo};
 use super::ops::Owner;
+use super::sets::SlotSet;
 use super::slot::{Cause, State};
 use super::{Engine, stats};
 use host::arena::Buf;
@@ -56,20 +57,35 @@ impl<D: Disk> Engine<D> {
     pub(super) fn flushed(&mut self, file: FileId, outcome: Result<(), i32>) {
         if outcome.is_ok() {
             self.map.files[usize::from(file.0)].durable = self.flushing.number;
-        } else if self.is_remote_mirror(file) {
-            self.lose_mirror(file);
+        } else if let Err(errno) = outcome
+            && self.is_remote_mirror(file)
+        {
+            self.lose_mirror(file, errno);
+            self.flushing.lost = Some((file, errno));
         } else {
             self.flushing.outcome = outcome.map_err(|errno| (file, errno));
         }
         self.flushing.parts -= 1;
         if self.flushing.parts == 0 {
             let joined = self.flushing.joined.take();
+            self.fail_unflushed(joined);
             let (file, outcome) = match self.flushing.outcome {
                 Ok(()) => (file, Ok(())),
                 Err((file, errno)) => (file, Err(errno)),
             };
             self.wake(joined, file, outcome);
             self.begin_flush();
+        }
+    }
+
+    /// A file was not flushed that the disk goes on without. Who works on it must not let metadata
+    /// point at what is not there.
+    fn fail_unflushed(&mut self, mut joined: SlotSet) {
+        let Some((file, errno)) = self.flushing.lost.take() else { return };
+        while let Some(id) = joined.pop() {
+            if self.slot(id).target == file && !matches!(self.slot(id).request.verb, Verb::Flush) {
+                self.table.fail(id, Cause { file, errno, why: "" });
+            }
         }
     }
 

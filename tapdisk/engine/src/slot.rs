@@ -36,6 +36,8 @@ pub enum State {
     Done,
     /// The next plan of a driver's own is to be asked for. Only the slot for these is here.
     Chore,
+    /// The next piece of a commit is to be looked for.
+    Piece,
 }
 
 /// Loading ahead: a failure of what is not needed is no failure of the request.
@@ -109,6 +111,7 @@ pub struct Slot {
 
 impl Slot {
     /// A slot that nobody has.
+    #[inline]
     pub fn free() -> Slot {
         let request = Request { verb: Verb::Flush, span: Span::default(), owner: Owner::default() };
         Slot {
@@ -140,7 +143,8 @@ impl Slot {
         self.request.span.skip(self.cursor)
     }
 
-    /// The next part to change: what is left, or of it the next run that the local cache wants.
+    /// The next part to change: what is left, or of it the next run that the local cache or a
+    /// commit wants.
     pub fn piece(&self) -> Span {
         let rest = self.rest();
         if !self.local.writing {

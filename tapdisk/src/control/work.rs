@@ -75,7 +75,7 @@ impl Daemon {
     }
 
     /// The reply of a request that may be served at any time.
-    pub fn at_once(&self, request: &Request) -> Option<Vec<u8>> {
+    pub fn at_once(&mut self, request: &Request) -> Option<Vec<u8>> {
         match request {
             Request::Pid => {
                 let body = TapdiskPid { pid: self.env.pid };
@@ -176,9 +176,9 @@ impl Daemon {
         Begun::Done(self.reply(request, result))
     }
 
-    fn query_commit(&self, request: &Request, minor: u16) -> Vec<u8> {
+    fn query_commit(&mut self, request: &Request, minor: u16) -> Vec<u8> {
         let (number, cookie) = (request.reply_kind(), request.cookie());
-        let message = match self.find(minor) {
+        let message = match self.vbds.iter_mut().find(|vbd| vbd.minor == minor) {
             None => Message::refusal(cookie, libc::ENODEV, &self.unknown(minor)),
             Some(vbd) => match vbd.commit_status() {
                 Ok(status) => Message::with(number, cookie, &status),

@@ -192,8 +192,8 @@ impl Commit {
         let mut members = members.into_iter();
         let shown = show::path(path).to_string();
         let Some(overlay) = place.checked_sub(1).and_then(|above| members.nth(above)) else {
-            let why = format!("{shown} is the leaf, which the guest writes: take a snapshot first");
-            return Err(OpenError::new(libc::EOPNOTSUPP, why));
+            let why = format!("{shown} has become the leaf");
+            return Err(OpenError::new(libc::EBUSY, why));
         };
         let both = members.next().zip(members.next());
         let Some((top, base)) = both else {
@@ -292,6 +292,14 @@ impl Ready {
             Some(parties) => rebind((self.kind, &parties), &self.layers[0], &self.layers[1]),
         }
     }
+}
+
+/// Whether a path leads to the leaf.
+///
+/// # Errors
+/// It leads to no image of the disk.
+pub fn is_leaf(members: &[Member], path: &Path) -> Result<bool, OpenError> {
+    Ok(find(members, path)? == 0)
 }
 
 /// Which of the images a path leads to.

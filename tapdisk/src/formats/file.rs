@@ -4,10 +4,12 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use image::{Node, NodeError, Odd, is_write_protected};
+use image::{Node, NodeError, Odd, Storage, is_write_protected};
 use vhd_rs::chain::{Identity, identity};
 
+use super::probed::Probed;
 use super::{DirectFile, Kind, OpenError};
+use disk::align::alignment_of;
 use host::sys;
 
 /// If this file is there, VHDs are written with O_DSYNC as well (spec/drivers.md §5.3).
@@ -146,4 +148,13 @@ pub fn text(path: &Path) -> Result<Vec<u8>, OpenError> {
         ));
     }
     Ok(text)
+}
+
+/// Whether a write to the last unit of a file, which O_DIRECT cannot make shorter than 4096 bytes
+/// here, would move its end: a raw disk would grow, the footer of a fixed one would not be the last
+/// thing.
+pub fn end_would_move(file: &DirectFile, probed: &dyn Probed) -> bool {
+    let unit = u64::from(alignment_of(file.file()));
+    let odd = unit > 512 && file.len().is_ok_and(|bytes| bytes % unit != 0);
+    probed.end_is_fixed() && !file.is_device() && odd
 }

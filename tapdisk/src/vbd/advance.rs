@@ -250,6 +250,9 @@ impl Vbd {
             Act::GoOn => {
                 if self.is_served() {
                     self.frontends.go_on();
+                    if let Some(data) = &mut self.data {
+                        data.engine.hold_commit(false);
+                    }
                 }
                 None
             }
@@ -300,7 +303,11 @@ impl Vbd {
         if !matches!(self.work.now, Underway::Closing(_)) {
             self.work.now = Underway::Nothing;
         }
+        if matches!(goal, Goal::Close | Goal::Fail { .. }) {
+            self.end_leaf_commit();
+        }
         let Some(data) = &mut self.data else { return None };
+        data.engine.hold_commit(true);
         match goal {
             Goal::Pause => self.frontends.suspend(),
             Goal::Close | Goal::Fail { .. } => self.frontends.hang_up(&mut data.engine),
@@ -310,6 +317,7 @@ impl Vbd {
 
     /// All is idle: the images go to a worker that closes them.
     fn take_out(&mut self, env: &Env) -> Option<Answer> {
+        self.look_at_leaf();
         let data = self.data.as_mut().expect("there is a data path");
         let events = data.engine.events();
         if let Some(opened) = &mut self.opened {
@@ -358,6 +366,7 @@ impl Vbd {
 
     /// The end of CLOSE: sockets, engine and name go. Counters are kept.
     fn forget(&mut self, env: &Env) -> Option<Answer> {
+        self.end_leaf_commit();
         self.keep_ring();
         (self.frontends.nbd, self.frontends.rings, self.frontends.ublk) = (None, None, None);
         self.frontends.forget_events();

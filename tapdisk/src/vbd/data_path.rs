@@ -228,6 +228,11 @@ impl DataPath {
         Some(images)
     }
 
+    /// Whether the leaf is committed to its parent, or was: changes go to both.
+    pub fn commits(&self) -> bool {
+        self.images.as_ref().is_some_and(|images| images.commits)
+    }
+
     /// Whether no request is in flight below the frontends, and none was since the last tick.
     pub fn is_calm(&self) -> bool {
         self.engine.idle() && self.requests_told == self.requests()
@@ -345,7 +350,7 @@ impl DataPath {
     /// Whether requests have been in flight for ten seconds without any progress; once.
     pub(super) fn watch(&mut self, now: u64) -> bool {
         const PATIENCE_US: u64 = 10_000_000;
-        let done: u64 = self.engine.stats().ops.iter().sum();
+        let done = self.engine.stats().ops.iter().sum::<u64>() + self.engine.commit().1;
         if self.engine.idle() || done != self.watched.0 {
             self.watched = (done, now);
             self.warned = false;
@@ -374,8 +379,10 @@ fn roles(images: &Images) -> Vec<Role> {
                 Role::Mirror { read: format.layered, remote: format.is_remote() }
             }
             Purpose::Standby => Role::Standby,
+            Purpose::Base => unreachable!("a base is no secondary that was asked for"),
         },
         _ if i == 0 => Role::Top { keeps: images.local_cache },
+        _ if i == 1 && images.commits => Role::Base,
         _ => Role::Parent,
     };
     images.layers.iter().enumerate().map(role).collect()
@@ -448,10 +455,10 @@ const COPIES: u8 = 8;
 
 /// A cache that holds the bitmaps of a long chain: without it each read would load many of them
 /// again.
-fn for_chain(limits: Limits, bitmaps: usize) -> Limits {
-    const META_BLOCKS_MAX: usize = 16384;
-    let spare = usize::from(Limits::NORMAL.meta_blocks);
-    let wanted = (bitmaps + spare / 2).clamp(spare, META_BLOCKS_MAX);
+fn for_chain(limits: Limits, bitmaps: u32) -> Limits {
+    const META_BLOCKS_MAX: u32 = 16384;
+    let spare = u32::from(Limits::NORMAL.meta_blocks);
+    let wanted = bitmaps.saturating_add(spare / 2).clamp(spare, META_BLOCKS_MAX);
     Limits { meta_blocks: wanted as u16, ..limits }
 }
 

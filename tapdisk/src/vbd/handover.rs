@@ -96,9 +96,8 @@ impl Vbd {
     /// Why another program cannot go on with this disk just now.
     pub fn why_not_upgraded(&self) -> Option<String> {
         let minor = self.minor;
-        if self.is_committing() {
-            let how = "tap-ctl query tells how far it is, tap-ctl cancel ends it";
-            return Some(format!("minor {minor} has a commit under way: {how}"));
+        if let Some(why) = self.why_committing() {
+            return Some(why);
         }
         let why = match (&self.state, &self.frontends.rings) {
             (State::Open, _) if !self.stopping => return None,

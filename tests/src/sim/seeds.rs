@@ -14,8 +14,10 @@ use std::process::Command;
 const KEPT: &str = "tests/tests/data/sim-seeds.txt";
 
 /// Every world that runs seeds: a line of the kept ones that names another is a mistake.
-const WORLDS: [&str; 10] =
-    ["sim", "wide", "align", "blktap", "rings", "hostile", "toy", "qcow2", "coalesce", "compact"];
+const WORLDS: [&str; 11] = [
+    "sim", "wide", "align", "blktap", "rings", "hostile", "toy", "qcow2", "commit", "coalesce",
+    "compact",
+];
 
 /// How many seeds of a world a run takes.
 #[derive(Clone, Copy, Debug)]

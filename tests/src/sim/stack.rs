@@ -28,6 +28,10 @@ pub struct Stack {
     pub local_cache: bool,
     /// The secondary.
     pub second: Option<Second>,
+    /// Leaves are committed now and then, by this chance.
+    commits: Option<Rng>,
+    /// The second image gets what the leaf has, and every change, now.
+    pub base: bool,
     /// Which parent holds a page is remembered.
     pub remembers: bool,
     /// Sectors that were marked before they changed.
@@ -85,9 +89,28 @@ impl Stack {
             local_cache: rng.one_in(4),
             remembers: rng.one_in(2),
             second,
+            commits: None,
+            base: false,
             marked: Marks(Arc::new(Mutex::new(vec![false; sectors as usize]))),
             mirrored: vec![false; sectors as usize],
         }
+    }
+
+    /// The same, with nothing but commits.
+    pub fn that_commits(self, seed: u64) -> Stack {
+        let commits = Some(Rng::new(seed ^ 0x636f_6d6d));
+        Stack { commits, encrypted: false, local_cache: false, second: None, ..self }
+    }
+
+    /// Whether the chain that is opened now is one whose leaf is committed.
+    pub fn choose_base(&mut self, files: usize) {
+        let chance = self.commits.as_mut().is_some_and(|rng| rng.below(4) > 0);
+        self.base = chance && files > 1;
+    }
+
+    /// Whether the owner takes base for the disk once the commit is over.
+    pub fn wants_base(&mut self) -> bool {
+        self.commits.as_mut().is_some_and(|rng| rng.one_in(2))
     }
 
     /// The cipher of every VHD.
@@ -115,6 +138,7 @@ impl Stack {
                 Role::Mirror { read: !remote, remote }
             }
             Some(_) => Role::Standby,
+            None if i == 1 && self.base => Role::Base,
             None if i == 0 => Role::Top { keeps: self.local_cache },
             None => Role::Parent,
         }
@@ -130,7 +154,9 @@ impl Stack {
     /// What a discarded sector may hold.
     pub fn discarded(&self, device: bool, exact: bool) -> u64 {
         // Zeros that were not encrypted are noise to who decrypts them.
+        // A discard in base may be none in the leaf, and the other way round.
         let second = self.second.is_some_and(|second| second.remote || !exact);
+        let second = second || self.commits.is_some();
         if device || self.encrypted || second { ANY } else { ZERO }
     }
 }

@@ -7,7 +7,6 @@ use disk::align::{Aligned, BOUNCE_BYTES, BOUNCES};
 use engine::chain::{Chain, Layer};
 use engine::limits::Limits;
 use engine::{Bug, Engine, Policy};
-use image::Purpose;
 use image::blocking;
 use image::{Cipher, Image, Needs, Span, Storage};
 use qcow2::Qcow2;
@@ -23,6 +22,8 @@ use super::qcow2::{self as images, Verdict};
 use super::rng::Rng;
 use super::stack::Stack;
 use super::toy::{self, Seen, Toy, ToyBug};
+
+mod beside;
 
 /// Wraps the leaf's driver; the canary plants its bugs here.
 pub type Wrap = fn(Box<dyn Image>) -> Box<dyn Image>;
@@ -68,6 +69,8 @@ pub struct Setup {
     pub toy: Option<ToyBug>,
     /// Most images are of qcow2, whose driver has this bug.
     pub qcow2: Option<qcow2::Bug>,
+    /// The leaf is committed to its parent now and then, while it is used.
+    pub commits: bool,
 }
 
 impl Setup {
@@ -92,6 +95,7 @@ impl Setup {
             marks_stay: false,
             toy: None,
             qcow2: None,
+            commits: false,
         }
     }
 
@@ -109,6 +113,12 @@ impl Setup {
     /// The run of a seed in the world of qcow2.
     pub fn qcow2(seed: u64) -> Setup {
         Setup { qcow2: Some(qcow2::Bug::None), ..Setup::wide(seed) }
+    }
+
+    /// The run of a seed in a world whose leaves are committed; half of it is of qcow2.
+    pub fn commit(seed: u64) -> Setup {
+        let setup = if seed.is_multiple_of(2) { Setup::qcow2(seed) } else { Setup::wide(seed) };
+        Setup { commits: true, ..setup }
     }
 
     /// The run of a seed in the wide world.
@@ -217,12 +227,16 @@ pub struct Ran {
     pub forgotten: u64,
     /// What the toy format has done: units copied and unpacked, tables made, counts that went down.
     pub toys: [u64; 4],
+    /// Commits that were over when the chain was taken away, that were given up, that had not come
+    /// so far; and bases that became the disk.
+    pub commits: [u64; 4],
 }
 
 impl Ran {
     /// Adds another seed.
     pub fn add(&mut self, other: Ran) {
         self.toys.iter_mut().zip(other.toys).for_each(|(all, one)| *all += one);
+        self.commits.iter_mut().zip(other.commits).for_each(|(all, one)| *all += one);
         for i in 0..2 {
             self.ended[i] += other.ended[i];
             self.mirrors[i] += other.mirrors[i];
@@ -285,6 +299,7 @@ impl World {
         let blocks = if wide.as_ref().is_some_and(|wide| wide.long) { 132 } else { 8 };
         let sectors = blocks * 128 + [0, 0, 1, 40][rng.below(4) as usize];
         let stack = Stack::new(setup.seed, sectors);
+        let stack = if setup.commits { stack.that_commits(setup.seed) } else { stack };
         let (bytes, initial) = first_image(format, sectors, device);
         let mut values = vec![initial; sectors as usize];
         let bytes = match &mut tables {
@@ -389,6 +404,7 @@ impl World {
     // ---- opening and closing -------------------------------------------------------------------
 
     fn open(&mut self, mut files: Vec<SimFile>) -> Result<(), String> {
+        self.stack.choose_base(files.len());
         let chain = self.chain_to_write(&mut files)?;
         let infos: Vec<FileInfo> = files.iter().map(SimFile::info).collect();
         let depth = self.limits.ops() as usize;
@@ -484,7 +500,8 @@ impl World {
 
     /// Whether this one of so many images is written.
     fn writes(&self, files: usize, i: usize) -> bool {
-        i == 0 || (self.stack.second.is_some() && i == files - 1)
+        let base = self.stack.base && i == 1;
+        i == 0 || base || (self.stack.second.is_some() && i == files - 1)
     }
 
     /// An image, if it is none of a raw disk.
@@ -574,11 +591,12 @@ impl World {
     fn pause(&mut self) -> Result<(), String> {
         self.drain()?;
         self.note_events();
+        self.verify_base()?;
+        let concluded = self.is_concluded();
         let mut chain = self.engine.detach().expect("a chain was attached");
         let mut files = std::mem::take(&mut self.engine.disk().inner().files);
-        let second = chain.layers.len() - 1;
-        let written = if self.stack.second.is_some() { vec![0, second] } else { vec![0] };
-        for i in written {
+        let count = files.len();
+        for i in (0..count).filter(|i| self.writes(count, *i)) {
             let closing = chain.layers[i].image.closing();
             // A close ends with a flush, whether it writes anything or not.
             files[i].settle();
@@ -586,6 +604,7 @@ impl World {
         }
         self.drop_lost(&mut files);
         self.promote(&mut files);
+        self.pivot(&mut files, concluded);
         let now = self.model.tick();
         self.model.flush(now);
         let taken_over = self.stack.second.is_some_and(|second| second.taken_over);
@@ -618,6 +637,7 @@ impl World {
 
     fn power_cut(mut self) -> Result<World, String> {
         self.note_events();
+        let concluded = self.is_concluded();
         let engine = std::mem::replace(&mut self.engine, no_engine());
         let (mut files, _) = engine.into_disk().into_inner().power_cut();
         self.at_work.clear();
@@ -631,6 +651,7 @@ impl World {
             let last = files.pop().expect("the mirror is a file");
             files.push(last.rewritten(dynamic(self.sectors, None, false, 1 << 40)));
         }
+        self.pivot(&mut files, concluded);
         self.open(files)?;
         let values = self.verify_all("after a power cut", true)?;
         self.model.restart(&values);
@@ -643,6 +664,7 @@ impl World {
     fn kill(&mut self) -> Result<(), String> {
         self.ran.kills += 1;
         self.note_events();
+        let concluded = self.is_concluded();
         let engine = std::mem::replace(&mut self.engine, no_engine());
         let (mut files, _) = engine.into_disk().into_inner().kill();
         let mut left: Vec<_> = std::mem::take(&mut self.at_work).into_values().collect();
@@ -662,6 +684,7 @@ impl World {
             let last = files.pop().expect("the mirror is a file");
             files.push(last.rewritten(dynamic(self.sectors, None, false, 1 << 40)));
         }
+        self.pivot(&mut files, concluded);
         self.open(files)?;
         self.verify_all("after a kill", false).map(drop)
     }
@@ -779,6 +802,7 @@ impl World {
     }
 
     fn drain(&mut self) -> Result<(), String> {
+        self.engine.hold_commit(self.value.is_multiple_of(2));
         for _ in 0..200_000 {
             if self.at_work.is_empty() && self.engine.idle() {
                 return Ok(());
@@ -1016,66 +1040,6 @@ impl World {
             }
         }
         Ok(values)
-    }
-}
-
-impl World {
-    // ---- what stands beside the chain -----------------------------------------------------------
-
-    /// What happened to the secondary since the last look.
-    fn note_events(&mut self) {
-        self.ran.kept += self.engine.kept_sectors();
-        let events = self.engine.events();
-        self.mirror_lost = events.mirror_lost.is_some();
-        let Some(second) = &mut self.stack.second else { return };
-        if events.taken_over && !second.taken_over {
-            second.taken_over = true;
-            self.ran.taken_over += 1;
-        }
-    }
-
-    /// A remote mirror that failed is not opened again.
-    fn drop_lost(&mut self, files: &mut Vec<SimFile>) {
-        if std::mem::take(&mut self.mirror_lost) {
-            files.pop();
-            self.formats.pop();
-            self.stack.second = None;
-            self.ran.mirrors[0] += 1;
-        }
-    }
-
-    /// A change is answered: it was marked before, and if it went well it is in the mirror.
-    fn note_change(&mut self, request: &Request, outcome: Outcome) -> Result<(), String> {
-        let (Verb::Write { .. } | Verb::Zero { .. } | Verb::Discard { .. }) = request.verb else {
-            return Ok(());
-        };
-        if !self.stack.marked.all(request.span) {
-            return Err(format!("{request:?} was not marked in the log of changes"));
-        }
-        if outcome.is_ok() && !matches!(request.verb, Verb::Discard { .. }) {
-            let range = request.span.start as usize..request.span.end() as usize;
-            self.stack.mirrored[range].fill(true);
-        }
-        Ok(())
-    }
-
-    /// A remote mirror that never failed holds everything that was answered since it was opened.
-    fn verify_mirror(&mut self) -> Result<(), String> {
-        let mirror = self.stack.second.filter(|s| s.remote && s.purpose == Purpose::Mirror);
-        if mirror.is_none() || self.engine.events().mirror_lost.is_some() {
-            return Ok(());
-        }
-        self.ran.mirrors[1] += 1;
-        let files = &self.engine.disk_ref().inner_ref().files;
-        let bytes = &files[files.len() - 1].bytes;
-        for s in (0..self.sectors).filter(|s| self.stack.mirrored[*s as usize]) {
-            let value = parse(&bytes[s as usize * 512..][..512], s);
-            if !self.model.may_survive(s, value, false) {
-                let why = self.model.explain(s);
-                return Err(format!("the mirror's sector {s} holds {value:#x}, allowed {why}"));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -1,9 +1,10 @@
-//! `tap-ctl commit`: an inner image goes into its parent while a client reads and writes.
+//! `tap-ctl commit`: an image goes into its parent while a client reads and writes.
 use std::fs;
 use std::time::{Duration, Instant};
 
 use tests::both_engines;
 use tests::rig::nbd::{Client, Verb};
+use tests::rig::places::{SmallFileSystem, root};
 use tests::rig::{MIB, Rig, Served, qemu_img};
 
 const SIZE: u64 = 64 * MIB;
@@ -228,7 +229,6 @@ both_engines! {
             let refused = served.tell("commit", &["-a", &path]).exits(errno);
             assert!(refused.err.contains(says), "{refused:?}");
         };
-        refused("leaf", libc::EOPNOTSUPP, "is the leaf");
         refused("base", libc::EINVAL, "has no parent");
         refused("other", libc::ENOENT, "no image of this disk");
         refused("gone", libc::ENOENT, "gone");
@@ -238,10 +238,125 @@ both_engines! {
         let sibling = rig.serve(&rig.name("qcow2", "sibling"), &[]);
         refused("a2", libc::EBUSY, "in use by another disk");
         sibling.destroy();
+        overlay(rig, "qcow2", "sibling", Some("a2"));
+        let sibling = rig.serve(&rig.name("qcow2", "sibling"), &[]);
+        refused("leaf", libc::EBUSY, "in use by another disk");
+        assert_eq!(served.client().read(0, 512).unwrap().len(), 512, "the disk goes on");
+        sibling.destroy();
         served.pause();
         refused("a2", libc::EBADF, "paused");
         served.unpause(&[]);
         served.tell("cancel", &[]).ok();
         served.destroy();
+    }
+
+    /// The leaf goes into its parent while it is written. Afterwards either is the disk: a storage
+    /// manager gives base the leaf's name, or does not get to it.
+    fn the_leaf_goes_into_its_parent_under_load(rig) {
+        for (format, renamed) in [("qcow2", true), ("vhd", true), ("qcow2", false), ("vhd", false)] {
+            let mut model = family(rig, format);
+            let a1 = fs::read(rig.path("a1")).unwrap();
+            let served = rig.serve(&rig.name(format, "leaf"), &[]);
+            let mut disk = served.client();
+            commit(&served, rig, "leaf");
+            let over = format!("Commit status 'concluded' ({SIZE}/{SIZE})\n");
+            for i in 0..200u64 {
+                let at = (i * 1_237_504) % (SIZE - MIB);
+                write(&mut disk, &mut model, at, 512 * (1 + i % 90), 200 + (i % 50) as u8);
+                disk.expect(at, 512, 200 + (i % 50) as u8);
+                if i % 20 == 0 {
+                    zero(&mut disk, &mut model, (i * 3_000_320) % (SIZE - MIB), 300_032);
+                }
+            }
+            assert_eq!(wait(&served), (over.clone(), 0), "{}", rig.log());
+            assert!(disk.dump() == model, "{format}: after it");
+            assert!(a1 == fs::read(rig.path("a1")).unwrap(), "only the parent is written");
+            // Changes go to both from now on, so nobody may take the chain away meanwhile.
+            write(&mut disk, &mut model, 7 * MIB, 2 * MIB, 55);
+            zero(&mut disk, &mut model, 8 * MIB, MIB / 2);
+            let path = rig.path("a2").display().to_string();
+            let refused = served.tell("commit", &["-a", &path]).exits(libc::EBUSY);
+            assert!(refused.err.contains("pause and unpause it"), "{refused:?}");
+            disk.flush().unwrap();
+            if renamed {
+                fs::rename(rig.path("a2"), rig.path("leaf")).unwrap();
+            }
+            served.pause();
+            served.unpause(&[]);
+            assert_eq!(served.tell("query", &[]).ok().out, over, "it stays so");
+            assert!(disk.dump() == model, "{format}: renamed {renamed}");
+            write(&mut disk, &mut model, 11 * MIB, MIB, 56);
+            served.destroy();
+            is_whole(rig, format, "leaf");
+            assert_eq!(parent(rig, format, "leaf"), if renamed { "a1" } else { "a2" });
+            let served = rig.serve(&rig.name(format, "leaf"), &[]);
+            assert!(served.client().dump() == model, "{format}: renamed {renamed}, at the end");
+            served.destroy();
+            forget(rig, &["base", "a1", "leaf"]);
+            fs::remove_file(rig.path("a2")).ok();
+        }
+    }
+
+    /// The leaf's commit over a pause, a kill, a cancellation; and on a disk that is closed.
+    fn the_leafs_commit_meets_pauses_kills_and_the_end(rig) {
+        for format in ["qcow2", "vhd"] {
+            let mut model = family(rig, format);
+            let served = rig.serve(&rig.name(format, "leaf"), &[]);
+            let mut disk = served.client();
+            commit(&served, rig, "leaf");
+            served.pause();
+            served.unpause(&[]);
+            write(&mut disk, &mut model, 3 * MIB, MIB, 81);
+            assert_eq!(wait(&served).1, 0, "{}", rig.log());
+            assert!(disk.dump() == model, "{format}: over a pause");
+            served.pause();
+            served.unpause(&[]);
+            commit(&served, rig, "leaf");
+            served.tell("cancel", &["-w"]).ok();
+            let (said, code) = wait(&served);
+            assert!(code == libc::ECANCELED || said.contains("concluded"), "{said} {code}");
+            write(&mut disk, &mut model, 4 * MIB, MIB, 82);
+            served.pause();
+            // Another leaf: the commit of the one that was is over.
+            served.unpause(&[]);
+            commit(&served, rig, "leaf");
+            write(&mut disk, &mut model, 5 * MIB, MIB, 83);
+            disk.flush().unwrap();
+            served.crash();
+            let served = rig.serve(&rig.name(format, "leaf"), &[]);
+            assert!(served.client().dump() == model, "{format}: after a kill");
+            commit(&served, rig, "leaf");
+            served.destroy();
+            ["a2", "leaf"].into_iter().for_each(|name| is_whole(rig, format, name));
+            let served = rig.serve(&rig.name(format, "leaf"), &[]);
+            assert!(served.client().dump() == model, "{format}: closed meanwhile");
+            served.destroy();
+            forget(rig, &["base", "a1", "a2", "leaf"]);
+        }
+    }
+
+    /// A base that fails ends the commit and nothing else.
+    fn a_base_without_room_costs_the_commit_alone(rig) {
+        if !root("a small file system for a base without room") {
+            return;
+        }
+        let small = SmallFileSystem::mount(&rig.path("small"), 6 * MIB);
+        overlay(rig, "vhd", "small/base", None);
+        overlay(rig, "vhd", "leaf2", Some("small/base"));
+        let mut model = vec![0; SIZE as usize];
+        let served = rig.serve(&rig.name("vhd", "leaf2"), &["-t", "2"]);
+        let mut disk = served.client();
+        write(&mut disk, &mut model, MIB, 24 * MIB, 5);
+        commit(&served, rig, "leaf2");
+        for i in 0..40u64 {
+            write(&mut disk, &mut model, i * MIB, 300_032, 100 + i as u8);
+        }
+        assert_eq!(wait(&served), (String::new(), libc::ENOSPC), "{}", rig.log());
+        assert!(disk.dump() == model, "the disk has not noticed");
+        served.pause();
+        served.unpause(&[]);
+        assert!(disk.dump() == model);
+        served.destroy();
+        drop(small);
     }
 }
