@@ -11,7 +11,7 @@ mod exchange;
 
 use crate::error::Error;
 use crate::messages::{
-    Blkif, COOKIE_ALL, CommitStatus, ImageInfo, KEY_BYTES_MAX, ListEntry, Params, Request,
+    Blkif, COOKIE_ALL, CommitStatus, ImageInfo, KEY_BYTES_MAX, ListEntry, Params, Rates, Request,
     StatInfo, TapdiskPid, Text, Upgraded, flag,
 };
 use crate::paths::RunDir;
@@ -222,6 +222,14 @@ impl Client {
     /// See [`Client::pid`].
     pub fn cancel(&self, pid: i32, minor: u16, wait: bool) -> Result<(), Error> {
         self.simple(pid, &Request::CancelCommit { minor, wait }, None)
+    }
+
+    /// Change the limits of a VBD, and learn what they are then.
+    ///
+    /// # Errors
+    /// See [`Client::pid`]. ENODEV: unknown minor; EINVAL: a tapdisk without limits.
+    pub fn limit(&self, pid: i32, minor: u16, rates: Rates) -> Result<Rates, Error> {
+        self.begin(pid, &Request::Limit { minor, rates }, Some(LIST_LIMIT))?.reply()
     }
 
     /// Size and sector size of a VBD as stored when it was opened.

@@ -10,6 +10,7 @@ mod detach;
 mod doctor;
 mod extra;
 mod free;
+mod limit;
 mod list;
 mod module;
 mod open;
@@ -25,7 +26,7 @@ use crate::cli::{Command, Listed};
 use std::ffi::OsStr;
 
 /// All commands, in the order in which the original lists its own.
-pub static COMMANDS: [&Command; 23] = [
+pub static COMMANDS: [&Command; 24] = [
     &list::COMMAND,
     &allocate::COMMAND,
     &free::COMMAND,
@@ -46,6 +47,7 @@ pub static COMMANDS: [&Command; 23] = [
     &commit::COMMIT,
     &commit::QUERY,
     &commit::CANCEL,
+    &limit::COMMAND,
     &doctor::COMMAND,
     &extra::COMPLETIONS,
     &extra::MAN,

@@ -15,6 +15,7 @@
 mod bodies;
 mod device;
 mod numbers;
+mod rates;
 mod request;
 mod text;
 
@@ -24,6 +25,7 @@ pub use bodies::{
 };
 pub use device::{Device, DeviceOptions};
 pub use numbers::{flag, kind, state, type_name};
+pub use rates::{Rates, amount};
 pub use request::{RefuseReason, Request, validate_request};
 pub use text::{TEXT_BYTES, TEXT_LEN_MAX, Text, TextError};
 

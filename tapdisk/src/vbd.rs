@@ -19,6 +19,7 @@ pub mod handover;
 mod host_idle;
 pub(crate) mod metrics;
 mod options;
+mod rates;
 mod report;
 mod ring_files;
 mod rings;
@@ -127,6 +128,8 @@ pub struct Vbd {
     goes_without: bool,
     /// The last commit of an inner image.
     commit: Option<commit::Asked>,
+    /// How many bytes and operations a second it may have.
+    rates: rates::Kept,
 }
 
 /// What stays in force from OPEN to CLOSE.
@@ -228,6 +231,7 @@ impl Vbd {
             goes_on: false,
             goes_without: false,
             commit: None,
+            rates: rates::Kept::default(),
         }
     }
 

@@ -29,6 +29,12 @@ fn every_bug_planted_in_commits_is_found() {
     find_planted("changes go to the top alone", SEEDS, planted(Bug::ChangesPassBase));
     find_planted("zeros are not committed", SEEDS, planted(Bug::ZerosNotCommitted));
     find_planted("a commit is over before its flush", SEEDS, planted(Bug::ConcludedTooEarly));
+    // Many short lives: it shows when power goes soon after a zero.
+    let relies = |seed| {
+        let setup = planted(Bug::ReliesOnBase)(seed);
+        Setup { churn: true, requests: 60, cuts: 12, ..setup }
+    };
+    find_planted("a top relies on zeros in base", SEEDS, relies);
     let beside = planted(Bug::ConcludedBesideChanges);
     find_planted("a commit is over beside changes", SEEDS, beside);
 }

@@ -365,11 +365,11 @@ impl Body for Upgraded {
 }
 
 /// Offsets are constants of this file, tested below, so the slices cannot be out of range.
-fn put<const N: usize>(frame: &mut Frame, offset: usize, bytes: [u8; N]) {
+pub(super) fn put<const N: usize>(frame: &mut Frame, offset: usize, bytes: [u8; N]) {
     frame[offset..offset + N].copy_from_slice(&bytes);
 }
 
-fn take<const N: usize>(frame: &Frame, offset: usize) -> [u8; N] {
+pub(super) fn take<const N: usize>(frame: &Frame, offset: usize) -> [u8; N] {
     let mut bytes = [0; N];
     bytes.copy_from_slice(&frame[offset..offset + N]);
     bytes

@@ -43,6 +43,8 @@ pub mod kind {
     /// Ours, above all that blktap and its qcow2 builds use (31 to 36).
     pub const UPGRADE: u16 = 100;
     pub const UPGRADE_RSP: u16 = 101;
+    pub const LIMIT: u16 = 102;
+    pub const LIMIT_RSP: u16 = 103;
 }
 
 /// Flags of OPEN and RESUME (§3.3). RESUME looks at [`ADD_LOG`](flag::ADD_LOG) and
@@ -169,6 +171,8 @@ pub fn type_name(number: u16) -> &'static str {
         CANCEL_COMMIT_JOB_RSP => "cancel commit job response",
         UPGRADE => "upgrade",
         UPGRADE_RSP => "upgrade response",
+        LIMIT => "limit",
+        LIMIT_RSP => "limit response",
         _ => "unknown",
     }
 }

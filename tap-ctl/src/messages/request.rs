@@ -1,6 +1,7 @@
 //! Requests: what a daemon may be asked, checked at the edge (§3.4).
 
 use super::bodies::{Blkif, Body, Params, Program, Response};
+use super::rates::Rates;
 use super::text::{TEXT_BYTES, Text};
 use super::{COOKIE_ALL, Frame, Message, flag, kind};
 use std::fmt;
@@ -96,6 +97,13 @@ pub enum Request {
         /// The reply comes when nothing is written any more.
         wait: bool,
     },
+    /// Ours: how many bytes and operations a second a VBD may have; the reply has what is in force.
+    Limit {
+        /// Its minor.
+        minor: u16,
+        /// What changes.
+        rates: Rates,
+    },
     /// Ours: go on with this program, in the same process.
     Upgrade {
         /// Its path, which begins with a slash.
@@ -143,6 +151,7 @@ pub fn validate_request(frame: &Frame) -> Result<Request, RefuseReason> {
         kind::XENBLKIF_CONNECT => Request::Connect { minor, blkif: blkif(frame)? },
         kind::XENBLKIF_DISCONNECT => disconnect(frame),
         kind::DISK_INFO => Request::DiskInfo { minor },
+        kind::LIMIT => Request::Limit { minor, rates: rates(frame)? },
         kind::UPGRADE => Request::Upgrade { program: program(frame)? },
         kind::COMMIT => Request::Commit { minor, path: program(frame)? },
         kind::QUERY_COMMIT_JOB => Request::QueryCommit { minor },
@@ -162,6 +171,10 @@ fn params(frame: &Frame) -> Result<Params, RefuseReason> {
 
 fn blkif(frame: &Frame) -> Result<Blkif, RefuseReason> {
     Blkif::read_from(frame).map_err(|_| RefuseReason::PoolNotTerminated)
+}
+
+fn rates(frame: &Frame) -> Result<Rates, RefuseReason> {
+    Rates::read_from(frame).map_err(|_| RefuseReason::PathNotTerminated)
 }
 
 fn program(frame: &Frame) -> Result<Text, RefuseReason> {
@@ -199,6 +212,7 @@ impl Request {
             Request::Commit { .. } => kind::COMMIT,
             Request::QueryCommit { .. } => kind::QUERY_COMMIT_JOB,
             Request::CancelCommit { .. } => kind::CANCEL_COMMIT_JOB,
+            Request::Limit { .. } => kind::LIMIT,
         }
     }
 
@@ -227,6 +241,7 @@ impl Request {
             | Request::Commit { minor, .. }
             | Request::QueryCommit { minor }
             | Request::CancelCommit { minor, .. }
+            | Request::Limit { minor, .. }
             | Request::DiskInfo { minor } => minor,
         }
     }
@@ -235,7 +250,7 @@ impl Request {
     /// queued and served one at a time.
     pub fn is_reentrant(&self) -> bool {
         let stats = matches!(self, Request::Stats { .. } | Request::QueryCommit { .. });
-        stats || matches!(self, Request::Pid | Request::List)
+        stats || matches!(self, Request::Pid | Request::List | Request::Limit { .. })
     }
 
     /// Does a block of [`LOG_PATH_BYTES`](super::LOG_PATH_BYTES) bytes follow the message?
@@ -267,6 +282,7 @@ impl Request {
             Request::Upgrade { program } => {
                 Message::with(number, cookie, &Program { path: *program })
             }
+            Request::Limit { rates, .. } => Message::with(number, cookie, rates),
             Request::Commit { path, .. } => Message::with(number, cookie, &Program { path: *path }),
             Request::CancelCommit { wait, .. } => {
                 Message::with(number, cookie, &Response { error: i32::from(*wait) })

@@ -1,5 +1,5 @@
 //! The stage of admission: what is checked and noted of a request before the machine sees it, and
-//! whether a change may begin. Limits of a disk will have their place here.
+//! whether a change may begin. Rates have a file of their own (`throttle.rs`).
 use image::Span;
 
 use crate::slot::Cause;
@@ -24,13 +24,25 @@ impl<D: Disk> Engine<D> {
     pub(super) fn admit(&mut self, id: SlotId, request: &Request, wrong: Option<Wrong>) {
         match wrong {
             None => {
-                self.note_overlaps(id);
+                if self.watches {
+                    self.look_closely(id);
+                }
                 self.note_change(request);
             }
             Some(wrong) => {
                 let file = self.map.top();
                 self.table.fail(id, wrong.cause(file));
             }
+        }
+    }
+
+    /// What is looked at only where something asks for it.
+    #[cold]
+    #[inline(never)]
+    fn look_closely(&mut self, id: SlotId) {
+        self.note_overlaps(id);
+        if self.throttle.is_on() {
+            self.charge_or_wait(id);
         }
     }
 

@@ -36,6 +36,8 @@ pub enum Bug {
     ZerosNotCommitted,
     /// A commit is over when all is written, flushed or not.
     ConcludedTooEarly,
+    /// The top lets go of what it holds where the base of a commit has zeros, flushed or not.
+    ReliesOnBase,
     /// A commit is over while changes are under way that pieces have left something to.
     ConcludedBesideChanges,
 }

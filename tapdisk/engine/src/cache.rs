@@ -50,8 +50,6 @@ impl Local {
 pub struct LocalCache {
     /// The leaf's file system has room for it.
     pub room: bool,
-    /// Overlaps are noted: for what is read to be kept, or for pieces of a commit.
-    pub notes: bool,
     /// Slots being written at once: now and at most.
     writing: u16,
     writing_max: u16,
@@ -87,17 +85,12 @@ impl<D: Disk> Engine<D> {
     }
 
     /// A request starts: notes what its span makes stale, here or elsewhere.
-    #[inline]
     pub(super) fn note_overlaps(&mut self, id: SlotId) {
         let careless = cfg!(any(debug_assertions, feature = "canary")) && self.local_cache.careless;
         let over = self.rules.bug == Bug::PieceOverAChange;
-        if self.local_cache.notes && !careless && !over {
-            self.note_all_overlaps(id);
+        if careless || over || !(self.keeps_reads() || self.commit.has_pieces()) {
+            return;
         }
-    }
-
-    #[inline(never)]
-    fn note_all_overlaps(&mut self, id: SlotId) {
         let request = self.slot(id).request;
         let change = request.verb.changes();
         let mut own = 0;

@@ -106,7 +106,11 @@ impl<D: Disk> Engine<D> {
         let (below, count) = self.map(from, rest)?;
         let certain =
             || self.rules.bug == Bug::DoubtIsZero || self.certain(from, rest.first(count));
-        let below_zero = below == Found::Zero && certain();
+        // Zeros that base has had in this session may not be on the medium when the top lets go of
+        // what it holds: after a cut base would show what was there before.
+        let base = self.commit.base().is_some() && target == self.map.top();
+        let relies = !base || self.rules.bug == Bug::ReliesOnBase;
+        let below_zero = below == Found::Zero && relies && certain();
         let want = match verb {
             Verb::Zero { keep, .. } => Want::Zero { below_zero, keep },
             _ => Want::Discard { below_zero },

@@ -90,6 +90,21 @@ impl Commit {
         matches!(self.stage, Stage::Copying | Stage::Flushing)
     }
 
+    /// No new piece begins, or pieces begin again.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// Whether there are pieces.
+    pub fn has_pieces(&self) -> bool {
+        self.busy > 0
+    }
+
+    /// Whether there are, or will be.
+    pub fn wants_care(&self) -> bool {
+        self.busy > 0 || self.stage == Stage::Copying
+    }
+
     fn wants_slot(&self) -> bool {
         let more = self.busy == 0 || (self.next < self.end && self.busy < PIECES);
         self.stage == Stage::Copying && !self.held && more
@@ -104,12 +119,7 @@ impl<D: Disk> Engine<D> {
 
     /// Whether pieces are at work.
     pub fn has_pieces(&self) -> bool {
-        self.commit.busy > 0
-    }
-
-    /// No new piece begins, so that the engine comes to rest; or they begin again.
-    pub fn hold_commit(&mut self, held: bool) {
-        self.commit.held = held;
+        self.commit.has_pieces()
     }
 
     /// Gives the commit up, unless it is over: base gets nothing more.
@@ -167,16 +177,7 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Gives free slots to pieces.
-    #[inline]
     pub(super) fn begin_pieces(&mut self) {
-        if self.commit.stage == Stage::Copying {
-            self.begin_all_pieces();
-        }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn begin_all_pieces(&mut self) {
         while self.can_begin_piece() {
             let id = self.table.large_free.pop().expect("there is one");
             self.begin_piece(SlotId(id));
@@ -210,7 +211,6 @@ impl<D: Disk> Engine<D> {
         let since = self.io.now;
         self.table[id] = Slot { state: State::Piece, since, local, ..Slot::free() };
         self.commit.busy += 1;
-        self.local_cache.notes = true;
         self.table.begin(id);
     }
 
@@ -353,7 +353,7 @@ impl<D: Disk> Engine<D> {
     fn end_piece(&mut self, id: SlotId) {
         self.table.end(id);
         self.commit.busy -= 1;
-        self.local_cache.notes = self.commit.busy > 0 || self.keeps_reads();
+        self.watch();
         let slot = &mut self.table[id];
         (slot.local, slot.state, slot.error) = (Local::default(), State::Free, None);
         self.table.large_free.push(id.0);

@@ -40,6 +40,7 @@ pub mod slot;
 mod slots;
 pub mod stats;
 mod table;
+pub mod throttle;
 mod unpack;
 
 pub use bug::Bug;
@@ -58,6 +59,7 @@ use ops::Ops;
 use slot::{Cause, Slot};
 use stats::Stats;
 use table::Table;
+use throttle::Throttle;
 use unpack::Unpacker;
 
 /// Pieces of one request at most before others have their turn, and rounds of all in one step.
@@ -124,6 +126,10 @@ pub struct Engine<D: Disk> {
     chores: Chores,
     /// Of the top, to its parent.
     commit: Commit,
+    throttle: Throttle,
+    /// There is something to look at for each request, or before each step: the local cache, a
+    /// commit, rates.
+    watches: bool,
     events: Events,
     stats: Stats,
 }
@@ -148,6 +154,8 @@ impl<D: Disk> Engine<D> {
             unpacker: Unpacker::default(),
             chores: Chores::default(),
             commit: Commit::default(),
+            throttle: Throttle::default(),
+            watches: false,
             events: Events::default(),
             stats: Stats::default(),
             rules: Rules {
@@ -184,7 +192,8 @@ impl<D: Disk> Engine<D> {
         self.local_cache = LocalCache::new(self.rules.limits.slots());
         self.commit = Commit::of(&chain);
         self.map.chain = Some(chain);
-        self.local_cache.notes = self.keeps_reads();
+        self.lift_rates(false);
+        self.watch();
     }
 
     /// Takes the chain out again. Nothing may be in flight.
@@ -248,7 +257,7 @@ impl<D: Disk> Engine<D> {
 
     /// Whether a step has something to do at once.
     pub fn has_ready(&self) -> bool {
-        !self.table.ready.is_empty() || self.can_begin_piece()
+        !self.table.ready.is_empty() || (self.watches && self.can_begin_piece())
     }
 
     /// The disk engine below.
@@ -309,7 +318,9 @@ impl<D: Disk> Engine<D> {
             }
         }
         self.io.ops.retry(&mut self.io.disk, now);
-        self.begin_pieces();
+        if self.watches {
+            self.before_a_step();
+        }
         self.table.oldest = self.oldest_active();
         for _ in 0..self.rules.steps_max {
             if std::mem::take(&mut self.table.progress) {
@@ -330,7 +341,27 @@ impl<D: Disk> Engine<D> {
     /// When `step` has to be called again even if nothing finishes, in µs; `None` if never.
     pub fn next_retry(&mut self) -> Option<u64> {
         let now = self.io.now;
-        self.io.ops.retry(&mut self.io.disk, now)
+        let retry = self.io.ops.retry(&mut self.io.disk, now);
+        retry.into_iter().chain(self.next_credit()).min()
+    }
+
+    /// Whether there is something to look at beside the requests themselves.
+    fn watch(&mut self) {
+        self.watches = self.keeps_reads() || self.commit.wants_care() || self.throttle.is_on();
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn before_a_step(&mut self) {
+        self.begin_pieces();
+        self.let_waiting_go();
+    }
+
+    /// Nothing that nobody asked for begins, and nobody waits for a rate, so that the engine comes
+    /// to rest; or that is over.
+    pub fn come_to_rest(&mut self, rests: bool) {
+        self.commit.hold(rests);
+        self.lift_rates(rests);
     }
 
     fn oldest_active(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! What the requests do, and what is answered.
 use slog::{info, warn};
 use tap_ctl::messages::{
-    Blkif, COOKIE_ALL, ListEntry, Message, Request, Response, StatInfo, TapdiskPid, kind,
+    Blkif, COOKIE_ALL, ListEntry, Message, Rates, Request, Response, StatInfo, TapdiskPid, kind,
 };
 
 use super::upgrade::{Arriving, Leaving};
@@ -84,6 +84,7 @@ impl Daemon {
             Request::List => Some(self.list()),
             Request::Stats { minor } => Some(self.stats(*minor)),
             Request::QueryCommit { minor } => Some(self.query_commit(request, *minor)),
+            Request::Limit { minor, rates } => Some(self.limit(request, *minor, rates)),
             _ => None,
         }
     }
@@ -140,7 +141,11 @@ impl Daemon {
             Request::CancelCommit { minor, wait } => {
                 return self.on_commit(request, *minor, now, |vbd, _| vbd.cancel_commit(*wait));
             }
-            Request::Pid | Request::List | Request::Stats { .. } | Request::QueryCommit { .. } => {
+            Request::Pid
+            | Request::List
+            | Request::Stats { .. }
+            | Request::QueryCommit { .. }
+            | Request::Limit { .. } => {
                 unreachable!("answered at once")
             }
         };
@@ -174,6 +179,16 @@ impl Daemon {
             },
         };
         Begun::Done(self.reply(request, result))
+    }
+
+    fn limit(&mut self, request: &Request, minor: u16, rates: &Rates) -> Vec<u8> {
+        let (number, cookie) = (request.reply_kind(), request.cookie());
+        let Daemon { env, vbds, .. } = self;
+        let message = match vbds.iter_mut().find(|vbd| vbd.minor == minor) {
+            None => Message::refusal(cookie, libc::ENODEV, &self.unknown(minor)),
+            Some(vbd) => Message::with(number, cookie, &vbd.limit(env, rates)),
+        };
+        message.encode().to_vec()
     }
 
     fn query_commit(&mut self, request: &Request, minor: u16) -> Vec<u8> {

@@ -251,7 +251,7 @@ impl Vbd {
                 if self.is_served() {
                     self.frontends.go_on();
                     if let Some(data) = &mut self.data {
-                        data.engine.hold_commit(false);
+                        data.engine.come_to_rest(false);
                     }
                 }
                 None
@@ -307,7 +307,7 @@ impl Vbd {
             self.end_leaf_commit();
         }
         let Some(data) = &mut self.data else { return None };
-        data.engine.hold_commit(true);
+        data.engine.come_to_rest(true);
         match goal {
             Goal::Pause => self.frontends.suspend(),
             Goal::Close | Goal::Fail { .. } => self.frontends.hang_up(&mut data.engine),
@@ -367,6 +367,7 @@ impl Vbd {
     /// The end of CLOSE: sockets, engine and name go. Counters are kept.
     fn forget(&mut self, env: &Env) -> Option<Answer> {
         self.end_leaf_commit();
+        self.rates = super::rates::Kept::default();
         self.keep_ring();
         (self.frontends.nbd, self.frontends.rings, self.frontends.ublk) = (None, None, None);
         self.frontends.forget_events();

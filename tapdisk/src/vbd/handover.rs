@@ -73,6 +73,8 @@ struct OpenState {
     /// The guests' event channels.
     events: Option<Carried>,
     rings: Vec<RingState>,
+    #[serde(default)]
+    rates: super::rates::Kept,
 }
 
 /// What is open; names are bytes.
@@ -194,6 +196,7 @@ impl Vbd {
                     tap,
                     events,
                     rings: rings.map(GuestRings::states).unwrap_or_default(),
+                    rates: self.rates,
                 }))
             }
             _ if matches!(self.state, State::Attached) => Life::Attached,
@@ -257,6 +260,7 @@ impl Vbd {
         };
         self.device = device;
         self.mirror_failed = open.mirror_failed;
+        self.rates = open.rates;
         let export = Export {
             sectors: open.sectors,
             sector_size: open.sector_size,

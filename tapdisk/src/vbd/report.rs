@@ -44,6 +44,7 @@ impl Vbd {
             if let Some(waits) = self.waits() {
                 j.key("waits").string(&waits);
             }
+            self.limits_shown(j);
             if let Some(data) = data {
                 ours(data, &self.frontends, env, j);
             }

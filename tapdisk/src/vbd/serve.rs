@@ -50,7 +50,8 @@ impl Vbd {
         let own_slots = self.wanted_device().map_or(0, |kind| kind.own_slots());
         let place = (self.minor, self.token);
         let frontends = &mut self.frontends;
-        let data = DataPath::start(env, place, (opened, own_slots), images, frontends)?;
+        let mut data = DataPath::start(env, place, (opened, own_slots), images, frontends)?;
+        data.engine.set_rates(self.rates.rates());
         Ok(self.data.insert(data))
     }
 

@@ -1,8 +1,10 @@
 //! What stands beside the chain of a simulated disk: encryption, the local cache, a secondary, a
 //! log of changes. Its chances are its own, so that old seeds stay what they were.
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use engine::chain::Role;
+use engine::throttle::Rates;
 use image::Span;
 use image::{Changes, Cipher, Purpose};
 
@@ -111,6 +113,20 @@ impl Stack {
     /// Whether the owner takes base for the disk once the commit is over.
     pub fn wants_base(&mut self) -> bool {
         self.commits.as_mut().is_some_and(|rng| rng.one_in(2))
+    }
+
+    /// Rates that make some requests wait, now and then.
+    pub fn rates(&mut self) -> Rates {
+        let Some(rng) = &mut self.commits else { return Rates::default() };
+        if !rng.one_in(4) {
+            return Rates::default();
+        }
+        let mut rate = |most: u64| if rng.one_in(2) { 1 + rng.below(most) } else { 0 };
+        Rates {
+            bytes: [rate(1 << 22), rate(1 << 22)],
+            ops: [rate(100), rate(100)],
+            burst: Duration::from_millis(10),
+        }
     }
 
     /// The cipher of every VHD.

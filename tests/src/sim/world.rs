@@ -450,6 +450,7 @@ impl World {
         let policy = Policy { barriers, timeout_s: 600, ..Policy::default() };
         self.engine.attach(chain, &infos, policy);
         self.engine.set_room(true);
+        self.engine.set_rates(self.stack.rates());
         if self.setup.careless_cache {
             self.engine.forget_overlaps();
         }
@@ -802,7 +803,7 @@ impl World {
     }
 
     fn drain(&mut self) -> Result<(), String> {
-        self.engine.hold_commit(self.value.is_multiple_of(2));
+        self.engine.come_to_rest(self.value.is_multiple_of(2));
         for _ in 0..200_000 {
             if self.at_work.is_empty() && self.engine.idle() {
                 return Ok(());

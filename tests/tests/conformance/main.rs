@@ -14,6 +14,7 @@ mod images;
 mod io;
 mod kills;
 mod layers;
+mod limits;
 mod locators;
 mod misuse;
 mod originals;

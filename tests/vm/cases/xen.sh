@@ -228,10 +228,14 @@ case_blkback_on_block_tapdisk() {
     xl block-detach one xvdb
     await 30 "the end of tapdisk $pid" sh -c "! kill -0 $pid"
     same "devices at the end" "" "$(tap-ctl list --devices)"
-    # Read-only stays so; a device whose tapdisk is dead goes as well.
-    xl block-attach one vdev=xvdb,access=ro,script=block-tapdisk,target=vhd:/srv/disk.vhd
+    # Read-only stays so; a device whose tapdisk is dead goes as well. Limits come with the target.
+    local began
+    xl block-attach one \
+        vdev=xvdb,access=ro,script=block-tapdisk,target=read-bps=2Mi,vhd:/srv/disk.vhd
     until_disk one xvdb
+    began=$(date +%s)
     guest run one "[ \$(cat /sys/block/xvdb/ro) = 1 ] && disk-load check /dev/xvdb bytes=16777216"
+    [ $(($(date +%s) - began)) -ge 7 ] || fail "a guest with 2 MiB a second read 16 MiB sooner"
     row=$(tap-ctl list --devices)
     pid=${row#* pid=} pid=${pid%% *}
     kill -9 "$pid"

@@ -11,9 +11,9 @@ use crate::ring::{Fault, Rings, tap_of_print};
 use crate::tapdisk;
 use crate::trouble::{Cause, Trouble};
 use crate::view::{Mode, Reader, Tap, TapId, View, state, text};
-use slog::info;
+use slog::{info, warn};
 use tap_ctl::error::Error as TapError;
-use tap_ctl::messages::{ImageInfo, Request};
+use tap_ctl::messages::{ImageInfo, Rates, Request, amount};
 use xenstore::{Access, Error, Permission, Transaction};
 
 /// The name of our own note about the connected ring.
@@ -86,6 +86,7 @@ impl Steps<'_> {
         let disk = self.disk(tap, view).await?;
         let print = rings.print(tap);
         let found = self.join(tap, &rings, view, known, &print).await?;
+        self.limit(tap).await;
         let pages = 1 << rings.order;
         let (how, count) = (if found { "found" } else { "made" }, rings.queues.len());
         info!(self.log, "connection {how}: {tap}, {count} rings of {pages} pages, {}",
@@ -235,6 +236,30 @@ impl Steps<'_> {
             cdrom: kind.as_deref() == Some("cdrom"),
             discard: discard.as_deref() != Some("0"),
         })
+    }
+
+    /// Gives the disk the limits that stand beside its other keys. What makes no sense, or a
+    /// tapdisk that knows no limits, is no reason to refuse a guest its disk.
+    async fn limit(&self, tap: TapId) {
+        let mut rates = Rates::default();
+        let places = rates.bytes.iter_mut().chain(&mut rates.ops).chain([&mut rates.burst_ms]);
+        let names = ["read-bps", "write-bps", "read-iops", "write-iops", "burst-ms"];
+        for (name, place) in names.into_iter().zip(places) {
+            let key = format!("limit-{name}");
+            let Ok(Some(value)) = self.desk.store.read(&self.key(&key)).await else { continue };
+            let value = text(&value);
+            *place = amount(value.trim());
+            if place.is_none() {
+                warn!(self.log, "{key} is no number: {}", show::line(value.as_bytes()));
+            }
+        }
+        if rates == Rates::default() {
+            return;
+        }
+        match self.order(tap, &Request::Limit { minor: tap.minor, rates }).await {
+            Ok(()) => info!(self.log, "{tap} has limits: {rates:?}"),
+            Err(error) => warn!(self.log, "{tap} has no limits: {error}"),
+        }
     }
 
     /// A number that is only advice: 0 if it is absent or none.

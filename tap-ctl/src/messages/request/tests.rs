@@ -26,6 +26,7 @@ fn all() -> Vec<Request> {
         Request::Commit { minor: 11, path: Text::new(b"/sr/x").expect("short") },
         Request::QueryCommit { minor: 12 },
         Request::CancelCommit { minor: 13, wait: true },
+        Request::Limit { minor: 14, rates: Rates { burst_ms: Some(3), ..Rates::default() } },
         Request::Upgrade { program: Text::new(b"/usr/libexec/tapdisk").expect("short") },
     ]
 }
@@ -60,6 +61,7 @@ fn numbers_of_requests_and_replies() {
         (31, 32),
         (33, 34),
         (35, 36),
+        (102, 103),
         (100, 101),
     ];
     assert_eq!(numbers, expected);

@@ -2,7 +2,7 @@
 
 use crate::guest::Guest;
 use crate::rig::Rig;
-use tap_ctl::messages::ImageInfo;
+use tap_ctl::messages::{ImageInfo, Rates};
 
 #[test]
 fn init_wait_does_not_wait_for_the_script() {
@@ -55,6 +55,37 @@ fn xenopsd_s_order_ends_connected_and_the_pid_comes_before_the_guest() {
     let state = tapdisk.state();
     let (minor, blkif) = state.rings.get(&(5, 51712, 0)).expect("one ring");
     assert_eq!((*minor, blkif.poll_duration, blkif.poll_idle_threshold), (4, 8000, 50));
+}
+
+/// Limits stand beside the disk's other keys, as a toolstack or a person writes them.
+#[test]
+fn limits_in_the_backend_s_directory_reach_the_tapdisk() {
+    let rig = Rig::new();
+    let tapdisk = rig.tapdisk(77);
+    let guest = Guest::new(&rig.fake, 5, 51712);
+    guest.xenopsd_plug();
+    for (key, value) in
+        [("limit-write-bps", "50M"), ("limit-read-iops", "500"), ("limit-burst-ms", "soon")]
+    {
+        rig.fake.write(&guest.back(key), value);
+    }
+    guest.script(&rig.tap_path(77, 4));
+    guest.start(&[8]);
+    guest.wait_backend(4);
+    let wanted =
+        Rates { bytes: [None, Some(50_000_000)], ops: [Some(500), None], ..Rates::default() };
+    assert_eq!(tapdisk.state().limits, [(4, wanted)]);
+    // A disk without limits is asked nothing, and a tapdisk without them is used all the same.
+    let other = rig.connected(6, 51712, &tapdisk);
+    drop(other);
+    assert_eq!(tapdisk.state().limits.len(), 1);
+    tapdisk.set(|state| state.old = true);
+    let third = Guest::new(&rig.fake, 7, 51712);
+    third.xenopsd_plug();
+    rig.fake.write(&third.back("limit-read-bps"), "1M");
+    third.script(&rig.tap_path(77, 6));
+    third.start(&[8]);
+    third.wait_backend(4);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
-use tap_ctl::messages::{Blkif, ImageInfo, Message, Request, kind, validate_request};
+use tap_ctl::messages::{Blkif, ImageInfo, Message, Rates, Request, kind, validate_request};
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -26,6 +26,8 @@ pub struct State {
     /// Know nothing of queues, as the original.
     pub old: bool,
     pub image: ImageInfo,
+    /// Limits that were asked for.
+    pub limits: Vec<(u16, Rates)>,
     dead: bool,
 }
 
@@ -153,6 +155,10 @@ fn answer(state: &mut State, request: &Request) -> Message {
                 true => refuse(19),
                 false => Message::new(kind::XENBLKIF_DISCONNECT_RSP, 0),
             }
+        }
+        Request::Limit { minor, rates } if !state.old => {
+            state.limits.push((minor, rates));
+            Message::with(kind::LIMIT_RSP, minor, &rates)
         }
         _ => refuse(22),
     }
