@@ -77,7 +77,7 @@ fn limits_in_the_backend_s_directory_reach_the_tapdisk() {
     assert_eq!(tapdisk.state().limits, [(4, wanted)]);
     // A disk without limits is asked nothing, and a tapdisk without them is used all the same.
     let other = rig.connected(6, 51712, &tapdisk);
-    drop(other);
+    assert_eq!(other.get("state").as_deref(), Some("4"));
     assert_eq!(tapdisk.state().limits.len(), 1);
     tapdisk.set(|state| state.old = true);
     let third = Guest::new(&rig.fake, 7, 51712);
