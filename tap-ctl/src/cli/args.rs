@@ -4,6 +4,7 @@ use super::Opt;
 use crate::failure::Failure;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tap_ctl::messages::{Text, TextError};
 
@@ -30,20 +31,31 @@ impl Args {
         self.options.iter().rev().find(|(opt, _)| is(opt, name))?.1.as_deref()
     }
 
-    /// The number of the option; −1 means "not given", as in the original.
-    pub fn number(&self, name: &str) -> Option<i32> {
-        self.value(name).map(atoi).filter(|number| *number != -1)
+    /// The number of the option; −1 means "not given", as in the original. What is no number is
+    /// refused: the original takes it for 0, and so for somebody else's disk (no caller does that:
+    /// SM, xapi and xl format integers, `docs/compatibility.md`).
+    pub fn number(&self, name: &str) -> Result<Option<i32>, Failure> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        match whole(value) {
+            Some(number) => Ok(Some(number).filter(|number| *number != -1)),
+            None => {
+                let option = if name.chars().count() == 1 { "-" } else { "--" };
+                let shown = show::line(value.as_bytes());
+                let sentence = format!("{option}{name} \"{shown}\": this is no number");
+                Err(Failure::new(libc::EINVAL, sentence).aloud())
+            }
+        }
     }
 
     /// The pid, which the command needs.
     pub fn pid(&self) -> Result<i32, Failure> {
-        self.number("p").ok_or(Failure::Usage)
+        self.number("p")?.ok_or(Failure::Usage)
     }
 
     /// The minor, which the command needs and which must fit into a message's cookie. (The
     /// original cuts off what does not fit, and so addresses another disk.)
     pub fn minor(&self) -> Result<u16, Failure> {
-        let number = self.number("m").ok_or(Failure::Usage)?;
+        let number = self.number("m")?.ok_or(Failure::Usage)?;
         u16::try_from(number).map_err(|_| {
             let sentence = format!("minor {number} does not exist; minors are 0 to 16383");
             Failure::new(libc::EINVAL, sentence)
@@ -56,9 +68,35 @@ impl Args {
     }
 
     /// A time in whole seconds; below 0 counts as 0.
-    pub fn seconds(&self, name: &str) -> Option<Duration> {
+    pub fn seconds(&self, name: &str) -> Result<Option<Duration>, Failure> {
         let seconds = self.number(name)?;
-        Some(Duration::from_secs(u64::try_from(seconds).unwrap_or(0)))
+        Ok(seconds.map(|seconds| Duration::from_secs(u64::try_from(seconds).unwrap_or(0))))
+    }
+
+    /// An image as `TYPE:PATH`, with its path from the root on: a tapdisk has another working
+    /// directory.
+    pub fn image(&self, name: &str) -> Result<Option<Text>, Failure> {
+        let Some(value) = self.value(name) else { return Ok(None) };
+        let bytes = value.as_bytes();
+        const KINDS: [&[u8]; 4] = [b"aio:", b"vhd:", b"qcow2:", b"nbd:"];
+        let kind = KINDS.into_iter().find(|kind| bytes.starts_with(kind));
+        let Some((kind, path)) = kind.map(|kind| bytes.split_at(kind.len())) else {
+            return text(value).map(Some);
+        };
+        // A socket may be named as QEMU does.
+        if path.is_empty() || path.starts_with(b"/") || path.starts_with(b"unix:") {
+            return text(value).map(Some);
+        }
+        let path = absolute(OsStr::from_bytes(path))?;
+        text(OsStr::from_bytes(&[kind, path.as_os_str().as_bytes()].concat())).map(Some)
+    }
+
+    /// A file, from the root on.
+    pub fn path(&self, name: &str) -> Result<Option<Text>, Failure> {
+        let Some(value) = self.value(name).filter(|value| !value.is_empty()) else {
+            return self.text(name);
+        };
+        text(absolute(value)?.as_os_str()).map(Some)
     }
 }
 
@@ -70,6 +108,22 @@ fn text(value: &OsStr) -> Result<Text, Failure> {
     Text::new(value.as_bytes()).map_err(|error: TextError| {
         Failure::new(error.errno(), format!("{error}: {}", value.to_string_lossy()))
     })
+}
+
+fn absolute(path: &OsStr) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|error| {
+        let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
+        let shown = show::path(Path::new(path));
+        Failure::new(errno, format!("{shown}: where this is cannot be told: {error}")).aloud()
+    })
+}
+
+/// A number and nothing else, but for blanks around it; out of range is the nearest one.
+fn whole(value: &OsStr) -> Option<i32> {
+    let text = value.as_bytes().trim_ascii();
+    let digits = text.strip_prefix(b"-").or(text.strip_prefix(b"+")).unwrap_or(text);
+    let number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    number.then(|| atoi(value))
 }
 
 /// C's `atoi`: leading blanks and a sign, then digits; what follows is ignored, no digits are 0.

@@ -23,5 +23,5 @@ static OPTIONS: [Opt; 4] =
 
 fn run(context: &Context, args: &Args) -> Outcome {
     let (pid, minor) = (args.pid()?, args.minor()?);
-    Ok(context.client()?.close(pid, minor, args.has("f"), args.seconds("t"))?)
+    Ok(context.client()?.close(pid, minor, args.has("f"), args.seconds("t")?)?)
 }

@@ -67,7 +67,7 @@ static CANCEL_OPTIONS: [Opt; 3] = [
 
 fn commit(context: &Context, args: &Args) -> Outcome {
     let (pid, minor) = (args.pid()?, args.minor()?);
-    let path = args.text("a")?.ok_or(Failure::Usage)?;
+    let path = args.path("a")?.ok_or(Failure::Usage)?;
     Ok(context.client()?.commit(pid, minor, path)?)
 }
 

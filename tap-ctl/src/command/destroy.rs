@@ -31,7 +31,7 @@ static OPTIONS: [Opt; 3] = [PID.required(), MINOR.required(), TIMEOUT];
 fn run(context: &Context, args: &Args) -> Outcome {
     let (pid, minor) = (args.pid()?, args.minor()?);
     let client = context.client()?;
-    let destroyed = destroy(&client, pid, minor, args.seconds("t"));
+    let destroyed = destroy(&client, pid, minor, args.seconds("t")?);
     // Afterwards: who names a dead tapdisk is told so (ECONNREFUSED, from its socket).
     leftovers::sweep(client.run_dir());
     destroyed

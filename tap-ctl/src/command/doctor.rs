@@ -69,7 +69,7 @@ struct Finding {
 
 fn run(context: &Context, args: &Args) -> Outcome {
     let client = context.client()?;
-    let pids: Vec<i32> = match args.number("p") {
+    let pids: Vec<i32> = match args.number("p")? {
         Some(pid) => vec![client.pid(pid)?],
         None => {
             let pids = client.run_dir().ctl_numbers()?;

@@ -39,8 +39,8 @@ static OPTIONS: [Opt; 7] = [
 ];
 
 fn run(context: &Context, args: &Args) -> Outcome {
-    let mut rows = collect(&context.client()?, args.number("p"))?;
-    let (pid, minor) = (args.number("p"), args.number("m"));
+    let mut rows = collect(&context.client()?, args.number("p")?)?;
+    let (pid, minor) = (args.number("p")?, args.number("m")?);
     let (kind, file) = (args.value("t"), args.value("f"));
     rows.retain(|row| {
         pid.is_none_or(|pid| row.pid == Some(pid))

@@ -164,7 +164,7 @@ fn device(args: &Args) -> Result<Option<DeviceOptions>, Failure> {
             DeviceOptions::exactly(device.ok_or_else(|| wrong(sentence))?)
         }
     };
-    if let Some(queues) = args.number("queues") {
+    if let Some(queues) = args.number("queues")? {
         if !(1..=4).contains(&queues) {
             return Err(wrong(format!("--queues {queues}: a device has 1 to 4 queues")));
         }
@@ -175,9 +175,9 @@ fn device(args: &Args) -> Result<Option<DeviceOptions>, Failure> {
 
 /// The options that `open` and `create` share, and the path of the log.
 pub fn params(args: &Args) -> Result<(Params, Option<Text>), Failure> {
-    let path = args.text("a")?.ok_or(Failure::Usage)?;
-    let secondary = args.text("2")?;
-    let parent = args.number("e");
+    let path = args.image("a")?.ok_or(Failure::Usage)?;
+    let secondary = args.image("2")?;
+    let parent = args.number("e")?;
     let device = device(args)?;
     let flags = [
         (args.has("R"), bit::RDONLY),
@@ -192,12 +192,12 @@ pub fn params(args: &Args) -> Result<(Params, Option<Text>), Failure> {
         flags: flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, bit)| flags | bit),
         path,
         prt_devnum: parent.map_or(NO_PARENT, |minor| minor as u32),
-        req_timeout: args.number("t").unwrap_or(0).clamp(0, u16::MAX.into()) as u16,
+        req_timeout: args.number("t")?.unwrap_or(0).clamp(0, u16::MAX.into()) as u16,
         secondary: secondary.unwrap_or(Text::EMPTY),
         device: device.unwrap_or_default(),
         ..Params::default()
     };
-    Ok((params, args.text("C")?))
+    Ok((params, args.path("C")?))
 }
 
 /// Read the key to the end of stdin, so that it may come in pieces.

@@ -22,5 +22,5 @@ static OPTIONS: [Opt; 3] = [PID.required(), MINOR.required(), TIMEOUT];
 /// The original parses `-t` and then ends in its usage text; here it works as in `close`.
 fn run(context: &Context, args: &Args) -> Outcome {
     let (pid, minor) = (args.pid()?, args.minor()?);
-    Ok(context.client()?.pause(pid, minor, args.seconds("t"))?)
+    Ok(context.client()?.pause(pid, minor, args.seconds("t")?)?)
 }

@@ -30,13 +30,13 @@ static OPTIONS: [Opt; 5] = [
 
 fn run(context: &Context, args: &Args) -> Outcome {
     let (pid, minor) = (args.pid()?, args.minor()?);
-    let secondary = args.text("2")?;
+    let secondary = args.image("2")?;
     let params = Params {
         flags: if secondary.is_some() { flag::SECONDARY } else { 0 },
-        path: args.text("a")?.unwrap_or(Text::EMPTY),
+        path: args.image("a")?.unwrap_or(Text::EMPTY),
         secondary: secondary.unwrap_or(Text::EMPTY),
         ..Params::default()
     };
-    let log = args.text("c")?;
+    let log = args.path("c")?;
     Ok(context.client()?.unpause(pid, minor, &params, log.as_ref())?)
 }

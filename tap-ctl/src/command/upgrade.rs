@@ -42,7 +42,7 @@ fn run(context: &Context, args: &Args) -> Outcome {
 
 fn upgrade(context: &Context, args: &Args) -> Outcome {
     let client = context.client()?;
-    let only = args.number("p");
+    let only = args.number("p")?;
     if only.is_some() == args.has("all") {
         return Err(Failure::Usage);
     }

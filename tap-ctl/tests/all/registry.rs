@@ -19,7 +19,12 @@ fn the_recorded_life_cycle() {
     assert_eq!(setup.run(&["free", "-m", "1"]), Run::ok(""));
     assert_eq!(setup.run(&["free", "-m", "1"]), absent, "freed already");
     assert_eq!(setup.run(&["free", "-m", "77"]), absent);
-    assert_eq!(setup.run(&["free", "-m", "abc"]), Run::ok(""), "atoi gives 0");
+    for none in ["abc", "", " ", "1x", "-"] {
+        let refused = setup.run(&["free", "-m", none]);
+        assert_eq!(refused.rc, 22, "{none:?} is not minor 0: {refused:?}");
+        assert!(refused.stderr.contains("this is no number"), "{refused:?}");
+    }
+    assert_eq!(setup.run(&["free", "-m", " 0 "]), Run::ok(""));
     assert_eq!(setup.run(&["list"]), Run::ok(""));
     assert_eq!(setup.run(&["allocate", "-d", "name"]), marker(0), "-d is ignored");
 }

@@ -66,12 +66,40 @@ fn an_unknown_command_is_help_whatever_its_length() {
 fn options_cluster_and_permute() {
     let setup = Setup::new();
     let absent = Run::failed(2, "No such file or directory");
-    for line in
-        ["close -p1 -m0 -f", "close x -fp 1 y -m 0", "close -m0 -p 1 -- -Z", "close -p1x -m 0abc"]
-    {
+    for line in ["close -p1 -m0 -f", "close x -fp 1 y -m 0", "close -m0 -p 1 -- -Z"] {
         let args: Vec<&str> = line.split(' ').collect();
         assert_eq!(setup.run(&args), absent, "{line}");
     }
+}
+
+/// The original reads them as far as they go, else as 0: somebody else's disk.
+#[test]
+fn what_is_no_number_names_no_disk() {
+    let setup = Setup::new();
+    for (args, option) in [
+        (["close", "-p", "1x", "-m", "0"], "-p"),
+        (["destroy", "-p", "1", "-m", ""], "-m"),
+        (["pause", "-p", "1", "-m", "abc"], "-m"),
+        (["detach", "-p", "", "-m", "0"], "-p"),
+    ] {
+        let run = setup.run(&args);
+        assert_eq!((run.rc, run.stdout.as_str()), (22, ""), "{args:?}");
+        let says = format!("tap-ctl {}: {option} \"", args[0]);
+        assert!(run.stderr.starts_with(&says), "{args:?}: {run:?}");
+    }
+}
+
+/// A tapdisk has another working directory than who names an image.
+#[test]
+fn images_may_be_named_from_where_one_is() {
+    let setup = Setup::new();
+    let here = std::env::current_dir().expect("a folder");
+    let path = "x".repeat(255 - "vhd:/".len() - here.as_os_str().len());
+    let open = |image: &str| setup.run(&["open", "-p", "1", "-m", "0", "-a", image]);
+    let absent = Run::failed(2, "No such file or directory");
+    assert_eq!(open(&format!("vhd:{path}")), absent, "it has room");
+    assert_eq!(open(&format!("vhd:{path}x")), Run::failed(36, "File name too long"));
+    assert_eq!(open("nbd:unix:/x"), absent);
 }
 
 #[test]
@@ -97,7 +125,7 @@ fn minors_that_do_not_fit_the_message_are_refused() {
 #[test]
 fn paths_have_at_most_255_bytes() {
     let setup = Setup::new();
-    let path = |len: usize| format!("vhd:{}", "x".repeat(len - 4));
+    let path = |len: usize| format!("vhd:/{}", "x".repeat(len - 5));
     let open = |path: &str| setup.run(&["open", "-p", "1", "-m", "0", "-a", path]);
     assert_eq!(open(&path(256)), Run::failed(36, "File name too long"));
     assert_eq!(

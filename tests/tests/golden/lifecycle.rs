@@ -7,14 +7,25 @@ const SOCKETS: &str = "sockets have mode 0600, not what the umask leaves";
 /// (docs/security.md)
 const SWEPT: &str = "what a dead tapdisk left goes with the next create, destroy or free";
 
+/// (docs/compatibility.md)
+const NUMBERS: &str = "what is no number is refused; the original takes it for minor 0";
+const RELATIVE: &str = "relative to where tap-ctl is called; the original looks in the root folder";
+
 const DIFFERENCES: &[Difference] = &[
+    Difference { step: 13, ours: Ours::Instead(&["tap-ctl", "free", "-m", "0"]), why: NUMBERS },
     Difference { step: 17, ours: Ours::Says(run_dir!(attached "@P1@")), why: SOCKETS },
+    Difference {
+        step: 53,
+        ours: Ours::Instead(&["tap-ctl", "open", "-p", "@P3@", "-m", "0", "-a", "aio:@W@/none"]),
+        why: RELATIVE,
+    },
     Difference {
         step: 56,
         ours: Ours::Code(libc::EINVAL),
         why: "qcow2 is a type, as in XCP-ng's builds, and the image is none",
     },
     Difference { step: 66, ours: Ours::Says(run_dir!(open "@P3@")), why: SWEPT },
+    Difference { step: 77, ours: Ours::Instead(&["tap-ctl", "list", "-m", "0"]), why: NUMBERS },
     Difference {
         step: 80,
         ours: Ours::Refuses(libc::ENODEV, 0),

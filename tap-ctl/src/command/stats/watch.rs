@@ -32,13 +32,13 @@ enum Form {
 
 pub fn run(client: &Client, args: &Args) -> Outcome {
     let interval = interval(args)?;
-    let count = args.number("count").map(|count| count.max(0));
+    let count = args.number("count")?.map(|count| count.max(0));
     let form = match (args.has("json"), std::io::stdout().is_terminal()) {
         (true, _) => Form::Json,
         (false, true) => Form::Screen,
         (false, false) => Form::Lines,
     };
-    let (pid, minor) = (args.number("p"), args.number("m"));
+    let (pid, minor) = (args.number("p")?, args.number("m")?);
     let (mut before, mut then) = (samples(client, pid, minor)?, Instant::now());
     let mut done = 0;
     while count.is_none_or(|count| done < count) {
