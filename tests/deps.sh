@@ -20,6 +20,7 @@ test qemu-nbd qemu-utils the second party of the image and NBD tests
 test nbdkit nbdkit an NBD server whose disks are images of ours
 test nbdcopy libnbd-bin an NBD client with many connections
 test /usr/lib/python3/dist-packages/nbd.py python3-libnbd libnbd in Debian's Python, one more NBD client
+test /usr/lib/python3/dist-packages/prometheus_client python3-prometheus-client reads metrics
 test fio fio verifies what it wrote through NBD
 test python3 python3 runs the tests that are scripts
 test rpmbuild rpm packages the programs, to see that the RPM has them all

@@ -12,6 +12,7 @@ mod extra;
 mod free;
 mod limit;
 mod list;
+mod metrics;
 mod module;
 mod open;
 mod pause;
@@ -26,7 +27,7 @@ use crate::cli::{Command, Listed};
 use std::ffi::OsStr;
 
 /// All commands, in the order in which the original lists its own.
-pub static COMMANDS: [&Command; 24] = [
+pub static COMMANDS: [&Command; 25] = [
     &list::COMMAND,
     &allocate::COMMAND,
     &free::COMMAND,
@@ -48,6 +49,7 @@ pub static COMMANDS: [&Command; 24] = [
     &commit::QUERY,
     &commit::CANCEL,
     &limit::COMMAND,
+    &metrics::COMMAND,
     &doctor::COMMAND,
     &extra::COMPLETIONS,
     &extra::MAN,

@@ -169,6 +169,7 @@ fn ours(data: &DataPath, frontends: &Frontends, env: &Env, j: &mut Json) {
             j.numbers("read", &stats.latency[0]);
             j.numbers("write", &stats.latency[1]);
         });
+        j.key("time_us").object(|j| pair(j, stats.ticks_us));
         j.member("inflight", data.engine.active());
         j.member("errors", stats.errors);
         j.member("turns", stats.turns);

@@ -16,6 +16,7 @@ mod kills;
 mod layers;
 mod limits;
 mod locators;
+mod metrics;
 mod misuse;
 mod originals;
 mod parents;
