@@ -5,7 +5,7 @@
 //!   piece   ─► looked for in the top ─► read ─► written into base ─► next … ─► flush ─► concluded
 //! ```
 //! The top hides everything that is written into base, so a reader sees no difference, and a base
-//! that fails costs the commit alone. Pieces are slots that nobody asked for: at most [`PIECES`] of
+//! that fails costs the commit alone. Pieces are slots that nobody asked for: at most four of
 //! the large ones, so they need no memory of their own. A guest's change and a piece exclude each
 //! other as with the local cache: what a change touches meanwhile is not written by the piece, as
 //! the change itself goes to base; and a change waits for a piece that is being written. After the

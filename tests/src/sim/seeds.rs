@@ -33,7 +33,7 @@ pub struct Counts {
 /// ones.
 ///
 /// # Panics
-/// A seed fails, or the world is not among [`WORLDS`]: its kept seeds would fail the list's test
+/// A seed fails, or the world is not on the list of worlds: its kept seeds would fail that test
 /// on the day that there is one.
 pub fn each<T>(world: &str, counts: Counts, run: impl Fn(u64) -> Result<T, String>) -> Vec<T> {
     assert!(WORLDS.contains(&world), "{world} is not among the worlds of {}", file!());
