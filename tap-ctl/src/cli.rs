@@ -6,6 +6,7 @@ pub mod completions;
 pub mod getopt;
 pub mod help;
 pub mod man;
+pub mod nearest;
 
 use crate::failure::{Failure, Outcome};
 use args::Args;

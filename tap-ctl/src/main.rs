@@ -18,7 +18,7 @@ mod failure;
 mod syslog;
 
 use cli::getopt::{self, Parsed};
-use cli::{Command, Context, help, print};
+use cli::{Command, Context, help, nearest, print};
 use failure::Failure;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -57,6 +57,12 @@ fn overview() -> ExitCode {
 
 fn unknown(word: &OsStr) -> ExitCode {
     syslog::error(&format!("tap-err:main: unknown command '{}'", show::path(word)));
+    if nearest::is_watched() {
+        let names = command::COMMANDS.iter().map(|command| command.name);
+        let meant = nearest::nearest(&word.to_string_lossy(), names);
+        let meant = meant.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
+        eprintln!("tap-ctl: there is no command {}{meant}\n", show::path(word));
+    }
     overview()
 }
 
@@ -71,6 +77,11 @@ fn run(command: &'static Command, args: &[OsString]) -> ExitCode {
         Ok(Parsed::Version) => return show(&help::version()),
         Err(complaint) => {
             eprintln!("{}: {}", command.name, show::lines(&complaint.to_string()));
+            if let Some(meant) = nearest::option(command.options, &args)
+                && nearest::is_watched()
+            {
+                eprintln!("{}: did you mean --{meant}?", command.name);
+            }
             Err(Failure::Usage)
         }
     };

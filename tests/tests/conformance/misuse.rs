@@ -7,7 +7,7 @@ use std::process::Command;
 use tests::both_engines;
 use tests::rig::places::{SmallFileSystem, root};
 use tests::rig::vhdgen::Gen;
-use tests::rig::{MIB, Rig, files, programs, run, tool};
+use tests::rig::{Engine, MIB, Rig, files, programs, run, tool};
 
 use super::refused::{refused, refused_with, strerror};
 
@@ -223,4 +223,23 @@ fn as_nobody(rig: &Rig, image: &str) -> tests::rig::Outcome {
     shell.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c", script]);
     shell.arg(&bin).arg(image).env("TAPDISK_RUN_DIR", &run_dir).env("TAPDISK_LOG_DIR", &run_dir);
     run(shell.env("TAPDISK_PROGRAM", bin.join("tapdisk")), b"")
+}
+
+/// Somebody at a terminal is told what may have been meant; a script sees what the original prints.
+#[test]
+fn slips_of_the_finger_are_named_on_a_terminal_alone() {
+    let rig = Rig::new(Engine::Uring);
+    let seen = rig.tap_ctl_on_terminal(&["craete"]);
+    let says = "tap-ctl: there is no command craete; did you mean create?";
+    assert!(seen.out.contains(says) || seen.err.contains(says), "{seen:?}");
+    let seen = rig.tap_ctl_on_terminal(&["list", "--jsno"]);
+    let says = "list: did you mean --json?";
+    assert!(seen.out.contains(says) || seen.err.contains(says), "{seen:?}");
+    let script = rig.tap_ctl(&["craete"]).ok();
+    assert!(
+        script.err.is_empty() && script.out.starts_with("usage: tap-ctl COMMAND"),
+        "{script:?}"
+    );
+    let script = rig.tap_ctl(&["list", "--jsno"]).exits(libc::EINVAL);
+    assert!(!script.err.contains("did you mean"), "{script:?}");
 }
