@@ -30,6 +30,25 @@ const L1_AT: u64 = 36;
 /// Sectors that are made zeros at once.
 const STEP: u64 = 1 << 21;
 
+/// Whether to make it so large changes nothing that those notice who read it as it is: its L1 stays
+/// where it is, no cluster moves, and nothing has to be repaired. `below` as in [`grow`].
+pub fn grows_in_place(opened: &Opened, bytes: u64, below: u64) -> bool {
+    let header = &opened.header;
+    let cluster = header.cluster();
+    let shape = Shape {
+        cluster_bits: header.cluster_bits,
+        refcount_order: header.refcount_order,
+        extended: header.extended,
+    };
+    let room = (u64::from(header.l1_entries) * 8).next_multiple_of(cluster);
+    bytes >= header.size
+        && shape.holds(bytes)
+        && shape.l1_entries(bytes) * 8 <= room
+        && header.size.is_multiple_of(cluster)
+        && below <= header.size
+        && !opened.needs_repair()
+}
+
 /// Makes the disk larger. `below` is the size of what lies below it in bytes, 0 for nothing: where
 /// that is longer than the disk was, its data must not come to light.
 ///

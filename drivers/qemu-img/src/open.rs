@@ -137,7 +137,19 @@ pub(crate) fn in_use(error: &VhdError) -> Fail {
 
 /// Opens one image.
 pub(crate) fn layer(path: &Path, format: Option<Format>, how: For) -> Outcome<Layer> {
-    let file = Padded(file(path, how)?);
+    looked_at(Padded(file(path, how)?), path, format)
+}
+
+/// Opens one image to be written beside those who read it, for what they do not notice. `None`:
+/// somebody writes it, or it cannot be opened.
+pub(crate) fn beside_readers(path: &Path, format: Option<Format>) -> Option<Layer> {
+    let file = Node::find(path).ok()?.open(true).ok()?;
+    let no_writer = image::try_lock(&file, false).is_ok_and(|taken| taken);
+    looked_at(Padded(file), path, format).ok().filter(|_| no_writer)
+}
+
+/// What an open file is.
+fn looked_at(file: Padded, path: &Path, format: Option<Format>) -> Outcome<Layer> {
     let shown = show::path(path);
     let failed =
         |error: &io::Error| Fail::from(format!("Could not open '{shown}': {}", plain(error)));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use cli::{Long, Takes};
 use image::Storage;
-use qcow2::resize::grow;
+use qcow2::resize::{grow, grows_in_place};
 
 use crate::open::{self, For, Format};
 use crate::size;
@@ -23,7 +23,14 @@ pub(crate) fn run(words: &[OsString], tool: &mut Tool) -> Outcome {
     }
     let path = Path::new(name);
     let format = open::format_of(o.value('f'))?;
-    let layer = open::layer(path, format, For::Changing)?;
+    // SM makes a parent larger under a running disk, before the leaf is committed to it.
+    let (layer, refusal) = match open::layer(path, format, For::Changing) {
+        Ok(layer) => (layer, None),
+        Err(refusal) => match open::beside_readers(path, format) {
+            Some(layer) => (layer, Some(refusal)),
+            None => return Err(refusal),
+        },
+    };
     let text = size.to_string_lossy().into_owned();
     let (relative, digits) = (text.strip_prefix('+'), text.trim_start_matches('+'));
     let bytes = size::parse(digits).ok_or_else(|| {
@@ -37,6 +44,13 @@ pub(crate) fn run(words: &[OsString], tool: &mut Tool) -> Outcome {
     let total = total.ok_or("New image size is too large")?;
     if total < old {
         return Err(shrinks(o.has(SHRINK.key), tool));
+    }
+    if let Some(refusal) = refusal {
+        let below = layer.parent(For::Reading)?.map_or(0, |parent| parent.size);
+        let opened = layer.opened.as_ref();
+        if !opened.is_some_and(|opened| grows_in_place(opened, total, below)) {
+            return Err(refusal);
+        }
     }
     match layer.format {
         Format::Raw => {

@@ -360,4 +360,30 @@ both_engines! {
         served.destroy();
         drop(small);
     }
+
+    /// A storage manager makes the parent as large as the leaf first, without a pause; nobody who
+    /// reads it notices.
+    fn a_parent_grows_under_a_running_disk(rig) {
+        let mut model = family(rig, "qcow2");
+        let served = rig.serve(&rig.name("qcow2", "leaf"), &[]);
+        let mut disk = served.client();
+        let resize = |name: &str, size: &str| {
+            let tool = tests::rig::programs().tap_ctl.with_file_name("qcow2-util");
+            let path = rig.path(name).display().to_string();
+            tests::rig::run(rig.command(&tool).args(["resize", "-f", "qcow2", &path, size]), b"")
+        };
+        assert_eq!(resize("a2", "80M").ok().out, "Image resized.\n");
+        assert!(disk.dump() == model, "nobody has noticed");
+        write(&mut disk, &mut model, SIZE - MIB, MIB, 9);
+        // An L1 that moves would be noticed, and so would a leaf that grows; so is what is written.
+        for (name, size) in [("a2", "8000G"), ("leaf", "80M")] {
+            let refused = resize(name, size).exits(1);
+            assert!(refused.err.contains("has this image open"), "{name} {size}: {refused:?}");
+        }
+        commit(&served, rig, "leaf");
+        assert_eq!(wait(&served).1, 0, "{}", rig.log());
+        assert!(disk.dump() == model);
+        served.destroy();
+        ["a2", "leaf"].into_iter().for_each(|name| is_whole(rig, "qcow2", name));
+    }
 }
