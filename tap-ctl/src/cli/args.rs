@@ -78,13 +78,13 @@ impl Args {
     pub fn image(&self, name: &str) -> Result<Option<Text>, Failure> {
         let Some(value) = self.value(name) else { return Ok(None) };
         let bytes = value.as_bytes();
-        const KINDS: [&[u8]; 4] = [b"aio:", b"vhd:", b"qcow2:", b"nbd:"];
+        // What follows nbd: may be a host and a port.
+        const KINDS: [&[u8]; 3] = [b"aio:", b"vhd:", b"qcow2:"];
         let kind = KINDS.into_iter().find(|kind| bytes.starts_with(kind));
         let Some((kind, path)) = kind.map(|kind| bytes.split_at(kind.len())) else {
             return text(value).map(Some);
         };
-        // A socket may be named as QEMU does.
-        if path.is_empty() || path.starts_with(b"/") || path.starts_with(b"unix:") {
+        if path.is_empty() || path.starts_with(b"/") {
             return text(value).map(Some);
         }
         let path = absolute(OsStr::from_bytes(path))?;
