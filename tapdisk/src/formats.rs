@@ -260,6 +260,7 @@ impl Opening<'_> {
             parties.admit(self.layers.len(), &layer, identity)?;
         }
         probed.join(&mut self.descent, &layer)?;
+        leaf::settle(self.layers.len(), &layer)?;
         self.layers.push((layer, probed));
         Ok(())
     }

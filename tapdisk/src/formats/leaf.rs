@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use image::Storage;
 use vhd_rs::chain::{Identity, identity};
 
 use super::commit::Outcome;
@@ -93,6 +94,20 @@ impl Parties {
             return Err(OpenError::new(libc::EINVAL, why));
         }
         Ok(())
+    }
+}
+
+/// The leaf's parent is flushed: a tapdisk that was killed while it committed the leaf may have
+/// left data there that no flush of this disk would reach.
+///
+/// # Errors
+/// Those of the storage.
+pub(super) fn settle(place: usize, parent: &Layer) -> Result<(), OpenError> {
+    match &parent.file {
+        Medium::Local(file) if place == 1 && !parent.writable => {
+            file.sync().map_err(|error| OpenError::io(&parent.path, "flush", &error))
+        }
+        _ => Ok(()),
     }
 }
 
