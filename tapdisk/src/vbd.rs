@@ -129,7 +129,7 @@ pub struct Vbd {
     /// The last commit of an inner image.
     commit: Option<commit::Asked>,
     /// How many bytes and operations a second it may have.
-    rates: rates::Kept,
+    rates: engine::throttle::Rates,
 }
 
 /// What stays in force from OPEN to CLOSE.
@@ -231,7 +231,7 @@ impl Vbd {
             goes_on: false,
             goes_without: false,
             commit: None,
-            rates: rates::Kept::default(),
+            rates: rates::NONE,
         }
     }
 

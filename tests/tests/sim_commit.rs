@@ -1,18 +1,14 @@
 //! The world whose leaves are committed to their parents while they are used: after a commit base
 //! alone is the disk, whenever the owner takes it for that; and until then the leaf is.
 use engine::Bug;
-use tests::sim::{Counts, Ran, Setup, each, find_planted, run};
+use tests::sim::{Counts, Setup, find_planted, run_all};
 
 /// Seeds within which a planted bug must be found.
 const SEEDS: u64 = 600;
 
 #[test]
 fn no_seed_of_commits_loses_a_write_or_gets_stuck() {
-    let seen = each("commit", Counts { same: 200, fresh: 500 }, |seed| run(Setup::commit(seed)));
-    let mut ran = Ran::default();
-    seen.iter().for_each(|one| ran.add(*one));
-    let seeds = seen.len() as u64;
-    println!("{seeds} seeds: {ran:?}");
+    let (seeds, ran) = run_all("commit", Counts { same: 200, fresh: 500 }, Setup::commit);
     let [concluded, given_up, under_way, pivots] = ran.commits;
     assert!(concluded > seeds / 2 && pivots > seeds / 4, "commits come to an end");
     assert!(given_up > 0 && under_way > 0, "and some do not");

@@ -4,6 +4,7 @@
 //!   header │ refcount table │ count blocks │ L1 │ (preallocated: L2 tables │ data)
 //! ```
 //! Logical volumes are sized by [`Shape::full_bytes`]: to the byte what qemu-img measures.
+use crate::header::Header;
 use crate::refcounts::per_block;
 
 /// Largest L1 and refcount table in bytes.
@@ -31,6 +32,12 @@ impl Default for Shape {
 }
 
 impl Shape {
+    /// That of an image.
+    pub fn of(header: &Header) -> Shape {
+        let Header { cluster_bits, refcount_order, extended, .. } = *header;
+        Shape { cluster_bits, refcount_order, extended }
+    }
+
     /// Bytes of a cluster.
     pub fn cluster(&self) -> u64 {
         1 << self.cluster_bits

@@ -35,11 +35,7 @@ const STEP: u64 = 1 << 21;
 pub fn grows_in_place(opened: &Opened, bytes: u64, below: u64) -> bool {
     let header = &opened.header;
     let cluster = header.cluster();
-    let shape = Shape {
-        cluster_bits: header.cluster_bits,
-        refcount_order: header.refcount_order,
-        extended: header.extended,
-    };
+    let shape = Shape::of(header);
     let room = (u64::from(header.l1_entries) * 8).next_multiple_of(cluster);
     bytes >= header.size
         && shape.holds(bytes)
@@ -68,11 +64,7 @@ pub fn grow(storage: &dyn Storage, name: &Path, bytes: u64, below: u64) -> Resul
         return Err(Error::new(name, EINVAL, why));
     }
     let header = opened.header;
-    let shape = Shape {
-        cluster_bits: header.cluster_bits,
-        refcount_order: header.refcount_order,
-        extended: header.extended,
-    };
+    let shape = Shape::of(&header);
     if bytes < header.size {
         let why = format!("has {} bytes and does not become smaller", header.size);
         return Err(Error::new(name, EINVAL, why));

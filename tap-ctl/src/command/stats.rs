@@ -1,6 +1,6 @@
 //! `tap-ctl stats`: the statistics of a disk, once or again and again.
 
-mod sample;
+pub mod sample;
 mod watch;
 
 use super::PLAIN;

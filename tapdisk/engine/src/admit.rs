@@ -50,7 +50,7 @@ impl<D: Disk> Engine<D> {
     #[inline]
     pub(super) fn may_change(&self, id: SlotId) -> Verdict {
         match () {
-            () if self.is_lost_base(self.slot(id).target) => Verdict::Pass,
+            () if self.commit.has_lost(self.slot(id).target) => Verdict::Pass,
             () if self.overlaps_populate(id) || self.behind_a_mirrored_change(id) => Verdict::Wait,
             () => Verdict::Go,
         }

@@ -29,8 +29,6 @@ pub struct Local {
     pub writing: bool,
     /// The slot is a commit's.
     pub commits: bool,
-    /// Nobody has asked for it: one of the two above.
-    pub own: bool,
 }
 
 impl Local {
@@ -144,7 +142,7 @@ impl<D: Disk> Engine<D> {
         slot.target = top;
         slot.taken_over = self.events.taken_over;
         slot.coded = 0;
-        (slot.local.writing, slot.local.own) = (true, true);
+        slot.local.writing = true;
         self.table.begin(id);
         true
     }

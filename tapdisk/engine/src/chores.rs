@@ -64,7 +64,7 @@ impl<D: Disk> Engine<D> {
         // ended.
         let (seq, oldest) = (self.table.next_seq(), self.oldest_active());
         (self.table[id].seq, self.table[id].target, self.table.oldest) = (seq, file, oldest);
-        if self.is_lost_base(file) {
+        if self.commit.has_lost(file) {
             let why = "its commit was given up";
             self.table.fail(id, Cause { file, errno: libc::ECANCELED, why });
             return;

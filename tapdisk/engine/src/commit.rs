@@ -85,6 +85,12 @@ impl Commit {
         self.stage == Stage::Concluded
     }
 
+    /// Whether it was given up, and this is the image: nothing more begins there.
+    #[inline]
+    pub fn has_lost(&self, file: FileId) -> bool {
+        matches!(self.stage, Stage::Failed(_)) && self.base == Some(file)
+    }
+
     /// Whether a failure ends it.
     fn can_fail(&self) -> bool {
         matches!(self.stage, Stage::Copying | Stage::Flushing)
@@ -134,13 +140,6 @@ impl<D: Disk> Engine<D> {
             chain.lose_second();
         }
         // It is flushed on, for the plans that are at work there: it stays a parent.
-        self.events.base_lost = self.commit.base;
-    }
-
-    /// Whether a commit to this image was given up, so that nothing more begins there.
-    #[inline]
-    pub(super) fn is_lost_base(&self, file: FileId) -> bool {
-        self.events.base_lost == Some(file)
     }
 
     /// A change was to go to a base that gets nothing more.
@@ -207,7 +206,7 @@ impl<D: Disk> Engine<D> {
     #[cold]
     #[inline(never)]
     fn begin_piece(&mut self, id: SlotId) {
-        let local = Local { commits: true, own: true, ..Local::default() };
+        let local = Local { commits: true, ..Local::default() };
         let since = self.io.now;
         self.table[id] = Slot { state: State::Piece, since, local, ..Slot::free() };
         self.commit.busy += 1;
@@ -278,7 +277,7 @@ impl<D: Disk> Engine<D> {
         slot.request = Request { verb: Verb::Read, span, owner: Owner::default() };
         (slot.cursor, slot.target, slot.coded) = (0, target, 0);
         slot.taken_over = false;
-        slot.local = Local { commits: true, own: true, ..Local::default() };
+        slot.local = Local { commits: true, ..Local::default() };
         slot.state = State::Dispatch;
         self.note_overlaps(id);
         if verb != Verb::Read {

@@ -94,8 +94,6 @@ pub struct Events {
     pub taken_over: bool,
     /// The remote mirror that failed and was left behind.
     pub mirror_lost: Option<FileId>,
-    /// The base that a commit was given up with.
-    pub base_lost: Option<FileId>,
 }
 
 /// How this engine is to work.

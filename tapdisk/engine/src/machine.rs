@@ -150,7 +150,7 @@ impl<D: Disk> Engine<D> {
             slot.pending == 0 && slot.plans.iter().all(Option::is_none),
             "nothing is left behind"
         );
-        if slot.local.own {
+        if slot.local.writing | slot.local.commits {
             return self.own_over(id);
         }
         slot.outcome = slot.error.map_or(Ok(slot.extents), Err);

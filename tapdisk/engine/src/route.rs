@@ -63,7 +63,7 @@ impl<D: Disk> Engine<D> {
             let standby = secondary.is_some() && full;
             return if standby { Recovery::TakeOver } else { Recovery::None };
         }
-        if self.is_remote_mirror(slot.target) {
+        if self.may_be_left_behind(slot.target) {
             return Recovery::LoseMirror;
         }
         // The top of before: the secondary has taken over since.
@@ -93,7 +93,7 @@ impl<D: Disk> Engine<D> {
 
     /// Whether a failure of this file costs the mirror, or the commit, alone: the disk goes on
     /// without it. Also after it has.
-    pub(super) fn is_remote_mirror(&self, file: FileId) -> bool {
+    pub(super) fn may_be_left_behind(&self, file: FileId) -> bool {
         let secondary = self.map.chain.as_ref().and_then(|chain| chain.secondary());
         let is = secondary.filter(|secondary| secondary.file == file);
         let is = is.is_some_and(|secondary| match secondary.purpose {
@@ -102,7 +102,7 @@ impl<D: Disk> Engine<D> {
             Purpose::Base => !self.commit.is_concluded(),
             Purpose::Standby => false,
         });
-        is || [self.events.mirror_lost, self.events.base_lost].contains(&Some(file))
+        is || self.events.mirror_lost == Some(file) || self.commit.has_lost(file)
     }
 
     /// The disk goes on without its remote mirror, or without the commit.

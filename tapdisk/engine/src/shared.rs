@@ -58,7 +58,7 @@ impl<D: Disk> Engine<D> {
         if outcome.is_ok() {
             self.map.files[usize::from(file.0)].durable = self.flushing.number;
         } else if let Err(errno) = outcome
-            && self.is_remote_mirror(file)
+            && self.may_be_left_behind(file)
         {
             self.lose_mirror(file, errno);
             self.flushing.lost = Some((file, errno));

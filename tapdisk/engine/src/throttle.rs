@@ -10,7 +10,7 @@
 //! taken the rest waits in the ring or socket. A request is a piece of at most 64 KiB, so a longer
 //! one counts for as many operations. Zeros and discards are one operation and no bytes; flushes
 //! and block status are free. A disk that comes to rest waits for nobody's rate.
-use std::time::Duration;
+use serde::{Deserialize, Serialize};
 
 use crate::Engine;
 use crate::sets::SlotSet;
@@ -21,14 +21,22 @@ use request::{Request, SlotId, Verb};
 const PARTS: i64 = 1_000_000;
 
 /// What a disk may have, read and written; 0 is as much as it can get.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(default)]
 pub struct Rates {
     /// Bytes a second.
     pub bytes: [u64; 2],
     /// Operations a second.
     pub ops: [u64; 2],
-    /// What may come at once after a time with less, as a time of the rate.
-    pub burst: Duration,
+    /// What may come at once after a time with less, in ms of the rate.
+    pub burst_ms: u64,
+}
+
+impl Rates {
+    /// Whether there is a rate.
+    pub fn any(&self) -> bool {
+        self.bytes.iter().chain(&self.ops).any(|rate| *rate > 0)
+    }
 }
 
 /// What rates have cost, read and written.
@@ -51,9 +59,9 @@ struct Bucket {
 }
 
 impl Bucket {
-    fn set(&mut self, rate: u64, burst: Duration) {
+    fn set(&mut self, rate: u64, burst_ms: u64) {
         let rate = i64::try_from(rate).unwrap_or(i64::MAX);
-        let us = i64::try_from(burst.as_micros()).unwrap_or(i64::MAX);
+        let us = i64::try_from(burst_ms.saturating_mul(1000)).unwrap_or(i64::MAX);
         let most = rate.saturating_mul(us);
         // Changed while it is in use: what is owed stays owed, at the new rate's pace.
         let credit = if self.rate == 0 { most } else { self.credit.min(most) };
@@ -84,7 +92,6 @@ impl Bucket {
 /// The rates of a disk, and who waits.
 #[derive(Debug, Default)]
 pub struct Throttle {
-    rates: Rates,
     on: bool,
     /// Nobody waits: the disk is to come to rest.
     lifted: bool,
@@ -131,9 +138,9 @@ fn cost(request: &Request) -> Option<(usize, u64)> {
 }
 
 impl<D: Disk> Engine<D> {
-    /// The rates in force, and what they have cost.
-    pub fn rates(&self) -> (Rates, Waited) {
-        (self.throttle.rates, self.throttle.waited)
+    /// What rates have cost.
+    pub fn waited(&self) -> Waited {
+        self.throttle.waited
     }
 
     /// Gives the disk these rates.
@@ -142,11 +149,10 @@ impl<D: Disk> Engine<D> {
         throttle.earn(self.io.now);
         for direction in 0..2 {
             let [bytes, ops] = &mut throttle.buckets[direction];
-            bytes.set(rates.bytes[direction], rates.burst);
-            ops.set(rates.ops[direction], rates.burst);
+            bytes.set(rates.bytes[direction], rates.burst_ms);
+            ops.set(rates.ops[direction], rates.burst_ms);
         }
-        throttle.rates = rates;
-        throttle.on = rates.bytes.iter().chain(&rates.ops).any(|rate| *rate > 0);
+        throttle.on = rates.any();
         self.watch();
         self.let_waiting_go();
     }
@@ -215,7 +221,7 @@ mod tests {
         let mut bucket = Bucket::default();
         bucket.pay(1 << 40);
         assert_eq!(bucket.debt_us(), 0, "no rate, no debt");
-        bucket.set(1000, Duration::from_millis(500));
+        bucket.set(1000, 500);
         bucket.pay(500);
         assert_eq!(bucket.debt_us(), 0, "the burst");
         bucket.pay(250);
@@ -227,9 +233,9 @@ mod tests {
         bucket.earn(i64::MAX);
         bucket.pay(501);
         assert_eq!(bucket.debt_us(), 1000, "no more than the burst was saved");
-        bucket.set(1_000_000, Duration::from_millis(500));
+        bucket.set(1_000_000, 500);
         assert_eq!(bucket.debt_us(), 1, "it is paid at the new rate");
-        bucket.set(u64::MAX, Duration::MAX);
+        bucket.set(u64::MAX, u64::MAX);
         bucket.earn(7);
         assert_eq!(bucket.debt_us(), 0);
     }

@@ -187,10 +187,10 @@ impl Commit {
         self.enter(Stage::Stopped(outcome), Some(ready));
     }
 
-    fn open(&self, members: Vec<Member>, path: &Path) -> Result<Ready, OpenError> {
-        let place = find(&members, path)?;
+    fn open(&self, members: Vec<Member>, named: &Path) -> Result<Ready, OpenError> {
+        let place = find(&members, named)?;
         let mut members = members.into_iter();
-        let shown = show::path(path).to_string();
+        let shown = show::path(named).to_string();
         let Some(overlay) = place.checked_sub(1).and_then(|above| members.nth(above)) else {
             let why = format!("{shown} has become the leaf");
             return Err(OpenError::new(libc::EBUSY, why));
@@ -213,17 +213,9 @@ impl Commit {
         for member in members {
             layers.push(opened(member, false)?);
         }
-        let sizes = layers.iter().map(|layer| layer.driver().sectors());
-        let sizes: Vec<u64> = sizes.take(2).collect();
-        if sizes[0] > sizes[1] {
-            let parent = show::path(&layers[1].path).to_string();
-            let why = format!(
-                "{shown} has {} sectors and its parent {parent} only {}: make it as large first",
-                sizes[0], sizes[1]
-            );
-            return Err(OpenError::new(libc::EINVAL, why));
-        }
-        self.total.store(sizes[0] * 512, Ordering::Relaxed);
+        let sectors = layers[0].driver().sectors();
+        fits((named, sectors), (&layers[1].path, layers[1].driver().sectors()))?;
+        self.total.store(sectors * 512, Ordering::Relaxed);
         layers[1].driver_mut().keep_places(true);
         Ok(Ready { layers, kind, _lock: lock, copied: false })
     }
@@ -319,18 +311,39 @@ fn locked(base: &Member) -> Result<File, OpenError> {
     let failed = |error: &io::Error| OpenError::io(&base.path, "lock", error);
     // The descriptor is the data path's own, whose lock becomes this one.
     let lock = base.file.try_clone().map_err(|e| failed(&e))?;
-    match image::try_lock(&lock, true) {
-        Ok(true) => Ok(lock),
-        Ok(false) => {
-            let why = format!(
-                "{} is in use by another disk, which would see what is committed to it",
-                show::path(&base.path)
-            );
-            Err(OpenError::new(libc::EBUSY, why))
-        }
-        // A file system without locks.
-        Err(_) => Ok(lock),
+    alone(&lock, &base.path)?;
+    Ok(lock)
+}
+
+/// Takes the lock of base for us alone. A file system without locks has nobody else who holds one.
+///
+/// # Errors
+/// Another disk reads it.
+pub(super) fn alone(base: &File, path: &Path) -> Result<(), OpenError> {
+    if image::try_lock(base, true).unwrap_or(true) {
+        return Ok(());
     }
+    let shown = show::path(path);
+    let why = format!("{shown} is in use by another disk, which would see what is committed to it");
+    Err(OpenError::new(libc::EBUSY, why))
+}
+
+/// Sees whether what is committed has room in its parent; both by path and size in sectors.
+///
+/// # Errors
+/// It has not.
+pub(super) fn fits(
+    (top, sectors): (&Path, u64),
+    (base, has): (&Path, u64),
+) -> Result<(), OpenError> {
+    if sectors <= has {
+        return Ok(());
+    }
+    let (shown, parent) = (show::path(top), show::path(base));
+    let why = format!(
+        "{shown} has {sectors} sectors and its parent {parent} only {has}: make it as large first"
+    );
+    Err(OpenError::new(libc::EINVAL, why))
 }
 
 /// The same file once more, to be read or written.

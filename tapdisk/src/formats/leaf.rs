@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use image::Storage;
 use vhd_rs::chain::{Identity, identity};
 
-use super::commit::Outcome;
+use super::commit::{Outcome, alone, fits};
 use super::probed::Probed;
 use super::{DiskOptions, Images, Layer, Medium, OpenError, Patience, open_with};
 use crate::receiver::Stash;
@@ -54,18 +54,10 @@ impl Parties {
             let why = format!("{shown} has come into the chain since the commit was begun");
             return Err(OpenError::new(libc::ECANCELED, why));
         }
-        if place != 1 {
-            return Ok(());
+        match &layer.file {
+            Medium::Local(file) if place == 1 => alone(file.file(), &layer.path),
+            _ => Ok(()),
         }
-        if let Medium::Local(file) = &layer.file
-            && let Ok(false) = image::try_lock(file.file(), true)
-        {
-            let why = format!(
-                "{shown} is in use by another disk, which would see what is committed to it"
-            );
-            return Err(OpenError::new(libc::EBUSY, why));
-        }
-        Ok(())
     }
 
     /// The same for the chain as a whole, before anything of it is changed.
@@ -85,15 +77,7 @@ impl Parties {
             let why = format!("{shown} or {parent} is encrypted: not committed");
             return Err(OpenError::new(libc::EOPNOTSUPP, why));
         }
-        let (sectors, has) = (top.sectors(), below.sectors());
-        if has < sectors {
-            let why = format!(
-                "{shown} has {sectors} sectors and its parent {parent} only {has}: make it as \
-                 large first"
-            );
-            return Err(OpenError::new(libc::EINVAL, why));
-        }
-        Ok(())
+        fits((&leaf.path, top.sectors()), (&base.path, below.sectors()))
     }
 }
 

@@ -367,7 +367,7 @@ impl Vbd {
     /// The end of CLOSE: sockets, engine and name go. Counters are kept.
     fn forget(&mut self, env: &Env) -> Option<Answer> {
         self.end_leaf_commit();
-        self.rates = super::rates::Kept::default();
+        self.rates = super::rates::NONE;
         self.keep_ring();
         (self.frontends.nbd, self.frontends.rings, self.frontends.ublk) = (None, None, None);
         self.frontends.forget_events();

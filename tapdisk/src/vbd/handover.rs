@@ -26,6 +26,7 @@ use super::rings::GuestRings;
 use super::{Env, Opened, State, Vbd, socket_paths};
 use crate::formats::{DiskOptions, Key};
 pub(super) use engine::stats::Carried as StatsCarried;
+use engine::throttle::Rates;
 use frontend::Frontend;
 use frontend::blkif::{RingState, Rings};
 use frontend::nbd::{Export, NbdServer, NbdState};
@@ -73,8 +74,9 @@ struct OpenState {
     /// The guests' event channels.
     events: Option<Carried>,
     rings: Vec<RingState>,
+    /// `None` of a program that knew none.
     #[serde(default)]
-    rates: super::rates::Kept,
+    rates: Option<Rates>,
 }
 
 /// What is open; names are bytes.
@@ -196,7 +198,7 @@ impl Vbd {
                     tap,
                     events,
                     rings: rings.map(GuestRings::states).unwrap_or_default(),
-                    rates: self.rates,
+                    rates: Some(self.rates),
                 }))
             }
             _ if matches!(self.state, State::Attached) => Life::Attached,
@@ -260,7 +262,7 @@ impl Vbd {
         };
         self.device = device;
         self.mirror_failed = open.mirror_failed;
-        self.rates = open.rates;
+        self.rates = open.rates.unwrap_or(super::rates::NONE);
         let export = Export {
             sectors: open.sectors,
             sector_size: open.sector_size,

@@ -1,8 +1,5 @@
 //! How many bytes and operations a second a disk may have: asked for, kept over every pause and
 //! upgrade, shown.
-use std::time::Duration;
-
-use serde::{Deserialize, Serialize};
 use slog::info;
 use tap_ctl::messages::Rates as Asked;
 
@@ -16,39 +13,15 @@ const BURST_MS: u64 = 100;
 /// More would let a disk that slept for long pass its limit for as long.
 const BURST_MS_MAX: u64 = 60_000;
 
-/// What is kept.
-#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
-#[serde(default)]
-pub struct Kept {
-    bytes: [u64; 2],
-    ops: [u64; 2],
-    burst_ms: u64,
-}
+/// No rate, until somebody asks for one.
+pub const NONE: Rates = Rates { bytes: [0; 2], ops: [0; 2], burst_ms: BURST_MS };
 
-impl Default for Kept {
-    fn default() -> Kept {
-        Kept { bytes: [0; 2], ops: [0; 2], burst_ms: BURST_MS }
+fn change(rates: &mut Rates, asked: &Asked) {
+    for i in 0..2 {
+        rates.bytes[i] = asked.bytes[i].unwrap_or(rates.bytes[i]);
+        rates.ops[i] = asked.ops[i].unwrap_or(rates.ops[i]);
     }
-}
-
-impl Kept {
-    /// As the engine has them.
-    pub fn rates(&self) -> Rates {
-        let Kept { bytes, ops, burst_ms } = *self;
-        Rates { bytes, ops, burst: Duration::from_millis(burst_ms) }
-    }
-
-    fn change(&mut self, asked: &Asked) {
-        for i in 0..2 {
-            self.bytes[i] = asked.bytes[i].unwrap_or(self.bytes[i]);
-            self.ops[i] = asked.ops[i].unwrap_or(self.ops[i]);
-        }
-        self.burst_ms = asked.burst_ms.unwrap_or(self.burst_ms).min(BURST_MS_MAX);
-    }
-
-    fn any(&self) -> bool {
-        self.bytes.iter().chain(&self.ops).any(|rate| *rate > 0)
-    }
+    rates.burst_ms = asked.burst_ms.unwrap_or(rates.burst_ms).min(BURST_MS_MAX);
 }
 
 impl Vbd {
@@ -56,13 +29,13 @@ impl Vbd {
     pub fn limit(&mut self, env: &Env, asked: &Asked) -> Asked {
         let changes = asked.bytes.iter().chain(&asked.ops).chain([&asked.burst_ms]);
         if changes.flatten().next().is_some() {
-            self.rates.change(asked);
+            change(&mut self.rates, asked);
             if let Some(data) = &mut self.data {
-                data.engine.set_rates(self.rates.rates());
+                data.engine.set_rates(self.rates);
             }
             info!(env.log, "minor {}: limits: {:?}", self.minor, self.rates);
         }
-        let Kept { bytes, ops, burst_ms } = self.rates;
+        let Rates { bytes, ops, burst_ms } = self.rates;
         let Waited { requests, us } = self.waited();
         Asked {
             bytes: bytes.map(Some),
@@ -74,7 +47,7 @@ impl Vbd {
     }
 
     fn waited(&self) -> Waited {
-        self.data.as_ref().map_or(Waited::default(), |data| data.engine.rates().1)
+        self.data.as_ref().map_or(Waited::default(), |data| data.engine.waited())
     }
 
     /// For STATS; nothing where there is no limit.

@@ -51,7 +51,7 @@ impl Vbd {
         let place = (self.minor, self.token);
         let frontends = &mut self.frontends;
         let mut data = DataPath::start(env, place, (opened, own_slots), images, frontends)?;
-        data.engine.set_rates(self.rates.rates());
+        data.engine.set_rates(self.rates);
         Ok(self.data.insert(data))
     }
 

@@ -38,4 +38,4 @@ pub use planted::find_planted;
 pub use seeds::{Counts, each};
 pub use test_support::rng;
 #[cfg(any(debug_assertions, feature = "canary"))]
-pub use world::{Ran, Setup, run};
+pub use world::{Ran, Setup, run, run_all};

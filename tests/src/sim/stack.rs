@@ -1,7 +1,6 @@
 //! What stands beside the chain of a simulated disk: encryption, the local cache, a secondary, a
 //! log of changes. Its chances are its own, so that old seeds stay what they were.
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use engine::chain::Role;
 use engine::throttle::Rates;
@@ -122,11 +121,7 @@ impl Stack {
             return Rates::default();
         }
         let mut rate = |most: u64| if rng.one_in(2) { 1 + rng.below(most) } else { 0 };
-        Rates {
-            bytes: [rate(1 << 22), rate(1 << 22)],
-            ops: [rate(100), rate(100)],
-            burst: Duration::from_millis(10),
-        }
+        Rates { bytes: [rate(1 << 22), rate(1 << 22)], ops: [rate(100), rate(100)], burst_ms: 10 }
     }
 
     /// The cipher of every VHD.

@@ -20,6 +20,7 @@ use super::disk::{Faults, SimDisk, SimFile};
 use super::model::{ANY, Ended, Model, ZERO, fill, parse};
 use super::qcow2::{self as images, Verdict};
 use super::rng::Rng;
+use super::seeds::{Counts, each};
 use super::stack::Stack;
 use super::toy::{self, Seen, Toy, ToyBug};
 
@@ -247,6 +248,20 @@ impl Ran {
         self.promoted += other.promoted;
         self.forgotten += other.forgotten;
     }
+}
+
+/// Runs the seeds of a world: how many, and what they have seen together.
+///
+/// # Panics
+/// A seed fails, or next to no request of theirs succeeds.
+pub fn run_all(world: &str, counts: Counts, setup: impl Fn(u64) -> Setup) -> (u64, Ran) {
+    let seen = each(world, counts, |seed| run(setup(seed)));
+    let mut ran = Ran::default();
+    seen.iter().for_each(|one| ran.add(*one));
+    let seeds = seen.len() as u64;
+    println!("{seeds} seeds: {ran:?}");
+    assert!(ran.ended[0] > seeds * 100, "requests succeed");
+    (seeds, ran)
 }
 
 /// Runs a seed.
@@ -999,16 +1014,17 @@ impl World {
 
     // ---- checking ------------------------------------------------------------------------------
 
-    /// Reads the whole disk with the blocking executor, which shares no engine with the daemon.
-    fn verify_all(&mut self, when: &str, cut: bool) -> Result<Vec<u64>, String> {
+    /// Reads the whole disk with the blocking executor, which shares no engine with the daemon; as
+    /// the images show it from a place of the order down.
+    fn values(&mut self, when: &str, from: usize) -> Result<Vec<u64>, String> {
         let files = &self.engine.disk_ref().inner_ref().files;
         // The closing writes are not there; the table and bitmaps must do.
         let images = self.chain_of(files)?;
         let stores: Vec<&SimFile> = files.iter().collect();
         let layer = |i: usize| blocking::Layer { image: &*images[i], storage: &stores[i] };
-        let layers: Vec<blocking::Layer<'_>> =
-            self.stack.order(files.len()).into_iter().map(layer).collect();
-        let (cipher, order) = (self.stack.cipher(), self.stack.order(files.len()));
+        let order = self.stack.order(files.len()).split_off(from);
+        let layers: Vec<blocking::Layer<'_>> = order.iter().copied().map(layer).collect();
+        let cipher = self.stack.cipher();
         let decode = |layer: Option<usize>, first: u64, bytes: &mut [u8]| {
             let encrypted = layer.is_some_and(|i| self.formats[order[i]] != Format::Raw);
             if let Some(cipher) = cipher.as_ref().filter(|_| encrypted) {
@@ -1025,6 +1041,11 @@ impl World {
             values.extend(sectors.map(|(s, bytes)| parse(bytes, s)));
             span = span.skip(now.count);
         }
+        Ok(values)
+    }
+
+    fn verify_all(&mut self, when: &str, cut: bool) -> Result<Vec<u64>, String> {
+        let values = self.values(when, 0)?;
         for (s, value) in (0..).zip(&values) {
             if cut && self.unordered() && self.model.unsettled(s) {
                 continue;

@@ -5,8 +5,10 @@ use serde_json::Value;
 use tap_ctl::messages::state;
 
 use super::Disk;
+use crate::command::stats::sample::bound;
 
-/// Bounds of the histogram: powers of 4 from 16 µs on. The daemon's bucket 8 + 4 k ends there.
+/// Bounds of the histogram: powers of 4 from 16 µs on, where every fourth of the daemon's buckets
+/// begins.
 const BOUNDS: usize = 11;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -150,9 +152,9 @@ impl Families {
         let counts: Vec<u64> = buckets.iter().map(|count| count.as_u64().unwrap_or(0)).collect();
         let below = |end: usize| counts.iter().take(end).sum::<u64>();
         let text = &mut self.family(NAME).samples;
-        for k in 0..BOUNDS {
-            let bound = 16e-6 * f64::from(1 << (2 * k));
-            let count = below(8 + 4 * k);
+        for end in (8..).step_by(4).take(BOUNDS) {
+            let bound = bound(end) as f64 / 1e6;
+            let count = below(end);
             let _ = writeln!(text, "{NAME}_bucket{{{who},op=\"{op}\",le=\"{bound}\"}} {count}");
         }
         let all = below(counts.len());

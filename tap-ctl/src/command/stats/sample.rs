@@ -121,7 +121,7 @@ fn percentile(counts: &[u64], percent: u64) -> Option<u64> {
 }
 
 /// B(i) = ⌊2^(i/2)⌋ µs, the lower bound of bucket i and the upper one of bucket i − 1.
-fn bound(i: usize) -> u64 {
+pub fn bound(i: usize) -> u64 {
     2f64.powf(i as f64 / 2.0).floor() as u64
 }
 

@@ -1,5 +1,5 @@
 //! What stands beside the chain of a simulated disk: a secondary, a commit of the leaf.
-use image::{Purpose, blocking};
+use image::Purpose;
 use request::{Outcome, Request, Verb};
 
 use super::super::disk::SimFile;
@@ -102,16 +102,8 @@ impl World {
         if !self.is_concluded() {
             return Ok(());
         }
-        let files = &self.engine.disk_ref().inner_ref().files;
-        let images = self.chain_of(files)?;
-        let stores: Vec<&SimFile> = files.iter().collect();
-        let layer = |i: usize| blocking::Layer { image: &*images[i], storage: &stores[i] };
-        let below: Vec<blocking::Layer<'_>> = (1..files.len()).map(layer).collect();
-        for s in 0..self.sectors {
-            let (span, mut buf) = (image::Span { start: s, count: 1 }, [0; 512]);
-            blocking::read_with(&below, span, &mut buf, |_, _, _| ())
-                .map_err(|e| format!("base: {e}"))?;
-            let value = parse(&buf, s);
+        let values = self.values("base", 1)?;
+        for (s, value) in (0..).zip(values) {
             if !self.model.may_survive(s, value, false) {
                 let why = self.model.explain(s);
                 return Err(format!("base's sector {s} holds {value:#x}, allowed {why}"));

@@ -62,16 +62,19 @@ fn xenopsd_s_order_ends_connected_and_the_pid_comes_before_the_guest() {
 fn limits_in_the_backend_s_directory_reach_the_tapdisk() {
     let rig = Rig::new();
     let tapdisk = rig.tapdisk(77);
-    let guest = Guest::new(&rig.fake, 5, 51712);
-    guest.xenopsd_plug();
-    for (key, value) in
-        [("limit-write-bps", "50M"), ("limit-read-iops", "500"), ("limit-burst-ms", "soon")]
-    {
-        rig.fake.write(&guest.back(key), value);
-    }
-    guest.script(&rig.tap_path(77, 4));
-    guest.start(&[8]);
-    guest.wait_backend(4);
+    let limited = |domid, minor, limits: &[(&str, &str)]| {
+        let guest = Guest::new(&rig.fake, domid, 51712);
+        guest.xenopsd_plug();
+        for (key, value) in limits {
+            rig.fake.write(&guest.back(key), value);
+        }
+        guest.script(&rig.tap_path(77, minor));
+        guest.start(&[8]);
+        guest.wait_backend(4);
+    };
+    let limits =
+        [("limit-write-bps", "50M"), ("limit-read-iops", "500"), ("limit-burst-ms", "soon")];
+    limited(5, 4, &limits);
     let wanted =
         Rates { bytes: [None, Some(50_000_000)], ops: [Some(500), None], ..Rates::default() };
     assert_eq!(tapdisk.state().limits, [(4, wanted)]);
@@ -80,12 +83,7 @@ fn limits_in_the_backend_s_directory_reach_the_tapdisk() {
     assert_eq!(other.get("state").as_deref(), Some("4"));
     assert_eq!(tapdisk.state().limits.len(), 1);
     tapdisk.set(|state| state.old = true);
-    let third = Guest::new(&rig.fake, 7, 51712);
-    third.xenopsd_plug();
-    rig.fake.write(&third.back("limit-read-bps"), "1M");
-    third.script(&rig.tap_path(77, 6));
-    third.start(&[8]);
-    third.wait_backend(4);
+    limited(7, 6, &[("limit-read-bps", "1M")]);
 }
 
 #[test]
