@@ -119,8 +119,7 @@ impl<D: Disk> Engine<D> {
     }
 
     /// Whether the layers from a place of the order down are on the disk as they say. Only one that
-    /// was
-    /// the top in this session is ever not.
+    /// was the top in this session, or is base to a commit, is ever not.
     pub(super) fn certain(&self, from: usize, span: Span) -> bool {
         let chain = self.map.chain.as_ref().expect("a request runs on a chain");
         let below = chain.order().get(from..).unwrap_or_default();

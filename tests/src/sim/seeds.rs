@@ -14,9 +14,9 @@ use std::process::Command;
 const KEPT: &str = "tests/tests/data/sim-seeds.txt";
 
 /// Every world that runs seeds: a line of the kept ones that names another is a mistake.
-const WORLDS: [&str; 11] = [
-    "sim", "wide", "align", "blktap", "rings", "hostile", "toy", "qcow2", "commit", "coalesce",
-    "compact",
+const WORLDS: [&str; 12] = [
+    "sim", "wide", "align", "blktap", "rings", "hostile", "toy", "qcow2", "commit", "zeros",
+    "coalesce", "compact",
 ];
 
 /// How many seeds of a world a run takes.

@@ -33,6 +33,8 @@ pub struct Stack {
     commits: Option<Rng>,
     /// The second image gets what the leaf has, and every change, now.
     pub base: bool,
+    /// Whether it does from the next time on that the chain is opened, if that is no chance.
+    pub base_next: Option<bool>,
     /// Which parent holds a page is remembered.
     pub remembers: bool,
     /// Sectors that were marked before they changed.
@@ -92,6 +94,7 @@ impl Stack {
             second,
             commits: None,
             base: false,
+            base_next: None,
             marked: Marks(Arc::new(Mutex::new(vec![false; sectors as usize]))),
             mirrored: vec![false; sectors as usize],
         }
@@ -106,7 +109,7 @@ impl Stack {
     /// Whether the chain that is opened now is one whose leaf is committed.
     pub fn choose_base(&mut self, files: usize) {
         let chance = self.commits.as_mut().is_some_and(|rng| rng.below(4) > 0);
-        self.base = chance && files > 1;
+        self.base = self.base_next.take().unwrap_or(chance) && files > 1;
     }
 
     /// Whether the owner takes base for the disk once the commit is over.

@@ -25,6 +25,7 @@ use super::stack::Stack;
 use super::toy::{self, Seen, Toy, ToyBug};
 
 mod beside;
+mod zeros;
 
 /// Wraps the leaf's driver; the canary plants its bugs here.
 pub type Wrap = fn(Box<dyn Image>) -> Box<dyn Image>;
@@ -72,6 +73,8 @@ pub struct Setup {
     pub qcow2: Option<qcow2::Bug>,
     /// The leaf is committed to its parent now and then, while it is used.
     pub commits: bool,
+    /// Blocks of leaves that are committed become zeros, and soon power goes; nothing else.
+    pub zeros: bool,
 }
 
 impl Setup {
@@ -97,6 +100,7 @@ impl Setup {
             toy: None,
             qcow2: None,
             commits: false,
+            zeros: false,
         }
     }
 
@@ -270,6 +274,9 @@ pub fn run_all(world: &str, counts: Counts, setup: impl Fn(u64) -> Setup) -> (u6
 /// A sentence about the first broken promise.
 pub fn run(setup: Setup) -> Result<Ran, String> {
     let mut world = World::new(setup)?;
+    if setup.zeros {
+        return world.zeros_and_cuts();
+    }
     if world.wide.as_ref().is_some_and(|wide| wide.striped) {
         world.stripe()?;
     }
@@ -359,7 +366,10 @@ impl World {
             unreadable: None,
         };
         let faults = Faults { eio: setup.eio.unwrap_or(faults.eio), ..faults };
-        let volatile = rng.one_in(2) || setup.unordered.is_some();
+        let volatile = rng.one_in(2) || setup.unordered.is_some() || setup.zeros;
+        if let Some(wide) = wide.as_mut().filter(|_| setup.zeros) {
+            wide.no_barriers = false;
+        }
         if let Some(wide) = wide.as_mut().filter(|_| setup.unordered.is_some()) {
             wide.no_barriers = true;
         }
