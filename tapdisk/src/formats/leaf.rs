@@ -81,14 +81,14 @@ impl Parties {
     }
 }
 
-/// The leaf's parent is flushed: a tapdisk that was killed while it committed the leaf may have
-/// left data there that no flush of this disk would reach.
+/// A parent is flushed: a tapdisk that was killed may have left data there that no flush of this
+/// disk would reach, and images may have come between it and the leaf since.
 ///
 /// # Errors
 /// Those of the storage.
 pub(super) fn settle(place: usize, parent: &Layer) -> Result<(), OpenError> {
     match &parent.file {
-        Medium::Local(file) if place == 1 && !parent.writable => {
+        Medium::Local(file) if place > 0 && !parent.writable => {
             file.sync().map_err(|error| OpenError::io(&parent.path, "flush", &error))
         }
         _ => Ok(()),

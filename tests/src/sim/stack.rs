@@ -117,6 +117,11 @@ impl Stack {
         self.commits.as_mut().is_some_and(|rng| rng.one_in(2))
     }
 
+    /// Whether a snapshot is taken (another one) while no daemon is there.
+    pub fn wants_snapshot(&mut self) -> bool {
+        self.commits.as_mut().is_some_and(|rng| rng.one_in(4))
+    }
+
     /// Rates that make some requests wait, now and then.
     pub fn rates(&mut self) -> Rates {
         let Some(rng) = &mut self.commits else { return Rates::default() };

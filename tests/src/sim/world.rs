@@ -636,14 +636,19 @@ impl World {
         let taken_over = self.stack.second.is_some_and(|second| second.taken_over);
         if self.formats.len() < 5 && self.rng.one_in(2) && !taken_over {
             let device = self.rng.one_in(3);
-            let most = !self.value.is_multiple_of(4);
-            let format = self.setup.tabled().filter(|_| most).unwrap_or(Format::Dynamic);
-            let bytes = self.child(format, &files[0].bytes, device);
-            let file = self.unit(SimFile::new(bytes, device), format);
-            files.insert(0, file);
-            self.formats.insert(0, format);
+            self.snapshot(&mut files, device);
         }
         self.open(files)
+    }
+
+    /// A new leaf.
+    fn snapshot(&mut self, files: &mut Vec<SimFile>, device: bool) {
+        let most = !self.value.is_multiple_of(4);
+        let format = self.setup.tabled().filter(|_| most).unwrap_or(Format::Dynamic);
+        let bytes = self.child(format, &files[0].bytes, device);
+        let file = self.unit(SimFile::new(bytes, device), format);
+        files.insert(0, file);
+        self.formats.insert(0, format);
     }
 
     /// An empty image over the leaf.
@@ -711,8 +716,11 @@ impl World {
             files.push(last.rewritten(dynamic(self.sectors, None, false, 1 << 40)));
         }
         self.pivot(&mut files, concluded);
-        // Whoever opens a chain flushes the leaf's parent.
-        files.iter_mut().skip(1).take(1).for_each(SimFile::settle);
+        while self.formats.len() < 5 && self.stack.wants_snapshot() {
+            self.snapshot(&mut files, false);
+        }
+        // Whoever opens a chain flushes its parents.
+        files.iter_mut().skip(1).for_each(SimFile::settle);
         self.open(files)?;
         self.verify_all("after a kill", false).map(drop)
     }
