@@ -108,15 +108,17 @@ impl Context {
     }
 
     pub fn client(&self) -> Result<Client, Failure> {
-        let client = Client::new(self.run_dir()?).with_waits(waits, |text| eprintln!("{text}"));
+        let client = Client::new(self.run_dir()?).with_sentences(says, |text| eprintln!("{text}"));
         Ok(if self.debug { client.with_trace(|line| print(&format!("{line}\n"))) } else { client })
     }
 }
 
-/// What a disk waits for, from its statistics.
-fn waits(stats: &[u8]) -> Option<String> {
-    let stats: serde_json::Value = serde_json::from_slice(stats).ok()?;
-    Some(stats.get("waits")?.as_str()?.to_owned())
+/// What a disk waits for, and the catches that it was opened with, from its statistics.
+fn says(stats: &[u8]) -> Vec<String> {
+    let stats: serde_json::Value = serde_json::from_slice(stats).unwrap_or_default();
+    let notes = stats.get("notes").and_then(|notes| notes.as_array()).into_iter().flatten();
+    let texts = stats.get("waits").into_iter().chain(notes).filter_map(|text| text.as_str());
+    texts.map(|text| show::line(text.as_bytes()).into_owned()).collect()
 }
 
 /// Remove every `--debug`, wherever it stands (`tap-ctl.md` §2).

@@ -33,7 +33,7 @@ const LIST_ENTRIES_MAX: usize = COOKIE_ALL as usize + 1;
 pub struct Client {
     run: RunDir,
     trace: fn(&str),
-    waits: fn(&[u8]) -> Option<String>,
+    says: fn(&[u8]) -> Vec<String>,
     tell: fn(&str),
 }
 
@@ -52,7 +52,7 @@ pub struct Payload<'a> {
 impl Client {
     /// A client of the tapdisks in `run`.
     pub fn new(run: RunDir) -> Client {
-        Client { run, trace: |_| {}, waits: |_| None, tell: |_| {} }
+        Client { run, trace: |_| {}, says: |_| Vec::new(), tell: |_| {} }
     }
 
     /// Call `trace` with a line for every message sent and received (`--debug`).
@@ -61,10 +61,10 @@ impl Client {
     }
 
     /// Call `tell` with a sentence for everything that a disk which is being opened waits for, such
-    /// as another process that writes its image. `waits` finds the sentence in the disk's
-    /// statistics.
-    pub fn with_waits(self, waits: fn(&[u8]) -> Option<String>, tell: fn(&str)) -> Client {
-        Client { waits, tell, ..self }
+    /// as another process that writes its image, and for every catch that it was opened with.
+    /// `says` finds the sentences in the disk's statistics.
+    pub fn with_sentences(self, says: fn(&[u8]) -> Vec<String>, tell: fn(&str)) -> Client {
+        Client { says, tell, ..self }
     }
 
     /// The run-time directory.
@@ -132,9 +132,9 @@ impl Client {
         params.flags |= if key.is_some() { flag::OPEN_ENCRYPTED } else { 0 };
         let mut exchange = self.begin(pid, &Request::Open { minor, params }, None)?;
         exchange.send_blocks(&[log_block(&payload), key.as_deref()]);
-        let mut waits = Waits { client: self, of: (pid, minor), last: String::new() };
-        let info = exchange.reply_asking(ASK_AFTER, &mut || waits.ask())?;
-        waits.ask();
+        let mut sentences = Sentences { client: self, of: (pid, minor), told: Vec::new() };
+        let info = exchange.reply_asking(ASK_AFTER, &mut || sentences.ask())?;
+        sentences.ask();
         Ok(info)
     }
 
@@ -180,9 +180,9 @@ impl Client {
         params.flags |= log_flag(&payload);
         let mut exchange = self.begin(pid, &Request::Resume { minor, params }, None)?;
         exchange.send_blocks(&[log_block(&payload)]);
-        let mut waits = Waits { client: self, of: (pid, minor), last: String::new() };
-        exchange.done_asking(ASK_AFTER, &mut || waits.ask())?;
-        waits.ask();
+        let mut sentences = Sentences { client: self, of: (pid, minor), told: Vec::new() };
+        exchange.done_asking(ASK_AFTER, &mut || sentences.ask())?;
+        sentences.ask();
         Ok(())
     }
 
@@ -283,24 +283,26 @@ impl Client {
     }
 }
 
-/// Passes on what a disk says that it waits for, each sentence once.
-struct Waits<'a> {
+/// Passes on what a disk says while it is opened, each sentence once.
+struct Sentences<'a> {
     client: &'a Client,
     of: (i32, u16),
-    last: String,
+    told: Vec<String>,
 }
 
-impl Waits<'_> {
+impl Sentences<'_> {
     fn ask(&mut self) {
         let (pid, minor) = self.of;
         // The statistics of a tapdisk of another version say nothing of it. They are no part of
         // what was asked for on the command line, so they are not traced.
         let client = Client { trace: |_| {}, ..self.client.clone() };
         let text = client.stats(pid, minor).unwrap_or_default();
-        let sentence = (client.waits)(&text).filter(|sentence| *sentence != self.last);
-        let Some(sentence) = sentence else { return };
-        (client.tell)(&sentence);
-        self.last = sentence;
+        for sentence in (client.says)(&text) {
+            if !self.told.contains(&sentence) {
+                (client.tell)(&sentence);
+                self.told.push(sentence);
+            }
+        }
     }
 }
 

@@ -283,7 +283,7 @@ impl Opening<'_> {
         let format = kind.format();
         let Some(probe) = format.probe else {
             let remote = RemoteImage::open(&path, writable, self.stash)?;
-            let probed = Box::new(raw::Probed { sectors: remote.sectors(), sector_size: 512 });
+            let probed = Box::new(raw::Probed::remote(remote.sectors()));
             let file = Medium::Remote(remote);
             let layer = Layer { kind, path, image: None, file, writable, cipher: None };
             return Ok(Loaded { layer, probed, identity: None });

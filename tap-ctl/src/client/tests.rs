@@ -64,8 +64,8 @@ fn pid_is_the_one_in_the_reply() {
     assert_eq!(fake.thread.join().expect("thread"), Request::Pid.to_message().encode());
 }
 
-/// While an OPEN is not answered, the client asks what the disk waits for, and passes each sentence
-/// on once.
+/// While an OPEN is not answered, and once more then, the client asks what the disk waits for and
+/// was opened with, and passes each sentence on once.
 #[test]
 fn what_an_open_waits_for_is_told() {
     use std::sync::Mutex;
@@ -82,10 +82,10 @@ fn what_an_open_waits_for_is_told() {
         };
         let (mut open, number) = accept();
         assert_eq!(number, kind::OPEN);
-        for sentence in ["the dead", "the dead", "the living"] {
+        for sentence in ["the dead", "the dead", "the dead\nthe living"] {
             let (mut stats, number) = accept();
             assert_eq!(number, kind::STATS);
-            if sentence == "the living" {
+            if sentence.ends_with("the living") {
                 let info = ImageInfo { sectors: 8, ..ImageInfo::default() };
                 open.write_all(reply(kind::OPEN_RSP, info).as_bytes()).expect("reply");
             }
@@ -96,8 +96,8 @@ fn what_an_open_waits_for_is_told() {
         // Once more when it is open: it may go on waiting.
         let _ = accept();
     });
-    let client = Client::new(run).with_waits(
-        |stats| String::from_utf8(stats.to_vec()).ok().filter(|text| !text.is_empty()),
+    let client = Client::new(run).with_sentences(
+        |stats| String::from_utf8_lossy(stats).split_terminator('\n').map(str::to_owned).collect(),
         |text| TOLD.lock().expect("told").push(text.into()),
     );
     let opened = client.open(PID, 0, &Params::default(), Payload::default());

@@ -34,7 +34,9 @@ While another process writes the image, the disk is there and its requests wait 
 lets go; standard error says who it is. Requests that a killed tapdisk left on their way are waited
 for first.
 Of nbd: images neither is known: after a kill the server may still be working on them (-t limits
-this disk's own requests only), so use one that ends a client's requests with its connection.";
+this disk's own requests only), so use one that ends a client's requests with its connection.
+What is opened with a catch (no mirror, another process that writes, damage that reads as errors,
+an image of another format that is served raw) is told on standard error, in the log and by stats.";
 
 pub const IMAGE: Opt = value('a', "TYPE:PATH", "the image, such as vhd:/path or aio:/path");
 pub const READ_ONLY: Opt = flag('R', "open read-only");

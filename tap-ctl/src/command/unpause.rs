@@ -10,7 +10,9 @@ pub static COMMAND: Command = Command {
     name: "unpause",
     usage: "usage: unpause <-p pid> <-m minor> [-a type:/path/to/file] [-2 secondary] [-c </path/to/logfile> insert log layer to track changed blocks]",
     about: "open the image of a paused disk again and go on",
-    details: "Without -c a log that was in force is removed; without -2 a secondary stays.",
+    details: "\
+        Without -c a log that was in force is removed; without -2 a secondary stays.\n\
+        What is opened with a catch is told as by open.",
     options: &OPTIONS,
     examples: &[
         ("unpause -p 4711 -m 0", "go on with the same image"),

@@ -13,6 +13,26 @@ pub struct Probed {
     pub sectors: u64,
     /// Logical sector size in bytes.
     pub sector_size: u32,
+    /// What it is at its beginning, if that is an image of another format.
+    pub inner: Option<&'static str>,
+}
+
+impl Probed {
+    /// Of a server's export, whose bytes are not looked at.
+    pub fn remote(sectors: u64) -> Probed {
+        Probed { sectors, sector_size: 512, inner: None }
+    }
+}
+
+/// How images begin that have a driver of their own, and its name.
+const BEGINNINGS: [(&[u8], &str); 2] = [(b"conectix", "vhd"), (b"QFI\xfb", "qcow2")];
+
+/// The driver of what begins so.
+fn inner(file: &DirectFile) -> Option<&'static str> {
+    let mut first = [0; 512];
+    // Who cannot read it will be told so when a guest does.
+    file.read_at(0, &mut first).ok()?;
+    BEGINNINGS.iter().find(|(bytes, _)| first.starts_with(bytes)).map(|(_, name)| *name)
 }
 
 /// Of a file or device.
@@ -31,7 +51,7 @@ pub fn probe(
         );
         return Err(OpenError::new(libc::EINVAL, text));
     }
-    Ok(Box::new(Probed { sectors, sector_size }))
+    Ok(Box::new(Probed { sectors, sector_size, inner: inner(file) }))
 }
 
 impl probed::Probed for Probed {
@@ -41,6 +61,16 @@ impl probed::Probed for Probed {
 
     fn sector_size(&self) -> u32 {
         self.sector_size
+    }
+
+    fn notes(&self, path: &Path) -> Vec<String> {
+        let Some(name) = self.inner else { return Vec::new() };
+        let path = show::path(path);
+        vec![format!(
+            "{path} is an image of the format {name}, and is served raw: the guest sees its bytes \
+             and not the disk in it, and what it writes destroys the image; {name}:{path} serves \
+             the disk"
+        )]
     }
 
     fn join(&self, descent: &mut Descent, layer: &Layer) -> Result<(), OpenError> {

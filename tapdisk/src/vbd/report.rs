@@ -44,6 +44,10 @@ impl Vbd {
             if let Some(waits) = self.waits() {
                 j.key("waits").string(&waits);
             }
+            let catches = data.and_then(|data| data.images.as_ref()).map(|images| &images.notes);
+            if let Some(notes) = catches.filter(|notes| !notes.is_empty()) {
+                j.key("notes").array(|j| notes.iter().for_each(|note| j.string(note)));
+            }
             self.limits_shown(j);
             if let Some(data) = data {
                 ours(data, &self.frontends, env, j);

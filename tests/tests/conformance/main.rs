@@ -4,6 +4,7 @@
 //!
 //! Everything runs on both disk engines. I13 (coalesce and modify) is here
 //! in `chains` by reparenting with the generator instead.
+mod catches;
 mod chains;
 mod commit;
 mod crash;
